@@ -1,0 +1,1 @@
+"""Reference sets, neighbours and anomaly scores."""

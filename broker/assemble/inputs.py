@@ -1,0 +1,70 @@
+"""The arrays the model takes: one batch of light curves, spectra and metadata, with a mask for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MODALITIES: Final[tuple[str, ...]] = ("light_curve", "spectrum", "metadata")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LightCurveInputs:
+    """Model inputs made from light curves; rows of objects without a usable light curve are zero."""
+
+    points: NDArray[np.float32]
+    """(batch, POINTS, POINT_CHANNELS): see ``broker.assemble.lightcurve``."""
+    points_mask: NDArray[np.bool_]
+    """(batch, POINTS): True where ``points`` holds an observation."""
+    folded: NDArray[np.float32]
+    """(batch, FOLDED_CHANNELS, PHASE_BINS): the light curve folded at its best period."""
+    features: NDArray[np.float32]
+    """(batch, LIGHT_CURVE_FEATURES): scale, span, period and shape of the light curve."""
+    present: NDArray[np.bool_]
+    """(batch,): whether the object has a usable light curve."""
+    period: NDArray[np.float64]
+    """(batch,): best period in days, NaN where none was searched."""
+    detections: NDArray[np.int32]
+    """(batch,): number of photometric points used."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SpectrumInputs:
+    """Model inputs made from spectra; rows of objects without a spectrum are zero."""
+
+    spectra: NDArray[np.float32]
+    """(batch, 3, 2575): flux, flux error and log10 MAD on 3850-9000 Angstrom, step 2 (AstroM3, section 3)."""
+    present: NDArray[np.bool_]
+    """(batch,): whether the object has a usable spectrum."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MetadataInputs:
+    """Model inputs made from catalogue values; unknown values are zero in ``values`` and False in ``known``."""
+
+    values: NDArray[np.float32]
+    """(batch, 34): standardised values."""
+    known: NDArray[np.bool_]
+    """(batch, 34): which of the values are known."""
+    present: NDArray[np.bool_]
+    """(batch,): whether the object has enough catalogue values to be used."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelInputs:
+    """One batch for an ``Engine``."""
+
+    light_curve: LightCurveInputs
+    spectrum: SpectrumInputs
+    metadata: MetadataInputs
+
+    def __len__(self) -> int:
+        return len(self.light_curve.present)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(batch, 3) which of MODALITIES each object has."""
+        return np.stack([self.light_curve.present, self.spectrum.present, self.metadata.present], axis=1)

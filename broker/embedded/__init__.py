@@ -1,0 +1,1 @@
+"""Servers started by Trifid itself, for the demo and the tests."""

@@ -1,0 +1,21 @@
+"""The errors Trifid raises, each for one decision that a caller can take."""
+
+
+class TrifidError(Exception):
+    """Base of all errors that Trifid raises on purpose."""
+
+
+class DecodeError(TrifidError):
+    """Bytes that are not an alert; the message says why, and becomes the dead letter's reason."""
+
+
+class ConfigurationError(TrifidError):
+    """A setting, file or model that the service cannot start with."""
+
+
+class DependencyUnavailableError(TrifidError):
+    """Redis, Triton or Kafka is away; the same call may succeed later."""
+
+
+class InputFileError(TrifidError):
+    """A file named by the user that cannot be read as what it was given for."""

@@ -1,0 +1,38 @@
+"""Engines that run the model: ONNX Runtime in this process, or Triton over gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.assemble.inputs import ModelInputs
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """What the model says of one batch. Rows with no modality present are zero in both arrays."""
+
+    probabilities: NDArray[np.float32]
+    """(batch, 10) calibrated class probabilities in the order of ``taxonomy.CLASSES``."""
+    embeddings: NDArray[np.float32]
+    """(batch, 512) L2-normalised mean of the embeddings of the modalities present."""
+
+
+class Engine(Protocol):
+    """Encodes and classifies batches."""
+
+    @property
+    def model_version(self) -> str:
+        """The model's name and version, as published with each annotation."""
+
+    def predict(self, inputs: ModelInputs) -> Predictions:
+        """Run encoders and classifier; raises DependencyUnavailableError when the server is away."""
+
+    def ready(self) -> bool:
+        """Whether the engine can serve now."""
+
+    def close(self) -> None:
+        """Release the engine's connections and memory."""

@@ -1,0 +1,37 @@
+"""Every metric of the service, once. Prometheus conventions: base units, ``_total`` for counters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ALERTS_IN: Final = Counter(
+    "trifid_alerts_in_total", "Alerts taken from the survey's stream, undecodable ones included.", ["survey"]
+)
+ALERTS_OUT: Final = Counter(
+    "trifid_alerts_out_total",
+    "Alerts that left the service, by outcome: classified, not_classified or dead_lettered.",
+    ["survey", "outcome"],
+)
+CLASSIFIED: Final = Counter("trifid_classified_total", "Classified alerts by most probable class.", ["class_name"])
+STAGE_SECONDS: Final = Histogram(
+    "trifid_stage_seconds",
+    "Wall-clock seconds a batch spends in a stage.",
+    ["stage"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+BATCH_SIZE: Final = Histogram(
+    "trifid_batch_alerts", "Alerts in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+)
+CONSUMER_LAG: Final = Gauge(
+    "trifid_consumer_lag_alerts", "Alerts in the input partition not yet consumed.", ["topic", "partition"]
+)
+ANOMALY_SCORE: Final = Histogram(
+    "trifid_anomaly_score",
+    "Percentile of the anomaly distance within the reference set.",
+    buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0),
+)
+DEPENDENCY_WAITS: Final = Counter(
+    "trifid_dependency_waits_total", "Times the service waited for a dependency that was away.", ["dependency"]
+)

@@ -1,0 +1,1 @@
+"""The published alert: schema, topics, producer."""

@@ -1,0 +1,175 @@
+"""The records that pass between stages: Alert, LightCurve, Spectrum, SourceMetadata, Annotation.
+
+Units are those of the project throughout: time MJD (UTC) in days, flux in nJy (AB), positions ICRS in
+degrees, wavelengths in Angstrom (vacuum). Magnitudes exist only at the edges, in the survey decoders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# The position of a band in this tuple is its code in stored light curves: append, never reorder.
+BANDS: Final[tuple[str, ...]] = (
+    "ztf:g", "ztf:r", "ztf:i",
+    "lsst:u", "lsst:g", "lsst:r", "lsst:i", "lsst:z", "lsst:y",
+    "asas:V", "css:V",
+)  # fmt: skip
+BAND_CODE: Final[dict[str, int]] = {name: code for code, name in enumerate(BANDS)}
+
+AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
+
+
+class PhotometryKind(IntEnum):
+    """What one point of a light curve is."""
+
+    DETECTION = 0
+    FORCED = 1
+    LIMIT = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LightCurve:
+    """Photometry of one object: six columns of the same length n, in time order.
+
+    ``flux`` is difference flux as the survey measured it; total flux is ``flux + reference_flux``.
+    """
+
+    mjd: NDArray[np.float64]
+    """(n,) MJD, UTC, days."""
+    flux: NDArray[np.float32]
+    """(n,) difference flux, nJy; NaN where ``kind`` is LIMIT."""
+    flux_error: NDArray[np.float32]
+    """(n,) one-sigma error of ``flux``, nJy; for a LIMIT the 5-sigma limiting flux divided by 5."""
+    reference_flux: NDArray[np.float32]
+    """(n,) flux of the reference source, nJy: NaN where the point has none, 0 where ``flux`` is already total."""
+    band: NDArray[np.uint8]
+    """(n,) index into BANDS."""
+    kind: NDArray[np.uint8]
+    """(n,) PhotometryKind."""
+
+    def __len__(self) -> int:
+        return len(self.mjd)
+
+    @staticmethod
+    def empty() -> LightCurve:
+        """A light curve with no points."""
+        return LightCurve(
+            np.empty(0, np.float64), np.empty(0, np.float32), np.empty(0, np.float32),
+            np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint8),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """One observed spectrum, on its own wavelength grid."""
+
+    wavelength: NDArray[np.float64]
+    """(m,) vacuum wavelength in the star's frame or the observer's, Angstrom, increasing."""
+    flux: NDArray[np.float32]
+    """(m,) flux density per unit wavelength, in any unit: only its shape is used."""
+    flux_error: NDArray[np.float32]
+    """(m,) one-sigma error in the unit of ``flux``; inf or NaN where the pixel is bad."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceMetadata:
+    """Catalogue values of one source, in the order of ``broker.assemble.metadata.METADATA_FEATURES``."""
+
+    values: NDArray[np.float32]
+    """(34,) raw catalogue values; NaN where unknown."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Alert:
+    """One alert of a survey, decoded."""
+
+    survey: str
+    """``ztf``, ``lsst`` or ``elasticc``."""
+    alert_id: int
+    """The packet's own number (ZTF ``candid``, LSST ``alertId`` or ``diaSourceId``)."""
+    source_id: int
+    """The detection's number: ZTF ``candid``, LSST ``diaSourceId``."""
+    object_id: str
+    """The object's name as the survey gives it (``ZTF18abcdefg``, a ``diaObjectId`` in decimal digits,
+    or ``sso:<ssObjectId>`` for a moving object that has no DIA object)."""
+    ra: float
+    """Right ascension, ICRS degrees."""
+    dec: float
+    """Declination, ICRS degrees."""
+    mjd: float
+    """Time of the detection that caused the alert, MJD UTC."""
+    band: str
+    """Band of that detection, one of BANDS."""
+    light_curve: LightCurve
+    """The detection and all earlier ones, limits and forced photometry that the packet carries."""
+    schema_version: str
+    metadata: SourceMetadata | None = None
+    """Catalogue values that the packet itself carries, or None."""
+    real_bogus: float | None = None
+    """The survey's own score that the detection is real, 0 to 1 (ZTF ``drb`` or ``rb``, LSST ``reliability``)."""
+    solar_system: bool = False
+    """Whether the survey associates the detection with a known moving object."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ObjectState:
+    """All that is remembered of one object, after an alert was merged into it."""
+
+    object_id: str
+    ra: float
+    dec: float
+    light_curve: LightCurve
+    spectrum: Spectrum | None = None
+    metadata: SourceMetadata | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One of the reference objects nearest to an alert's embedding."""
+
+    object_id: str
+    class_name: str
+    distance: float
+    """Euclidean distance between the normalised embeddings, 0 to 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What Trifid publishes about one alert; field meanings are documented in ``publish/annotation.avsc``."""
+
+    survey: str
+    alert_id: int
+    source_id: int
+    object_id: str
+    ra: float
+    dec: float
+    mjd: float
+    class_names: tuple[str, ...]
+    """The ten classes, or ``("NotClassified",)``."""
+    probabilities: tuple[float, ...]
+    """One for each of ``class_names``; they sum to 1."""
+    modalities: tuple[str, ...]
+    """Which of ``light_curve``, ``spectrum`` and ``metadata`` were used."""
+    detections: int
+    """Number of photometric points in the light curve that was classified."""
+    period: float | None
+    """Best period in days, None where the light curve is too short to search."""
+    prediction_set: tuple[str, ...] = ()
+    anomaly_score: float | None = None
+    """Percentile (0 to 1) of the k-nearest-neighbour distance within the reference set's own distances."""
+    anomaly_distance: float | None = None
+    neighbours: tuple[Neighbour, ...] = field(default=())
+    reference_set_version: str | None = None
+    classifier_name: str = ""
+    model_version: str = ""
+    ingest_mjd: float = 0.0
+    """When the broker received the alert, MJD UTC."""
+    reason: str | None = None
+    """Why the alert is NotClassified; None where it is classified."""
+    real_bogus: float | None = None
+    solar_system: bool = False

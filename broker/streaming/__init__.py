@@ -1,0 +1,1 @@
+"""Kafka: consumer, transactions, dead letters."""

@@ -1,0 +1,19 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real alerts and data beside the checkout; the test is skipped where it is absent."""
+    path = Path(os.environ.get("TRIFID_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"no real alerts and data: {path} does not exist (set TRIFID_SHARED)")
+    return path

@@ -1,0 +1,1 @@
+"""Data sets for training, each read into the same table of objects."""

@@ -1,0 +1,1 @@
+"""The three encoders and the classifier head."""

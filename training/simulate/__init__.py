@@ -1,0 +1,1 @@
+"""What is simulated for training, with the source of every assumption."""
