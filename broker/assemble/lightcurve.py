@@ -1,0 +1,370 @@
+"""Light curves to model inputs. Training and serving both call ``assemble_light_curves``.
+
+The points of all objects of a batch are kept in flat columns, with the object's row beside each point, so
+that every step but the period search is one array operation over the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.assemble.inputs import LightCurveInputs
+from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period, harmonic_fit
+from broker.records import BANDS, LightCurve, PhotometryKind
+
+POINTS: Final = 200
+"""Points of a light curve that the model sees one by one (AstroM3, section 3.1)."""
+POINT_CHANNELS: Final = 4
+"""time scaled to 0-1, flux and flux error normalised by mean and MAD, phase at twice the best period."""
+PHASE_BINS: Final = 128
+FOLDED_CHANNELS: Final = 4
+"""At twice the best period, mean, scatter and log10(1 + count) of each phase bin; then the mean at the best
+period itself, twice over. All in units of the light curve's standard deviation."""
+MIN_POINTS: Final = 5
+"""Fewer usable points than this are no light curve."""
+SYSTEMATIC_ERROR: Final = 0.3
+"""Weights are 1 / (error^2 + (this x standard deviation)^2): a few points with underestimated errors must not
+decide the period."""
+
+LIGHT_CURVE_FEATURES: Final[tuple[str, ...]] = (
+    "log10_mad", "log10_std", "log10_span", "log10_points", "is_total_flux",
+    "noise_to_std", "skewness", "kurtosis",
+    "log10_range_90", "bright_share_90", "range_50_to_90", "range_20_to_90", "range_98_to_90",
+    "von_neumann_time",
+    "has_period", "log10_period", "r2_period", "r2_half_period", "r2_double_period",
+    "log10_second_period", "r2_second_period", "log10_period_to_span",
+    "amplitude_1_to_std", "amplitude_21", "amplitude_31", "amplitude_41",
+    "cos_phase_21", "sin_phase_21", "cos_phase_31", "sin_phase_31",
+    "odd_even_13", "von_neumann_phase",
+)  # fmt: skip
+"""Names of the columns of ``LightCurveInputs.features``. Amplitudes and phases are those of the harmonics at
+the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow Richards et al. (2011, ApJ 733,
+10); von Neumann's ratio is the mean squared successive difference over the variance, in time and in phase."""
+
+_FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
+_SAME_EXPOSURE: Final = 1e-5  # days
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Points:
+    """The usable points of a batch, by object and time."""
+
+    row: NDArray[np.intp]
+    time: NDArray[np.float64]
+    value: NDArray[np.float64]
+    error: NDArray[np.float64]
+    count: NDArray[np.intp]
+    total: NDArray[np.bool_]
+
+    @property
+    def start(self) -> NDArray[np.intp]:
+        return np.concatenate([[0], np.cumsum(self.count)[:-1]]).astype(np.intp)
+
+
+def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInputs:
+    """Model inputs of a batch of light curves.
+
+    Objects with fewer than MIN_POINTS usable points are marked absent and their rows are zero. Brightness is
+    total flux on a logarithmic (magnitude-like, brighter is larger) scale where at least half of the points
+    have a reference flux, otherwise difference flux relative to its largest value; each band is taken
+    relative to its own median. Upper limits are left out, and forced photometry where the same exposure has
+    a detection.
+    """
+    size = len(light_curves)
+    points = _select(light_curves)
+    present = points.count >= MIN_POINTS
+    keep = present[points.row]
+    points = _Points(
+        points.row[keep], points.time[keep], points.value[keep], points.error[keep],
+        np.where(present, points.count, 0), points.total,
+    )  # fmt: skip
+    inputs = LightCurveInputs(
+        points=np.zeros((size, POINTS, POINT_CHANNELS), np.float32),
+        points_mask=np.zeros((size, POINTS), np.bool_),
+        folded=np.zeros((size, FOLDED_CHANNELS, PHASE_BINS), np.float32),
+        features=np.zeros((size, len(LIGHT_CURVE_FEATURES)), np.float32),
+        present=present,
+        period=np.full(size, np.nan),
+        detections=points.count.astype(np.int32),
+    )
+    if not present.any():
+        return inputs
+    center, scale = _shape_features(points, inputs.features)
+    value = (points.value - center[points.row]) / scale[points.row]
+    frequency = _period_features(points, value, inputs)
+    phase = _fold(points, value, frequency, inputs)
+    _fill_points(points, phase, inputs)
+    inputs.period[:] = 1.0 / frequency
+    np.nan_to_num(inputs.features, copy=False)
+    return inputs
+
+
+def _select(light_curves: Sequence[LightCurve]) -> _Points:
+    """Choose the points to use, put them on one brightness scale and sort them by object and time."""
+    size = len(light_curves)
+    lengths = np.array([len(curve) for curve in light_curves], np.intp)
+    row = np.repeat(np.arange(size), lengths)
+
+    def column(name: str) -> NDArray[np.float64]:
+        parts = [getattr(curve, name) for curve in light_curves]
+        return np.concatenate([*parts, np.empty(0)]).astype(np.float64)
+
+    time, flux, error, reference = (column(n) for n in ("mjd", "flux", "flux_error", "reference_flux"))
+    band, kind = column("band").astype(np.intp), column("kind").astype(np.intp)
+    usable = (kind != PhotometryKind.LIMIT) & np.isfinite(time) & np.isfinite(flux) & (error > 0)
+    usable &= np.isfinite(error)
+
+    # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
+    order = np.lexsort((kind, time, band, row))
+    order = order[usable[order]]
+    repeated = np.zeros(len(order), np.bool_)
+    repeated[1:] = (
+        (row[order][1:] == row[order][:-1])
+        & (band[order][1:] == band[order][:-1])
+        & (np.diff(time[order]) < _SAME_EXPOSURE)
+        & (kind[order][1:] != kind[order][:-1])
+    )
+    order = order[~repeated]
+
+    total_flux = flux + reference
+    has_total = np.isfinite(reference)
+    with_total = np.bincount(row[order], has_total[order], size)
+    is_total = (with_total >= 0.5 * np.bincount(row[order], minlength=size)) & (with_total > 0)
+    order = order[~is_total[row[order]] | (has_total[order] & (total_flux[order] > 0))]
+
+    row, time, error, band = row[order], time[order], error[order], band[order]
+    total = is_total[row]
+    flux = np.where(total, total_flux[order], flux[order])
+    largest = np.zeros(size)
+    np.maximum.at(largest, row, np.abs(flux))
+    unit = np.where(total, np.abs(flux), largest[row])
+    unit = np.where(unit > 0, unit, 1.0)
+    per_magnitude = 2.5 / np.log(10.0)
+    value = np.where(total, per_magnitude * np.log(unit), per_magnitude * flux / unit)
+    error = np.clip(per_magnitude * error / unit, 1e-4, 1.0)
+    value -= _group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
+    by_time = np.lexsort((time, row))
+    return _Points(
+        row[by_time], time[by_time], value[by_time], error[by_time],
+        np.bincount(row, minlength=size).astype(np.intp), is_total,
+    )  # fmt: skip
+
+
+def _group_median(value: NDArray[np.float64], group: NDArray[np.intp], groups: int) -> NDArray[np.float64]:
+    """Lower median of each group, (groups,); 0 for an empty group."""
+    return _group_quantiles(value, group, groups, (0.5,))[0]
+
+
+def _group_quantiles(
+    value: NDArray[np.float64], group: NDArray[np.intp], groups: int, quantiles: Sequence[float]
+) -> NDArray[np.float64]:
+    """(len(quantiles), groups) the value at each quantile's rank, rounded down; 0 for an empty group."""
+    count = np.bincount(group, minlength=groups)
+    ordered = value[np.lexsort((value, group))]
+    start = np.cumsum(count) - count
+    result = np.zeros((len(quantiles), groups))
+    filled = count > 0
+    for out, quantile in zip(result, quantiles, strict=True):
+        out[filled] = ordered[(start + ((count - 1) * quantile).astype(np.intp))[filled]]
+    return result
+
+
+def _shape_features(
+    points: _Points, features: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Fill the features that need no period; returns mean and standard deviation, each (batch,)."""
+    size = len(points.count)
+    row, value, some = points.row, points.value, points.count > 0
+    count = np.maximum(points.count, 1)
+
+    def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(row, x, size) / count
+
+    center = mean(value)
+    deviation = value - center[row]
+    std = np.sqrt(mean(deviation**2))
+    std = np.where(std > 1e-6, std, 1.0)
+    standard = deviation / std[row]
+    levels = _group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99))
+    mad = _group_median(np.abs(value - levels[4][row]), row, size)
+    error = _group_median(points.error, row, size)
+    first, last = points.start, points.start + points.count - 1
+    span = np.zeros(size)
+    span[some] = points.time[last[some]] - points.time[first[some]]
+    range_90 = np.maximum(levels[7] - levels[1], 1e-6)
+    for name, feature in {
+        "log10_mad": np.log10(np.maximum(mad, 1e-4)),
+        "log10_std": np.log10(np.maximum(std, 1e-4)),
+        "log10_span": np.log10(np.maximum(span, 1e-3)),
+        "log10_points": np.log10(count),
+        "is_total_flux": points.total.astype(np.float64),
+        "noise_to_std": np.clip(error / std, 0, 3),
+        "skewness": np.clip(mean(standard**3), -5, 5),
+        "kurtosis": np.log10(np.maximum(mean(standard**4), 0.1)),
+        "log10_range_90": np.log10(np.maximum(range_90, 1e-4)),
+        "bright_share_90": (levels[7] - levels[4]) / range_90,
+        "range_50_to_90": (levels[6] - levels[2]) / range_90,
+        "range_20_to_90": (levels[5] - levels[3]) / range_90,
+        "range_98_to_90": np.clip((levels[8] - levels[0]) / range_90, 0, 10),
+        "von_neumann_time": _von_neumann(standard, row, size),
+    }.items():
+        features[:, _FEATURE[name]] = np.where(some, feature, 0.0)
+    return center, std
+
+
+def _von_neumann(value: NDArray[np.float64], row: NDArray[np.intp], size: int) -> NDArray[np.float64]:
+    """Mean squared successive difference of unit-variance values in the order given, (size,), at most 4."""
+    same = row[1:] == row[:-1]
+    squared = np.where(same, np.diff(value) ** 2, 0.0)
+    pairs = np.bincount(row[1:], same, size)
+    return np.clip(np.bincount(row[1:], squared, size) / np.maximum(pairs, 1), 0, 4)
+
+
+def _period_features(
+    points: _Points, value: NDArray[np.float64], inputs: LightCurveInputs
+) -> NDArray[np.float64]:
+    """Search each object's period and fill the features that describe it; returns frequency (batch,)."""
+    size = len(points.count)
+    frequency = np.full(size, np.nan)
+    std = 10.0 ** inputs.features[:, _FEATURE["log10_std"]].astype(np.float64)
+    weight = 1.0 / ((points.error / std[points.row]) ** 2 + SYSTEMATIC_ERROR**2)
+    weight /= np.bincount(points.row, weight, size)[points.row]
+    for index in np.flatnonzero(points.count):
+        own = slice(points.start[index], points.start[index] + points.count[index])
+        time = points.time[own] - points.time[own.start]
+        found = find_period(time, value[own], weight[own])
+        if found is NO_PERIOD:
+            continue
+        described = _describe_period(time, value[own], weight[own], found)
+        frequency[index] = described.pop("frequency")
+        for name, feature in described.items():
+            inputs.features[index, _FEATURE[name]] = feature
+    return frequency
+
+
+def _describe_period(
+    time: NDArray[np.float64], value: NDArray[np.float64], weight: NDArray[np.float64], found: PeriodSearch
+) -> dict[str, float]:
+    """Features of one light curve at its best period, and under ``frequency`` the frequency to fold at.
+
+    A binary with two like minima fits at half its period as well as at its period. The higher of the two
+    frequencies is taken, so that the fold at twice the period always shows the whole cycle.
+    """
+    harmonics = 4 if len(time) >= 32 else max(1, len(time) // 8)
+    frequency = found.frequency
+    tried = frequency * np.array([0.5, 1.0, 2.0, 4.0])
+    r_squared, coefficients = harmonic_fit(time, value, weight, tried, harmonics)
+    at = 1
+    if (1 - r_squared[2]) < 1.1 * (1 - r_squared[1]):
+        at, frequency = 2, 2 * frequency
+    cosine, sine = coefficients[at, 1 : harmonics + 1], coefficients[at, harmonics + 1 :]
+    amplitude = np.zeros(4)
+    phase = np.zeros(4)
+    amplitude[:harmonics] = np.hypot(cosine, sine)
+    phase[:harmonics] = np.arctan2(-sine, cosine)
+    first = max(float(amplitude[0]), 1e-3)
+    below = coefficients[at - 1]
+    odd = np.zeros(4)
+    odd[:harmonics] = np.hypot(below[1 : harmonics + 1], below[harmonics + 1 :])
+    phase_21, phase_31 = phase[1] - 2 * phase[0], phase[2] - 3 * phase[0]
+    second = found.second_frequency
+    return {
+        "frequency": frequency,
+        "has_period": 1.0,
+        "log10_period": -float(np.log10(frequency)),
+        "r2_period": float(r_squared[at]),
+        "r2_half_period": float(r_squared[at + 1]),
+        "r2_double_period": float(r_squared[at - 1]),
+        "log10_second_period": -float(np.log10(second)) if np.isfinite(second) else 0.0,
+        "r2_second_period": found.second_r_squared,
+        "log10_period_to_span": -float(np.log10(frequency * np.ptp(time))),
+        "amplitude_1_to_std": float(np.clip(amplitude[0], 0, 5)),
+        "amplitude_21": float(np.clip(amplitude[1] / first, 0, 3)),
+        "amplitude_31": float(np.clip(amplitude[2] / first, 0, 3)),
+        "amplitude_41": float(np.clip(amplitude[3] / first, 0, 3)),
+        "cos_phase_21": float(np.cos(phase_21)),
+        "sin_phase_21": float(np.sin(phase_21)),
+        "cos_phase_31": float(np.cos(phase_31)),
+        "sin_phase_31": float(np.sin(phase_31)),
+        "odd_even_13": float(np.clip((odd[0] + odd[2]) / max(odd[1], 1e-3), 0, 5)),
+    }
+
+
+def _fold(
+    points: _Points, value: NDArray[np.float64], frequency: NDArray[np.float64], inputs: LightCurveInputs
+) -> NDArray[np.float64]:
+    """Fold at twice the period, faintest bin at phase 0; fills ``folded``; returns phase (n,), 0 without one."""
+    size = len(points.count)
+    folds = np.isfinite(frequency)
+    row = points.row
+    first_time = np.zeros(size)
+    first_time[points.count > 0] = points.time[points.start[points.count > 0]]
+    turn = (points.time - first_time[row]) * np.where(folds, frequency, 0.0)[row]
+    phase = np.mod(0.5 * turn, 1.0)
+    mean, _, _ = _bin(phase, value, row, size, PHASE_BINS // 4)
+    smooth = (np.roll(mean, 1, axis=1) + mean + np.roll(mean, -1, axis=1)) / 3.0
+    zero = (np.argmin(smooth, axis=1) + 0.5) / (PHASE_BINS // 4)
+    phase = np.where(folds[row], np.mod(phase - zero[row] + 0.5 / PHASE_BINS, 1.0), 0.0)
+    mean, scatter, count = _bin(phase, value, row, size, PHASE_BINS)
+    single, _, _ = _bin(np.mod(2.0 * phase, 1.0), value, row, size, PHASE_BINS // 2)
+    folded = np.stack([mean, scatter, np.log10(1.0 + count), np.tile(single, (1, 2))], axis=1)
+    inputs.folded[folds] = np.clip(folded[folds], -10, 10)
+    ordered = np.lexsort((phase, row))
+    ratio = _von_neumann(value[ordered], row[ordered], size)
+    inputs.features[:, _FEATURE["von_neumann_phase"]] = np.where(folds, ratio, 0.0)
+    return phase
+
+
+def _bin(
+    phase: NDArray[np.float64], value: NDArray[np.float64], row: NDArray[np.intp], size: int, bins: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean, standard deviation and count of each phase bin, each (size, bins); empty bins interpolated."""
+    cell = row * bins + np.minimum((phase * bins).astype(np.intp), bins - 1)
+    count = np.bincount(cell, minlength=size * bins).reshape(size, bins)
+    divisor = np.maximum(count, 1)
+    mean = np.bincount(cell, value, size * bins).reshape(size, bins) / divisor
+    square = np.bincount(cell, value**2, size * bins).reshape(size, bins) / divisor
+    scatter = np.sqrt(np.maximum(square - mean**2, 0.0))
+    # Linear interpolation round the circle between the nearest filled bins on either side.
+    filled = np.tile(count > 0, (1, 3))
+    index = np.arange(3 * bins)
+    before = np.maximum.accumulate(np.where(filled, index, -1), axis=1)[:, bins : 2 * bins]
+    after = np.minimum.accumulate(np.where(filled, index, 3 * bins)[:, ::-1], axis=1)[:, ::-1]
+    after = after[:, bins : 2 * bins]
+    here = index[bins : 2 * bins]
+    share = (here - before) / np.maximum(after - before, 1)
+    left = np.take_along_axis(mean, before % bins, axis=1)
+    right = np.take_along_axis(mean, after % bins, axis=1)
+    return left + share * (right - left), scatter, count.astype(np.float64)
+
+
+def _fill_points(points: _Points, phase: NDArray[np.float64], inputs: LightCurveInputs) -> None:
+    """Fill ``points``: all of them, or POINTS evenly chosen in time order where there are more."""
+    size = len(points.count)
+    center = np.bincount(points.row, points.value, size) / np.maximum(points.count, 1)
+    mad = 10.0 ** inputs.features[:, _FEATURE["log10_mad"]].astype(np.float64)
+    used = np.minimum(points.count, POINTS)
+    slot = np.arange(POINTS)
+    mask = slot < used[:, None]
+    stretch = np.maximum(points.count - 1, 0) / np.maximum(used - 1, 1)
+    source = points.start[:, None] + np.floor(slot * stretch[:, None] + 1e-9).astype(np.intp)
+    source = source[mask]
+    row = points.row[source]
+    first = points.time[np.minimum(points.start, len(points.time) - 1)]
+    last = points.time[np.maximum(points.start + points.count - 1, 0)]
+    span = np.maximum(last - first, 1e-6)
+    inputs.points_mask[:] = mask
+    inputs.points[mask] = np.stack(
+        [
+            (points.time[source] - first[row]) / span[row],
+            np.clip((points.value[source] - center[row]) / mad[row], -1e3, 1e3),
+            np.clip(points.error[source] / mad[row], 0, 1e3),
+            phase[source],
+        ],
+        axis=1,
+    )

@@ -1,0 +1,35 @@
+"""Augmentation of light curves: the histories that an alert stream shows before a survey is complete."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from broker.records import LightCurve
+
+MIN_CROP: int = 8
+
+
+def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
+    """A shorter history of the same object: a stretch of time, a random thinning, or a stretch thinned.
+
+    The number of points kept is drawn evenly in its logarithm between MIN_CROP and all. One crop in eight is
+    turned into difference photometry against a reference of random brightness, as a star without a catalogued
+    reference source appears in a difference-imaging survey.
+    """
+    total = len(curve)
+    if total > MIN_CROP:
+        keep = int(np.exp(rng.uniform(np.log(MIN_CROP), np.log(total))))
+        stretch = min(total, max(keep, int(keep * np.exp(rng.uniform(0.0, np.log(total / keep))))))
+        start = int(rng.integers(0, total - stretch + 1))
+        index = start + np.sort(rng.choice(stretch, keep, replace=False))
+        curve = LightCurve(
+            curve.mjd[index], curve.flux[index], curve.flux_error[index],
+            curve.reference_flux[index], curve.band[index], curve.kind[index],
+        )  # fmt: skip
+    if rng.random() < 0.125:
+        reference = float(np.quantile(curve.flux, rng.uniform(0.05, 0.95)))
+        curve = LightCurve(
+            curve.mjd, (curve.flux - np.float32(reference)), curve.flux_error,
+            np.full(len(curve), np.nan, np.float32), curve.band, curve.kind,
+        )  # fmt: skip
+    return curve

@@ -1,0 +1,108 @@
+"""The trimodal model: three encoders into one space and a classifier for any subset of the modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from broker.assemble.inputs import MODALITIES
+from broker.taxonomy import CLASSES
+from training.encoders.lightcurve import EMBEDDING, LightCurveEncoder
+from training.encoders.metadata import MetadataEncoder
+from training.encoders.spectrum import SpectrumEncoder
+
+SUBSETS: tuple[tuple[bool, ...], ...] = tuple(
+    subset for subset in product((True, False), repeat=len(MODALITIES)) if any(subset)
+)
+
+
+def subset_name(subset: tuple[bool, ...]) -> str:
+    """``light_curve+metadata`` for (True, False, True)."""
+    return "+".join(name for name, present in zip(MODALITIES, subset, strict=True) if present)
+
+
+class Classifier(nn.Module):
+    """Class probabilities and the joint embedding from the embeddings of the modalities present.
+
+    AstroM3 classifies the mean of the embeddings. The mean is our joint embedding too, but the classifier
+    sees the embeddings side by side, so that a weak modality cannot blur a strong one.
+    """
+
+    def __init__(self, hidden: int = 256, dropout: float = 0.2) -> None:
+        super().__init__()
+        inputs = len(MODALITIES) * EMBEDDING + len(MODALITIES)
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
+        )
+        # One temperature for each subset, indexed by its bits (Guo et al. 2017, arXiv 1706.04599).
+        self.register_buffer("log_temperature", torch.zeros(2 ** len(MODALITIES)))
+        self.log_temperature: Tensor
+
+    @staticmethod
+    def subset_index(present: Tensor) -> Tensor:
+        """(batch,) number whose bits are ``present`` (batch, 3)."""
+        return present[:, 0].long() + 2 * present[:, 1].long() + 4 * present[:, 2].long()
+
+    def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
+        mask = present.to(embeddings.dtype)
+        # Unit vectors have entries of about 0.04; the factor brings them to the scale layers start out for.
+        x = torch.cat([(embeddings * mask[..., None]).flatten(1) * EMBEDDING**0.5, mask], dim=1)
+        result: Tensor = self.layers(x)
+        return result
+
+    def forward(
+        self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings (batch, 512) each and ``present`` (batch, 3) to probabilities and joint embedding."""
+        embeddings = torch.stack([light_curve, spectrum, metadata], dim=1)
+        temperature = self.log_temperature[self.subset_index(present)].exp()[:, None]
+        probabilities = (self.logits(embeddings, present) / temperature).softmax(dim=1)
+        mask = present.to(embeddings.dtype)[..., None]
+        return probabilities, functional.normalize((embeddings * mask).sum(dim=1), dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one batch; ``present`` (batch, 3) says which modalities each object really has."""
+
+    points: Tensor
+    points_mask: Tensor
+    folded: Tensor
+    features: Tensor
+    spectra: Tensor
+    values: Tensor
+    known: Tensor
+    present: Tensor
+
+
+class Trimodal(nn.Module):
+    """Encoders, classifier and the temperature of the contrastive loss."""
+
+    def __init__(self, light_curve: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        settings = dict(light_curve or {})
+        if "channels" in settings:
+            settings["channels"] = tuple(settings["channels"])  # type: ignore[call-overload]
+        self.light_curve_encoder = LightCurveEncoder(**settings)  # type: ignore[arg-type]
+        self.spectrum_encoder = SpectrumEncoder()
+        self.metadata_encoder = MetadataEncoder()
+        self.classifier = Classifier()
+        # CLIP's start, 1 / 0.07 (Radford et al. 2021, arXiv 2103.00020)
+        self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Embeddings of the three modalities, (batch, 3, 512)."""
+        return torch.stack(
+            [
+                self.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features),
+                self.spectrum_encoder(batch.spectra),
+                self.metadata_encoder(batch.values, batch.known),
+            ],
+            dim=1,
+        )

@@ -1,0 +1,114 @@
+"""Export to the Triton model repository: four ONNX models, their manifest and the reference set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from broker.assemble.inputs import MODALITIES
+from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
+from broker.assemble.metadata import METADATA_FEATURES
+from broker.taxonomy import CLASS_NAMES
+from training.encoders.lightcurve import EMBEDDING
+from training.encoders.trimodal import Trimodal
+
+CLASSIFIER_NAME = "trifid-astrom3"
+OPSET = 18
+
+
+def export_models(model: Trimodal, repository: Path) -> None:
+    """Write ``<model>/1/model.onnx`` for the three encoders and the classifier under ``repository``."""
+    model = model.eval()
+    _export(
+        model.light_curve_encoder,
+        {
+            "points": torch.randn(2, POINTS, POINT_CHANNELS),
+            "points_mask": torch.ones(2, POINTS, dtype=torch.bool),
+            "folded": torch.randn(2, FOLDED_CHANNELS, PHASE_BINS),
+            "features": torch.randn(2, len(LIGHT_CURVE_FEATURES)),
+        },
+        ["embedding"],
+        repository / "light_curve_encoder",
+    )
+    _export(
+        model.spectrum_encoder, {"spectra": torch.randn(2, 3, 2575)}, ["embedding"], repository / "spectrum_encoder"
+    )
+    _export(
+        model.metadata_encoder,
+        {
+            "values": torch.randn(2, len(METADATA_FEATURES)),
+            "known": torch.ones(2, len(METADATA_FEATURES), dtype=torch.bool),
+        },
+        ["embedding"],
+        repository / "metadata_encoder",
+    )
+    embedding = torch.randn(2, EMBEDDING)
+    _export(
+        model.classifier,
+        {
+            "light_curve": embedding,
+            "spectrum": embedding.clone(),
+            "metadata": embedding.clone(),
+            "present": torch.ones(2, len(MODALITIES), dtype=torch.bool),
+        },
+        ["probabilities", "embedding"],
+        repository / "classifier",
+    )
+
+
+def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], folder: Path) -> None:
+    path = folder / "1" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation notices
+        program = torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave nothing for {folder.name}")
+    program.save(path, external_data=False)
+
+
+def write_manifest(repository: Path, version: str, thresholds: dict[str, float], training: dict[str, object]) -> None:
+    """Write ``manifest.json``: versions, classes, conformal thresholds and the hash of each model file."""
+    files = sorted(p for p in repository.glob("*/*/model.onnx"))
+    manifest = {
+        "classifier_name": CLASSIFIER_NAME,
+        "model_version": version,
+        "classes": list(CLASS_NAMES),
+        "conformal_thresholds": thresholds,
+        "sha256": {str(p.relative_to(repository)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "training": training,
+    }
+    (repository / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def check_export(model: Trimodal, repository: Path, batch: dict[str, dict[str, Tensor]], tolerance: float) -> float:
+    """Largest difference between torch and ONNX Runtime over the encoders; raises if above ``tolerance``."""
+    import onnxruntime
+
+    worst = 0.0
+    for name, inputs in batch.items():
+        session = onnxruntime.InferenceSession(repository / name / "1" / "model.onnx")
+        got = session.run(None, {k: v.numpy() for k, v in inputs.items()})[0]
+        with torch.no_grad():
+            expected = getattr(model, name)(*inputs.values())
+        expected = expected[0] if isinstance(expected, tuple) else expected
+        worst = max(worst, float(np.abs(got - expected.numpy()).max()))
+    if worst > tolerance:
+        raise RuntimeError(f"exported models differ from torch by {worst:.2e}, more than {tolerance:.0e}")
+    return worst
