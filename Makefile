@@ -1,0 +1,50 @@
+# Trifid: `make demo` shows it working, `make test` checks it; both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A CPU build on most machines; set TORCH to the build you want (any torch >= 2.6 trains).
+TORCH ?= torch==2.13.0
+RUN_FOLDER ?= runs/trifid
+
+.PHONY: demo test lint bench train clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# The service alone: what the demo needs.
+$(VENV)/.service: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# Everything: training, tests, linters.
+$(VENV)/.all: $(VENV)/.service
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable '.[training,triton,test]'
+	touch $@
+
+# Triton's wheel wants numpy < 2 and so has its own environment.
+.venv-triton/.ready: $(VENV)/.service
+	$(BIN)/python -m broker.embedded.triton setup
+	touch $@
+
+demo: $(VENV)/.service
+	$(BIN)/trifid demo
+
+test: lint .venv-triton/.ready
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.all .venv-triton/.ready
+	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+train: $(VENV)/.all
+	$(BIN)/python -m training train --output $(RUN_FOLDER)
+	$(BIN)/python -m training export --output $(RUN_FOLDER)
+
+clean:
+	rm -rf $(VENV) .venv-triton .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,81 @@
+"""The period search against signals of known period."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from broker.assemble.period import NO_PERIOD, coarse_power, find_period, harmonic_fit
+
+
+def survey_times(rng: np.random.Generator, nights: int = 1500, points: int = 200) -> NDArray[np.float64]:
+    """Times of a ground-based survey: one per night, within four hours of midnight."""
+    night = np.sort(rng.choice(nights, points, replace=False))
+    return night + rng.uniform(-0.08, 0.08, points)
+
+
+def flat(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.full(len(values), 1.0 / len(values))
+
+
+def test_coarse_power_is_the_direct_sum() -> None:
+    rng = np.random.default_rng(1)
+    time = survey_times(rng, nights=400, points=60)
+    time -= time.min()
+    value = rng.normal(size=60) / 60
+    step, power = coarse_power(time, value, 24.0)
+    frequency = step * np.arange(1, len(power) + 1)
+    assert frequency[-1] == pytest.approx(24.0, abs=step)
+    direct = np.abs(np.exp(-2j * np.pi * np.outer(frequency, time)) @ value) ** 2
+    assert np.abs(power - direct).max() < 0.01 * direct.max()
+
+
+def test_harmonic_fit_recovers_coefficients() -> None:
+    rng = np.random.default_rng(2)
+    time = rng.uniform(0, 100, 300)
+    angle = 2 * np.pi * 0.37 * time
+    value = 0.5 + 1.5 * np.cos(angle) - 0.7 * np.sin(2 * angle) + 0.2 * np.cos(3 * angle)
+    r_squared, coefficients = harmonic_fit(time, value, flat(time), np.array([0.37, 0.61]), 3)
+    assert r_squared[0] > 0.999
+    assert r_squared[1] < 0.2
+    np.testing.assert_allclose(coefficients[0], [0.5, 1.5, 0, 0.2, 0, -0.7, 0], atol=5e-3)
+
+
+@pytest.mark.parametrize("period", [0.0613, 0.33, 0.5672, 2.871, 41.3, 287.0])
+def test_finds_the_period_of_a_saw_tooth(period: float) -> None:
+    rng = np.random.default_rng(3)
+    time = survey_times(rng)
+    value = -np.mod(time / period, 1.0) + rng.normal(0, 0.05, len(time))
+    found = find_period(time, value, flat(time))
+    assert 1 / found.frequency == pytest.approx(period, rel=2e-3)
+    assert found.r_squared > 0.7
+
+
+def test_narrow_eclipses_are_found_where_one_sine_is_not_enough() -> None:
+    rng = np.random.default_rng(4)
+    time = survey_times(rng, points=400)
+    period = 3.456
+    phase = np.mod(time / period, 1.0)
+    value = -1.0 * (np.abs(phase - 0.5) < 0.05) - 0.3 * (phase < 0.05) + rng.normal(0, 0.02, len(time))
+    found = find_period(time, value, flat(time))
+    ratio = 1 / found.frequency / period
+    assert min(abs(ratio - r) for r in (0.5, 1.0, 2.0)) < 2e-3
+
+
+@pytest.mark.parametrize("points", [0, 1, 9])
+def test_too_few_points_give_no_period(points: int) -> None:
+    time = np.arange(points, dtype=np.float64)
+    assert find_period(time, np.ones(points), np.full(points, 0.1)) is NO_PERIOD
+
+
+def test_a_burst_of_points_in_an_hour_gives_no_period() -> None:
+    time = np.linspace(0, 0.04, 30)
+    assert find_period(time, np.sin(time), flat(time)) is NO_PERIOD
+
+
+def test_a_constant_light_curve_is_harmless() -> None:
+    time = survey_times(np.random.default_rng(5), points=50)
+    found = find_period(time, np.zeros(50), flat(time))
+    assert np.isfinite(found.frequency)
+    assert found.r_squared == 0.0

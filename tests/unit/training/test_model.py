@@ -1,0 +1,92 @@
+"""The trimodal model: unit vectors, masks, and the same numbers from its ONNX export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
+from training.encoders.trimodal import Batch, Trimodal
+from training.export import check_export, export_models
+
+
+def batch(size: int, seed: int = 0) -> Batch:
+    torch.manual_seed(seed)
+    length = torch.randint(5, POINTS + 1, (size, 1))
+    return Batch(
+        points=torch.rand(size, POINTS, POINT_CHANNELS) * 4 - 2,
+        points_mask=torch.arange(POINTS)[None] < length,
+        folded=torch.randn(size, FOLDED_CHANNELS, PHASE_BINS),
+        features=torch.randn(size, len(LIGHT_CURVE_FEATURES)),
+        spectra=torch.randn(size, 3, 2575),
+        values=torch.randn(size, 34),
+        known=torch.rand(size, 34) < 0.5,
+        present=torch.rand(size, 3) < 0.6,
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> Trimodal:
+    torch.manual_seed(7)
+    return Trimodal().eval()
+
+
+@torch.no_grad()
+def test_embeddings_have_unit_length(model: Trimodal) -> None:
+    assert torch.allclose(model.encode(batch(5)).norm(dim=2), torch.ones(5, 3), atol=1e-5)
+
+
+@torch.no_grad()
+def test_hidden_points_unknown_values_and_absent_modalities_have_no_say(model: Trimodal) -> None:
+    first = batch(4)
+    points = torch.where(first.points_mask[..., None], first.points, torch.full_like(first.points, 9.0))
+    values = torch.where(first.known, first.values, torch.full_like(first.values, 9.0))
+    second = Batch(points, first.points_mask, first.folded, first.features, first.spectra, values, first.known, first.present)
+    assert torch.allclose(model.encode(first), model.encode(second), atol=1e-5)
+    embeddings = model.encode(first)
+    changed = torch.where(first.present[..., None], embeddings, torch.flip(embeddings, dims=[2]))
+    for a, b in zip(
+        model.classifier(*embeddings.unbind(1), first.present), model.classifier(*changed.unbind(1), first.present), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+@torch.no_grad()
+def test_temperature_is_that_of_the_subset_present() -> None:
+    model = Trimodal().eval()
+    embeddings = model.encode(batch(2))
+    present = torch.tensor([[True, False, False], [True, True, True]])
+    before, _ = model.classifier(*embeddings.unbind(1), present)
+    model.classifier.log_temperature[1] = np.log(3.0)
+    after, _ = model.classifier(*embeddings.unbind(1), present)
+    assert not torch.allclose(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+    expected = (before[0].log() / 3).softmax(dim=0)
+    assert torch.allclose(after[0], expected, atol=1e-5)
+
+
+def test_the_export_gives_the_same_numbers_for_any_batch_size(model: Trimodal, tmp_path: Path) -> None:
+    export_models(model, tmp_path)
+    for size in (1, 3, 17):
+        b = batch(size)
+        with torch.no_grad():
+            light_curve, spectrum, metadata = model.encode(b).unbind(1)
+        worst = check_export(
+            model,
+            tmp_path,
+            {
+                "light_curve_encoder": {
+                    "points": b.points, "points_mask": b.points_mask, "folded": b.folded, "features": b.features
+                },
+                "spectrum_encoder": {"spectra": b.spectra},
+                "metadata_encoder": {"values": b.values, "known": b.known},
+                "classifier": {
+                    "light_curve": light_curve, "spectrum": spectrum, "metadata": metadata, "present": b.present
+                },
+            },
+            tolerance=1e-4,
+        )  # fmt: skip
+        assert worst < 1e-4
