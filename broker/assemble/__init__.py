@@ -1,1 +1,24 @@
 """From what is remembered of objects to the arrays the model takes; training imports the same functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from broker.assemble.inputs import ModelInputs
+from broker.assemble.lightcurve import assemble_light_curves
+from broker.assemble.metadata import assemble_metadata
+from broker.assemble.spectrum import assemble_spectra
+from broker.records import ObjectState
+
+
+def assemble(states: Sequence[ObjectState]) -> ModelInputs:
+    """Model inputs of a batch of objects, a row each, with a mask for each modality that is missing."""
+    return ModelInputs(
+        light_curve=assemble_light_curves([s.light_curve for s in states]),
+        spectrum=assemble_spectra([s.spectrum for s in states]),
+        metadata=assemble_metadata(
+            [s.metadata for s in states], np.array([s.ra for s in states]), np.array([s.dec for s in states])
+        ),
+    )

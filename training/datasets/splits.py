@@ -1,0 +1,56 @@
+"""Splits by star: a star seen by two surveys is in one part only."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from training.datasets.tables import ObjectTable
+
+SAME_STAR_ARCSEC = 5.0
+
+
+def same_star_groups(table: ObjectTable) -> NDArray[np.intp]:
+    """(n,) a number for each physical star: rows that share a star_id or lie within SAME_STAR_ARCSEC."""
+    names, group = np.unique(table.star_id.astype(str), return_inverse=True)
+    parent = np.arange(len(names))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = int(parent[index])
+        return index
+
+    ra, dec = np.radians(table.ra), np.radians(table.dec)
+    vectors = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=1)
+    chord = 2 * np.sin(np.radians(SAME_STAR_ARCSEC / 3600) / 2)
+    for first, second in cKDTree(vectors).query_pairs(chord):
+        parent[root(int(group[first]))] = root(int(group[second]))
+    return np.array([root(int(g)) for g in group], np.intp)
+
+
+def split(
+    table: ObjectTable, seed: int, fractions: tuple[float, float] = (0.7, 0.1)
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows for training, validation and test; ``fractions`` are those of the first two.
+
+    A star's part follows from a hash of its name and the seed alone, so that it stays the same when rows
+    are added or reordered. The name is the least star_id of the group.
+    """
+    group = same_star_groups(table)
+    names: dict[int, str] = {}
+    for name, number in zip(table.star_id, group, strict=True):
+        names[int(number)] = min(str(name), names.get(int(number), str(name)))
+    place = {number: _uniform(f"{seed}:{name}") for number, name in names.items()}
+    position = np.array([place[int(number)] for number in group])
+    train, validation = fractions
+    part = np.searchsorted([train, train + validation], position, side="right")
+    return np.flatnonzero(part == 0), np.flatnonzero(part == 1), np.flatnonzero(part == 2)
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) from a text, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2.0**64
