@@ -1,0 +1,273 @@
+"""One training run: its data, its model and what it leaves in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.scores import leave_one_out_distances
+from broker.assemble.metadata import METADATA_FEATURES, Scaler, standardise
+from broker.errors import ConfigurationError, InputFileError
+from broker.taxonomy import CLASS_NAMES
+from training.calibrate import (
+    Encoded,
+    conformal_thresholds,
+    encode_rows,
+    fit_temperatures,
+    probabilities,
+    usable,
+)
+from training.config import ModelSettings
+from training.data import Labels, TrainingSet
+from training.datasets.splits import split
+from training.datasets.tables import ObjectTable, load_objects
+from training.encoders.trimodal import SUBSETS, Trimodal
+from training.evaluate import Score, markdown, plot_confusion, save, score_subsets
+from training.export import check_export, export_models, write_manifest
+from training.finetune import finetune
+from training.prepare import PreparedLightCurves, prepare_light_curves
+from training.pretrain import pretrain
+from training.simulate.metadata import fit_scaler, load_donors, simulate_metadata
+from training.simulate.spectra import draw_types, load_templates, simulate_spectra
+
+VERSIONS = 4
+SPECTRUM_DRAWS = 2
+REFERENCE_OBJECTS_PER_CLASS = 400
+REFERENCE_NEIGHBOURS = 5
+LIGHT_CURVE_ONLY = SUBSETS[[s == (True, False, False) for s in SUBSETS].index(True)]
+
+PREFACE = """# Evaluation
+
+Stars held back from training and calibration, split by star over both surveys (seed {seed}). Light curves and
+labels are real. **Spectra are simulated** from templates of the class's spectral types. **Metadata are partly
+simulated**: position and mean V are the star's own, most of the rest is a real donor star's of the same class
+(docs/simulation.md). So the rows that use light curves alone are real results; the others say what the model
+would do if such spectra and catalogue values came with the star, and are optimistic by construction."""
+
+
+class Run:
+    """Loads everything once; each step can be called by itself."""
+
+    def __init__(
+        self, settings: ModelSettings, shared: Path, output: Path, seed: int | None, report: Callable[..., None]
+    ) -> None:
+        self.settings = settings
+        self.seed = settings.seed if seed is None else seed
+        self.output = output
+        self.report = report
+        data = shared / "data"
+        if not data.is_dir():
+            raise InputFileError(f"no training data: {data} does not exist (see --shared)")
+        output.mkdir(parents=True, exist_ok=True)
+        table = load_objects(data)
+        self.table = table
+        self.train_rows, self.validation_rows, self.test_rows = split(table, self.seed)
+        self.labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+        light_curves = prepare_light_curves(table.light_curves, VERSIONS, output.parent / "light_curves")
+        self.data, self.scaler = self._inputs(table, data, light_curves)
+
+    def _inputs(
+        self, table: ObjectTable, data: Path, light_curves: PreparedLightCurves
+    ) -> tuple[TrainingSet, Scaler]:
+        rng = np.random.default_rng([self.seed, 0])
+        held_out = np.zeros(len(table), np.bool_)
+        held_out[self.test_rows] = True
+        labelled = np.flatnonzero(self.labels.index >= 0)
+        code = np.full(len(table), np.nan)
+        code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
+        raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], held_out, rng)
+        scaler = fit_scaler(raw[self.train_rows])
+        metadata = standardise(raw, table.ra, table.dec, scaler)
+        spectra = self._spectra(table, data, labelled, code, held_out)
+        return (
+            TrainingSet(
+                self.labels, light_curves, spectra, self.labels.index >= 0,
+                metadata.values, metadata.known, metadata.present,
+            ),  # fmt: skip
+            scaler,
+        )
+
+    def _spectra(
+        self,
+        table: ObjectTable,
+        data: Path,
+        labelled: NDArray[np.intp],
+        code: NDArray[np.float64],
+        held_out: NDArray[np.bool_],
+    ) -> NDArray[np.float16]:
+        """(SPECTRUM_DRAWS, n, 3, 2575), kept on disk; rows of objects without a label are zero."""
+        path = self.output / f"spectra-{self.seed}.npy"
+        shape = (SPECTRUM_DRAWS, len(table), 3, 2575)
+        if not path.exists():
+            templates = load_templates(data)
+            partial = path.with_suffix(".partial.npy")
+            out = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+            chunks = np.array_split(labelled, max(1, len(labelled) // 512))
+            for draw in range(SPECTRUM_DRAWS):
+                rng = np.random.default_rng([self.seed, 3, draw])
+                for rows in track(chunks, f"Simulating spectra {draw + 1}/{SPECTRUM_DRAWS}"):
+                    out[draw, rows] = simulate_spectra(
+                        templates, list(table.label[rows]), list(table.survey[rows]), code[rows], held_out[rows], rng
+                    )
+            out.flush()
+            partial.rename(path)
+        spectra: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return spectra
+
+    @property
+    def model_path(self) -> Path:
+        """Where the trained weights are kept."""
+        return self.output / "model.safetensors"
+
+    def load_model(self) -> Trimodal:
+        """The trained model of the run folder; ConfigurationError where there is none."""
+        if not self.model_path.exists():
+            raise ConfigurationError(f"{self.model_path} does not exist: run `python -m training train` first")
+        model = Trimodal(self.settings.light_curve.model_dump())
+        model.load_state_dict(load_file(self.model_path))
+        return model.eval()
+
+    def train(self, pretraining: bool = True) -> Trimodal:
+        """Pre-train, fine-tune, save and return the model."""
+        torch.manual_seed(self.seed)
+        model = Trimodal(self.settings.light_curve.model_dump())
+        features = self.data.features[:, torch.from_numpy(self.train_rows)].float()
+        model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+        if pretraining:
+            rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
+            pretrain(model, self.data, rows, self.settings.pretrain, self.seed, self.report)
+        rows = self.validation_rows[self.labels.scored[self.validation_rows]]
+
+        def validate(candidate: Trimodal) -> str:
+            encoded = encode_rows(candidate, self.data, rows, spectra=False)
+            parts = []
+            for survey in ("asas", "css"):
+                own = (self.table.survey[rows] == survey) & usable(encoded, LIGHT_CURVE_ONLY)
+                best = probabilities(candidate.classifier, encoded, LIGHT_CURVE_ONLY).argmax(axis=1)
+                parts.append(f"{survey} {np.mean((best == self.labels.index[rows])[own]):.4f}")
+            return "validation accuracy, light curve alone: " + ", ".join(parts)
+
+        model = finetune(
+            model, self.data, self.train_rows, self.settings.finetune, self.seed, self.report, validate
+        )
+        save_file(model.state_dict(), self.model_path)
+        return model
+
+    def scored(self, rows: NDArray[np.intp], survey: str | None = None) -> NDArray[np.intp]:
+        """Those of ``rows`` whose label may be scored, of one survey or all."""
+        rows = rows[self.labels.scored[rows]]
+        return rows if survey is None else rows[self.table.survey[rows] == survey]
+
+    def calibrate_and_evaluate(self, model: Trimodal) -> tuple[list[Score], dict[str, float]]:
+        """Fit temperatures and conformal thresholds on validation stars, score on test stars, write both."""
+        validation = encode_rows(model, self.data, self.scored(self.validation_rows))
+        label = self.labels.index[validation.rows]
+        temperatures = fit_temperatures(model, validation, label)
+        thresholds = conformal_thresholds(model, validation, label)
+        save_file(model.state_dict(), self.model_path)
+        scores: list[Score] = []
+        for survey, name in (("asas", "ASAS"), ("css", "Catalina")):
+            test = encode_rows(model, self.data, self.scored(self.test_rows, survey))
+            label = self.labels.index[test.rows]
+            scores += score_subsets(model, test, label, thresholds, name)
+            self._confusion(model, test, label, name)
+        save(scores, self.output, PREFACE.format(seed=self.seed))
+        (self.output / "calibration.json").write_text(
+            json.dumps({"temperatures": temperatures, "conformal_thresholds": thresholds}, indent=1) + "\n"
+        )
+        self.report(markdown(scores))
+        return scores, thresholds
+
+    def _confusion(self, model: Trimodal, test: Encoded, label: NDArray[np.int64], name: str) -> None:
+        chosen = usable(test, LIGHT_CURVE_ONLY)
+        predicted = probabilities(model.classifier, test, LIGHT_CURVE_ONLY)[chosen]
+        title = f"{name}, light curve alone, {int(chosen.sum())} held-out stars"
+        plot_confusion(predicted, label[chosen], title, self.output / f"confusion_{name.lower()}.png")
+
+    def export(self, model: Trimodal, repository: Path, version: str) -> None:
+        """Write ONNX models, manifest, reference set and metadata scaler, and check them against torch."""
+        scores, thresholds = self.calibrate_and_evaluate(model)
+        export_models(model, repository)
+        rows = self.scored(self.test_rows)[:64]
+        batch = self.data.batch(rows)
+        with torch.no_grad():
+            light_curve, spectrum, metadata = model.encode(batch).unbind(dim=1)
+        worst = check_export(
+            model,
+            repository,
+            {
+                "light_curve_encoder": {
+                    "points": batch.points, "points_mask": batch.points_mask,
+                    "folded": batch.folded, "features": batch.features,
+                },
+                "spectrum_encoder": {"spectra": batch.spectra},
+                "metadata_encoder": {"values": batch.values, "known": batch.known},
+                "classifier": {
+                    "light_curve": light_curve, "spectrum": spectrum, "metadata": metadata, "present": batch.present,
+                },
+            },
+            tolerance=1e-4,
+        )  # fmt: skip
+        self.report(f"exported to {repository}; largest difference from torch {worst:.1e}")
+        self.reference_set(model, version).save_npz(repository / "reference_set.npz")
+        self._save_scaler()
+        write_manifest(
+            repository,
+            version,
+            thresholds,
+            {
+                "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seed": self.seed,
+                "settings": self.settings.model_dump(mode="json"),
+                "classes": {c: int(n) for c, n in zip(CLASS_NAMES, self._class_counts(), strict=True)},
+                "scores": [asdict(s) for s in scores],
+            },
+        )
+        (repository / "EVALUATION.md").write_text((self.output / "evaluation.md").read_text())
+
+    def _class_counts(self) -> NDArray[np.intp]:
+        rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
+        return np.bincount(self.labels.index[rows], minlength=len(CLASS_NAMES))
+
+    def _save_scaler(self) -> None:
+        import broker.assemble.metadata as module
+
+        columns = {
+            name: [round(float(m), 6), round(float(s), 6)] if np.isfinite(s) else None
+            for name, m, s in zip(METADATA_FEATURES, self.scaler.mean, self.scaler.std, strict=True)
+        }
+        Path(module.__file__).with_name("metadata_scaler.json").write_text(json.dumps(columns, indent=1) + "\n")
+
+    def reference_set(self, model: Trimodal, version: str) -> ReferenceSet:
+        """Embeddings of the light curves of training stars, the same number of each class where there are enough.
+
+        Only light curves: nearly all live alerts have nothing else, and only these are real.
+        """
+        rng = np.random.default_rng([self.seed, 4])
+        rows = self.scored(self.train_rows)
+        chosen = [
+            rng.permutation(rows[self.labels.index[rows] == c])[:REFERENCE_OBJECTS_PER_CLASS]
+            for c in range(len(CLASS_NAMES))
+        ]
+        encoded = encode_rows(model, self.data, np.sort(np.concatenate(chosen)), spectra=False)
+        kept = usable(encoded, LIGHT_CURVE_ONLY)
+        embeddings = encoded.embeddings[:, 0].numpy()[kept].astype(np.float16).astype(np.float32)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        return ReferenceSet(
+            version=version,
+            embeddings=embeddings,
+            object_ids=self.table.object_id[encoded.rows[kept]].astype(str),
+            class_names=self.table.label[encoded.rows[kept]].astype(str),
+            k=REFERENCE_NEIGHBOURS,
+            calibration_distances=np.sort(leave_one_out_distances(embeddings, REFERENCE_NEIGHBOURS)),
+        )

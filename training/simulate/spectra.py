@@ -1,0 +1,186 @@
+"""Spectra of the right spectral types for stars whose spectra nobody here has: simulated, and called so.
+
+Every assumption is listed with its source in docs/simulation.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter1d
+
+from broker.assemble.spectrum import GRID, normalise, resample
+from broker.records import Spectrum
+
+_LETTER: Final = {letter: 10.0 * index for index, letter in enumerate("OBAFGKM")}
+
+
+@dataclass(frozen=True, slots=True)
+class TypeRange:
+    """Spectral types of a class: a normal distribution of the type code (A0 = 20, G2 = 42), clipped."""
+
+    mean: float
+    deviation: float
+    earliest: float
+    latest: float
+    giant: bool = False
+    metal_poor: bool = False
+    velocity: float = 50.0
+    """Dispersion of radial velocity, km/s."""
+
+
+SPECTRAL_TYPES: Final[dict[str, TypeRange]] = {
+    "EW": TypeRange(45.0, 6.0, 30.0, 57.0),  # Webbink 2003 (ASP Conf. 293, 76): contact binaries are F to K
+    "EB": TypeRange(32.0, 9.0, 12.0, 55.0),  # Avvakumova et al. 2013 (AN 334, 860), as EA
+    "EA": TypeRange(34.0, 10.0, 14.0, 57.0),
+    "RRAB": TypeRange(32.0, 2.5, 27.0, 36.0, metal_poor=True, velocity=130.0),  # Smith 1995, "RR Lyrae Stars"
+    "RRC": TypeRange(29.5, 2.0, 26.0, 33.0, metal_poor=True, velocity=130.0),
+    "HADS": TypeRange(29.0, 3.0, 23.0, 35.0),  # Breger 2000 (ASP Conf. 210, 3): A2 to F5
+    "DSCT": TypeRange(28.0, 3.0, 22.0, 34.0),
+    "M": TypeRange(65.5, 1.5, 62.0, 69.0, giant=True),  # Yao et al. 2017 (ApJS 232, 16): LAMOST Miras, M4 to M9
+    "SR": TypeRange(63.0, 2.5, 57.0, 69.0, giant=True),  # Kholopov et al., GCVS: late K to M giants
+    "ROT": TypeRange(48.0, 5.0, 36.0, 58.0),  # RS CVn stars: Drake et al. 2017; Strassmeier et al. 1993
+    "ROT:asas": TypeRange(21.0, 3.0, 15.0, 27.0),  # ASAS's ROT are alpha2 CVn stars: Renson & Manfroid 2009, B8 to A7
+}
+"""By class, or ``class:survey`` where one survey's stars of a class differ."""
+
+BLUR_ANGSTROM: Final = 5.0
+"""All templates are smoothed to about this resolution, so that it does not tell giants (Pickles, 5 Angstrom)
+from dwarfs (SDSS, 2 Angstrom)."""
+
+
+def type_code(spectral_type: str) -> float:
+    """20.0 for A0, 42.0 for G2V, 34.5 for F4.5; NaN for anything else. ``K34II`` means K3.5."""
+    match = re.match(r"([OBAFGKM])(\d)(\d?)", spectral_type)
+    if match is None:
+        return float("nan")
+    digits = [int(d) for d in match.group(2, 3) if d]
+    return _LETTER[match.group(1)] + sum(digits) / len(digits)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Templates:
+    """Template spectra on the model's grid, at unit median."""
+
+    flux: NDArray[np.float64]
+    """(t, 2575)."""
+    scatter: NDArray[np.float64]
+    """(t, 2575) star-to-star standard deviation, in the unit of ``flux``; 0 where not known."""
+    code: NDArray[np.float64]
+    giant: NDArray[np.bool_]
+    metallicity: NDArray[np.float64]
+    """[Fe/H], NaN where not known."""
+    noise_shape: NDArray[np.float64]
+    """(s, 2575) error against wavelength of real LAMOST spectra, at unit median."""
+
+
+def load_templates(data: Path) -> Templates:
+    """SDSS composites, Pickles giants and dwarfs, and the error curves of the real LAMOST spectra in ``data``."""
+    table = pq.read_table(data / "stellar_templates.parquet").to_pydict()
+    flux = [np.asarray(f, np.float64) for f in table["flux"]]
+    scatter = [np.asarray(s, np.float64) for s in table["flux_std"]]
+    code = [type_code(t) for t in table["spectral_type"]]
+    giant = [False] * len(flux)
+    metallicity = [np.nan if m is None else float(m) for m in table["feh"]]
+    with np.load(data / "pickles_uvklib.npz", allow_pickle=False) as pickles:
+        inside = (pickles["wave"] > GRID[0] - 20) & (pickles["wave"] < GRID[-1] + 20)
+        for name, spectrum in zip(pickles["sptype"], pickles["flux"], strict=True):
+            if not str(name).endswith(("V", "III")) or str(name).endswith("IV"):
+                continue
+            wave, values = pickles["wave"][inside].astype(np.float64), spectrum[inside].astype(np.float64)
+            on_grid, _ = resample(Spectrum(wave, values.astype(np.float32), np.ones(len(wave), np.float32)))
+            flux.append(np.interp(GRID, wave, values) if np.isnan(on_grid).any() else on_grid)
+            scatter.append(np.zeros(len(GRID)))
+            code.append(type_code(str(name)))
+            giant.append(str(name).endswith("III"))
+            metallicity.append(np.nan)
+    smooth = gaussian_filter1d(np.array(flux), BLUR_ANGSTROM / 2.0 / 2.355, axis=1)
+    unit = np.median(smooth, axis=1, keepdims=True)
+    usable = (unit[:, 0] > 0) & np.isfinite(code)
+    relative_scatter = np.clip(np.array(scatter) / unit, 0.0, 0.5)
+    return Templates(
+        flux=(smooth / unit)[usable],
+        scatter=relative_scatter[usable],
+        code=np.array(code)[usable],
+        giant=np.array(giant)[usable],
+        metallicity=np.array(metallicity)[usable],
+        noise_shape=_noise_shapes(data / "lamost_spectra.npz"),
+    )
+
+
+def _noise_shapes(path: Path) -> NDArray[np.float64]:
+    shapes = []
+    with np.load(path, allow_pickle=False) as lamost:
+        offsets, wave, variance = lamost["offsets"], lamost["wave"], lamost["ivar"]
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            good = variance[start:stop] > 0
+            if good.mean() < 0.9:
+                continue
+            error = variance[start:stop][good].astype(np.float64) ** -0.5
+            curve = np.interp(GRID, wave[start:stop][good], error)
+            shapes.append(np.clip(gaussian_filter1d(curve / np.median(curve), 10.0), 0.2, 10.0))
+    return np.array(shapes)
+
+
+def extinction(color_excess: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transmission (n, 2575) of dust with E(B-V) (n,), R_V = 3.1 (Cardelli, Clayton & Mathis 1989, ApJ 345, 245)."""
+    y = 1e4 / GRID - 1.82
+    a = np.polyval([0.32999, -0.77530, 0.01979, 0.72085, -0.02427, -0.50447, 0.17699, 1.0], y)
+    b = np.polyval([-2.09002, 5.30260, -0.62251, -5.38434, 1.07233, 2.28305, 1.41338, 0.0], y)
+    return np.asarray(10.0 ** (-0.4 * 3.1 * color_excess[:, None] * (a + b / 3.1)))
+
+
+def draw_types(classes: Sequence[str], surveys: Sequence[str], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Spectral-type codes (n,) for classes and surveys (n,)."""
+    ranges = [_range(c, s) for c, s in zip(classes, surveys, strict=True)]
+    draw = rng.normal([r.mean for r in ranges], [r.deviation for r in ranges])
+    return np.clip(draw, [r.earliest for r in ranges], [r.latest for r in ranges])
+
+
+def simulate_spectra(
+    templates: Templates,
+    classes: Sequence[str],
+    surveys: Sequence[str],
+    code: NDArray[np.float64],
+    held_out: NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """Model inputs (n, 3, 2575) of simulated spectra for objects of the given classes and type codes (n,).
+
+    Objects with ``held_out`` (n,) draw from templates that the others do not draw from, so that a test star's
+    spectrum is not of a template seen in training; among giants there are too few, and they share them.
+    """
+    ranges = [_range(c, s) for c, s in zip(classes, surveys, strict=True)]
+    size = len(classes)
+    cost = np.abs(templates.code[None, :] - code[:, None])
+    giant = np.array([r.giant for r in ranges])
+    cost += 100.0 * (templates.giant[None, :] != giant[:, None])
+    poor = np.array([r.metal_poor for r in ranges])
+    metallicity = np.nan_to_num(templates.metallicity, nan=0.0)
+    cost += np.where(poor[:, None], np.abs(metallicity + 1.5), np.abs(np.minimum(metallicity + 0.5, 0.0)))
+    for_test = np.arange(len(templates.code)) % 4 == 0
+    wrong_part = (for_test[None, :] != held_out[:, None]) & ~templates.giant[None, :]
+    cost += 100.0 * wrong_part
+    chosen = np.argmin(cost + rng.exponential(0.7, cost.shape), axis=1)
+    # One random factor a star: the composites' deviation is mostly in overall shape, not pixel by pixel.
+    flux = templates.flux[chosen] + rng.normal(0, 0.7, (size, 1)) * templates.scatter[chosen]
+    velocity = rng.normal(0, [r.velocity for r in ranges])
+    for row, shift in enumerate(1.0 + velocity / 299792.458):
+        flux[row] = np.interp(GRID, GRID * shift, flux[row])
+    flux *= extinction(np.minimum(rng.exponential(0.15, size), 1.0))
+    flux = np.maximum(flux, 0.0)
+    signal_to_noise = np.exp(rng.uniform(np.log(10), np.log(100), size))
+    error = templates.noise_shape[rng.integers(0, len(templates.noise_shape), size)]
+    error = error * (np.median(flux, axis=1) / signal_to_noise)[:, None]
+    return normalise(flux + error * rng.normal(size=flux.shape), error).spectra
+
+
+def _range(class_name: str, survey: str) -> TypeRange:
+    return SPECTRAL_TYPES.get(f"{class_name}:{survey}", SPECTRAL_TYPES[class_name])
