@@ -17,5 +17,9 @@ class DependencyUnavailableError(TrifidError):
     """Redis, Triton or Kafka is away; the same call may succeed later."""
 
 
+class InferenceError(TrifidError):
+    """The model or its server refuses a batch; the same call would be refused again."""
+
+
 class InputFileError(TrifidError):
     """A file named by the user that cannot be read as what it was given for."""

@@ -24,6 +24,11 @@ STAGE_SECONDS: Final = Histogram(
 BATCH_SIZE: Final = Histogram(
     "trifid_batch_alerts", "Alerts in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
+ALERT_LATENCY: Final = Histogram(
+    "trifid_alert_latency_seconds",
+    "Seconds from taking an alert from Kafka until its annotation is committed.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)
 CONSUMER_LAG: Final = Gauge(
     "trifid_consumer_lag_alerts", "Alerts in the input partition not yet consumed.", ["topic", "partition"]
 )

@@ -173,3 +173,8 @@ class Annotation:
     """Why the alert is NotClassified; None where it is classified."""
     real_bogus: float | None = None
     solar_system: bool = False
+
+    @property
+    def best_class(self) -> str:
+        """The most probable of ``class_names``, the first of equals."""
+        return self.class_names[self.probabilities.index(max(self.probabilities))]

@@ -1,1 +1,7 @@
-"""What a subscriber imports."""
+"""What a subscriber to Trifid imports."""
+
+from broker.client.subscription import Subscription
+from broker.publish.annotation import PublishedAnnotation
+from broker.records import Neighbour
+
+__all__ = ["Neighbour", "PublishedAnnotation", "Subscription"]

@@ -23,7 +23,7 @@ from broker.records import BAND_CODE, LightCurve
 JD_TO_MJD = 2400000.5
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ObjectTable:
     """n objects, one row each; a star observed by both surveys has two rows with one ``star_id``."""
 

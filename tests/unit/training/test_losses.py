@@ -19,7 +19,9 @@ def test_matching_modalities_cost_little_and_shuffled_ones_much() -> None:
     present = torch.ones(4, 3, dtype=torch.bool)
     scale = torch.tensor(10.0).log()
     # Each pair: similarity 10 on the diagonal and 0 elsewhere, both directions, halved: log(1 + 3 exp(-10)).
-    assert trimodal_contrastive(same, present, scale).item() == pytest.approx(3 * math.log(1 + 3 * math.exp(-10)), rel=2e-3)
+    assert trimodal_contrastive(same, present, scale).item() == pytest.approx(
+        3 * math.log(1 + 3 * math.exp(-10)), rel=2e-3
+    )
     shuffled = torch.stack([basis(0, 1, 2, 3), basis(1, 0, 3, 2), basis(2, 3, 0, 1)], dim=1)
     # Every true pair has similarity 0 and one wrong pair 10.
     expected = 3 * math.log(3 + math.exp(10))

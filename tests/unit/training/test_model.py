@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
+from broker.assemble.lightcurve import (
+    FOLDED_CHANNELS,
+    LIGHT_CURVE_FEATURES,
+    PHASE_BINS,
+    POINT_CHANNELS,
+    POINTS,
+)
 from training.encoders.trimodal import Batch, Trimodal
 from training.export import check_export, export_models
 
@@ -44,12 +50,23 @@ def test_hidden_points_unknown_values_and_absent_modalities_have_no_say(model: T
     first = batch(4)
     points = torch.where(first.points_mask[..., None], first.points, torch.full_like(first.points, 9.0))
     values = torch.where(first.known, first.values, torch.full_like(first.values, 9.0))
-    second = Batch(points, first.points_mask, first.folded, first.features, first.spectra, values, first.known, first.present)
+    second = Batch(
+        points,
+        first.points_mask,
+        first.folded,
+        first.features,
+        first.spectra,
+        values,
+        first.known,
+        first.present,
+    )
     assert torch.allclose(model.encode(first), model.encode(second), atol=1e-5)
     embeddings = model.encode(first)
     changed = torch.where(first.present[..., None], embeddings, torch.flip(embeddings, dims=[2]))
     for a, b in zip(
-        model.classifier(*embeddings.unbind(1), first.present), model.classifier(*changed.unbind(1), first.present), strict=True
+        model.classifier(*embeddings.unbind(1), first.present),
+        model.classifier(*changed.unbind(1), first.present),
+        strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-5)
 

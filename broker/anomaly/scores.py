@@ -1,0 +1,71 @@
+"""How far an alert lies from everything in the reference set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.anomaly.reference_set import ReferenceSet
+from broker.records import Neighbour
+
+_CHUNK: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnomalyScores:
+    """Scores of one batch."""
+
+    version: str
+    """Of the reference set."""
+    distance: NDArray[np.float32]
+    """(batch,) mean Euclidean distance to the k nearest reference embeddings, 0 to 2."""
+    percentile: NDArray[np.float32]
+    """(batch,) share of the reference objects that are no farther from their own neighbours."""
+    neighbours: list[tuple[Neighbour, ...]]
+    """The k nearest reference objects of each row, nearest first."""
+
+
+def score(reference: ReferenceSet, embeddings: NDArray[np.float32]) -> AnomalyScores:
+    """Exact k-nearest-neighbour scores of ``embeddings`` (batch, 512), unit vectors."""
+    distances, index = nearest(reference.embeddings, embeddings, reference.k)
+    distance = distances.mean(axis=1)
+    rank = np.searchsorted(reference.calibration_distances, distance, side="right")
+    names, classes = reference.object_ids[index].tolist(), reference.class_names[index].tolist()
+    return AnomalyScores(
+        version=reference.version,
+        distance=distance,
+        percentile=(rank / len(reference.calibration_distances)).astype(np.float32),
+        neighbours=[
+            tuple(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)
+        ],
+    )
+
+
+def nearest(
+    reference: NDArray[np.float32], embeddings: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Distances and indices (batch, k) of the k nearest of ``reference`` (n, d), nearest first; unit vectors.
+
+    One matrix product: |a - b|^2 = 2 - 2 a.b. The distances of the k found are then computed from the
+    differences themselves, since for close vectors the product loses half of the digits.
+    """
+    similarity = embeddings @ reference.T
+    index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    distance = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
+    order = np.argsort(distance, axis=1)
+    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+def leave_one_out_distances(embeddings: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+    """(n,) mean distance of each of ``embeddings`` (n, d) to its k nearest others."""
+    result = np.empty(len(embeddings), np.float32)
+    for first in range(0, len(embeddings), _CHUNK):
+        part = embeddings[first : first + _CHUNK]
+        similarity = part @ embeddings.T
+        similarity[np.arange(len(part)), first + np.arange(len(part))] = -np.inf
+        index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+        result[first : first + len(part)] = np.linalg.norm(embeddings[index] - part[:, None], axis=2).mean(axis=1)
+    return result

@@ -1,0 +1,51 @@
+"""What goes into the pipeline and what comes out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from broker.records import Annotation
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a message stands in the stream it came from."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    """When it was written there, milliseconds since 1970, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingMessage:
+    """One message of a survey's stream; it may hold several alerts."""
+
+    payload: bytes
+    received_mjd: float
+    """MJD UTC."""
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """An alert, or a message that is none, that could not be handled."""
+
+    message: IncomingMessage
+    survey: str
+    """``unknown`` where the message could not be decoded."""
+    reason: str
+    alert_id: int | None = None
+    """Which alert of the message; None where the message could not be decoded."""
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """Everything a batch came to: each alert is either annotated or a dead letter."""
+
+    alerts_in: Counter[str] = field(default_factory=Counter)
+    """Alerts by survey; a message that cannot be decoded counts as one alert of survey ``unknown``."""
+    annotations: list[Annotation] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)

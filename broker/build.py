@@ -1,0 +1,39 @@
+"""The parts of the service as the settings ask for them."""
+
+from __future__ import annotations
+
+from broker.anomaly.reference_set import ReferenceSet
+from broker.config import InferenceSettings, Settings, TritonSettings
+from broker.inference.onnx import OnnxEngine
+from broker.inference.triton import TritonEngine, TritonTls
+from broker.publish.messages import Publisher
+from broker.publish.topics import Topics
+
+REFERENCE_SET_FILE = "reference_set.npz"
+"""Name of the reference set in a model repository."""
+
+
+def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEngine | TritonEngine:
+    """The engine that ``inference.engine`` names; raises ConfigurationError where it cannot be used."""
+    if inference.engine == "onnx":
+        return OnnxEngine(inference.model_repository, threads=inference.threads)
+    tls = TritonTls(triton.root_certificates, triton.private_key, triton.certificate_chain)
+    return TritonEngine(
+        triton.url,
+        inference.model_repository,
+        timeout=triton.timeout_s,
+        retries=triton.retries,
+        tls=tls if triton.tls else None,
+    )
+
+
+def load_reference_set(settings: Settings) -> ReferenceSet:
+    """The reference set's file; raises ConfigurationError where it cannot be read."""
+    path = settings.anomaly.reference_set or settings.inference.model_repository / REFERENCE_SET_FILE
+    return ReferenceSet.load_npz(path)
+
+
+def build_publisher(settings: Settings) -> Publisher:
+    """What turns annotations into messages."""
+    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
+    return Publisher(topics, settings.publish.broker_name, settings.publish.dead_letter_max_bytes)

@@ -1,0 +1,49 @@
+"""The command ``trifid``; one module a command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from broker import __version__
+from broker.cli.classify import classify
+from broker.cli.demo import demo
+from broker.cli.reference import reference
+from broker.cli.replay import replay
+from broker.cli.run import run
+from broker.cli.subscribe import subscribe
+from broker.errors import ConfigurationError, InputFileError, TrifidError
+
+
+class _Failure(click.ClickException):
+    """An error raised on purpose, as one line on stderr."""
+
+    def __init__(self, error: TrifidError) -> None:
+        super().__init__(str(error))
+        self.exit_code = 2 if isinstance(error, ConfigurationError | InputFileError) else 1
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TrifidError as error:
+            raise _Failure(error) from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="trifid", package_name="trifid")
+def main() -> None:
+    """Classify variable stars in the alert streams of sky surveys.
+
+    Trifid reads alerts of ZTF and LSST, remembers each object's light curve, spectrum and catalogue values,
+    and says which of ten classes of variable star it may be, with calibrated probabilities, how unusual it
+    is, and which known stars resemble it most.
+
+    Try `trifid demo` first: it needs no data and no servers.
+    """
+
+
+for _command in (classify, demo, reference, replay, run, subscribe):
+    main.add_command(_command)

@@ -1,0 +1,48 @@
+"""``trifid replay``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from broker.cli import options
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH...")
+@click.option("--topic", required=True, help="Topic to write to, such as alerts.ztf; created where missing.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Alerts a second; as fast as it goes by default.")
+@click.option("--limit", type=click.IntRange(min=1), help="End after so many alerts.")
+@click.option("--bootstrap-servers", help="Kafka's address, host:port; that of the settings by default.")
+@options.config
+def replay(
+    paths: tuple[Path, ...],
+    topic: str,
+    rate: float | None,
+    limit: int | None,
+    bootstrap_servers: str | None,
+    config: Path | None,
+) -> None:
+    """Send stored alert packets to Kafka, as the survey did.
+
+    PATH is a packet, a folder, a tar file or an Avro file of packets. Each packet becomes one message, byte
+    for byte.
+    """
+    from itertools import islice
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from broker.config import load_settings
+    from broker.sources import iter_packets
+    from broker.streaming.replay import Replay
+
+    kafka = load_settings(config).kafka
+    if bootstrap_servers:
+        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    packets = islice(iter_packets(paths), limit)
+    with Replay(kafka, topic, rate) as sender:
+        for packet in track(packets, "alerts", console=Console(stderr=True), show_speed=True, total=limit):
+            sender.send(packet.payload)
+    click.echo(f"{sender.sent} messages sent to {topic}")

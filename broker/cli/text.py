@@ -1,0 +1,29 @@
+"""Annotations as lines for people to read."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.records import Annotation
+
+HEADER: Final = (
+    f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'points':>6} "
+    f"{'period/d':>11} {'anomaly':>7}  most alike"
+)
+
+
+def line(annotation: Annotation) -> str:
+    """One annotation under HEADER; for one that is NotClassified, why."""
+    best = annotation.best_class
+    start = f"{annotation.object_id:<24} {annotation.survey:<9} {best:<13}"
+    if annotation.reason is not None:
+        return f"{start} {'':>5}  {annotation.reason}"
+    others = " ".join(name for name in annotation.prediction_set if name != best)
+    period = "" if annotation.period is None else f"{annotation.period:.6g}"
+    anomaly = "" if annotation.anomaly_score is None else f"{annotation.anomaly_score:.3f}"
+    nearest = annotation.neighbours[0] if annotation.neighbours else None
+    alike = "" if nearest is None else f"{nearest.object_id} ({nearest.class_name})"
+    return (
+        f"{start} {max(annotation.probabilities):>5.2f}  {others:<18} {annotation.detections:>6} "
+        f"{period:>11} {anomaly:>7}  {alike}"
+    )

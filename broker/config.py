@@ -1,0 +1,244 @@
+"""One typed settings tree: a TOML file, and environment variables that win over it.
+
+``kafka.group_id`` in the file is ``TRIFID_KAFKA__GROUP_ID`` in the environment. Secrets are ``SecretStr``:
+they are given to the libraries that need them and never printed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from broker.errors import ConfigurationError
+
+CONFIG_VARIABLE = "TRIFID_CONFIG"
+"""Environment variable that names the TOML file where ``--config`` does not."""
+
+
+def _split(value: object) -> object:
+    """``a, b`` from the environment to a list; lists from TOML stay."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+class _Section(BaseModel):
+    # Unknown keys of the file are refused by load_settings, with a hint; unknown variables are not ours.
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+
+class KafkaSettings(_Section):
+    """Where alerts come from and annotations go to, and what is promised in between (docs/delivery.md)."""
+
+    bootstrap_servers: str = "localhost:9092"
+    input_topics: Names = ("alerts.ztf", "alerts.lsst")
+    group_id: str = "trifid"
+    worker_id: str = Field(default_factory=socket.gethostname)
+    """Names this process among those of the group, the same after a restart: it is part of the transactional
+    id, by which Kafka shuts out an earlier process that only seemed dead."""
+    delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    session_timeout_s: PositiveFloat = 10.0
+    """A worker silent for so long loses its partitions to the others of the group."""
+    transaction_timeout_s: PositiveFloat = 60.0
+    max_message_bytes: PositiveInt = 10_485_760
+    """Largest message taken in or sent out."""
+    create_topics: bool = True
+    """Whether to create the output topics that are missing."""
+    topic_partitions: PositiveInt = 4
+    replication_factor: int = -1
+    """Of created topics; -1 for the cluster's own default."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: str | None = None
+    """``SCRAM-SHA-512``, ``SCRAM-SHA-256`` or ``PLAIN``."""
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    ssl_ca_location: Path | None = None
+    """Authorities to trust, PEM; the system's own where None."""
+    ssl_certificate_location: Path | None = None
+    ssl_key_location: Path | None = None
+    ssl_key_password: SecretStr | None = None
+    options: dict[str, str | int | float | bool] = {}
+    """Any further librdkafka property, for consumer, producer and administration alike."""
+
+    def client_options(self) -> dict[str, str | int | float | bool]:
+        """librdkafka properties that every client of this cluster needs; contains the secrets in clear."""
+        given: dict[str, str | int | float | bool | Path | SecretStr | None] = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password,
+            "ssl.ca.location": self.ssl_ca_location,
+            "ssl.certificate.location": self.ssl_certificate_location,
+            "ssl.key.location": self.ssl_key_location,
+            "ssl.key.password": self.ssl_key_password,
+        }
+        return {name: _plain(value) for name, value in given.items() if value is not None} | self.options
+
+
+class RedisSettings(_Section):
+    """Where objects are remembered."""
+
+    url: SecretStr = SecretStr("redis://localhost:6379/0")
+    """``redis://`` or, with TLS, ``rediss://``; user and password of an ACL go into it."""
+
+
+class TritonSettings(_Section):
+    """The inference server, where ``inference.engine`` is ``triton``."""
+
+    url: str = "localhost:8001"
+    """``host:port`` of the gRPC service."""
+    timeout_s: PositiveFloat = 10.0
+    retries: int = Field(default=2, ge=0)
+    tls: bool = False
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+
+class InferenceSettings(_Section):
+    """What runs the model."""
+
+    engine: Literal["onnx", "triton"] = "onnx"
+    """``onnx`` in this process, ``triton`` on a server."""
+    model_repository: Path = Path(__file__).parents[1] / "model_repo"
+    """Triton model repository with its ``manifest.json``; of it ``triton`` needs the manifest only."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of ``onnx``; 0 for one a core."""
+
+
+class AnomalySettings(_Section):
+    """What objects are compared with."""
+
+    reference_set: Path | None = None
+    """Embeddings of known objects, ``.npz``; ``reference_set.npz`` of the model repository where None."""
+    threshold: float = Field(default=0.99, ge=0, le=1)
+    """Anomaly score from which an object is published to the anomaly topic."""
+
+
+class PipelineSettings(_Section):
+    """How alerts are put together into batches, and how long to wait for what is away."""
+
+    batch_size: PositiveInt = 256
+    batch_wait_s: PositiveFloat = 0.5
+    """A batch is processed after so long even where it is not full."""
+    first_backoff_s: PositiveFloat = 0.5
+    """Pause before the first new attempt where Redis, Triton or Kafka is away; doubled each time."""
+    max_backoff_s: PositiveFloat = 15.0
+
+
+class PublishSettings(_Section):
+    """What is published and where."""
+
+    topic_prefix: str = Field(default="trifid", pattern=r"^[A-Za-z0-9._-]+$")
+    broker_name: str = "Trifid"
+    dead_letter_max_bytes: PositiveInt = 1_000_000
+    """Payloads of dead letters are cut to this size; Kafka's own default limit for a message is 1,048,588."""
+
+
+class MetricsSettings(_Section):
+    """Where Prometheus finds the metrics."""
+
+    address: str = "0.0.0.0"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 for none."""
+
+
+class Settings(BaseSettings):
+    """All settings of the service."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRIFID_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    triton: TritonSettings = TritonSettings()
+    inference: InferenceSettings = InferenceSettings()
+    anomaly: AnomalySettings = AnomalySettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    publish: PublishSettings = PublishSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then the file, which ``load_settings`` passes as arguments."""
+        return env_settings, init_settings
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Settings from ``path``, else from the file that TRIFID_CONFIG names, else defaults.
+
+    Variables of the environment win over all of them. Raises ConfigurationError where the file cannot be
+    read, has a key that is no setting, or a value is wrong.
+    """
+    if path is None and os.environ.get(CONFIG_VARIABLE):
+        path = Path(os.environ[CONFIG_VARIABLE])
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"settings file {path}: {error}") from error
+        unknown = list(_unknown_keys(table, Settings))
+        if unknown:
+            raise ConfigurationError(f"settings file {path}: unknown {'; '.join(unknown)}")
+    try:
+        return Settings(**table)
+    except ValidationError as error:
+        # Location and message only: the input may be a secret.
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        raise ConfigurationError(f"settings: {'; '.join(wrong)}") from error
+    except SettingsError as error:
+        raise ConfigurationError(f"settings: {error}") from error
+
+
+def _unknown_keys(table: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
+            yield f"'{prefix}{key}'" + (f" (did you mean '{prefix}{near[0]}'?)" if near else "")
+        elif isinstance(value, Mapping) and isinstance(field.default, BaseModel):
+            yield from _unknown_keys(value, type(field.default), f"{prefix}{key}.")
+
+
+def _plain(value: str | int | float | bool | Path | SecretStr) -> str | int | float | bool:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,132 @@
+"""A server that runs as a child process: start, wait until it answers, stop, kill, start again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from broker.errors import ConfigurationError
+
+_POLL: Final = 0.1  # seconds between two looks whether the server answers
+_LOG_TAIL: Final = 2000  # characters of the server's log that an error message quotes
+_TROUBLE: Final = re.compile("error|exception|failed", re.IGNORECASE)
+
+
+def temporary_folder(owner: object, prefix: str) -> Path:
+    """Make a folder that is removed with its owner, or when this process ends."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+class ServerProcess(ABC):
+    """One server of a test, a demonstration or a benchmark. As a context manager it starts and stops it."""
+
+    def __init__(self, log: Path, *, start_timeout: float, stop_timeout: float) -> None:
+        """Remember where the server's output goes; ``start`` starts it. Timeouts are in seconds."""
+        self.log: Final = log
+        self._start_timeout = start_timeout
+        self._stop_timeout = stop_timeout
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _command(self) -> tuple[Sequence[str], dict[str, str]]:
+        """The command to run and the environment to run it in."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Whether the server answers requests."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, None where it does not run."""
+        return self._process.pid if self.running and self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises ConfigurationError, with the end of its log, where it ends or does not answer in time.
+        """
+        command, environment = self._command()
+        with self.log.open("ab") as log:
+            # A process group of its own: an interrupt at the terminal is for the caller to pass on, and the
+            # server's own children can be killed with it.
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + self._start_timeout
+        try:
+            while not self._answers():
+                if not self.running:
+                    raise ConfigurationError(f"{command[0]} ended at its start: {self._log_tail()}")
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"{command[0]} did not answer in {self._start_timeout:.0f} s: {self._log_tail()}"
+                    )
+                time.sleep(_POLL)
+        except BaseException:
+            self.kill()
+            raise
+
+    def wait(self) -> None:
+        """Wait until the server ends of itself."""
+        if self._process is not None:
+            self._process.wait()
+
+    def terminate(self) -> None:
+        """Ask the server to stop and wait until it has; kill it where it does not in time."""
+        if self._process is not None and self.running:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self._stop_timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the server and its children at once, as a crash would."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        """Stop the server if it runs, and start it on the same addresses and data."""
+        self.terminate()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.terminate()
+
+    def _log_tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        told = [line for line in lines if _TROUBLE.search(line)] or lines
+        return "\n".join(told)[-_LOG_TAIL:].strip() or "(no output)"

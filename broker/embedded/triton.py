@@ -1,0 +1,187 @@
+"""NVIDIA Triton without a container: PyPI's server, on the CPU, in a virtual environment of its own.
+
+``python -m broker.embedded.triton setup`` makes that environment: ``.venv-triton`` in the checkout, or where
+``TRIFID_TRITON_VENV`` says. It has to be one of its own because the server's package, nvidia-pytriton, asks
+for numpy 1, which Trifid does not support.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from broker.embedded.ports import free_port
+from broker.embedded.process import ServerProcess, temporary_folder
+from broker.errors import ConfigurationError
+
+_CHECKOUT: Final = Path(__file__).resolve().parents[2]
+_ONNX_BACKEND: Final = _CHECKOUT / "deploy" / "local" / "triton" / "onnxruntime"
+_BACKENDS: Final = "trifid-backends"  # folder within the virtual environment
+
+# Only the server and its Python backend are used of this package, so none of its dependencies is needed.
+_SERVER_PACKAGE: Final = "nvidia-pytriton==0.7.0"
+_BACKEND_PACKAGES: Final = ("numpy>=2.0", "onnxruntime>=1.20")
+
+_START_TIMEOUT: Final = 120.0
+_STOP_TIMEOUT: Final = 30.0
+
+
+def triton_venv() -> Path:
+    """Where the server's virtual environment is, or is to be made."""
+    return Path(os.environ.get("TRIFID_TRITON_VENV", _CHECKOUT / ".venv-triton"))
+
+
+def triton_installed() -> bool:
+    """Whether ``setup`` has been run for this version of Python."""
+    return (_site_packages(triton_venv()) / _BACKENDS / "onnxruntime").is_dir()
+
+
+def setup() -> Path:
+    """Make the server's virtual environment with the Python that runs this, and return its path.
+
+    Downloads about 80 MB from PyPI. Raises ConfigurationError where pip fails or the checkout is incomplete.
+    """
+    folder = triton_venv()
+    if not (_ONNX_BACKEND / "model.py").is_file():
+        raise ConfigurationError(f"{_ONNX_BACKEND} is missing: the local Triton needs a checkout of Trifid")
+    venv.create(folder, with_pip=True, clear=True)
+    pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    for arguments in (_BACKEND_PACKAGES, ("--no-deps", _SERVER_PACKAGE)):
+        result = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise ConfigurationError(f"pip cannot install {' '.join(arguments)}: {result.stderr.strip()}")
+
+    site_packages = _site_packages(folder)
+    server = site_packages / "pytriton" / "tritonserver"
+    backends = site_packages / _BACKENDS
+    shutil.copytree(server / "backends" / "python", backends / "python")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ConfigurationError(f"{_SERVER_PACKAGE} has no Python backend for Python {version}")
+    shutil.copy2(stub, backends / "python")
+    (backends / "onnxruntime").symlink_to(_ONNX_BACKEND)
+    return folder
+
+
+def _site_packages(folder: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return folder / "lib" / f"python{version}" / "site-packages"
+
+
+def _shared_memory(pid: int) -> set[Path]:
+    """Files of shared memory that a process has mapped."""
+    mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {Path(line.split(maxsplit=5)[5]) for line in mapped if " /dev/shm/" in line}
+
+
+class TritonServer(ServerProcess):
+    """A Triton server on free ports of the loopback interface, serving one model repository."""
+
+    def __init__(self, model_repository: Path) -> None:
+        """Prepare a server; raises ConfigurationError where ``setup`` has not been run."""
+        if not triton_installed():
+            raise ConfigurationError(
+                f"no Triton for this Python in {triton_venv()}: run `python -m broker.embedded.triton setup`"
+            )
+        folder = temporary_folder(self, "trifid-triton-")
+        super().__init__(folder / "server.log", start_timeout=_START_TIMEOUT, stop_timeout=_STOP_TIMEOUT)
+        self._model_repository = model_repository.resolve()
+        self._http_port, self._grpc_port, self._metrics_port = free_port(), free_port(), free_port()
+
+    @property
+    def grpc_url(self) -> str:
+        """``host:port`` of the gRPC service."""
+        return f"127.0.0.1:{self._grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        """Base URL of the HTTP service."""
+        return f"http://127.0.0.1:{self._http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        """URL of the server's Prometheus metrics."""
+        return f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    def kill(self) -> None:
+        """End the server and its backends at once, and free the shared memory they would leave."""
+        regions = _shared_memory(self.pid) if self.pid else set()
+        super().kill()
+        for region in regions:
+            region.unlink(missing_ok=True)
+
+    def _command(self) -> tuple[Sequence[str], dict[str, str]]:
+        folder = triton_venv().resolve()
+        site_packages = _site_packages(folder)
+        server = site_packages / "pytriton" / "tritonserver"
+        command = [
+            str(server / "bin" / "tritonserver"),
+            f"--model-repository={self._model_repository}",
+            f"--backend-directory={site_packages / _BACKENDS}",
+            f"--cache-directory={server / 'caches'}",
+            "--http-address=127.0.0.1",
+            f"--http-port={self._http_port}",
+            "--grpc-address=127.0.0.1",
+            f"--grpc-port={self._grpc_port}",
+            "--metrics-address=127.0.0.1",
+            f"--metrics-port={self._metrics_port}",
+            "--allow-gpu-metrics=false",
+            "--exit-timeout-secs=10",
+        ]
+        # The backend's processes embed Python: they find its library by LD_LIBRARY_PATH, and the virtual
+        # environment by its `bin` being first on PATH.
+        libraries = [str(sysconfig.get_config_var("LIBDIR")), str(site_packages / "nvidia_pytriton.libs")]
+        environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)]),
+            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV"):
+            environment.pop(name, None)
+        return command, environment
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            return False
+
+
+@click.group()
+def main() -> None:
+    """NVIDIA Triton without a container, for tests, demonstrations and development."""
+
+
+@main.command("setup")
+def setup_command() -> None:
+    """Make the server's virtual environment."""
+    click.echo(f"Triton is installed in {setup()}")
+
+
+@main.command()
+@click.argument("model_repository", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def serve(model_repository: Path) -> None:
+    """Serve MODEL_REPOSITORY until interrupted."""
+    with TritonServer(model_repository) as server:
+        click.echo(f"gRPC {server.grpc_url}\nHTTP {server.http_url}\nmetrics {server.metrics_url}")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            click.echo("stopping")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What both engines share: the models' signatures, and the way of a batch through encoders and classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.assemble.inputs import ModelInputs
+from broker.errors import ConfigurationError, InferenceError
+from broker.inference import Predictions
+from broker.inference.manifest import (
+    CLASSIFIER,
+    LIGHT_CURVE_ENCODER,
+    METADATA_ENCODER,
+    SPECTRUM_ENCODER,
+    Manifest,
+)
+
+Tensors = Mapping[str, NDArray[Any]]
+"""Arrays by tensor name; the first dimension of each is the batch."""
+RunModels = Callable[[Mapping[str, Tensors]], Mapping[str, Tensors]]
+"""Runs several models that do not depend on each other: feeds by model name to outputs by model name."""
+
+# One encoder for each of MODALITIES, in their order, and the classifier's input that takes its embedding.
+_ENCODERS: Final = (LIGHT_CURVE_ENCODER, SPECTRUM_ENCODER, METADATA_ENCODER)
+_CLASSIFIER_INPUTS: Final = ("light_curve", "spectrum", "metadata")
+
+_TENSORS: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
+    LIGHT_CURVE_ENCODER: (
+        {"points": "FP32", "points_mask": "BOOL", "folded": "FP32", "features": "FP32"},
+        {"embedding": "FP32"},
+    ),
+    SPECTRUM_ENCODER: ({"spectra": "FP32"}, {"embedding": "FP32"}),
+    METADATA_ENCODER: ({"values": "FP32", "known": "BOOL"}, {"embedding": "FP32"}),
+    CLASSIFIER: (
+        {**dict.fromkeys(_CLASSIFIER_INPUTS, "FP32"), "present": "BOOL"},
+        {"probabilities": "FP32", "embedding": "FP32"},
+    ),
+}
+"""Names and Triton data types of the inputs and outputs of each model."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Type and shape of one input or output."""
+
+    datatype: str
+    """Triton's name of the type: FP32 or BOOL."""
+    shape: tuple[int, ...]
+    """Sizes after the batch dimension; -1 where any size is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs and outputs of one model by name."""
+
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+
+
+def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) -> None:
+    """Raise ConfigurationError unless the four models are those that this release knows how to use."""
+    for model, (inputs, outputs) in _TENSORS.items():
+        signature = signatures[model]
+        for kind, expected, found in (
+            ("inputs", inputs, signature.inputs),
+            ("outputs", outputs, signature.outputs),
+        ):
+            types = {name: spec.datatype for name, spec in found.items()}
+            if types != expected:
+                raise ConfigurationError(f"{model} has the {kind} {types}, this release needs {expected}")
+    classifier = signatures[CLASSIFIER]
+    for encoder, name in zip(_ENCODERS, _CLASSIFIER_INPUTS, strict=True):
+        embedding = signatures[encoder].outputs["embedding"].shape
+        if embedding != classifier.inputs[name].shape:
+            raise ConfigurationError(
+                f"{encoder} gives embeddings of shape {embedding}, the classifier takes "
+                f"{classifier.inputs[name].shape}"
+            )
+    if classifier.outputs["probabilities"].shape != (len(manifest.classes),):
+        raise ConfigurationError(
+            f"the classifier gives {classifier.outputs['probabilities'].shape} probabilities for "
+            f"{len(manifest.classes)} classes"
+        )
+
+
+def _check_shapes(model: str, signature: Signature, feed: Tensors) -> None:
+    for name, spec in signature.inputs.items():
+        shape = feed[name].shape[1:]
+        if len(shape) != len(spec.shape) or any(
+            expected not in (-1, size) for expected, size in zip(spec.shape, shape, strict=True)
+        ):
+            raise InferenceError(
+                f"{model} takes {name} of shape {spec.shape}, the service assembles {shape}: "
+                "the model repository and the service are of different releases"
+            )
+
+
+def predict_batch(
+    inputs: ModelInputs, signatures: Mapping[str, Signature], run_models: RunModels
+) -> Predictions:
+    """Encode each modality of the objects that have it, then classify the objects that have any.
+
+    Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a
+    value that is not finite: neither is a classification. Raises InferenceError where the inputs do not have
+    the models' shapes, and whatever ``run_models`` raises.
+    """
+    present = inputs.present
+    width = signatures[CLASSIFIER].outputs["embedding"].shape[0]
+    classes = signatures[CLASSIFIER].outputs["probabilities"].shape[0]
+    predictions = Predictions(
+        probabilities=np.zeros((len(inputs), classes), np.float32),
+        embeddings=np.zeros((len(inputs), width), np.float32),
+    )
+    if not present.any():
+        return predictions
+
+    light_curve = inputs.light_curve
+    arrays: Sequence[Tensors] = (
+        {
+            "points": light_curve.points,
+            "points_mask": light_curve.points_mask,
+            "folded": light_curve.folded,
+            "features": light_curve.features,
+        },
+        {"spectra": inputs.spectrum.spectra},
+        {"values": inputs.metadata.values, "known": inputs.metadata.known},
+    )
+    feeds: dict[str, Tensors] = {}
+    for encoder, rows, tensors in zip(_ENCODERS, present.T, arrays, strict=True):
+        if rows.any():
+            feeds[encoder] = {name: array[rows] for name, array in tensors.items()}
+            _check_shapes(encoder, signatures[encoder], feeds[encoder])
+    encoded = run_models(feeds)
+
+    any_present = present.any(axis=1)
+    classifier_feed: dict[str, NDArray[Any]] = {"present": present[any_present]}
+    for encoder, rows, name in zip(_ENCODERS, present.T, _CLASSIFIER_INPUTS, strict=True):
+        embeddings = np.zeros((len(inputs), width), np.float32)
+        if encoder in encoded:
+            embeddings[rows] = encoded[encoder]["embedding"]
+        classifier_feed[name] = embeddings[any_present]
+    outputs = run_models({CLASSIFIER: classifier_feed})[CLASSIFIER]
+
+    finite = np.isfinite(outputs["probabilities"]).all(axis=1) & np.isfinite(outputs["embedding"]).all(axis=1)
+    rows = np.flatnonzero(any_present)[finite]
+    predictions.probabilities[rows] = outputs["probabilities"][finite]
+    predictions.embeddings[rows] = outputs["embedding"][finite]
+    return predictions

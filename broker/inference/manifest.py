@@ -1,0 +1,124 @@
+"""The manifest of a model repository: which model it holds, its thresholds and its files' checksums."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from broker.assemble.inputs import MODALITIES
+from broker.errors import ConfigurationError
+from broker.taxonomy import CLASS_NAMES
+
+LIGHT_CURVE_ENCODER: Final = "light_curve_encoder"
+SPECTRUM_ENCODER: Final = "spectrum_encoder"
+METADATA_ENCODER: Final = "metadata_encoder"
+CLASSIFIER: Final = "classifier"
+MODELS: Final[tuple[str, ...]] = (LIGHT_CURVE_ENCODER, SPECTRUM_ENCODER, METADATA_ENCODER, CLASSIFIER)
+
+MODALITY_SUBSETS: Final[tuple[str, ...]] = tuple(
+    "+".join(subset) for size in (1, 2, 3) for subset in combinations(MODALITIES, size)
+)
+"""Names of the seven non-empty subsets of MODALITIES, such as ``light_curve+metadata``."""
+
+# Column weights that turn a row of ``present`` into a number, and the number of each named subset.
+_BITS: Final = 1 << np.arange(len(MODALITIES))
+_SUBSET_CODE: Final[dict[str, int]] = {
+    name: sum(1 << MODALITIES.index(modality) for modality in name.split("+")) for name in MODALITY_SUBSETS
+}
+
+
+class Manifest(BaseModel):
+    """What ``model_repo/manifest.json`` says; written by ``training.export``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    classifier_name: str
+    """Published as ``classifierName``, such as ``trifid-astrom3``."""
+    model_version: str
+    classes: tuple[str, ...]
+    """The classes in the order of the model's probabilities."""
+    conformal_thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    """For each of MODALITY_SUBSETS, the probability from which a class belongs to the prediction set (split
+    conformal prediction, Sadinle, Lei & Wasserman 2019, JASA 114, 223)."""
+    sha256: dict[str, str]
+    """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
+
+    @model_validator(mode="after")
+    def _fits_this_release(self) -> Self:
+        if self.classes != CLASS_NAMES:
+            raise ValueError(f"classes are {self.classes}, this release of Trifid knows {CLASS_NAMES}")
+        if set(self.conformal_thresholds) != set(MODALITY_SUBSETS):
+            raise ValueError(f"conformal_thresholds must have exactly the keys {MODALITY_SUBSETS}")
+        models = sorted(path.split("/")[0] for path in self.sha256)
+        if models != sorted(MODELS) or any(len(path.split("/")) != 3 for path in self.sha256):
+            raise ValueError(f"sha256 must name <model>/<version>/model.onnx once for each of {MODELS}")
+        return self
+
+    def version_of(self, model: str) -> str:
+        """Version (the folder's name in the repository) of one of MODELS."""
+        return self.path_of(model).split("/")[1]
+
+    def path_of(self, model: str) -> str:
+        """Path of one of MODELS in the repository."""
+        return next(path for path in self.sha256 if path.startswith(f"{model}/"))
+
+    @property
+    def identity(self) -> str:
+        """Name and version of the whole, such as ``trifid-astrom3 2026.11.1``."""
+        return f"{self.classifier_name} {self.model_version}"
+
+    def prediction_sets(
+        self, probabilities: NDArray[np.float32], present: NDArray[np.bool_]
+    ) -> list[tuple[str, ...]]:
+        """Classes that each object may belong to, the most probable first.
+
+        ``probabilities`` is (batch, 10) as in ``Predictions``; ``present`` is (batch, 3), which of MODALITIES
+        each object has. A set holds every class whose probability reaches the threshold of the object's
+        modalities, and the most probable class always. An object without probabilities (all zero) has an
+        empty set.
+        """
+        thresholds = np.full(1 << len(MODALITIES), np.inf)
+        for name, threshold in self.conformal_thresholds.items():
+            thresholds[_SUBSET_CODE[name]] = threshold
+        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[present @ _BITS][:, None])
+        member[np.arange(len(member)), probabilities.argmax(axis=1)] = True
+        member &= probabilities.any(axis=1, keepdims=True)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        return [
+            tuple(self.classes[column] for column in columns if row[column])
+            for columns, row in zip(order, member, strict=True)
+        ]
+
+
+def load_manifest(model_repository: Path, *, verify_models: bool = True) -> Manifest:
+    """Read ``manifest.json`` of a model repository and, unless told otherwise, check the models against it.
+
+    ``verify_models=False`` is for a service whose models are served elsewhere. Raises ConfigurationError
+    where the manifest or a model is missing, unreadable, of another release, or not the exported file.
+    """
+    path = model_repository / "manifest.json"
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(f"no model manifest: {error}") from error
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    if verify_models:
+        for name, expected in manifest.sha256.items():
+            model = model_repository / name
+            try:
+                with model.open("rb") as file:
+                    actual = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ConfigurationError(f"{path} names a model that cannot be read: {error}") from error
+            if actual != expected:
+                raise ConfigurationError(
+                    f"{model} is not the model that {path} describes: its SHA-256 is {actual}, not {expected}"
+                )
+    return manifest

@@ -1,0 +1,98 @@
+"""The engine that runs the models in this process, with ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnxruntime
+
+from broker.assemble.inputs import ModelInputs
+from broker.errors import ConfigurationError, InferenceError
+from broker.inference import Predictions
+from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, predict_batch
+from broker.inference.manifest import MODELS, Manifest, load_manifest
+
+_DATATYPES: Final = {"tensor(float)": "FP32", "tensor(bool)": "BOOL"}
+_ERROR_SEVERITY: Final = 3  # OrtLoggingLevel: warnings of the graph optimizer tell an operator nothing
+
+
+def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
+    return {
+        node.name: TensorSpec(
+            _DATATYPES.get(node.type, node.type),
+            tuple(size if isinstance(size, int) else -1 for size in node.shape[1:]),
+        )
+        for node in nodes
+    }
+
+
+class OnnxEngine:
+    """Runs the models of a repository in this process."""
+
+    def __init__(
+        self, model_repository: Path, *, threads: int = 0, providers: Sequence[str] | None = None
+    ) -> None:
+        """Check and load the repository's models.
+
+        ``threads`` is the number of CPU threads within one operation, 0 for one a core; ``providers`` are
+        ONNX Runtime execution providers in order of preference, the CPU's by default. Raises
+        ConfigurationError where a model or provider cannot be used.
+        """
+        self.manifest: Final[Manifest] = load_manifest(model_repository)
+        providers = list(providers or ("CPUExecutionProvider",))
+        missing = set(providers) - set(onnxruntime.get_available_providers())
+        if missing:
+            raise ConfigurationError(
+                f"this ONNX Runtime has no {', '.join(sorted(missing))}, only "
+                f"{', '.join(onnxruntime.get_available_providers())}"
+            )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = _ERROR_SEVERITY
+        self._sessions: dict[str, Any] = {}
+        for model in MODELS:
+            path = model_repository / self.manifest.path_of(model)
+            try:
+                self._sessions[model] = onnxruntime.InferenceSession(path, options, providers=providers)
+            except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+                raise ConfigurationError(f"{path} cannot be loaded: {error}") from error
+        self._signatures = {
+            model: Signature(_specs(session.get_inputs()), _specs(session.get_outputs()))
+            for model, session in self._sessions.items()
+        }
+        check_signatures(self._signatures, self.manifest)
+
+    @property
+    def model_version(self) -> str:
+        """Name and version of the model, as published with each annotation."""
+        return self.manifest.identity
+
+    def predict(self, inputs: ModelInputs) -> Predictions:
+        """Run encoders and classifier, as described at ``predict_batch``.
+
+        Raises InferenceError where ONNX Runtime refuses the batch.
+        """
+        return predict_batch(inputs, self._signatures, self._run_models)
+
+    def ready(self) -> bool:
+        """Whether the models are loaded."""
+        return bool(self._sessions)
+
+    def close(self) -> None:
+        """Release the models' memory; the engine cannot be used afterwards."""
+        self._sessions.clear()
+
+    def _run_models(self, feeds: Mapping[str, Tensors]) -> dict[str, Tensors]:
+        outputs: dict[str, Tensors] = {}
+        for model, feed in feeds.items():
+            names = list(self._signatures[model].outputs)
+            try:
+                arrays = self._sessions[model].run(names, dict(feed))
+            except KeyError as error:
+                raise InferenceError("the engine is closed") from error
+            except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
+                raise InferenceError(f"{model} failed: {error}") from error
+            outputs[model] = dict(zip(names, arrays, strict=True))
+        return outputs

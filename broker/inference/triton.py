@@ -1,0 +1,242 @@
+"""The engine that sends batches to NVIDIA Triton, over gRPC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from tritonclient import grpc as tritongrpc
+from tritonclient.utils import InferenceServerException
+
+from broker.assemble.inputs import ModelInputs
+from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
+from broker.inference import Predictions
+from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, predict_batch
+from broker.inference.manifest import MODELS, Manifest, load_manifest
+
+# Triton answers UNAVAILABLE while it starts, stops, loads a model or has a full queue.
+_AWAY: Final = frozenset(
+    f"StatusCode.{code}" for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
+)
+# Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
+# but where they persist it is the batch that is refused, not the server that is away.
+_RETRIED: Final = _AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
+_FIRST_PAUSE: Final = 0.1  # seconds; doubled with each retry
+
+_CHANNEL_OPTIONS: Final = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    # gRPC's default lets pauses between attempts to connect grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TritonTls:
+    """Files in PEM format for a TLS connection; with a key and a certificate the client identifies itself."""
+
+    root_certificates: Path | None = None
+    """Authorities to trust; gRPC's own list where None."""
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What the server said of its models."""
+
+    signatures: Mapping[str, Signature]
+    max_batch: Mapping[str, int]
+    """Largest batch of one request; 0 where any size is taken."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Request:
+    """One batch for one model, no larger than the server takes."""
+
+    model: str
+    feed: Tensors
+
+
+class TritonEngine:
+    """Runs the models on a Triton server. One engine may be used by several threads."""
+
+    def __init__(
+        self,
+        url: str,
+        model_repository: Path,
+        *,
+        timeout: float = 10.0,
+        retries: int = 2,
+        tls: TritonTls | None = None,
+    ) -> None:
+        """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
+
+        ``model_repository`` needs to hold ``manifest.json`` only. A request is given up after ``timeout``
+        seconds, and tried again up to ``retries`` times. Raises ConfigurationError where the manifest or a
+        TLS file cannot be used.
+        """
+        self.manifest: Final[Manifest] = load_manifest(model_repository, verify_models=False)
+        self._url = url
+        self._timeout = timeout
+        self._retries = retries
+        files = tls or TritonTls()
+        paths = (files.root_certificates, files.private_key, files.certificate_chain)
+        for path in paths:
+            if path is not None and not path.is_file():
+                raise ConfigurationError(f"TLS file {path} does not exist")
+        root, key, chain = (None if path is None else str(path) for path in paths)
+        self._client = tritongrpc.InferenceServerClient(
+            url,
+            ssl=tls is not None,
+            root_certificates=root,
+            private_key=key,
+            certificate_chain=chain,
+            channel_args=list(_CHANNEL_OPTIONS),
+        )
+        self._served: _Served | None = None
+
+    @property
+    def model_version(self) -> str:
+        """Name and version of the model, as published with each annotation."""
+        return self.manifest.identity
+
+    def predict(self, inputs: ModelInputs) -> Predictions:
+        """Run encoders and classifier, as described at ``predict_batch``; the encoders run side by side.
+
+        The first call, and each after the server was away, checks that the models served are those of the
+        manifest. Raises DependencyUnavailableError where Triton is away, ConfigurationError where it serves
+        other models, InferenceError where it refuses the batch.
+        """
+        served = self._served
+        if served is None:
+            served = self._served = self._ask_what_is_served()
+        return predict_batch(inputs, served.signatures, partial(self._run_models, served.max_batch))
+
+    def ready(self) -> bool:
+        """Whether the server has loaded the manifest's versions of all models."""
+        try:
+            return all(
+                self._client.is_model_ready(
+                    model, self.manifest.version_of(model), client_timeout=self._timeout
+                )
+                for model in MODELS
+            )
+        except InferenceServerException:
+            return False
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _ask_what_is_served(self) -> _Served:
+        signatures: dict[str, Signature] = {}
+        max_batch: dict[str, int] = {}
+        try:
+            if not self._client.is_server_ready(client_timeout=self._timeout):
+                raise DependencyUnavailableError(f"Triton at {self._url} is still loading its models")
+            for model in MODELS:
+                version = self.manifest.version_of(model)
+                metadata = self._client.get_model_metadata(model, version, client_timeout=self._timeout)
+                config = self._client.get_model_config(model, version, client_timeout=self._timeout)
+                signatures[model] = Signature(_specs(metadata.inputs), _specs(metadata.outputs))
+                max_batch[model] = config.config.max_batch_size
+        except InferenceServerException as error:
+            if error.status() in _AWAY:
+                raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
+            raise ConfigurationError(
+                f"Triton at {self._url} does not serve {self.model_version}: {error}"
+            ) from error
+        check_signatures(signatures, self.manifest)
+        return _Served(signatures, max_batch)
+
+    def _run_models(self, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> dict[str, Tensors]:
+        requests = list(_requests(max_batch, feeds))
+        answers: dict[_Request, Tensors] = {}
+        pause = _FIRST_PAUSE
+        for attempt in range(1 + self._retries):
+            if attempt:
+                time.sleep(pause)
+                pause *= 2
+            failures = self._send([request for request in requests if request not in answers], answers)
+            final = [error for error in failures if error.status() not in _RETRIED]
+            if not failures or final:
+                break
+        if failures:
+            error = (final or failures)[0]
+            if error.status() in _AWAY:
+                self._served = None
+                raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
+            raise InferenceError(f"Triton at {self._url}: {error}") from error
+        outputs: dict[str, Tensors] = {}
+        for model in feeds:
+            parts = [answers[request] for request in requests if request.model == model]
+            outputs[model] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return outputs
+
+    def _send(
+        self, requests: Sequence[_Request], answers: dict[_Request, Tensors]
+    ) -> list[InferenceServerException]:
+        """Send all requests at once; put answers into ``answers`` and return the failures."""
+        calls: list[tuple[_Request, Future[Any]]] = []
+        failures: list[InferenceServerException] = []
+        for request in requests:
+            call: Future[Any] = Future()
+            try:
+                self._client.async_infer(
+                    request.model,
+                    [_tensor(name, array) for name, array in request.feed.items()],
+                    callback=_into(call),
+                    model_version=self.manifest.version_of(request.model),
+                    client_timeout=self._timeout,
+                )
+            except ValueError as error:  # gRPC's answer to a call on a closed channel
+                raise InferenceError("the engine is closed") from error
+            calls.append((request, call))
+        for request, call in calls:
+            try:
+                result = call.result()
+            except InferenceServerException as error:
+                failures.append(error)
+            else:
+                answers[request] = {
+                    output.name: result.as_numpy(output.name) for output in result.get_response().outputs
+                }
+        return failures
+
+
+def _requests(max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> Iterator[_Request]:
+    for model, feed in feeds.items():
+        rows = len(next(iter(feed.values())))
+        step = max_batch[model] or rows
+        for start in range(0, rows, step):
+            yield _Request(model, {name: array[start : start + step] for name, array in feed.items()})
+
+
+def _into(call: Future[Any]) -> Any:
+    def done(result: Any, error: InferenceServerException | None) -> None:
+        if error is None:
+            call.set_result(result)
+        else:
+            call.set_exception(error)
+
+    return done
+
+
+def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
+    tensor = tritongrpc.InferInput(name, array.shape, "BOOL" if array.dtype == np.bool_ else "FP32")
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _specs(tensors: Sequence[Any]) -> dict[str, TensorSpec]:
+    return {tensor.name: TensorSpec(tensor.datatype, tuple(tensor.shape[1:])) for tensor in tensors}

@@ -1,0 +1,46 @@
+"""Finds the one alert that a batch fails on, so that the others go on."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
+from broker.records import Annotation
+
+T = TypeVar("T")
+
+
+def isolate(
+    items: Sequence[T],
+    annotate_all: Callable[[Sequence[T]], list[Annotation]],
+    failed: Callable[[T, Exception], list[Annotation]],
+) -> list[Annotation]:
+    """Annotate a batch; where it fails, its halves, down to the one alert to blame.
+
+    ``failed`` is given that one and says what takes its place. Passes on errors that concern all alerts alike: DependencyUnavailableError, ConfigurationError.
+    """
+    if not items:
+        return []
+    try:
+        return annotate_all(items)
+    except (DependencyUnavailableError, ConfigurationError):
+        raise
+    except Exception as error:  # whatever one alert sets off must not hold up the others
+        if len(items) == 1:
+            return failed(items[0], error)
+        middle = len(items) // 2
+        return isolate(items[:middle], annotate_all, failed) + isolate(items[middle:], annotate_all, failed)
+
+
+def describe(error: Exception) -> str:
+    """Why an alert failed: the message of an error raised on purpose, else its kind, message and place."""
+    if isinstance(error, TrifidError):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    place = " < ".join(
+        f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(frames)
+    )
+    return f"{type(error).__name__}: {error} in {place}"

@@ -1,0 +1,112 @@
+"""Classification of files in this process: the same pipeline, without Kafka, Redis or Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Final, TypeVar
+
+from broker.batch import BatchResult, IncomingMessage, Origin
+from broker.isolation import describe, isolate
+from broker.lightcurve_files import DEFAULT_BAND, NamedLightCurve, read_light_curves
+from broker.pipeline import Pipeline, Received
+from broker.publish.annotation import mjd_now
+from broker.records import BANDS, Alert, Annotation, ObjectState
+from broker.sources import iter_packets
+from broker.taxonomy import NOT_CLASSIFIED
+
+T = TypeVar("T")
+
+TABLE: Final = "table"
+"""Published as the survey of objects that come from a table of light curves."""
+
+
+def classify_packets(
+    pipeline: Pipeline, paths: Sequence[Path], batch_size: int
+) -> Iterator[BatchResult]:
+    """Classify alert packets in files; the origin of a dead letter names the file.
+
+    Raises InputFileError where a file cannot be read.
+    """
+    for batch in _batched(enumerate(iter_packets(paths)), batch_size):
+        now = mjd_now()
+        yield pipeline.process(
+            [
+                IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0))
+                for number, packet in batch
+            ]
+        )
+
+
+def classify_light_curves(pipeline: Pipeline, path: Path, batch_size: int) -> Iterator[Annotation]:
+    """Classify each object of a table (see ``read_light_curves``); the object id is its name.
+
+    Each name gives one annotation: NotClassified, with the reason, where it cannot be used. Raises
+    InputFileError where the table cannot be read.
+    """
+    number = 0
+    for batch in _batched(read_light_curves(path), batch_size):
+        message = IncomingMessage(b"", mjd_now())
+        items = [
+            (
+                Received(_alert(number + offset, curve), message),
+                ObjectState(curve.name, curve.ra, curve.dec, curve.light_curve),
+            )
+            for offset, curve in enumerate(batch)
+        ]
+        number += len(batch)
+        annotations = isolate(
+            items,
+            lambda items: pipeline.annotate_states([r for r, _ in items], [s for _, s in items]),
+            lambda item, error: [_not_classified(item[0], describe(error))],
+        )
+        for annotation, curve in zip(annotations, batch, strict=True):
+            if annotation.reason is not None and curve.problem is not None:
+                yield replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
+            else:
+                yield annotation
+
+
+def _alert(number: int, curve: NamedLightCurve) -> Alert:
+    """The last point of a light curve as if it had just been observed."""
+    light_curve = curve.light_curve
+    return Alert(
+        survey=TABLE,
+        alert_id=number,
+        source_id=number,
+        object_id=curve.name,
+        ra=curve.ra,
+        dec=curve.dec,
+        mjd=float(light_curve.mjd[-1]) if len(light_curve) else float("nan"),
+        band=BANDS[light_curve.band[-1]] if len(light_curve) else DEFAULT_BAND,
+        light_curve=light_curve,
+        schema_version="",
+    )
+
+
+def _not_classified(received: Received, reason: str) -> Annotation:
+    alert = received.alert
+    return Annotation(
+        survey=alert.survey,
+        alert_id=alert.alert_id,
+        source_id=alert.source_id,
+        object_id=alert.object_id,
+        ra=alert.ra,
+        dec=alert.dec,
+        mjd=alert.mjd,
+        class_names=(NOT_CLASSIFIED.name,),
+        probabilities=(1.0,),
+        modalities=(),
+        detections=len(alert.light_curve),
+        period=None,
+        ingest_mjd=received.message.received_mjd,
+        reason=reason,
+    )
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,77 @@
+"""From arrays over a batch to one annotation for each alert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import compress
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.anomaly.scores import AnomalyScores
+from broker.assemble.inputs import MODALITIES, ModelInputs
+from broker.assemble.lightcurve import MIN_POINTS
+from broker.inference import Predictions
+from broker.inference.manifest import Manifest
+from broker.records import Alert, Annotation
+from broker.taxonomy import NOT_CLASSIFIED
+
+
+def annotate(
+    alerts: Sequence[Alert],
+    received_mjd: Sequence[float],
+    inputs: ModelInputs,
+    predictions: Predictions,
+    anomalies: AnomalyScores,
+    manifest: Manifest,
+) -> list[Annotation]:
+    """What is published about each alert; all arguments are of the same length.
+
+    An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
+    zeros), is NotClassified, with the reason.
+    """
+    classified: NDArray[np.bool_] = np.any(predictions.probabilities, axis=1)
+    # In double precision, so that the published probabilities sum to 1 to the last digits.
+    probabilities = predictions.probabilities.astype(np.float64)
+    probabilities[classified] /= probabilities[classified].sum(axis=1, keepdims=True)
+    sets = manifest.prediction_sets(predictions.probabilities, inputs.present)
+    periods = inputs.light_curve.period.tolist()
+    detections = inputs.light_curve.detections.tolist()
+    return [
+        Annotation(
+            survey=alert.survey,
+            alert_id=alert.alert_id,
+            source_id=alert.source_id,
+            object_id=alert.object_id,
+            ra=alert.ra,
+            dec=alert.dec,
+            mjd=alert.mjd,
+            class_names=manifest.classes if good else (NOT_CLASSIFIED.name,),
+            probabilities=tuple(probabilities[row].tolist()) if good else (1.0,),
+            modalities=tuple(compress(MODALITIES, inputs.present[row])),
+            detections=detections[row],
+            period=periods[row] if isfinite(periods[row]) else None,
+            prediction_set=sets[row],
+            anomaly_score=float(anomalies.percentile[row]) if good else None,
+            anomaly_distance=float(anomalies.distance[row]) if good else None,
+            neighbours=anomalies.neighbours[row] if good else (),
+            reference_set_version=anomalies.version if good else None,
+            classifier_name=manifest.classifier_name,
+            model_version=manifest.identity,
+            ingest_mjd=received,
+            reason=None if good else _reason(inputs.present[row], detections[row]),
+            real_bogus=alert.real_bogus,
+            solar_system=alert.solar_system,
+        )
+        for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
+    ]
+
+
+def _reason(present: NDArray[np.bool_], detections: int) -> str:
+    if present.any():
+        return "the model gave no finite probabilities"
+    return (
+        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, "
+        "too few catalogue values"
+    )

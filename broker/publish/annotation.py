@@ -1,0 +1,198 @@
+"""Annotations to Avro and JSON, and back.
+
+Each message is an Avro object container with its schema, as ZTF's alerts are, so that a subscriber needs no
+registry. The container's header is the same each time and is made once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from importlib import resources
+from typing import Any, Final
+
+import fastavro
+
+from broker import __version__
+from broker.errors import DecodeError
+from broker.records import Annotation, Neighbour
+from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
+
+_MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
+_CLASS_ID: Final = {**CLASS_INDEX, NOT_CLASSIFIED.name: NOT_CLASSIFIED.class_id}
+
+SCHEMA_TEXT: Final = resources.files(__package__).joinpath("annotation.avsc").read_text("utf-8")
+"""The schema with its documentation."""
+SCHEMA: Final[Any] = fastavro.parse_schema(json.loads(SCHEMA_TEXT))
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedAnnotation(Annotation):
+    """An annotation as a subscriber reads it."""
+
+    topic: str = ""
+    broker_name: str = ""
+    broker_version: str = ""
+    publish_mjd: float = 0.0
+    """When the broker made the message, MJD UTC."""
+
+
+def mjd_now() -> float:
+    """The current time, MJD UTC."""
+    return mjd_of(datetime.now(UTC))
+
+
+def mjd_of(time: datetime) -> float:
+    """A time with a time zone as MJD UTC."""
+    return (time - _MJD_EPOCH) / timedelta(days=1)
+
+
+def to_record(
+    annotation: Annotation, broker_name: str, publish_mjd: float, broker_version: str = __version__
+) -> dict[str, Any]:
+    """The annotation in the fields of ``annotation.avsc``; timestamps are datetimes."""
+    return {
+        "alertId": annotation.alert_id,
+        "diaSourceId": annotation.source_id,
+        "objectId": annotation.object_id,
+        "brokerName": broker_name,
+        "brokerVersion": broker_version,
+        "brokerIngestTimestamp": _MJD_EPOCH + timedelta(days=annotation.ingest_mjd),
+        "brokerPublishTimestamp": _MJD_EPOCH + timedelta(days=publish_mjd),
+        "classifierName": annotation.classifier_name,
+        "classifierParams": annotation.model_version,
+        "classifications": [
+            {"classId": _CLASS_ID[name], "className": name, "probability": probability}
+            for name, probability in zip(annotation.class_names, annotation.probabilities, strict=True)
+        ],
+        "survey": annotation.survey,
+        "ra": annotation.ra,
+        "dec": annotation.dec,
+        "mjd": annotation.mjd,
+        "modalities": list(annotation.modalities),
+        "detections": annotation.detections,
+        "period": annotation.period,
+        "predictionSet": list(annotation.prediction_set),
+        "anomalyScore": annotation.anomaly_score,
+        "anomalyDistance": annotation.anomaly_distance,
+        "referenceSetVersion": annotation.reference_set_version,
+        "neighbours": [
+            {"objectId": n.object_id, "className": n.class_name, "distance": n.distance}
+            for n in annotation.neighbours
+        ],
+        "modelVersion": annotation.model_version,
+        "reason": annotation.reason,
+        "realBogus": annotation.real_bogus,
+        "solarSystem": annotation.solar_system,
+    }
+
+
+def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
+    """The inverse of ``to_record``."""
+    return PublishedAnnotation(
+        survey=record["survey"],
+        alert_id=record["alertId"],
+        source_id=record["diaSourceId"],
+        object_id=record["objectId"],
+        ra=record["ra"],
+        dec=record["dec"],
+        mjd=record["mjd"],
+        class_names=tuple(c["className"] for c in record["classifications"]),
+        probabilities=tuple(c["probability"] for c in record["classifications"]),
+        modalities=tuple(record["modalities"]),
+        detections=record["detections"],
+        period=record["period"],
+        prediction_set=tuple(record["predictionSet"]),
+        anomaly_score=record["anomalyScore"],
+        anomaly_distance=record["anomalyDistance"],
+        neighbours=tuple(
+            Neighbour(n["objectId"], n["className"], n["distance"]) for n in record["neighbours"]
+        ),
+        reference_set_version=record["referenceSetVersion"],
+        classifier_name=record["classifierName"],
+        model_version=record["modelVersion"],
+        ingest_mjd=mjd_of(record["brokerIngestTimestamp"]),
+        reason=record["reason"],
+        real_bogus=record["realBogus"],
+        solar_system=record["solarSystem"],
+        topic=topic,
+        broker_name=record["brokerName"],
+        broker_version=record["brokerVersion"],
+        publish_mjd=mjd_of(record["brokerPublishTimestamp"]),
+    )
+
+
+def published_record(annotation: PublishedAnnotation) -> dict[str, Any]:
+    """The record that a subscriber's annotation was made from."""
+    return to_record(annotation, annotation.broker_name, annotation.publish_mjd, annotation.broker_version)
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """A record on one line of JSON: times in ISO 8601, and null for NaN, which JSON lacks (RFC 8259)."""
+    return json.dumps(
+        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()},
+        default=lambda time: time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        allow_nan=False,
+    )
+
+
+def _without_docs(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_docs(value) for name, value in schema.items() if name != "doc"}
+    return [_without_docs(item) for item in schema] if isinstance(schema, list) else schema
+
+
+class AvroWriter:
+    """Makes one Avro object container of each record (Avro 1.11 specification, "Object Container Files")."""
+
+    def __init__(self) -> None:
+        # The schema goes with every message, without the documentation that would double its size.
+        header = io.BytesIO()
+        fastavro.writer(
+            header,
+            fastavro.parse_schema(_without_docs(json.loads(SCHEMA_TEXT))),
+            [],
+            sync_marker=bytes(range(16)),
+        )
+        self._header = header.getvalue()
+        self._sync = self._header[-16:]
+
+    def __call__(self, record: dict[str, Any]) -> bytes:
+        """The message for one record of ``to_record``."""
+        body = io.BytesIO()
+        fastavro.schemaless_writer(body, SCHEMA, record)
+        data = body.getvalue()
+        return b"".join((self._header, _long(1), _long(len(data)), data, self._sync))
+
+
+def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:
+    """Annotations of one message, by any version of the schema that this release can read.
+
+    Raises DecodeError where the bytes are not such a message.
+    """
+    try:
+        return [from_record(record, topic) for record in read_records(message)]
+    except (KeyError, TypeError) as error:
+        raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
+
+
+def read_records(message: bytes) -> list[dict[str, Any]]:
+    """The same as plain records, timestamps as datetimes."""
+    try:
+        return [dict(record) for record in fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)]  # type: ignore[arg-type]
+    except Exception as error:  # fastavro lets many kinds through on damaged bytes
+        raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
+
+
+def _long(value: int) -> bytes:
+    """A non-negative integer in Avro's zigzag variable-length code."""
+    value <<= 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,62 @@
+"""The result of a batch as messages for topics; nothing here knows how they are sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from broker.batch import BatchResult, DeadLetter
+from broker.publish.annotation import AvroWriter, mjd_now, to_record
+from broker.publish.topics import Topics
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMessage:
+    """One message for one topic."""
+
+    topic: str
+    value: bytes
+    key: bytes | None = None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Publisher:
+    """Makes the messages of a batch."""
+
+    def __init__(self, topics: Topics, broker_name: str, dead_letter_max_bytes: int) -> None:
+        """``dead_letter_max_bytes``: a longer payload of a dead letter is cut, and a header says so."""
+        self.topics = topics
+        self._broker_name = broker_name
+        self._limit = dead_letter_max_bytes
+        self._write = AvroWriter()
+
+    def messages(self, result: BatchResult) -> Iterator[OutgoingMessage]:
+        """One message for each topic of each annotation, keyed by object id, and one for each dead letter."""
+        now = mjd_now()
+        for annotation in result.annotations:
+            value = self._write(to_record(annotation, self._broker_name, now))
+            key = annotation.object_id.encode()
+            for topic in self.topics.of(annotation):
+                yield OutgoingMessage(topic, value, key)
+        for letter in result.dead_letters:
+            yield self._dead_letter(letter)
+
+    def _dead_letter(self, letter: DeadLetter) -> OutgoingMessage:
+        payload, origin = letter.message.payload, letter.message.origin
+        headers = {"reason": letter.reason, "survey": letter.survey}
+        if letter.alert_id is not None:
+            headers["alert-id"] = str(letter.alert_id)
+        if origin is not None:
+            headers |= {
+                "source-topic": origin.topic,
+                "source-partition": str(origin.partition),
+                "source-offset": str(origin.offset),
+                "source-timestamp": str(origin.timestamp_ms),
+            }
+        if len(payload) > self._limit:
+            headers["cut-from-bytes"] = str(len(payload))
+        return OutgoingMessage(
+            self.topics.dead_letter,
+            payload[: self._limit],
+            headers=tuple((name, text.encode()) for name, text in headers.items()),
+        )

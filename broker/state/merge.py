@@ -1,0 +1,62 @@
+"""The union of two light curves.
+
+A point is known by exposure time, band and kind; ``merge`` keeps one point of each. Times are compared to
+2e-6 day, a sixth of a second: the same exposure arrives in many packets, and reprocessing or a change of
+float format moves it by less, while no survey exposes twice in that time. The time that identifies a point
+is rounded to a fixed grid, so the rule does not depend on what else is there, and merging is idempotent,
+commutative and associative.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.records import LightCurve
+
+TIME_STEP: Final = 2e-6  # days
+MAX_POINTS: Final = 2000
+"""Points kept of one object, the latest ones: more than any of the ten classes needs, and 44 kB."""
+
+
+def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -> LightCurve:
+    """All points of both, in order of time, band and kind; the latest ``max_points`` where there are more.
+
+    Of two points with one identity and different values the one with a reference flux is kept, then the one
+    with the smaller error, then the larger flux, then the larger reference: an order of the values alone.
+    Cutting to the latest points keeps the result independent of order too, as a point once cut is older than
+    all that are kept.
+    """
+    columns = [
+        np.concatenate([getattr(first, name), getattr(second, name)])
+        for name in ("mjd", "flux", "flux_error", "reference_flux", "band", "kind")
+    ]
+    return _unique(LightCurve(*columns), max_points)
+
+
+def _unique(curve: LightCurve, max_points: int) -> LightCurve:
+    tick = _ticks(curve.mjd)
+    identity = (tick << np.int64(16)) | (curve.band.astype(np.int64) << np.int64(8)) | curve.kind
+    # Least significant key first; NaN sorts last, so "has a reference" is asked for by itself.
+    order = np.lexsort(
+        (
+            -np.nan_to_num(curve.mjd), -np.nan_to_num(curve.reference_flux, posinf=3e38, neginf=-3e38),
+            -np.nan_to_num(curve.flux, posinf=3e38, neginf=-3e38), np.isnan(curve.flux), curve.flux_error,
+            np.isnan(curve.reference_flux), identity,
+        )
+    )  # fmt: skip
+    ordered = identity[order]
+    kept = np.ones(len(order), np.bool_)
+    kept[1:] = ordered[1:] != ordered[:-1]
+    index = order[kept][-max_points:] if max_points else order[:0]
+    return LightCurve(
+        curve.mjd[index], curve.flux[index], curve.flux_error[index],
+        curve.reference_flux[index], curve.band[index], curve.kind[index],
+    )  # fmt: skip
+
+
+def _ticks(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Times as whole numbers of TIME_STEP."""
+    return np.rint(mjd / TIME_STEP).astype(np.int64)

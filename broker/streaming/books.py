@@ -1,0 +1,65 @@
+"""The books of a run: alerts in = classified + not classified + dead-lettered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from broker.batch import BatchResult
+from broker.metrics import ALERT_LATENCY, ALERTS_IN, ALERTS_OUT, ANOMALY_SCORE, CLASSIFIED
+from broker.publish.annotation import mjd_now
+
+_SECONDS_A_DAY = 86_400
+
+
+@dataclass(slots=True)
+class Books:
+    """Counts of what was delivered for good; a batch that is tried again is counted once."""
+
+    messages: int = 0
+    payload_bytes: int = 0
+    alerts_in: int = 0
+    """As the decoder counted them."""
+    classified: int = 0
+    not_classified: int = 0
+    dead_lettered: int = 0
+    classes: Counter[str] = field(default_factory=Counter)
+    """Alerts by most probable class, NotClassified included."""
+
+    def add(self, result: BatchResult, messages: int, payload_bytes: int) -> None:
+        """Enter a delivered batch here and in the metrics."""
+        now = mjd_now()
+        self.messages += messages
+        self.payload_bytes += payload_bytes
+        for survey, count in result.alerts_in.items():
+            self.alerts_in += count
+            ALERTS_IN.labels(survey).inc(count)
+        for annotation in result.annotations:
+            best = annotation.best_class
+            self.classes[best] += 1
+            if annotation.reason is None:
+                self.classified += 1
+                CLASSIFIED.labels(best).inc()
+            else:
+                self.not_classified += 1
+            ALERTS_OUT.labels(
+                annotation.survey, "classified" if annotation.reason is None else "not_classified"
+            ).inc()
+            if annotation.anomaly_score is not None:
+                ANOMALY_SCORE.observe(annotation.anomaly_score)
+            ALERT_LATENCY.observe(max(0.0, now - annotation.ingest_mjd) * _SECONDS_A_DAY)
+        for letter in result.dead_letters:
+            self.dead_lettered += 1
+            ALERTS_OUT.labels(letter.survey, "dead_lettered").inc()
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every alert that came in is accounted for."""
+        return self.alerts_in == self.classified + self.not_classified + self.dead_lettered
+
+    def __str__(self) -> str:
+        return (
+            f"alerts in {self.alerts_in} = classified {self.classified} "
+            f"+ not classified {self.not_classified} + dead-lettered {self.dead_lettered}: "
+            + ("the books balance" if self.balanced else "OUT OF BALANCE")
+        )

@@ -1,0 +1,178 @@
+"""How the messages of a batch and the progress through the input get to Kafka together.
+
+Both ways end the same for the caller: ``deliver`` returns and the batch is done for good, or it raises
+DependencyUnavailableError and the batch is to be delivered again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
+from broker.metrics import DEPENDENCY_WAITS
+from broker.publish.messages import OutgoingMessage
+
+_CALL_TIMEOUT: Final = 5.0
+"""Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
+_PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
+"""What messages of an aborted transaction report: no failure of their own."""
+
+
+class WorkerFencedError(TrifidError):
+    """Kafka shut this producer out: a newer one has its transactional id, or its transaction timed out."""
+
+
+class Delivery(Protocol):
+    """Sends messages and commits offsets."""
+
+    def start(self) -> None:
+        """Make ready; raises DependencyUnavailableError where Kafka is away."""
+
+    def deliver(
+        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
+    ) -> None:
+        """Send all messages and commit the consumer's offsets.
+
+        Raises DependencyUnavailableError where that failed and may succeed later, ConfigurationError where a
+        topic will never take a message, WorkerFencedError where this worker has to end.
+        """
+
+    def close(self) -> None:
+        """Let go of the connection."""
+
+
+class _Outbox:
+    """A producer's queue for one batch, with what became of its messages."""
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self.error: KafkaError | None = None
+
+    def put(self, messages: Sequence[OutgoingMessage]) -> None:
+        self.error = None
+        for message in messages:
+            while True:
+                try:
+                    self._producer.produce(
+                        message.topic,
+                        message.value,
+                        message.key,
+                        headers=list(message.headers),
+                        on_delivery=self._delivered,
+                    )
+                    break
+                except BufferError:  # the local queue is full: let it drain
+                    self._producer.poll(0.1)
+            self._producer.poll(0)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and error.code() not in _PURGED:
+            self.error = self.error or error
+
+    def failure(self, error: KafkaError) -> TrifidError:
+        """The error to raise for one of Kafka's: the message's own, where one was refused, says more."""
+        error = self.error or error
+        if error.fatal():
+            return WorkerFencedError(f"Kafka shut this worker out: {error}")
+        if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
+            return ConfigurationError(
+                f"Kafka refuses a message for its size ({error}): lower publish.dead_letter_max_bytes, or "
+                "raise the topic's max.message.bytes and kafka.max_message_bytes"
+            )
+        DEPENDENCY_WAITS.labels("kafka").inc()
+        return DependencyUnavailableError(f"Kafka: {error}")
+
+
+class ExactlyOnceDelivery:
+    """Messages and offsets in one Kafka transaction: subscribers see both or neither (KIP-98, KIP-447)."""
+
+    def __init__(self, producer: Producer, stop: threading.Event) -> None:
+        """``producer`` has a transactional id; ``stop`` ends the waiting for Kafka."""
+        self._producer = producer
+        self._stop = stop
+        self._outbox = _Outbox(producer)
+
+    def start(self) -> None:
+        """Take over the transactional id; a transaction that an earlier process left open is aborted."""
+        try:
+            self._producer.init_transactions(_CALL_TIMEOUT)
+        except KafkaException as error:
+            raise self._outbox.failure(error.args[0]) from error
+
+    def deliver(
+        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
+    ) -> None:
+        """See ``Delivery.deliver``; where it fails, the transaction is aborted and nobody sees any of it."""
+        try:
+            self._producer.begin_transaction()
+            self._outbox.put(messages)
+            group = consumer.consumer_group_metadata()
+            self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, _CALL_TIMEOUT))
+            self._insist(lambda: self._producer.commit_transaction(_CALL_TIMEOUT))
+        except KafkaException as error:
+            failure = self._outbox.failure(error.args[0])
+            if not self._stop.is_set() and not error.args[0].fatal():
+                self._abort()
+            raise failure from error
+
+    def close(self) -> None:
+        """Send nothing more; Kafka aborts what is open when the id is used again, or after its timeout."""
+        self._producer.purge()
+        self._producer.flush(_CALL_TIMEOUT)
+
+    def _abort(self) -> None:
+        try:
+            self._insist(lambda: self._producer.abort_transaction(_CALL_TIMEOUT))
+        except KafkaException as error:
+            raise WorkerFencedError(f"Kafka does not let the transaction be aborted: {error}") from error
+
+    def _insist(self, call: Callable[[], None]) -> None:
+        """Repeat a call while Kafka says it may still succeed, until the service has to stop.
+
+        The outcome of such a call is not known, so that nothing but the same call may follow it.
+        """
+        while True:
+            try:
+                return call()
+            except KafkaException as error:
+                if not error.args[0].retriable() or self._stop.is_set():
+                    raise
+                DEPENDENCY_WAITS.labels("kafka").inc()
+
+
+class AtLeastOnceDelivery:
+    """Messages first, acknowledged by Kafka, then offsets; a failure in between repeats messages."""
+
+    def __init__(self, producer: Producer, stop: threading.Event) -> None:
+        """``stop`` ends the waiting for Kafka."""
+        self._producer = producer
+        self._stop = stop
+        self._outbox = _Outbox(producer)
+
+    def start(self) -> None:
+        """Nothing has to be prepared."""
+
+    def deliver(
+        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
+    ) -> None:
+        """See ``Delivery.deliver``; where it fails, any part of the messages may have been sent."""
+        try:
+            self._outbox.put(messages)
+            while self._producer.flush(_CALL_TIMEOUT):
+                DEPENDENCY_WAITS.labels("kafka").inc()
+                if self._stop.is_set():
+                    raise DependencyUnavailableError("Kafka did not acknowledge all messages before the end")
+            if self._outbox.error is not None:
+                raise self._outbox.failure(self._outbox.error)
+            consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            raise self._outbox.failure(error.args[0]) from error
+
+    def close(self) -> None:
+        """Drop what Kafka did not take; its alerts come again, since their offsets are not committed."""
+        self._producer.purge()
+        self._producer.flush(_CALL_TIMEOUT)

@@ -1,0 +1,177 @@
+"""The real Triton server and the engine in process give the same answers; what happens when it goes away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.embedded.ports import free_port
+from broker.embedded.triton import TritonServer, triton_installed, triton_venv
+from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
+from broker.inference import Predictions
+from broker.inference.manifest import MODELS
+from broker.inference.onnx import OnnxEngine
+from broker.inference.triton import TritonEngine, TritonTls
+from tests.random_models import MODEL_REPO, build_random_repository, mixed_presence, random_inputs
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "random":
+        return build_random_repository(tmp_path_factory.mktemp("model_repo"))
+    if not (MODEL_REPO / "manifest.json").exists():
+        pytest.skip("model_repo holds no trained model (see training/export.py)")
+    return MODEL_REPO
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path) -> Iterator[TritonServer]:
+    if not triton_installed():
+        pytest.skip(f"no Triton in {triton_venv()}: run `python -m broker.embedded.triton setup`")
+    with TritonServer(repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def triton(server: TritonServer, repository: Path) -> Iterator[TritonEngine]:
+    engine = TritonEngine(server.grpc_url, repository)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def onnx(repository: Path) -> Iterator[OnnxEngine]:
+    engine = OnnxEngine(repository)
+    yield engine
+    engine.close()
+
+
+def _assert_same(got: Predictions, expected: Predictions) -> None:
+    np.testing.assert_allclose(got.probabilities, expected.probabilities, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(got.embeddings, expected.embeddings, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 600])  # 600 is above the server's max_batch_size
+def test_gives_what_onnx_runtime_gives_in_process(triton: TritonEngine, onnx: OnnxEngine, batch: int) -> None:
+    present = mixed_presence(batch, seed=batch)
+    inputs = random_inputs(present, seed=batch)
+    expected = onnx.predict(inputs)
+    _assert_same(triton.predict(inputs), expected)
+    np.testing.assert_array_equal(expected.probabilities.any(axis=1), present.any(axis=1))
+    assert triton.model_version == onnx.model_version
+    assert triton.ready()
+
+
+def test_answers_belong_to_their_requests_where_the_server_batches_them(
+    triton: TritonEngine, onnx: OnnxEngine, server: TritonServer
+) -> None:
+    batches = [random_inputs(mixed_presence(1 + n % 5, seed=n), seed=n) for n in range(24)]
+    before = _executions(server)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(triton.predict, batches))
+    requests, executions = (_executions(server) - before).tolist()
+    assert executions < requests  # else this test shows nothing
+    for inputs, answer in zip(batches, answers, strict=True):
+        _assert_same(answer, onnx.predict(inputs))
+
+
+def test_a_batch_that_the_server_refuses(triton: TritonEngine) -> None:
+    inputs = random_inputs(np.ones((1, 3), bool))
+    with pytest.raises(InferenceError, match=r"points|shape"):
+        triton._run_models(
+            dict.fromkeys(MODELS, 0),
+            {"light_curve_encoder": {"points": inputs.light_curve.points[:, :5]}},
+        )
+
+
+def test_goes_on_after_the_server_crashed_and_came_back(
+    server: TritonServer, repository: Path, onnx: OnnxEngine
+) -> None:
+    engine = TritonEngine(server.grpc_url, repository, timeout=5, retries=1)
+    inputs = random_inputs(mixed_presence(8))
+    expected = onnx.predict(inputs)
+    _assert_same(engine.predict(inputs), expected)
+    shared_memory = _shared_memory()
+    server.kill()
+    try:
+        assert len(shared_memory - _shared_memory()) == len(MODELS)
+        assert not engine.ready()
+        for _ in range(2):  # once with a request, once with the question what is served
+            with pytest.raises(DependencyUnavailableError, match=server.grpc_url):
+                engine.predict(inputs)
+    finally:
+        server.start()
+    deadline = time.monotonic() + 10
+    while not engine.ready():  # the channel pauses between its attempts to connect
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    _assert_same(engine.predict(inputs), expected)
+    engine.close()
+    with pytest.raises(InferenceError, match="closed"):
+        engine.predict(inputs)
+
+
+def test_a_slow_server_is_given_up(server: TritonServer, repository: Path) -> None:
+    engine = TritonEngine(server.grpc_url, repository, timeout=5, retries=0)
+    engine.predict(random_inputs(np.ones((1, 3), bool)))
+    engine._timeout = 1e-3
+    with pytest.raises(DependencyUnavailableError, match=r"(?i)deadline"):
+        engine.predict(random_inputs(np.ones((500, 3), bool)))
+    engine.close()
+
+
+def test_a_server_of_other_models(server: TritonServer, repository: Path, tmp_path: Path) -> None:
+    text = (repository / "manifest.json").read_text()
+    (tmp_path / "manifest.json").write_text(text.replace("classifier/1/", "classifier/2/"))
+    engine = TritonEngine(server.grpc_url, tmp_path)
+    assert not engine.ready()
+    with pytest.raises(ConfigurationError, match="does not serve"):
+        engine.predict(random_inputs(np.ones((1, 3), bool)))
+    engine.close()
+
+
+def test_a_server_that_never_was(repository: Path) -> None:
+    engine = TritonEngine(f"127.0.0.1:{free_port()}", repository, retries=0)
+    assert not engine.ready()
+    with pytest.raises(DependencyUnavailableError):
+        engine.predict(random_inputs(np.ones((1, 3), bool)))
+    engine.close()
+
+
+def test_tls_file_that_does_not_exist(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"ca\.pem does not exist"):
+        TritonEngine("127.0.0.1:1", repository, tls=TritonTls(root_certificates=tmp_path / "ca.pem"))
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    if not triton_installed():
+        pytest.skip(f"no Triton in {triton_venv()}: run `python -m broker.embedded.triton setup`")
+    folder = tmp_path / "classifier"
+    (folder / "1").mkdir(parents=True)
+    shutil.copy(MODEL_REPO / "classifier/config.pbtxt", folder)
+    (folder / "1/model.onnx").write_bytes(b"no model")
+    server = TritonServer(tmp_path)
+    with pytest.raises(ConfigurationError, match="tritonserver ended at its start"):
+        server.start()
+    assert not server.running
+
+
+def _executions(server: TritonServer) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Requests and executions of all models so far, by the server's own statistics."""
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/stats") as response:
+        models = json.load(response)["model_stats"]
+    requests = sum(model["inference_stats"]["success"]["count"] for model in models)
+    return np.array([requests, sum(model["execution_count"] for model in models)])
+
+
+def _shared_memory() -> set[Path]:
+    """Regions through which Triton speaks with its backends' processes."""
+    return set(Path("/dev/shm").glob("triton_*"))

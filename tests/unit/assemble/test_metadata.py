@@ -1,0 +1,106 @@
+"""Catalogue values to model inputs."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    Scaler,
+    absolute_values,
+    assemble_metadata,
+    default_scaler,
+    galactic,
+)
+from broker.errors import ConfigurationError
+from broker.records import SourceMetadata
+
+COLUMN = {name: i for i, name in enumerate(METADATA_FEATURES)}
+UNIT = Scaler(np.zeros(34), np.ones(34))
+
+
+def source(**known: float) -> SourceMetadata:
+    values = np.full(34, np.nan, np.float32)
+    for name, value in known.items():
+        values[COLUMN[name]] = value
+    return SourceMetadata(values)
+
+
+def test_galactic_coordinates_agree_with_astropy() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of astropy's bundled earth-rotation tables, not used here
+        from astropy.coordinates import SkyCoord
+    rng = np.random.default_rng(0)
+    ra, dec = rng.uniform(0, 360, 50), np.degrees(np.arcsin(rng.uniform(-1, 1, 50)))
+    expected = SkyCoord(ra, dec, unit="deg").galactic
+    cos_l, sin_b = galactic(ra, dec)
+    np.testing.assert_allclose(cos_l, np.cos(expected.l.rad), atol=1e-5)
+    np.testing.assert_allclose(sin_b, np.sin(expected.b.rad), atol=1e-5)
+
+
+def test_magnitudes_are_absolute_where_the_parallax_is_sure() -> None:
+    rows = [
+        source(phot_g_mean_mag=10, parallax=10, parallax_error=0.1),  # 100 pc: distance modulus 5
+        source(phot_g_mean_mag=10, parallax=0.2, parallax_error=0.1),
+        source(phot_g_mean_mag=10),
+        source(phot_g_mean_mag=10, parallax=-1, parallax_error=0.1),
+    ]
+    values = absolute_values(np.stack([r.values for r in rows]).astype(np.float64))
+    magnitude = values[:, COLUMN["phot_g_mean_mag"]]
+    assert magnitude[0] == pytest.approx(5.0)
+    assert np.isnan(magnitude[1:]).all()
+    assert values[0, COLUMN["parallax_over_error"]] == pytest.approx(100.0)
+
+
+def test_derived_columns_are_filled_in_but_not_overwritten() -> None:
+    values = absolute_values(
+        np.stack([source(j_mag=9, k_mag=8.3, pmra=3, pmdec=4, pm=7).values]).astype(np.float64)
+    )
+    assert values[0, COLUMN["j_k"]] == pytest.approx(0.7)
+    assert values[0, COLUMN["pm"]] == pytest.approx(7)
+
+
+def test_unknown_values_are_masked_and_a_position_alone_is_no_metadata() -> None:
+    rows = [source(bp_rp=1.2, pmra=3.0, pmdec=np.nan, ruwe=1.0, j_k=0.4), source(bp_rp=1.2), None]
+    inputs = assemble_metadata(rows, np.zeros(3), np.zeros(3), UNIT)
+    assert inputs.present.tolist() == [True, False, False]
+    known = {METADATA_FEATURES[i] for i in np.flatnonzero(inputs.known[0])}
+    assert known == {"bp_rp", "pmra", "ruwe", "j_k", "cos_l", "sin_b"}
+    assert not inputs.values[~inputs.known].any()
+    assert not inputs.known[1:].any()
+
+
+def test_columns_the_model_was_not_trained_on_are_ignored() -> None:
+    std = np.ones(34)
+    std[COLUMN["h_mag"]] = np.nan
+    rows = [source(h_mag=9, bp_rp=1, ruwe=1, pmra=1, parallax=10, parallax_error=0.1)]
+    inputs = assemble_metadata(rows, np.zeros(1), np.zeros(1), Scaler(np.zeros(34), std))
+    assert inputs.present[0]
+    assert not inputs.known[0, COLUMN["h_mag"]]
+
+
+def test_extreme_values_are_clipped() -> None:
+    inputs = assemble_metadata(
+        [source(ruwe=1e6, bp_rp=-1e6, pmra=np.inf, pmdec=1)], np.zeros(1), np.zeros(1), UNIT
+    )
+    assert inputs.values.max() == 6
+    assert inputs.values.min() == -6
+    assert not inputs.known[0, COLUMN["pmra"]]
+
+
+def test_the_committed_scaler_has_every_column() -> None:
+    scaler = default_scaler()
+    assert scaler.mean.shape == (34,)
+    assert np.isfinite(scaler.std[[COLUMN[n] for n in ("bp_rp", "parallax", "cos_l", "sin_b")]]).all()
+
+
+def test_a_broken_scaler_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "scaler.json"
+    path.write_text(json.dumps({"ruwe": [0, 1]}))
+    with pytest.raises(ConfigurationError, match="mean_vmag"):
+        Scaler.load(path)

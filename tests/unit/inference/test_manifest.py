@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.errors import ConfigurationError
+from broker.inference.manifest import MODALITY_SUBSETS, load_manifest
+from broker.taxonomy import CLASS_NAMES
+from tests.random_models import build_random_repository
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return build_random_repository(tmp_path)
+
+
+def _edit(repository: Path, **changes: Any) -> None:
+    path = repository / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_reads_what_was_exported(repository: Path) -> None:
+    manifest = load_manifest(repository)
+    assert manifest.identity == "trifid-random 0.0.0"
+    assert manifest.classes == CLASS_NAMES
+    assert manifest.version_of("classifier") == "1"
+    assert manifest.path_of("spectrum_encoder") == "spectrum_encoder/1/model.onnx"
+
+
+def test_subsets_are_named_in_the_order_of_the_modalities() -> None:
+    assert MODALITY_SUBSETS == (
+        "light_curve",
+        "spectrum",
+        "metadata",
+        "light_curve+spectrum",
+        "light_curve+metadata",
+        "spectrum+metadata",
+        "light_curve+spectrum+metadata",
+    )
+
+
+def test_refuses_another_model_file(repository: Path) -> None:
+    with (repository / "classifier/1/model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(ConfigurationError, match=r"classifier/1/model\.onnx is not the model"):
+        load_manifest(repository)
+    assert load_manifest(repository, verify_models=False).model_version == "0.0.0"
+
+
+def test_refuses_a_missing_model_file(repository: Path) -> None:
+    (repository / "metadata_encoder/1/model.onnx").unlink()
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        load_manifest(repository)
+
+
+def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no model manifest"):
+        load_manifest(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": CLASS_NAMES[::-1]}, "classes are"),
+        ({"conformal_thresholds": {"light_curve": 0.1}}, "must have exactly the keys"),
+        ({"conformal_thresholds": dict.fromkeys(MODALITY_SUBSETS, 1.5)}, "less than or equal to 1"),
+        ({"sha256": {"classifier/1/model.onnx": "00"}}, "once for each of"),
+        ({"sha256": {"classifier/model.onnx": "00"}}, "once for each of"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_refuses_a_manifest_of_another_release(
+    repository: Path, changes: dict[str, Any], message: str
+) -> None:
+    _edit(repository, **changes)
+    with pytest.raises(ConfigurationError, match=message):
+        load_manifest(repository)
+
+
+def test_prediction_sets(repository: Path) -> None:
+    thresholds = dict.fromkeys(MODALITY_SUBSETS, 0.3) | {"light_curve+metadata": 0.15, "spectrum": 0.9}
+    _edit(repository, conformal_thresholds=thresholds)
+    manifest = load_manifest(repository)
+    row = np.zeros(10, np.float32)
+    row[[0, 1, 4]] = 0.2, 0.5, 0.3
+    probabilities = np.stack([row, row, row, np.zeros(10, np.float32)])
+    present = np.array([[1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
+    assert manifest.prediction_sets(probabilities, present) == [
+        ("SR", "EB"),  # the threshold itself belongs to the set
+        ("SR", "EB", "EW"),
+        ("SR",),  # none reaches 0.9: the most probable alone
+        (),
+    ]
+
+
+def test_prediction_sets_of_an_empty_batch(repository: Path) -> None:
+    manifest = load_manifest(repository)
+    assert manifest.prediction_sets(np.empty((0, 10), np.float32), np.empty((0, 3), bool)) == []

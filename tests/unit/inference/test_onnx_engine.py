@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from broker.assemble.inputs import ModelInputs
+from broker.errors import ConfigurationError, InferenceError
+from broker.inference.manifest import MODELS
+from broker.inference.onnx import OnnxEngine
+from tests.random_models import (
+    EMBEDDING,
+    MODEL_REPO,
+    build_random_repository,
+    mixed_presence,
+    random_inputs,
+)
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "random":
+        return build_random_repository(tmp_path_factory.mktemp("model_repo"))
+    if not (MODEL_REPO / "manifest.json").exists():
+        pytest.skip("model_repo holds no trained model (see training/export.py)")
+    return MODEL_REPO
+
+
+@pytest.fixture(scope="module")
+def engine(repository: Path) -> Iterator[OnnxEngine]:
+    engine = OnnxEngine(repository, threads=1)
+    yield engine
+    engine.close()
+
+
+def test_predictions_are_probabilities_and_unit_vectors(engine: OnnxEngine) -> None:
+    present = mixed_presence(40)
+    predictions = engine.predict(random_inputs(present))
+    any_present = present.any(axis=1)
+    assert 0 < any_present.sum() < 40
+    assert predictions.probabilities.shape == (40, 10)
+    assert predictions.embeddings.shape == (40, EMBEDDING)
+    assert predictions.probabilities.dtype == predictions.embeddings.dtype == np.float32
+    np.testing.assert_allclose(predictions.probabilities[any_present].sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(predictions.embeddings[any_present], axis=1), 1, atol=1e-5)
+    assert not predictions.probabilities[~any_present].any()
+    assert not predictions.embeddings[~any_present].any()
+
+
+def test_rows_without_a_modality_do_not_depend_on_its_arrays(engine: OnnxEngine) -> None:
+    present = mixed_presence(16)
+    inputs = random_inputs(present)
+    expected = engine.predict(inputs)
+    spectra = inputs.spectrum.spectra.copy()
+    spectra[~present[:, 1]] = np.nan
+    got = engine.predict(replace(inputs, spectrum=replace(inputs.spectrum, spectra=spectra)))
+    np.testing.assert_array_equal(got.probabilities, expected.probabilities)
+
+
+def test_a_batch_gives_what_its_rows_give_alone(engine: OnnxEngine) -> None:
+    present = mixed_presence(6, seed=1)
+    inputs = random_inputs(present)
+    batch = engine.predict(inputs)
+    for row in range(6):
+        alone = engine.predict(_rows(inputs, slice(row, row + 1)))
+        np.testing.assert_allclose(alone.probabilities[0], batch.probabilities[row], atol=1e-5)
+        np.testing.assert_allclose(alone.embeddings[0], batch.embeddings[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_nothing_present(engine: OnnxEngine, batch: int) -> None:
+    predictions = engine.predict(random_inputs(np.zeros((batch, 3), bool)))
+    assert predictions.probabilities.shape == (batch, 10)
+    assert not predictions.embeddings.any()
+
+
+def test_a_value_that_is_not_finite_spoils_only_its_own_row(engine: OnnxEngine) -> None:
+    inputs = random_inputs(np.ones((3, 3), bool))
+    inputs.light_curve.features[1] = np.nan
+    predictions = engine.predict(inputs)
+    assert np.isfinite(predictions.probabilities).all()
+    np.testing.assert_array_equal(predictions.probabilities.any(axis=1), [True, False, True])
+
+
+def test_inputs_of_another_release(engine: OnnxEngine) -> None:
+    inputs = random_inputs(np.ones((2, 3), bool))
+    short = replace(inputs.spectrum, spectra=inputs.spectrum.spectra[:, :, :-1])
+    with pytest.raises(InferenceError, match="spectrum_encoder takes spectra of shape"):
+        engine.predict(replace(inputs, spectrum=short))
+
+
+def test_predicts_nothing_once_closed(repository: Path) -> None:
+    engine = OnnxEngine(repository, threads=1)
+    assert engine.ready()
+    engine.close()
+    assert not engine.ready()
+    with pytest.raises(InferenceError, match="closed"):
+        engine.predict(random_inputs(np.ones((1, 3), bool)))
+
+
+def test_provider_that_is_not_there(repository: Path) -> None:
+    assert "TensorrtExecutionProvider" not in onnxruntime.get_available_providers()
+    with pytest.raises(ConfigurationError, match="no TensorrtExecutionProvider"):
+        OnnxEngine(repository, providers=["TensorrtExecutionProvider"])
+
+
+def test_models_in_each_others_place(tmp_path: Path) -> None:
+    repository = build_random_repository(tmp_path)
+    first, second = (repository / model / "1/model.onnx" for model in MODELS[1:3])
+    one, other = first.read_bytes(), second.read_bytes()
+    first.write_bytes(other)
+    second.write_bytes(one)
+    manifest = repository / "manifest.json"
+    text = manifest.read_text()
+    for name, replacement in (("spectrum_encoder", "x"), ("metadata_encoder", "spectrum_encoder")):
+        text = text.replace(f'"{name}/', f'"{replacement}/')
+    manifest.write_text(text.replace('"x/', '"metadata_encoder/'))
+    with pytest.raises(ConfigurationError, match="spectrum_encoder has the inputs"):
+        OnnxEngine(repository)
+
+
+def _rows(inputs: ModelInputs, rows: slice) -> ModelInputs:
+    parts = {}
+    for part in ("light_curve", "spectrum", "metadata"):
+        arrays = getattr(inputs, part)
+        fields = {name: getattr(arrays, name)[rows] for name in arrays.__slots__}
+        parts[part] = replace(arrays, **fields)
+    return ModelInputs(**parts)

@@ -1,0 +1,52 @@
+"""The training tables and their split, on the real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from training.data import Labels
+from training.datasets.splits import same_star_groups, split
+from training.datasets.tables import ObjectTable, load_objects
+
+
+@pytest.fixture(scope="module")
+def table(shared: Path) -> ObjectTable:
+    return load_objects(shared / "data")
+
+
+def test_light_curves_are_the_files_own(table: ObjectTable, shared: Path) -> None:
+    row = pq.read_table(shared / "data" / "asas_v.parquet").slice(1234, 1).to_pylist()[0]
+    curve = table.light_curves[1234]
+    assert table.object_id[1234] == f"asas:{row['name']}"
+    np.testing.assert_allclose(curve.mjd, np.array(row["hjd"]) - 2400000.5)
+    magnitude = -2.5 * np.log10(curve.flux.astype(np.float64) / 3631e9)
+    np.testing.assert_allclose(magnitude, row["vmag"], atol=1e-4)
+    np.testing.assert_allclose(curve.flux_error / curve.flux * 1.0857, row["vmag_err"], rtol=1e-3)
+    assert table.mean_magnitude[1234] == pytest.approx(np.median(row["vmag"]), abs=0.02)
+
+
+def test_counts_and_labels(table: ObjectTable) -> None:
+    assert len(table) == 11129 + 22791 == len(table.light_curves)
+    assert np.sum((table.label == "EA") & (table.survey == "asas")) == 2017
+    assert np.sum(table.label_is_coarse) == 7000
+    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+    asas = table.survey == "asas"
+    assert np.sum(labels.scored & asas) == 4014 + 4377
+    assert not np.any(labels.weight[table.label_quality == "conflict"])
+    assert np.all(labels.allowed[table.label_is_coarse].sum(axis=1) == 2)
+
+
+def test_no_star_is_in_two_parts(table: ObjectTable) -> None:
+    parts = split(table, seed=3)
+    assert sum(len(p) for p in parts) == len(table)
+    group = same_star_groups(table)
+    stars = [set(group[p].tolist()) for p in parts]
+    assert not (stars[0] & stars[1] or stars[0] & stars[2] or stars[1] & stars[2])
+    both = len(table) - len(np.unique(group))
+    assert both >= 950  # stars of both surveys: 951 by catalogue number, a few more by position
+    assert len(parts[0]) / len(table) == pytest.approx(0.7, abs=0.02)
+    assert not np.array_equal(parts[2], split(table, seed=4)[2])
