@@ -5,30 +5,17 @@ Kafka is librdkafka's mock and Redis a real one on a free port; the model runs i
 
 from __future__ import annotations
 
-import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr
-
-from broker.client import PublishedAnnotation, Subscription
-from broker.config import Settings
-from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
-from broker.embedded.redis import RedisServer
-from broker.metrics import STAGE_SECONDS
-from broker.publish.topics import SURVEYS
+from broker.client import PublishedAnnotation
+from broker.embedded.kafka_mock import PARTITION_BYTES
 from broker.sources import iter_packets
 from broker.streaming.books import Books
-from broker.streaming.replay import Replay
-from broker.streaming.service import Service
-from broker.streaming.worker import worker
-from broker.surveys.simulator import simulate_alerts
 
 INPUT_TOPIC: Final = "alerts.demo"
 _MAX_BYTES_AHEAD: Final = PARTITION_BYTES // 2

@@ -40,7 +40,5 @@ def describe(error: Exception) -> str:
     if isinstance(error, TrifidError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)[-3:]
-    place = " < ".join(
-        f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(frames)
-    )
+    place = " < ".join(f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(frames))
     return f"{type(error).__name__}: {error} in {place}"

@@ -205,9 +205,7 @@ def _batches(path: Path, names: list[str]) -> Iterator[pa.RecordBatch]:
     convert = pa_csv.ConvertOptions(
         include_columns=names, column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
     )
-    with pa_csv.open_csv(
-        path, pa_csv.ReadOptions(block_size=_CSV_BLOCK), pa_csv.ParseOptions(), convert
-    ) as reader:
+    with pa_csv.open_csv(path, pa_csv.ReadOptions(block_size=_CSV_BLOCK), pa_csv.ParseOptions(), convert) as reader:
         yield from reader
 
 
@@ -305,9 +303,7 @@ def _bands(column: pa.Array[Any] | None, size: NDArray[np.int64]) -> NDArray[np.
     start = np.cumsum(count) - count
     bands = np.full(size.sum(), _NO_BAND, np.uint8)
     bands[np.repeat(fits, size)] = code[np.repeat(fits, count)]
-    bands[np.repeat(np.isin(np.arange(len(size)), single), size)] = np.repeat(
-        code[start[single]], size[single]
-    )
+    bands[np.repeat(np.isin(np.arange(len(size)), single), size)] = np.repeat(code[start[single]], size[single])
     return bands
 
 

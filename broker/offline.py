@@ -23,9 +23,7 @@ TABLE: Final = "table"
 """Published as the survey of objects that come from a table of light curves."""
 
 
-def classify_packets(
-    pipeline: Pipeline, paths: Sequence[Path], batch_size: int
-) -> Iterator[BatchResult]:
+def classify_packets(pipeline: Pipeline, paths: Sequence[Path], batch_size: int) -> Iterator[BatchResult]:
     """Classify alert packets in files; the origin of a dead letter names the file.
 
     Raises InputFileError where a file cannot be read.
@@ -33,10 +31,7 @@ def classify_packets(
     for batch in _batched(enumerate(iter_packets(paths)), batch_size):
         now = mjd_now()
         yield pipeline.process(
-            [
-                IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0))
-                for number, packet in batch
-            ]
+            [IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0)) for number, packet in batch]
         )
 
 

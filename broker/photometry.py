@@ -20,5 +20,6 @@ def magnitude_to_flux(
 
     Vega magnitudes may be given as well where, as in variability, only ratios of flux within a band matter.
     """
-    flux = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * np.asarray(magnitude, np.float64))
-    return flux, flux * np.asarray(error, np.float64) / POGSON
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd magnitudes become infinite, and nothing worse
+        flux = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * np.asarray(magnitude, np.float64))
+        return flux, flux * np.asarray(error, np.float64) / POGSON

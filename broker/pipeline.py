@@ -78,9 +78,7 @@ class Pipeline:
             states = self._store.remember([r.alert for r in received])
         return self.annotate_states(received, states)
 
-    def annotate_states(
-        self, received: Sequence[Received], states: Sequence[ObjectState]
-    ) -> list[Annotation]:
+    def annotate_states(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
         """Annotate each alert from the state of its object."""
         with _stage("assemble"):
             inputs = assemble(states)

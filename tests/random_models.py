@@ -67,10 +67,7 @@ class _Graph:
                 )
                 for name, shape in inputs.items()
             ],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
-                for name, size in outputs.items()
-            ],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size]) for name, size in outputs.items()],
             self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
@@ -120,9 +117,7 @@ def _classifier(path: Path, seed: int) -> None:
     names = ("light_curve", "spectrum", "metadata")
     # (batch, 3, 512) of embeddings, their mean over the modalities that are present, and a linear head.
     stacked = g.op("Concat", *(g.op("Unsqueeze", n, g.constant(np.array([1]))) for n in names), axis=1)
-    weight = g.op(
-        "Unsqueeze", g.op("Cast", "present", to=TensorProto.FLOAT), g.constant(np.array([2], np.int64))
-    )
+    weight = g.op("Unsqueeze", g.op("Cast", "present", to=TensorProto.FLOAT), g.constant(np.array([2], np.int64)))
     total = g.op("ReduceSum", g.op("Mul", stacked, weight), g.constant(np.array([1])), keepdims=0)
     mean = g.op("Div", total, g.op("ReduceSum", weight, g.constant(np.array([1])), keepdims=0))
     logits = g.op("Mul", g.dense(mean, EMBEDDING, len(CLASS_NAMES)), g.constant(np.float32(40)))
@@ -150,9 +145,7 @@ def build_random_repository(folder: Path, seed: int = 0) -> Path:
         "classifier_name": "trifid-random",
         "model_version": f"0.0.{seed}",
         "classes": CLASS_NAMES,
-        "conformal_thresholds": {
-            subset: round(0.05 * (1 + i), 2) for i, subset in enumerate(MODALITY_SUBSETS)
-        },
+        "conformal_thresholds": {subset: round(0.05 * (1 + i), 2) for i, subset in enumerate(MODALITY_SUBSETS)},
         "sha256": checksums,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

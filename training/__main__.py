@@ -26,7 +26,9 @@ def main() -> None:
     """Train Trifid's trimodal model."""
 
 
-_config = click.option("--config", default="trifid", show_default=True, help="Model: a name in training/configs or a TOML file.")
+_config = click.option(
+    "--config", default="trifid", show_default=True, help="Model: a name in training/configs or a TOML file."
+)
 _shared = click.option(
     "--shared", type=click.Path(path_type=Path), default=_default_shared, help="Folder that holds data/ (../shared)."
 )

@@ -66,9 +66,7 @@ def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]
     for subset in SUBSETS:
         chosen = torch.from_numpy(usable(encoded, subset))
         with torch.no_grad():
-            logits = classifier.logits(
-                encoded.embeddings[chosen], torch.tensor(subset).expand(int(chosen.sum()), -1)
-            )
+            logits = classifier.logits(encoded.embeddings[chosen], torch.tensor(subset).expand(int(chosen.sum()), -1))
             losses = torch.stack([functional.cross_entropy(logits / t.exp(), target[chosen]) for t in grid])
         best = grid[int(losses.argmin())]
         classifier.log_temperature[int(Classifier.subset_index(torch.tensor([subset]))[0])] = best
@@ -94,9 +92,7 @@ def conformal_thresholds(
     return result
 
 
-def expected_calibration_error(
-    predicted: NDArray[np.float64], label: NDArray[np.int64], bins: int = 15
-) -> float:
+def expected_calibration_error(predicted: NDArray[np.float64], label: NDArray[np.int64], bins: int = 15) -> float:
     """Mean distance between confidence and accuracy over equal-width bins (Guo et al. 2017, equation 3)."""
     confidence = predicted.max(axis=1)
     right = predicted.argmax(axis=1) == label

@@ -93,9 +93,7 @@ def markdown(scores: list[Score]) -> str:
         "|---|---|" + "---:|" * len(CLASS_NAMES),
     ]
     for s in scores:
-        cells = [
-            f"{s.recall[c]:.2f} ({s.class_counts[c]})" if c in s.recall else "-" for c in CLASS_NAMES
-        ]
+        cells = [f"{s.recall[c]:.2f} ({s.class_counts[c]})" if c in s.recall else "-" for c in CLASS_NAMES]
         lines.append(f"| {s.test_set} | {s.modalities} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

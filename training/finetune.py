@@ -44,9 +44,7 @@ def finetune(
     allowed = torch.from_numpy(labels.allowed)
     average = copy.deepcopy(model).eval()
     steps = len(rows) // settings.batch_size
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=max(1, steps * settings.epochs), pct_start=0.1
     )

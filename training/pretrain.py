@@ -25,9 +25,7 @@ def pretrain(
     """Train the three encoders in place so that the modalities of one object lie close together."""
     rng = np.random.default_rng([seed, 1])
     steps = len(rows) // settings.batch_size
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=max(1, steps * settings.epochs), pct_start=0.1
     )

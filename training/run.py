@@ -76,9 +76,7 @@ class Run:
         light_curves = prepare_light_curves(table.light_curves, VERSIONS, output.parent / "light_curves")
         self.data, self.scaler = self._inputs(table, data, light_curves)
 
-    def _inputs(
-        self, table: ObjectTable, data: Path, light_curves: PreparedLightCurves
-    ) -> tuple[TrainingSet, Scaler]:
+    def _inputs(self, table: ObjectTable, data: Path, light_curves: PreparedLightCurves) -> tuple[TrainingSet, Scaler]:
         rng = np.random.default_rng([self.seed, 0])
         held_out = np.zeros(len(table), np.bool_)
         held_out[self.test_rows] = True
@@ -91,8 +89,13 @@ class Run:
         spectra = self._spectra(table, data, labelled, code, held_out)
         return (
             TrainingSet(
-                self.labels, light_curves, spectra, self.labels.index >= 0,
-                metadata.values, metadata.known, metadata.present,
+                self.labels,
+                light_curves,
+                spectra,
+                self.labels.index >= 0,
+                metadata.values,
+                metadata.known,
+                metadata.present,
             ),  # fmt: skip
             scaler,
         )
@@ -157,9 +160,7 @@ class Run:
                 parts.append(f"{survey} {np.mean((best == self.labels.index[rows])[own]):.4f}")
             return "validation accuracy, light curve alone: " + ", ".join(parts)
 
-        model = finetune(
-            model, self.data, self.train_rows, self.settings.finetune, self.seed, self.report, validate
-        )
+        model = finetune(model, self.data, self.train_rows, self.settings.finetune, self.seed, self.report, validate)
         save_file(model.state_dict(), self.model_path)
         return model
 

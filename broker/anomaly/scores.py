@@ -38,9 +38,7 @@ def score(reference: ReferenceSet, embeddings: NDArray[np.float32]) -> AnomalySc
         version=reference.version,
         distance=distance,
         percentile=(rank / len(reference.calibration_distances)).astype(np.float32),
-        neighbours=[
-            tuple(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)
-        ],
+        neighbours=[tuple(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)],
     )
 
 

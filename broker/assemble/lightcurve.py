@@ -48,6 +48,8 @@ the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow R
 
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
 _SAME_EXPOSURE: Final = 1e-5  # days
+_MAX_MJD: Final = 200_000.0
+"""Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +118,7 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
 
     time, flux, error, reference = (column(n) for n in ("mjd", "flux", "flux_error", "reference_flux"))
     band, kind = column("band").astype(np.intp), column("kind").astype(np.intp)
-    usable = (kind != PhotometryKind.LIMIT) & np.isfinite(time) & np.isfinite(flux) & (error > 0)
+    usable = (kind != PhotometryKind.LIMIT) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
     usable &= np.isfinite(error)
 
     # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
@@ -174,9 +176,7 @@ def _group_quantiles(
     return result
 
 
-def _shape_features(
-    points: _Points, features: NDArray[np.float32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fill the features that need no period; returns mean and standard deviation, each (batch,)."""
     size = len(points.count)
     row, value, some = points.row, points.value, points.count > 0
@@ -225,9 +225,7 @@ def _von_neumann(value: NDArray[np.float64], row: NDArray[np.intp], size: int) -
     return np.clip(np.bincount(row[1:], squared, size) / np.maximum(pairs, 1), 0, 4)
 
 
-def _period_features(
-    points: _Points, value: NDArray[np.float64], inputs: LightCurveInputs
-) -> NDArray[np.float64]:
+def _period_features(points: _Points, value: NDArray[np.float64], inputs: LightCurveInputs) -> NDArray[np.float64]:
     """Search each object's period and fill the features that describe it; returns frequency (batch,)."""
     size = len(points.count)
     frequency = np.full(size, np.nan)

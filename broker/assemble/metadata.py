@@ -75,9 +75,7 @@ def default_scaler() -> Scaler:
     return Scaler.load()
 
 
-def galactic(
-    ra: NDArray[np.float64], dec: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def galactic(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """cos l and sin b of ICRS positions in degrees."""
     ra, dec = np.radians(ra), np.radians(dec)
     x, y, z = _GALACTIC @ np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])

@@ -12,7 +12,9 @@ from broker.cli import options
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH...")
 @click.option("--topic", required=True, help="Topic to write to, such as alerts.ztf; created where missing.")
-@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Alerts a second; as fast as it goes by default.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, min_open=True), help="Alerts a second; as fast as it goes by default."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many alerts.")
 @click.option("--bootstrap-servers", help="Kafka's address, host:port; that of the settings by default.")
 @options.config

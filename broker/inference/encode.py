@@ -78,8 +78,7 @@ def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) ->
         embedding = signatures[encoder].outputs["embedding"].shape
         if embedding != classifier.inputs[name].shape:
             raise ConfigurationError(
-                f"{encoder} gives embeddings of shape {embedding}, the classifier takes "
-                f"{classifier.inputs[name].shape}"
+                f"{encoder} gives embeddings of shape {embedding}, the classifier takes {classifier.inputs[name].shape}"
             )
     if classifier.outputs["probabilities"].shape != (len(manifest.classes),):
         raise ConfigurationError(
@@ -100,9 +99,7 @@ def _check_shapes(model: str, signature: Signature, feed: Tensors) -> None:
             )
 
 
-def predict_batch(
-    inputs: ModelInputs, signatures: Mapping[str, Signature], run_models: RunModels
-) -> Predictions:
+def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_models: RunModels) -> Predictions:
     """Encode each modality of the objects that have it, then classify the objects that have any.
 
     Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a

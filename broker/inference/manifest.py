@@ -73,9 +73,7 @@ class Manifest(BaseModel):
         """Name and version of the whole, such as ``trifid-astrom3 2026.11.1``."""
         return f"{self.classifier_name} {self.model_version}"
 
-    def prediction_sets(
-        self, probabilities: NDArray[np.float32], present: NDArray[np.bool_]
-    ) -> list[tuple[str, ...]]:
+    def prediction_sets(self, probabilities: NDArray[np.float32], present: NDArray[np.bool_]) -> list[tuple[str, ...]]:
         """Classes that each object may belong to, the most probable first.
 
         ``probabilities`` is (batch, 10) as in ``Predictions``; ``present`` is (batch, 3), which of MODALITIES

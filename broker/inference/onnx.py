@@ -31,9 +31,7 @@ def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
 class OnnxEngine:
     """Runs the models of a repository in this process."""
 
-    def __init__(
-        self, model_repository: Path, *, threads: int = 0, providers: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, model_repository: Path, *, threads: int = 0, providers: Sequence[str] | None = None) -> None:
         """Check and load the repository's models.
 
         ``threads`` is the number of CPU threads within one operation, 0 for one a core; ``providers`` are

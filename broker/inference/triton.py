@@ -126,9 +126,7 @@ class TritonEngine:
         """Whether the server has loaded the manifest's versions of all models."""
         try:
             return all(
-                self._client.is_model_ready(
-                    model, self.manifest.version_of(model), client_timeout=self._timeout
-                )
+                self._client.is_model_ready(model, self.manifest.version_of(model), client_timeout=self._timeout)
                 for model in MODELS
             )
         except InferenceServerException:
@@ -153,9 +151,7 @@ class TritonEngine:
         except InferenceServerException as error:
             if error.status() in _AWAY:
                 raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
-            raise ConfigurationError(
-                f"Triton at {self._url} does not serve {self.model_version}: {error}"
-            ) from error
+            raise ConfigurationError(f"Triton at {self._url} does not serve {self.model_version}: {error}") from error
         check_signatures(signatures, self.manifest)
         return _Served(signatures, max_batch)
 
@@ -183,9 +179,7 @@ class TritonEngine:
             outputs[model] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         return outputs
 
-    def _send(
-        self, requests: Sequence[_Request], answers: dict[_Request, Tensors]
-    ) -> list[InferenceServerException]:
+    def _send(self, requests: Sequence[_Request], answers: dict[_Request, Tensors]) -> list[InferenceServerException]:
         """Send all requests at once; put answers into ``answers`` and return the failures."""
         calls: list[tuple[_Request, Future[Any]]] = []
         failures: list[InferenceServerException] = []

@@ -72,6 +72,5 @@ def _reason(present: NDArray[np.bool_], detections: int) -> str:
     if present.any():
         return "the model gave no finite probabilities"
     return (
-        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, "
-        "too few catalogue values"
+        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, too few catalogue values"
     )

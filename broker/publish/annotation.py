@@ -80,8 +80,7 @@ def to_record(
         "anomalyDistance": annotation.anomaly_distance,
         "referenceSetVersion": annotation.reference_set_version,
         "neighbours": [
-            {"objectId": n.object_id, "className": n.class_name, "distance": n.distance}
-            for n in annotation.neighbours
+            {"objectId": n.object_id, "className": n.class_name, "distance": n.distance} for n in annotation.neighbours
         ],
         "modelVersion": annotation.model_version,
         "reason": annotation.reason,
@@ -108,9 +107,7 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         prediction_set=tuple(record["predictionSet"]),
         anomaly_score=record["anomalyScore"],
         anomaly_distance=record["anomalyDistance"],
-        neighbours=tuple(
-            Neighbour(n["objectId"], n["className"], n["distance"]) for n in record["neighbours"]
-        ),
+        neighbours=tuple(Neighbour(n["objectId"], n["className"], n["distance"]) for n in record["neighbours"]),
         reference_set_version=record["referenceSetVersion"],
         classifier_name=record["classifierName"],
         model_version=record["modelVersion"],

@@ -38,18 +38,18 @@ def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -
 
 def _unique(curve: LightCurve, max_points: int) -> LightCurve:
     tick = _ticks(curve.mjd)
-    identity = (tick << np.int64(16)) | (curve.band.astype(np.int64) << np.int64(8)) | curve.kind
+    what = (curve.band.astype(np.int64) << np.int64(8)) | curve.kind
     # Least significant key first; NaN sorts last, so "has a reference" is asked for by itself.
     order = np.lexsort(
         (
             -np.nan_to_num(curve.mjd), -np.nan_to_num(curve.reference_flux, posinf=3e38, neginf=-3e38),
             -np.nan_to_num(curve.flux, posinf=3e38, neginf=-3e38), np.isnan(curve.flux), curve.flux_error,
-            np.isnan(curve.reference_flux), identity,
+            np.isnan(curve.reference_flux), what, tick,
         )
     )  # fmt: skip
-    ordered = identity[order]
+    tick, what = tick[order], what[order]
     kept = np.ones(len(order), np.bool_)
-    kept[1:] = ordered[1:] != ordered[:-1]
+    kept[1:] = (tick[1:] != tick[:-1]) | (what[1:] != what[:-1])
     index = order[kept][-max_points:] if max_points else order[:0]
     return LightCurve(
         curve.mjd[index], curve.flux[index], curve.flux_error[index],

@@ -70,9 +70,7 @@ class RedisStore:
             remembered.spectrum = self._read(f"{key}:sp", spectrum, decode_spectrum, damaged)
             remembered.metadata = self._read(f"{key}:md", metadata, decode_metadata, damaged)
             objects[key] = remembered
-        states = [
-            objects[self._key(alert.survey, alert.object_id)].merge(alert, self._max_points) for alert in alerts
-        ]
+        states = [objects[self._key(alert.survey, alert.object_id)].merge(alert, self._max_points) for alert in alerts]
         self._call(lambda: self._write(objects, dict(zip(keys, stored[:count], strict=True)), damaged))
         return states
 
@@ -104,9 +102,7 @@ class RedisStore:
         """One pipeline: changed light curves are set, the others' expiry renewed, damaged values set aside."""
         pipeline = self._client.pipeline(transaction=False)
         for key, remembered in objects.items():
-            value = encode_light_curve(
-                remembered.light_curve, remembered.ra, remembered.dec, remembered.position_mjd
-            )
+            value = encode_light_curve(remembered.light_curve, remembered.ra, remembered.dec, remembered.position_mjd)
             if value == before[key]:
                 pipeline.expire(f"{key}:lc", self._expiry)
             else:
@@ -128,9 +124,7 @@ class RedisStore:
             self._call(write)
 
     @staticmethod
-    def _read(
-        name: str, value: bytes | None, decode: Callable[[bytes], T], damaged: dict[str, bytes]
-    ) -> T | None:
+    def _read(name: str, value: bytes | None, decode: Callable[[bytes], T], damaged: dict[str, bytes]) -> T | None:
         """Decode a stored value; one that cannot be read is set aside under ``<name>:damaged``, not lost."""
         if value is None:
             return None
@@ -147,4 +141,3 @@ class RedisStore:
             return action()
         except (redis.ConnectionError, redis.TimeoutError) as error:  # BusyLoadingError is a ConnectionError
             raise DependencyUnavailableError(f"Redis is away: {error}") from error
-

@@ -42,9 +42,7 @@ class Books:
                 CLASSIFIED.labels(best).inc()
             else:
                 self.not_classified += 1
-            ALERTS_OUT.labels(
-                annotation.survey, "classified" if annotation.reason is None else "not_classified"
-            ).inc()
+            ALERTS_OUT.labels(annotation.survey, "classified" if annotation.reason is None else "not_classified").inc()
             if annotation.anomaly_score is not None:
                 ANOMALY_SCORE.observe(annotation.anomaly_score)
             ALERT_LATENCY.observe(max(0.0, now - annotation.ingest_mjd) * _SECONDS_A_DAY)

@@ -32,9 +32,7 @@ class Delivery(Protocol):
     def start(self) -> None:
         """Make ready; raises DependencyUnavailableError where Kafka is away."""
 
-    def deliver(
-        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
-    ) -> None:
+    def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """Send all messages and commit the consumer's offsets.
 
         Raises DependencyUnavailableError where that failed and may succeed later, ConfigurationError where a
@@ -103,9 +101,7 @@ class ExactlyOnceDelivery:
         except KafkaException as error:
             raise self._outbox.failure(error.args[0]) from error
 
-    def deliver(
-        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
-    ) -> None:
+    def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """See ``Delivery.deliver``; where it fails, the transaction is aborted and nobody sees any of it."""
         try:
             self._producer.begin_transaction()
@@ -156,9 +152,7 @@ class AtLeastOnceDelivery:
     def start(self) -> None:
         """Nothing has to be prepared."""
 
-    def deliver(
-        self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer
-    ) -> None:
+    def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """See ``Delivery.deliver``; where it fails, any part of the messages may have been sent."""
         try:
             self._outbox.put(messages)

@@ -79,9 +79,7 @@ def load_objects(data: Path) -> ObjectTable:
         label_is_coarse=np.array([False] * len(asas) + [c == "EW" for c in css_label]),
         light_curves=asas_curves + css_curves,
         mean_magnitude=np.concatenate([asas_median, css_median]),
-        measured={
-            name: np.concatenate([_column(asas, name), np.full(len(css), np.nan)]) for name in _MEASURED
-        },
+        measured={name: np.concatenate([_column(asas, name), np.full(len(css), np.nan)]) for name in _MEASURED},
     )
 
 
@@ -106,8 +104,10 @@ def _light_curves(
         size = stop - start
         curves.append(
             LightCurve(
-                *(c[start:stop] for c in columns), np.zeros(size, np.float32),
-                np.full(size, BAND_CODE[band], np.uint8), np.zeros(size, np.uint8),
+                *(c[start:stop] for c in columns),
+                np.zeros(size, np.float32),
+                np.full(size, BAND_CODE[band], np.uint8),
+                np.zeros(size, np.uint8),
             )  # fmt: skip
         )
     middle = (bounds[:-1] + bounds[1:] - 1) // 2

@@ -134,7 +134,5 @@ class LightCurveEncoder(nn.Module):
     def forward(self, points: Tensor, points_mask: Tensor, folded: Tensor, features: Tensor) -> Tensor:
         """Inputs as in ``broker.assemble.inputs.LightCurveInputs``; (batch, 512), unit length."""
         standard = ((features - self.feature_mean) / self.feature_std).clamp(-6, 6)
-        joined = torch.cat(
-            [self.folded(folded), self.points(points, points_mask), self.features(standard)], dim=1
-        )
+        joined = torch.cat([self.folded(folded), self.points(points, points_mask), self.features(standard)], dim=1)
         return functional.normalize(self.project(joined), dim=1)

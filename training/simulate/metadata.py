@@ -226,5 +226,7 @@ def compare_with_astrom3(
         if name in _COLUMN:
             known = values[np.isfinite(values[:, _COLUMN[name]]), _COLUMN[name]]
             if len(known):
-                rows.append((name, len(known), float(known.mean()), float(known.std()), numbers["mean"], numbers["std"]))
+                rows.append(
+                    (name, len(known), float(known.mean()), float(known.std()), numbers["mean"], numbers["std"])
+                )
     return rows

@@ -58,9 +58,7 @@ def test_magnitudes_are_absolute_where_the_parallax_is_sure() -> None:
 
 
 def test_derived_columns_are_filled_in_but_not_overwritten() -> None:
-    values = absolute_values(
-        np.stack([source(j_mag=9, k_mag=8.3, pmra=3, pmdec=4, pm=7).values]).astype(np.float64)
-    )
+    values = absolute_values(np.stack([source(j_mag=9, k_mag=8.3, pmra=3, pmdec=4, pm=7).values]).astype(np.float64))
     assert values[0, COLUMN["j_k"]] == pytest.approx(0.7)
     assert values[0, COLUMN["pm"]] == pytest.approx(7)
 
@@ -85,9 +83,7 @@ def test_columns_the_model_was_not_trained_on_are_ignored() -> None:
 
 
 def test_extreme_values_are_clipped() -> None:
-    inputs = assemble_metadata(
-        [source(ruwe=1e6, bp_rp=-1e6, pmra=np.inf, pmdec=1)], np.zeros(1), np.zeros(1), UNIT
-    )
+    inputs = assemble_metadata([source(ruwe=1e6, bp_rp=-1e6, pmra=np.inf, pmdec=1)], np.zeros(1), np.zeros(1), UNIT)
     assert inputs.values.max() == 6
     assert inputs.values.min() == -6
     assert not inputs.known[0, COLUMN["pmra"]]

@@ -73,9 +73,7 @@ def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_refuses_a_manifest_of_another_release(
-    repository: Path, changes: dict[str, Any], message: str
-) -> None:
+def test_refuses_a_manifest_of_another_release(repository: Path, changes: dict[str, Any], message: str) -> None:
     _edit(repository, **changes)
     with pytest.raises(ConfigurationError, match=message):
         load_manifest(repository)

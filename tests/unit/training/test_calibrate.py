@@ -43,9 +43,7 @@ def test_conformal_sets_cover_new_objects() -> None:
     rng = np.random.default_rng(0)
 
     def labels(data: Encoded) -> np.ndarray:
-        return np.array(
-            [rng.choice(10, p=p / p.sum()) for p in probabilities(model.classifier, data, SUBSETS[0])]
-        )
+        return np.array([rng.choice(10, p=p / p.sum()) for p in probabilities(model.classifier, data, SUBSETS[0])])
 
     thresholds = conformal_thresholds(model, calibration, labels(calibration), coverage=0.9)
     label = labels(fresh)

@@ -45,9 +45,7 @@ def test_spectra_look_like_their_types(shared: Path) -> None:
     classes = [c for c in CLASS_NAMES for _ in range(20)]
     rng = np.random.default_rng(0)
     code = draw_types(classes, ["css"] * len(classes), rng)
-    spectra = simulate_spectra(
-        templates, classes, ["css"] * len(classes), code, np.zeros(len(classes), bool), rng
-    )
+    spectra = simulate_spectra(templates, classes, ["css"] * len(classes), code, np.zeros(len(classes), bool), rng)
     assert spectra.shape == (200, 3, 2575)
     assert np.isfinite(spectra).all()
     assert (spectra[:, 1] > 0).all()
