@@ -37,3 +37,17 @@ def build_publisher(settings: Settings) -> Publisher:
     """What turns annotations into messages."""
     topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
     return Publisher(topics, settings.publish.broker_name, settings.publish.dead_letter_max_bytes)
+
+
+def reference_set_in_redis(settings: Settings) -> ReferenceSet:
+    """The reference set in Redis; where there is none, the file's, which is put there for all workers.
+
+    Raises DependencyUnavailableError where Redis is away, ConfigurationError where the set cannot be used.
+    """
+    url = settings.redis.url.get_secret_value()
+    stored = ReferenceSet.from_redis(url)
+    if stored is not None:
+        return stored
+    reference = load_reference_set(settings)
+    reference.to_redis(url)
+    return reference

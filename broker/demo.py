@@ -5,23 +5,37 @@ Kafka is librdkafka's mock and Redis a real one on a free port; the model runs i
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from broker.client import PublishedAnnotation
-from broker.embedded.kafka_mock import PARTITION_BYTES
+from prometheus_client import start_http_server
+from pydantic import SecretStr
+
+from broker.client import PublishedAnnotation, Subscription
+from broker.config import KafkaSettings, RedisSettings, Settings
+from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
+from broker.embedded.redis import RedisServer
+from broker.publish.topics import Topics
 from broker.sources import iter_packets
 from broker.streaming.books import Books
+from broker.streaming.replay import Replay
+from broker.streaming.service import Service
+from broker.streaming.worker import worker
+from broker.surveys.simulator import simulate_alerts
 
 INPUT_TOPIC: Final = "alerts.demo"
 _MAX_BYTES_AHEAD: Final = PARTITION_BYTES // 2
 """How far the replay may be ahead of the service: the mock drops what nobody has read in time."""
 _MAX_ALERTS_UNSEEN: Final = 1000
 """How far the service may be ahead of the subscriber, for the same reason."""
+_SHOW_EVERY_S: Final = 0.2
 
 
 @dataclass(slots=True)
@@ -47,12 +61,16 @@ class Progress:
     strangest: list[PublishedAnnotation] = field(default_factory=list)
     """The annotations with the highest anomaly distances."""
     books: Books = field(default_factory=Books)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """Alerts a second, from the first one sent to the last one seen."""
         return self.seen / self.seconds if self.seconds else 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether each alert that was delivered was seen, too."""
+        return self.seen == self.books.classified + self.books.not_classified
 
     def add(self, annotation: PublishedAnnotation, threshold: float) -> None:
         """Count one annotation that the subscriber read."""
@@ -67,8 +85,91 @@ class Progress:
             self.strangest = ranked[:3]
 
 
-def demo_packets(real_alerts: Path | None, count: int) -> Iterator[bytes]:
-    """Payloads of about ``count`` alerts: simulated ones and, where there is a folder of them, as many real ones."""
-    real = [] if real_alerts is None else [real_alerts]
-    for path in real:
-        yield from (packet.payload for packet in islice(iter_packets([path]), count // 2))
+def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int, seed: int) -> Iterator[bytes]:
+    """Payloads of the demo: simulated alerts, after those of ``real_alerts`` where that folder is given."""
+    if real_alerts is not None:
+        # ELAsTiCC is simulated as well, and more than all others together.
+        folders = [folder for folder in sorted(real_alerts.iterdir()) if folder.name != "elasticc"]
+        for packet in iter_packets(folders):
+            yield packet.payload
+    for alert in simulate_alerts(objects, alerts_per_object, seed):
+        yield alert.payload
+
+
+def run_demo(packets: Iterator[bytes], show: Callable[[Progress], None], metrics_port: int = 0) -> Progress:
+    """Start everything, send ``packets`` through it, and call ``show`` about five times a second.
+
+    Returns when every alert was classified, published and read again by a subscriber.
+    """
+    with ExitStack() as stack:
+        kafka = stack.enter_context(KafkaMock())
+        redis = stack.enter_context(RedisServer())
+        settings = Settings(
+            kafka=KafkaSettings(
+                bootstrap_servers=kafka.bootstrap,
+                input_topics=(INPUT_TOPIC,),
+                # The mock has no transactions, and makes topics by itself.
+                delivery="at-least-once",
+                create_topics=False,
+            ),
+            redis=RedisSettings(url=SecretStr(redis.url)),
+        )
+        if metrics_port:
+            server, thread = start_http_server(metrics_port, "127.0.0.1")
+            stack.callback(thread.join)
+            stack.callback(server.shutdown)
+        service = stack.enter_context(worker(settings))
+        threads = stack.enter_context(ThreadPoolExecutor(2))
+        stack.callback(service.stop)
+        running = threads.submit(service.run)
+        return _watch(service, running, settings, packets, show, threads)
+
+
+def _watch(
+    service: Service,
+    running: Future[Books],
+    settings: Settings,
+    packets: Iterator[bytes],
+    show: Callable[[Progress], None],
+    threads: ThreadPoolExecutor,
+) -> Progress:
+    progress = Progress(books=service.books)
+    over = threading.Event()
+    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold).all_alerts()
+    subscription = Subscription(topics, settings.kafka.bootstrap_servers, start="earliest", idle_timeout=_SHOW_EVERY_S)
+    sending = threads.submit(_send, settings.kafka, packets, progress, over)
+    start = time.monotonic()
+    try:
+        with subscription:
+            while not (sending.done() and progress.done and service.books.messages == progress.sent):
+                shown = time.monotonic()
+                for annotation in subscription:
+                    progress.add(annotation, settings.anomaly.threshold)
+                    if time.monotonic() - shown > _SHOW_EVERY_S:
+                        break
+                progress.seconds = time.monotonic() - start
+                show(progress)
+                for part in (running, sending):
+                    if part.done():
+                        part.result()  # raises what ended it
+    finally:
+        over.set()
+        service.stop()
+    running.result()
+    return progress
+
+
+def _send(kafka: KafkaSettings, packets: Iterator[bytes], progress: Progress, over: threading.Event) -> None:
+    """Send packets no faster than they are processed."""
+    sent_bytes = 0
+    with Replay(kafka, INPUT_TOPIC) as replay:
+        for payload in packets:
+            sent_bytes += len(payload)
+            while (
+                sent_bytes - progress.books.payload_bytes > _MAX_BYTES_AHEAD
+                or progress.books.classified + progress.books.not_classified - progress.seen > _MAX_ALERTS_UNSEEN
+            ):
+                if over.wait(0.02):
+                    return
+            replay.send(payload)
+            progress.sent = replay.sent

@@ -20,7 +20,8 @@ def isolate(
 ) -> list[Annotation]:
     """Annotate a batch; where it fails, its halves, down to the one alert to blame.
 
-    ``failed`` is given that one and says what takes its place. Passes on errors that concern all alerts alike: DependencyUnavailableError, ConfigurationError.
+    ``failed`` is given that one and says what takes its place. Passes on errors that concern all alerts alike:
+    DependencyUnavailableError, ConfigurationError.
     """
     if not items:
         return []

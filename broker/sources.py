@@ -69,8 +69,8 @@ def _file(path: Path) -> Iterator[Packet]:
             for member in archive:
                 if member.isfile() and member.name.endswith(_PACKETS) and (file := archive.extractfile(member)):
                     name = f"{path.name}/{member.name}"
-                    yield from _parquet(name, BytesIO(file.read())) if name.endswith(".parquet") else _avro(
-                        name, file.read()
+                    yield from (
+                        _parquet(name, BytesIO(file.read())) if name.endswith(".parquet") else _avro(name, file.read())
                     )
     elif path.suffix == ".parquet":
         yield from _parquet(path.name, path)

@@ -96,7 +96,7 @@ class Run:
                 metadata.values,
                 metadata.known,
                 metadata.present,
-            ),  # fmt: skip
+            ),
             scaler,
         )
 

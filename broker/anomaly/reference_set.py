@@ -31,6 +31,9 @@ class ReferenceSet:
     calibration_distances: NDArray[np.float32]
     """(n,) sorted distances of the reference objects themselves, each left out of its own neighbours."""
 
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
     def to_bytes(self) -> bytes:
         """The set as one .npz file, embeddings in half precision."""
         out = io.BytesIO()

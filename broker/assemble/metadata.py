@@ -38,6 +38,9 @@ MIN_PARALLAX_SNR: Final = 3.0
 MIN_KNOWN: Final = 3
 """Catalogue values, coordinates aside, that make metadata usable."""
 
+SCALER_FILE: Final = Path(__file__).with_name("metadata_scaler.json")
+"""Written by ``python -m training export`` with the model that needs it."""
+
 _COLUMN: Final = {name: index for index, name in enumerate(METADATA_FEATURES)}
 _COORDINATES: Final = [_COLUMN["cos_l"], _COLUMN["sin_b"]]
 # Rotation from ICRS to galactic coordinates (Hipparcos and Tycho Catalogues, ESA SP-1200, 1997, vol. 1, 1.5.3).
@@ -58,7 +61,7 @@ class Scaler:
     std: NDArray[np.float64]
 
     @staticmethod
-    def load(path: Path = Path(__file__).with_name("metadata_scaler.json")) -> Scaler:
+    def load(path: Path = SCALER_FILE) -> Scaler:
         """Read the scaler; ConfigurationError where the file is missing or names other columns."""
         try:
             columns = json.loads(path.read_text())

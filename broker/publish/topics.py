@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from broker.records import Annotation
+from broker.surveys import SURVEYS
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
-
-SURVEYS: Final[tuple[str, ...]] = ("ztf", "lsst", "elasticc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,10 @@ class Topics:
         """All topics that annotations and dead letters of ``surveys`` can go to."""
         kinds = ("all", *CLASS_NAMES, NOT_CLASSIFIED.name, "anomaly")
         return [self._name(survey, kind) for survey in surveys for kind in kinds] + [self.dead_letter]
+
+    def all_alerts(self, surveys: Iterable[str] = SURVEYS) -> list[str]:
+        """The topics that have every annotation of a survey."""
+        return [self._name(survey, "all") for survey in surveys]
 
     def _name(self, survey: str, kind: str) -> str:
         return f"{self.prefix}.{survey}.{kind.lower()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 import redis
 
@@ -57,7 +57,8 @@ class RedisStore:
             return []
         keys = list(dict.fromkeys(self._key(alert.survey, alert.object_id) for alert in alerts))
         names = [f"{key}:{kind}" for kind in ("lc", "sp", "md") for key in keys]
-        stored = self._call(lambda: self._client.mget(names))
+        # redis-py's types allow for decoded responses, which this client does not ask for.
+        stored = cast("list[bytes | None]", self._call(lambda: self._client.mget(names)))
         count = len(keys)
         objects = {}
         damaged: dict[str, bytes] = {}

@@ -108,7 +108,7 @@ def _light_curves(
                 np.zeros(size, np.float32),
                 np.full(size, BAND_CODE[band], np.uint8),
                 np.zeros(size, np.uint8),
-            )  # fmt: skip
+            )
         )
     middle = (bounds[:-1] + bounds[1:] - 1) // 2
     ordered = magnitude[good][np.lexsort((magnitude[good], row))]

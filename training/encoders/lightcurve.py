@@ -8,6 +8,8 @@ them once (Jaegle et al. 2021, "Perceiver", arXiv 2103.03206). Together that is 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import math
 
 import torch
@@ -44,7 +46,7 @@ class FoldedEncoder(nn.Module):
     def __init__(self, channels: tuple[int, ...], kernel: int, dropout: float) -> None:
         super().__init__()
         self.stem = nn.Conv1d(FOLDED_CHANNELS, channels[0], 7, padding=3, padding_mode="circular", stride=2)
-        pairs = zip(channels[:-1], channels[1:], strict=True)
+        pairs = pairwise(channels)
         self.blocks = nn.Sequential(*[ResidualBlock(i, o, kernel, dropout) for i, o in pairs])
         self.width = 2 * channels[-1]
 

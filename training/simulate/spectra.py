@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -119,7 +120,7 @@ def _noise_shapes(path: Path) -> NDArray[np.float64]:
     shapes = []
     with np.load(path, allow_pickle=False) as lamost:
         offsets, wave, variance = lamost["offsets"], lamost["wave"], lamost["ivar"]
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in pairwise(offsets):
             good = variance[start:stop] > 0
             if good.mean() < 0.9:
                 continue

@@ -84,7 +84,7 @@ def test_real_values_are_kept_and_every_value_has_a_provenance(
 def test_test_stars_take_other_donors_than_training_stars(
     simulated: tuple[ObjectTable, Donors, np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    table, donors, held_out, values, provenance = simulated
+    _, donors, held_out, values, provenance = simulated
     column = COLUMN["ruwe"]  # passed on as it is, so that it tells the donor
     for part in (False, True):
         allowed = np.unique(donors.values[donors.held_out == part, column])

@@ -1,0 +1,76 @@
+"""``trifid demo``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from broker.demo import Progress
+
+
+def _real_alerts() -> Path | None:
+    """The folder of real alerts beside the checkout, where there is one."""
+    shared = Path(os.environ.get("TRIFID_SHARED", Path(__file__).resolve().parents[3] / "shared"))
+    folder = shared / "alerts"
+    return folder if folder.is_dir() else None
+
+
+@click.command()
+@click.option("--objects", type=click.IntRange(min=1), default=100, show_default=True, help="Simulated objects.")
+@click.option(
+    "--alerts-per-object", type=click.IntRange(min=1), default=60, show_default=True, help="Visits to each of them."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation.")
+@click.option(
+    "--alerts",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=_real_alerts,
+    help="Folder of real alert packets to show before; ../shared/alerts where that exists.",
+)
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Serve Prometheus metrics there.")
+def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, metrics_port: int) -> None:
+    """Show the whole broker at work on this machine, without any server or data.
+
+    Starts an embedded Kafka (librdkafka's mock), a real Redis and the service with ONNX Runtime; replays
+    simulated alerts in ZTF's schema, and real ones where there are any; shows what a subscriber reads. At the
+    end the books are printed.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    from broker.demo import demo_packets, run_demo
+
+    console = Console()
+    packets = demo_packets(alerts, objects, alerts_per_object, seed)
+    with Live(console=console, auto_refresh=False) as live:
+        progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port)
+    click.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
+    click.echo(progress.books)
+    if not progress.books.balanced or progress.seen != progress.books.classified + progress.books.not_classified:
+        raise SystemExit(1)
+
+
+def _table(progress: Progress) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+
+    classes = Table(title="classified alerts", title_justify="left")
+    for name in ("class", "alerts", "mean probability", "anomalies"):
+        classes.add_column(name, justify="left" if name == "class" else "right")
+    for name, tally in sorted(progress.classes.items(), key=lambda item: -item[1].alerts):
+        classes.add_row(name, str(tally.alerts), f"{tally.probability / tally.alerts:.2f}", str(tally.anomalies))
+    strange = Table(title="farthest from all known objects", title_justify="left")
+    for name in ("object", "class", "distance", "percentile", "most alike"):
+        strange.add_column(name)
+    for a in progress.strangest:
+        nearest = f"{a.neighbours[0].object_id} ({a.neighbours[0].class_name})" if a.neighbours else ""
+        strange.add_row(a.object_id, a.best_class, f"{a.anomaly_distance:.3f}", f"{a.anomaly_score:.3f}", nearest)
+    surveys = ", ".join(f"{count} {survey}" for survey, count in progress.surveys.most_common())
+    status = f"sent {progress.sent}, read {progress.seen} ({surveys}), {progress.rate:.0f} a second"
+    return Group(classes, strange, status)
