@@ -25,6 +25,10 @@ SUBSET_WEIGHT = {
     (False, True, True): 0.2,
 }
 """Weight of each subset (light curve, spectrum, metadata) in the loss: most live alerts have no spectrum."""
+METADATA_BLUR = 0.3
+"""Deviation of the noise on standardised catalogue values."""
+METADATA_HIDDEN = 0.3
+"""Share of the catalogue values that are hidden."""
 
 
 def finetune(
@@ -97,7 +101,10 @@ def subsets_loss(
 
 
 def _augment(batch: Batch) -> Batch:
-    """Turn the phase by a few bins and hide one point in ten."""
+    """Turn the phase by a few bins, hide one point in ten, blur catalogue values and hide some of them.
+
+    The catalogue values come from a few hundred donors, which would otherwise be learned by heart.
+    """
     turn = int(torch.randint(-6, 7, ()))
     hidden = torch.rand(batch.points_mask.shape) < 0.1
     mask = batch.points_mask & ~hidden
@@ -105,7 +112,8 @@ def _augment(batch: Batch) -> Batch:
     points[..., 3] = torch.remainder(points[..., 3] + turn / batch.folded.shape[2], 1.0)
     return Batch(
         points, mask, batch.folded.roll(turn, dims=2), batch.features,
-        batch.spectra, batch.values, batch.known, batch.present,
+        batch.spectra, batch.values + METADATA_BLUR * torch.randn_like(batch.values),
+        batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present,
     )  # fmt: skip
 
 

@@ -83,7 +83,9 @@ class Run:
         labelled = np.flatnonzero(self.labels.index >= 0)
         code = np.full(len(table), np.nan)
         code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-        raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], held_out, rng)
+        part = np.zeros(len(table), np.intp)
+        part[self.validation_rows], part[self.test_rows] = 1, 2
+        raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], part, rng)
         scaler = fit_scaler(raw[self.train_rows])
         metadata = standardise(raw, table.ra, table.dec, scaler)
         spectra = self._spectra(table, data, labelled, code, held_out)

@@ -8,9 +8,8 @@ them once (Jaegle et al. 2021, "Perceiver", arXiv 2103.03206). Together that is 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn

@@ -42,8 +42,9 @@ class Donors:
     dec: NDArray[np.float64]
     log_period: NDArray[np.float64]
     """log10 of the period in days, NaN where the star has none."""
-    held_out: NDArray[np.bool_]
-    """Donors for test stars only: one in four of each class."""
+    part: NDArray[np.intp]
+    """Which stars a donor gives to: half of each class to training stars (0), a quarter to validation stars (1)
+    and a quarter to test stars (2)."""
 
 
 _DONOR_COLUMNS: Final = {
@@ -90,7 +91,7 @@ def load_donors(data: Path) -> Donors:
         rank[rows] = np.arange(len(rows))
     return Donors(
         np.array(table["asassn_asassn_id"].to_pylist(), object)[good], class_name[good], values[good],
-        numbers("gaia_ra")[good], numbers("gaia_dec")[good], log_period[good], (rank % 4 == 3)[good],
+        numbers("gaia_ra")[good], numbers("gaia_dec")[good], log_period[good], np.maximum(rank % 4 - 1, 0)[good],
     )  # fmt: skip
 
 
@@ -107,15 +108,17 @@ def simulate_metadata(
     donors: Donors,
     code: NDArray[np.float64],
     period: NDArray[np.float64],
-    held_out: NDArray[np.bool_],
+    part: NDArray[np.intp],
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Values (n, 34) and Provenance (n, 34); objects without a label keep only what is real.
 
     A donor is one of the three of the object's class nearest in log period (``period`` (n,) days, NaN where
     not found), and gives its absolute magnitude and colours: parallax and proper motion are scaled to the
-    distance at which the donor would have the object's real mean magnitude. Objects with ``held_out`` take
-    held-out donors. ``code`` (n,) is the spectral type, for the one class that has no donors.
+    distance at which the donor would have the object's real mean magnitude. ``part`` (n,) is 0 for training, 1
+    for validation and 2 for test stars, which share no donors: what a model knows of its donors by heart must
+    help it neither in calibration nor in the test. ``code`` (n,) is the spectral type, for the one class that has
+    no donors.
     """
     size = len(table)
     values = np.full((size, len(METADATA_FEATURES)), np.nan)
@@ -123,12 +126,18 @@ def simulate_metadata(
     log_period = np.log10(np.where(period > 0, period, np.nan))
     for name in CLASS_NAMES:
         early = (table.label == name) & (table.survey == "asas") & (name == "ROT")
-        _from_type(table, code, np.flatnonzero(early), values, provenance, rng)
-        for part in (False, True):
-            rows = np.flatnonzero((table.label == name) & (held_out == part) & ~early)
-            pool = np.flatnonzero((donors.class_name == name) & (donors.held_out == part))
+        for which in range(3):
+            rows = np.flatnonzero((table.label == name) & (part == which) & ~early)
+            pool = np.flatnonzero((donors.class_name == name) & (donors.part == which))
             if len(rows) and len(pool):
                 _from_donors(table, donors, rows, pool, log_period, values, provenance, rng)
+            # What says nothing of a star's type comes from donors of any class, so that the columns which are
+            # known do not tell the class.
+            rows = np.flatnonzero(early & (part == which))
+            if len(rows):
+                pool = np.flatnonzero(donors.part == which)
+                _from_donors(table, donors, rows, pool, np.full(len(table), np.nan), values, provenance, rng)
+        _from_type(table, code, np.flatnonzero(early), values, provenance, rng)
     _real_values(table, values, provenance)
     return values, provenance
 
