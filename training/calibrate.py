@@ -54,7 +54,8 @@ def probabilities(classifier: Classifier, encoded: Encoded, subset: tuple[bool, 
     """(n, 10) calibrated probabilities from the modalities of ``subset`` alone."""
     present = torch.tensor(subset).expand(len(encoded.rows), -1)
     result, _ = classifier.eval()(*encoded.embeddings.unbind(dim=1), present)
-    return result.double().numpy()
+    double: NDArray[np.float64] = result.double().numpy()
+    return double
 
 
 def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]) -> dict[str, float]:

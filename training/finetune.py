@@ -15,7 +15,7 @@ from training.data import TrainingSet
 from training.encoders.trimodal import SUBSETS, Batch, Trimodal
 from training.losses import coarse_cross_entropy
 
-SUBSET_WEIGHT = {
+SUBSET_WEIGHT: dict[tuple[bool, ...], float] = {
     (True, False, False): 1.0,
     (True, False, True): 0.5,
     (True, True, False): 0.3,
@@ -87,7 +87,7 @@ def subsets_loss(
     spectrum = torch.zeros_like(light_curve)
     spectrum[:with_spectrum] = model.spectrum_encoder(batch.spectra[:with_spectrum])
     embeddings = torch.stack([light_curve, spectrum, metadata], dim=1)
-    loss = light_curve.new_zeros(())
+    loss = torch.zeros(())
     for subset in SUBSETS:
         wanted = torch.tensor(subset)
         size = with_spectrum if subset[1] else len(allowed)

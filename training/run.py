@@ -254,7 +254,9 @@ class Run:
     def reference_set(self, model: Trimodal, version: str) -> ReferenceSet:
         """Embeddings of the light curves of training stars, the same number of each class where there are enough.
 
-        Only light curves: nearly all live alerts have nothing else, and only these are real.
+        Only light curves: nearly all live alerts have nothing else, and only these are real. Each star is there
+        with its whole light curve and with a shorter one, since most light curves in a stream are short, and
+        would otherwise be unusual for that alone.
         """
         rng = np.random.default_rng([self.seed, 4])
         rows = self.scored(self.train_rows)
@@ -262,15 +264,19 @@ class Run:
             rng.permutation(rows[self.labels.index[rows] == c])[:REFERENCE_OBJECTS_PER_CLASS]
             for c in range(len(CLASS_NAMES))
         ]
-        encoded = encode_rows(model, self.data, np.sort(np.concatenate(chosen)), spectra=False)
-        kept = usable(encoded, LIGHT_CURVE_ONLY)
-        embeddings = encoded.embeddings[:, 0].numpy()[kept].astype(np.float16).astype(np.float32)
+        parts = []
+        for crop in (0, 1):
+            encoded = encode_rows(model, self.data, np.sort(np.concatenate(chosen)), crop, spectra=False)
+            kept = usable(encoded, LIGHT_CURVE_ONLY)
+            parts.append((encoded.rows[kept], encoded.embeddings[:, 0].numpy()[kept]))
+        rows = np.concatenate([rows for rows, _ in parts])
+        embeddings = np.concatenate([embeddings for _, embeddings in parts]).astype(np.float16).astype(np.float32)
         embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
         return ReferenceSet(
             version=version,
             embeddings=embeddings,
-            object_ids=self.table.object_id[encoded.rows[kept]].astype(str),
-            class_names=self.table.label[encoded.rows[kept]].astype(str),
+            object_ids=self.table.object_id[rows].astype(str),
+            class_names=self.table.label[rows].astype(str),
             k=REFERENCE_NEIGHBOURS,
-            calibration_distances=np.sort(leave_one_out_distances(embeddings, REFERENCE_NEIGHBOURS)),
+            calibration_distances=np.sort(leave_one_out_distances(embeddings, rows, REFERENCE_NEIGHBOURS)),
         )

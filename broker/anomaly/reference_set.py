@@ -19,7 +19,7 @@ _ARRAYS: Final = ("version", "embeddings", "object_ids", "class_names", "k", "ca
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ReferenceSet:
-    """n reference objects."""
+    """n embeddings of reference objects; an object may have several, of light curves of different length."""
 
     version: str
     embeddings: NDArray[np.float32]
@@ -29,7 +29,7 @@ class ReferenceSet:
     k: int
     """Neighbours whose mean distance is the anomaly distance."""
     calibration_distances: NDArray[np.float32]
-    """(n,) sorted distances of the reference objects themselves, each left out of its own neighbours."""
+    """(n,) sorted distances of the reference embeddings themselves to those of other objects."""
 
     def __len__(self) -> int:
         return len(self.embeddings)

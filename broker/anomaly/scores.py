@@ -57,13 +57,18 @@ def nearest(
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)
 
 
-def leave_one_out_distances(embeddings: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """(n,) mean distance of each of ``embeddings`` (n, d) to its k nearest others."""
+def leave_one_out_distances(
+    embeddings: NDArray[np.float32], objects: NDArray[np.integer], k: int
+) -> NDArray[np.float32]:
+    """(n,) mean distance of each of ``embeddings`` (n, d) to its k nearest of other objects.
+
+    ``objects`` (n,) tells which object each is of: several embeddings of one star are no neighbours.
+    """
     result = np.empty(len(embeddings), np.float32)
     for first in range(0, len(embeddings), _CHUNK):
         part = embeddings[first : first + _CHUNK]
         similarity = part @ embeddings.T
-        similarity[np.arange(len(part)), first + np.arange(len(part))] = -np.inf
+        similarity[objects[first : first + _CHUNK, None] == objects[None, :]] = -np.inf
         index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
         result[first : first + len(part)] = np.linalg.norm(embeddings[index] - part[:, None], axis=2).mean(axis=1)
     return result

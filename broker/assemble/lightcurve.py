@@ -159,7 +159,8 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
 
 def _group_median(value: NDArray[np.float64], group: NDArray[np.intp], groups: int) -> NDArray[np.float64]:
     """Lower median of each group, (groups,); 0 for an empty group."""
-    return _group_quantiles(value, group, groups, (0.5,))[0]
+    median: NDArray[np.float64] = _group_quantiles(value, group, groups, (0.5,))[0]
+    return median
 
 
 def _group_quantiles(

@@ -19,9 +19,11 @@ from broker.errors import ConfigurationError, InputFileError, TrifidError
 class _Failure(click.ClickException):
     """An error raised on purpose, as one line on stderr."""
 
-    def __init__(self, error: TrifidError) -> None:
-        super().__init__(str(error))
-        self.exit_code = 2 if isinstance(error, ConfigurationError | InputFileError) else 1
+
+class _UsageFailure(_Failure):
+    """One that the caller has to mend: settings or files."""
+
+    exit_code = 2
 
 
 class _Group(click.Group):
@@ -29,7 +31,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except TrifidError as error:
-            raise _Failure(error) from error
+            kind = _UsageFailure if isinstance(error, ConfigurationError | InputFileError) else _Failure
+            raise kind(str(error)) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -6,6 +6,7 @@ messages of a partition beyond some 4.5 MB: whoever writes to it has to wait for
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self
 
@@ -25,6 +26,11 @@ class KafkaMock:
         broker = next(iter(self._client.list_topics(timeout=10).brokers.values()))
         self.bootstrap = f"{broker.host}:{broker.port}"
         return self
+
+    def create_topics(self, names: Iterable[str]) -> None:
+        """Make topics exist before anybody subscribes to them: the mock makes those that a producer asks for."""
+        for name in names:
+            self._client.list_topics(name, timeout=10)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class Manifest(BaseModel):
     conformal prediction, Sadinle, Lei & Wasserman 2019, JASA 114, 223)."""
     sha256: dict[str, str]
     """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How the model was trained and what it scored, for people to read."""
 
     @model_validator(mode="after")
     def _fits_this_release(self) -> Self:

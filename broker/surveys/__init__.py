@@ -58,9 +58,10 @@ class Decoder:
 def _converter(reader: RecordReader) -> Callable[[Record, str], Alert]:
     if f"{reader.namespace}.{reader.name}".strip(".").startswith(elasticc.NAMESPACE):
         return elasticc.to_alert
-    for survey in (ztf, lsst):
-        if survey.MARK in reader.fields:
-            return survey.to_alert
+    if ztf.MARK in reader.fields:
+        return ztf.to_alert
+    if lsst.MARK in reader.fields:
+        return lsst.to_alert
     raise DecodeError(f"records of type {reader.name!r} are no alerts of a known survey")
 
 

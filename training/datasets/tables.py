@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -87,24 +88,26 @@ def _light_curves(
     table: pa.Table, time: str, time_origin: float, band: str
 ) -> tuple[list[LightCurve], NDArray[np.float64]]:
     """Light curves and median magnitudes from list columns; points that are not finite are left out."""
-    lists = table[time].combine_chunks()
+    lists = cast(pa.ListArray[Any], table[time].combine_chunks())
     bounds = lists.offsets.to_numpy()
     mjd = lists.values.to_numpy(zero_copy_only=False).astype(np.float64) - time_origin
     magnitude, error = (
-        table[name].combine_chunks().values.to_numpy(zero_copy_only=False).astype(np.float64)
+        cast(pa.ListArray[Any], table[name].combine_chunks()).values.to_numpy(zero_copy_only=False).astype(np.float64)
         for name in ("vmag", "vmag_err")
     )
     good = np.isfinite(mjd) & np.isfinite(magnitude) & np.isfinite(error) & (error > 0)
     row = np.repeat(np.arange(len(table)), np.diff(bounds))[good]
     flux, flux_error = magnitude_to_flux(magnitude[good], error[good])
     bounds = np.searchsorted(row, np.arange(len(table) + 1))
-    columns = (mjd[good], flux.astype(np.float32), flux_error.astype(np.float32))
+    mjd, flux_32, error_32 = mjd[good], flux.astype(np.float32), flux_error.astype(np.float32)
     curves, median = [], np.full(len(table), np.nan)
     for start, stop in pairwise(bounds):
         size = stop - start
         curves.append(
             LightCurve(
-                *(c[start:stop] for c in columns),
+                mjd[start:stop],
+                flux_32[start:stop],
+                error_32[start:stop],
                 np.zeros(size, np.float32),
                 np.full(size, BAND_CODE[band], np.uint8),
                 np.zeros(size, np.uint8),

@@ -87,8 +87,6 @@ class Trimodal(nn.Module):
     def __init__(self, light_curve: Mapping[str, object] | None = None) -> None:
         super().__init__()
         settings = dict(light_curve or {})
-        if "channels" in settings:
-            settings["channels"] = tuple(settings["channels"])  # type: ignore[call-overload]
         self.light_curve_encoder = LightCurveEncoder(**settings)  # type: ignore[arg-type]
         self.spectrum_encoder = SpectrumEncoder()
         self.metadata_encoder = MetadataEncoder()
