@@ -1,0 +1,192 @@
+"""The whole service as an operator starts it, against real Kafka, Redis and Triton at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer
+
+from broker.client import PublishedAnnotation, Subscription
+from broker.config import KafkaSettings
+from broker.embedded.kafka import KafkaServer, find_kafka_home
+from broker.embedded.ports import free_port
+from broker.embedded.redis import RedisServer
+from broker.embedded.triton import TritonServer, triton_installed
+from broker.streaming.replay import Replay
+from broker.surveys import Decoder
+from broker.surveys.simulator import simulate_alerts
+from tests.random_models import MODEL_REPO
+
+PACKETS = [a.payload for a in simulate_alerts(40, 40, seed=11)]
+IDS = [Decoder().decode(payload)[0].alert_id for payload in PACKETS]
+BAD = [b"no alert", PACKETS[0][:-40], b"\x00\x00\x0f\x42\x40 unknown schema"]
+
+
+@dataclass
+class Servers:
+    kafka: KafkaServer
+    redis: RedisServer
+    triton: TritonServer
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    if not triton_installed():
+        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+    with KafkaServer() as kafka, RedisServer(persistent=True) as redis, TritonServer(MODEL_REPO) as triton:
+        yield Servers(kafka, redis, triton)
+
+
+class Worker:
+    """A process of ``trifid run`` with topics, group and settings of its own."""
+
+    def __init__(self, servers: Servers, folder: Path, name: str, **pipeline: float) -> None:
+        self.input, self.prefix = f"{name}.in", name
+        servers.kafka.create_topics([self.input], partitions=3)
+        self.kafka = KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)
+        self.metrics_port = free_port()
+        self.log = folder / "worker.log"
+        config = folder / "trifid.toml"
+        config.write_text(f"""
+[kafka]
+bootstrap_servers = "{servers.kafka.bootstrap}"
+input_topics = ["{self.input}"]
+group_id = "{name}"
+worker_id = "one"
+session_timeout_s = 6.0
+[redis]
+url = "{servers.redis.url}"
+[inference]
+engine = "triton"
+[triton]
+url = "{servers.triton.grpc_url}"
+[pipeline]
+batch_size = {pipeline.get("batch_size", 64)}
+first_backoff_s = 0.2
+max_backoff_s = 1.0
+[publish]
+topic_prefix = "{name}"
+[metrics]
+address = "127.0.0.1"
+port = {self.metrics_port}
+""")
+        self._command = [sys.executable, "-m", "broker.cli", "run", "--config", str(config)]
+        self.start()
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env={**os.environ})
+
+    def stop(self) -> str:
+        """SIGTERM; the end of its output, which holds the books."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == 0, self.log.read_text()[-2000:]
+        return self.log.read_text().strip().splitlines()[-1]
+
+    def send(self, payloads: list[bytes]) -> None:
+        with Replay(self.kafka, self.input) as replay:
+            for payload in payloads:
+                replay.send(payload)
+
+    def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 90.0) -> list[PublishedAnnotation]:
+        """Up to ``count`` committed annotations, waiting for them; then whatever else comes in a second."""
+        found: list[PublishedAnnotation] = []
+        end = time.monotonic() + seconds
+        with Subscription(
+            f"{self.prefix}.{topic}", self.kafka.bootstrap_servers, start="earliest", idle_timeout=1.0
+        ) as subscription:
+            while time.monotonic() < end:
+                found.extend(subscription)
+                if len(found) >= count:
+                    break
+        return found
+
+
+def dead_letters(worker: Worker, count: int) -> list[dict[str, str]]:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": worker.kafka.bootstrap_servers,
+            "group.id": "letters",
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+    consumer.subscribe([f"{worker.prefix}.deadletter"])
+    messages = consumer.consume(count, 20)
+    consumer.close()
+    return [{name: value.decode() for name, value in message.headers() or []} for message in messages]
+
+
+def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> None:
+    worker = Worker(servers, tmp_path, "whole")
+    worker.send([*PACKETS[:300], *BAD, *PACKETS[300:]])
+    found = worker.annotations(len(PACKETS))
+    assert Counter(a.alert_id for a in found) == Counter(IDS)
+    for annotation in found:
+        assert sum(annotation.probabilities) == pytest.approx(1, abs=1e-9)
+        assert (annotation.reason is not None) == (annotation.best_class == "NotClassified")
+    classified = [a for a in found if a.reason is None]
+    assert len(classified) > 500
+    assert all(len(a.neighbours) == 5 and a.anomaly_score is not None for a in classified)
+
+    best = Counter(a.best_class for a in classified).most_common(1)[0]
+    assert len(worker.annotations(best[1], f"ztf.{best[0].lower()}")) == best[1]
+
+    letters = dead_letters(worker, len(BAD))
+    assert {letter["source-topic"] for letter in letters} == {worker.input}
+    assert all(letter["source-partition"].isdigit() and letter["source-offset"].isdigit() for letter in letters)
+    reasons = " ".join(letter["reason"] for letter in letters)
+    assert "unknown schema id 1000000" in reasons
+    assert "neither an Avro container" in reasons
+
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics") as response:
+        metrics = response.read().decode()
+    assert f'trifid_alerts_in_total{{survey="ztf"}} {len(PACKETS)}.0' in metrics
+    for name in ("trifid_alerts_out_total", "trifid_stage_seconds_bucket", "trifid_consumer_lag_alerts",
+                 "trifid_anomaly_score_bucket", "trifid_batch_alerts_bucket"):  # fmt: skip
+        assert name in metrics
+    books = worker.stop()
+    assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in books
+    assert f"dead-lettered {len(BAD)}: the books balance" in books
+
+
+def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp_path: Path) -> None:
+    worker = Worker(servers, tmp_path, "killed", batch_size=16)
+    worker.send(PACKETS)
+    for crash in range(3):
+        assert len(worker.annotations(100 * crash + 50)) < len(PACKETS)
+        worker.process.kill()
+        worker.process.wait()
+        worker.start()
+    found = worker.annotations(len(PACKETS))
+    assert Counter(a.alert_id for a in found) == Counter(IDS)
+    assert "the books balance" in worker.stop()
+
+
+def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Path) -> None:
+    worker = Worker(servers, tmp_path, "away", batch_size=16)
+    worker.send(PACKETS[:300])
+    assert len(worker.annotations(100, seconds=60)) >= 100
+    servers.redis.kill()
+    worker.send(PACKETS[300:500])
+    time.sleep(2)
+    servers.redis.start()
+    servers.triton.kill()
+    worker.send(PACKETS[500:700])
+    time.sleep(2)
+    servers.triton.start()
+    found = worker.annotations(700)
+    assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
+    assert "the books balance" in worker.stop()
