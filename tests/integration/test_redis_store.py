@@ -86,9 +86,7 @@ def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server
 
 def test_spectra_and_metadata_join_the_object(store: RedisStore) -> None:
     alert = ALERTS[0]
-    store.put_spectra(
-        "ztf", {alert.object_id: Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))}
-    )
+    store.put_spectra("ztf", {alert.object_id: Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))})
     store.put_metadata("ztf", {alert.object_id: SourceMetadata(np.arange(34, dtype=np.float32))})
     (state,) = store.remember([alert])
     assert state.spectrum is not None

@@ -88,11 +88,11 @@ def _light_curves(
     table: pa.Table, time: str, time_origin: float, band: str
 ) -> tuple[list[LightCurve], NDArray[np.float64]]:
     """Light curves and median magnitudes from list columns; points that are not finite are left out."""
-    lists = cast(pa.ListArray[Any], table[time].combine_chunks())
+    lists = cast("pa.ListArray[Any]", table[time].combine_chunks())
     bounds = lists.offsets.to_numpy()
     mjd = lists.values.to_numpy(zero_copy_only=False).astype(np.float64) - time_origin
     magnitude, error = (
-        cast(pa.ListArray[Any], table[name].combine_chunks()).values.to_numpy(zero_copy_only=False).astype(np.float64)
+        cast("pa.ListArray[Any]", table[name].combine_chunks()).values.to_numpy(zero_copy_only=False).astype(np.float64)
         for name in ("vmag", "vmag_err")
     )
     good = np.isfinite(mjd) & np.isfinite(magnitude) & np.isfinite(error) & (error > 0)
