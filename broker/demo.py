@@ -19,7 +19,7 @@ from prometheus_client import start_http_server
 from pydantic import SecretStr
 
 from broker.client import PublishedAnnotation, Subscription
-from broker.config import KafkaSettings, RedisSettings, Settings
+from broker.config import KafkaSettings, PipelineSettings, RedisSettings, Settings
 from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
 from broker.embedded.redis import RedisServer
 from broker.publish.topics import Topics
@@ -31,7 +31,7 @@ from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
 
 INPUT_TOPIC: Final = "alerts.demo"
-_MAX_BYTES_AHEAD: Final = PARTITION_BYTES // 2
+_MAX_BYTES_AHEAD: Final = PARTITION_BYTES
 """How far the replay may be ahead of the service: the mock drops what nobody has read in time."""
 _MAX_ALERTS_UNSEEN: Final = 1000
 """How far the service may be ahead of the subscriber, for the same reason."""
@@ -112,6 +112,8 @@ def run_demo(packets: Iterator[bytes], show: Callable[[Progress], None], metrics
                 delivery="at-least-once",
                 create_topics=False,
             ),
+            # No larger than what the replay may be ahead, so that batches are full.
+            pipeline=PipelineSettings(batch_size=64, batch_wait_s=0.1),
             redis=RedisSettings(url=SecretStr(redis.url)),
         )
         topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
