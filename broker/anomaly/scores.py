@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,7 +26,7 @@ class AnomalyScores:
     percentile: NDArray[np.float32]
     """(batch,) share of the reference objects that are no farther from their own neighbours."""
     neighbours: list[tuple[Neighbour, ...]]
-    """The k nearest reference objects of each row, nearest first."""
+    """The objects of the k nearest reference embeddings of each row, nearest first, each object once."""
 
 
 def score(reference: ReferenceSet, embeddings: NDArray[np.float32]) -> AnomalyScores:
@@ -38,8 +39,16 @@ def score(reference: ReferenceSet, embeddings: NDArray[np.float32]) -> AnomalySc
         version=reference.version,
         distance=distance,
         percentile=(rank / len(reference.calibration_distances)).astype(np.float32),
-        neighbours=[tuple(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)],
+        neighbours=[_distinct(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)],
     )
+
+
+def _distinct(neighbours: Iterable[Neighbour]) -> tuple[Neighbour, ...]:
+    """Each object once, by its nearest embedding."""
+    by_object: dict[str, Neighbour] = {}
+    for neighbour in neighbours:
+        by_object.setdefault(neighbour.object_id, neighbour)
+    return tuple(by_object.values())
 
 
 def nearest(

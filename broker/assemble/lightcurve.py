@@ -79,6 +79,7 @@ def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInput
     """
     size = len(light_curves)
     points = _select(light_curves)
+    detections = points.count.astype(np.int32)
     present = points.count >= MIN_POINTS
     keep = present[points.row]
     points = _Points(
@@ -92,7 +93,7 @@ def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInput
         features=np.zeros((size, len(LIGHT_CURVE_FEATURES)), np.float32),
         present=present,
         period=np.full(size, np.nan),
-        detections=points.count.astype(np.int32),
+        detections=detections,
     )
     if not present.any():
         return inputs

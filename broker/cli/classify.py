@@ -52,10 +52,9 @@ def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, c
 
     def show(annotations: Iterable[Annotation]) -> None:
         nonlocal done
-        now = mjd_now()
         for annotation in annotations:
             if as_json:
-                click.echo(to_json(to_record(annotation, settings.publish.broker_name, now)))
+                click.echo(to_json(to_record(annotation, settings.publish.broker_name, mjd_now())))
             else:
                 click.echo(text.line(annotation))
             done += 1

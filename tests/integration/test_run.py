@@ -139,7 +139,7 @@ def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> 
         assert (annotation.reason is not None) == (annotation.best_class == "NotClassified")
     classified = [a for a in found if a.reason is None]
     assert len(classified) > 500
-    assert all(len(a.neighbours) == 5 and a.anomaly_score is not None for a in classified)
+    assert all(1 <= len(a.neighbours) <= 5 and a.anomaly_score is not None for a in classified)
 
     best = Counter(a.best_class for a in classified).most_common(1)[0]
     assert len(worker.annotations(best[1], f"ztf.{best[0].lower()}")) == best[1]

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from broker.cli import main
+from broker.surveys.simulator import simulate_alerts
+from broker.taxonomy import CLASS_NAMES
+
+
+def run(*arguments: object) -> tuple[int, list[str], str]:
+    result = CliRunner().invoke(main, ["classify", *map(str, arguments)])
+    return result.exit_code, result.stdout.splitlines(), result.stderr
+
+
+def curves(n: int = 3) -> dict[str, list[object]]:
+    rng = np.random.default_rng(0)
+    columns: dict[str, list[object]] = {name: [] for name in ("name", "ra", "dec", "mjd", "mag", "mag_err")}
+    for number in range(n):
+        time = np.sort(rng.uniform(55000, 56000, 150))
+        phase = (time / 0.57) % 1.0
+        columns["name"].append(f"star {number}")
+        columns["ra"].append(10.0 + number)
+        columns["dec"].append(-5.0)
+        columns["mjd"].append(time.tolist())
+        columns["mag"].append((13 + 0.9 * phase**0.6 + rng.normal(0, 0.03, 150)).tolist())
+        columns["mag_err"].append([0.03] * 150)
+    return columns
+
+
+def test_packets_give_one_line_each(tmp_path: Path) -> None:
+    packets = [a.payload for a in simulate_alerts(3, 20, seed=0)]
+    for number, payload in enumerate(packets):
+        (tmp_path / f"{number:03d}.avro").write_bytes(payload)
+    code, lines, _ = run(tmp_path, "--json")
+    assert code == 0
+    assert len(lines) == len(packets)
+    for line in lines:
+        assert sum(c["probability"] for c in json.loads(line)["classifications"]) == pytest.approx(1)
+    (tmp_path / "zzz.avro").write_bytes(b"no packet")
+    code, lines, errors = run(tmp_path)
+    assert code == 1
+    assert len(lines) == len(packets) + 1
+    assert "zzz.avro: neither an Avro container" in errors
+
+
+def test_lists_and_points_in_parquet_and_csv_give_the_same(tmp_path: Path) -> None:
+    columns = curves()
+    pq.write_table(pa.table(columns), tmp_path / "lists.parquet")
+    size = len(columns["mjd"][0])  # type: ignore[arg-type]
+    points = {
+        name: [v for row in values for v in (row if isinstance(row, list) else [row] * size)]
+        for name, values in columns.items()
+    }
+    points["hjd"] = [t + 2400000.5 for t in points.pop("mjd")]  # type: ignore[operator]
+    pq.write_table(pa.table(points), tmp_path / "points.parquet")
+    pa_csv.write_csv(pa.table(points), tmp_path / "points.csv")
+    results = []
+    for name in ("lists.parquet", "points.parquet", "points.csv"):
+        code, lines, _ = run("--lightcurves", tmp_path / name, "--json")
+        assert code == 0
+        results.append([json.loads(line) for line in lines])
+    for other in results[1:]:
+        for first, second in zip(results[0], other, strict=True):
+            assert first["objectId"] == second["objectId"]
+            assert [c["probability"] for c in first["classifications"]] == pytest.approx(
+                [c["probability"] for c in second["classifications"]], abs=1e-3
+            )
+    for record in results[0]:
+        best = max(record["classifications"], key=lambda c: c["probability"])
+        assert best["className"] == "RRAB"
+        assert record["period"] == pytest.approx(0.57, rel=1e-3)
+        assert {c["className"] for c in record["classifications"]} == set(CLASS_NAMES)
+
+
+def test_too_few_points_are_not_classified_with_the_reason(tmp_path: Path) -> None:
+    columns = curves(1)
+    for name in ("mjd", "mag", "mag_err"):
+        columns[name] = [columns[name][0][:3]]  # type: ignore[index]
+    pq.write_table(pa.table(columns), tmp_path / "short.parquet")
+    code, lines, _ = run("--lightcurves", tmp_path / "short.parquet", "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert [c["className"] for c in record["classifications"]] == ["NotClassified"]
+    assert record["reason"].startswith("3 usable photometric points")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [("name,ra,dec,mjd,mag\na,1,2,3,4\n", "mag_err"), ("", "table.csv"), ("x\n1\n", "name")]
+)
+def test_a_table_without_what_is_needed_is_an_error_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "table.csv").write_text(content)
+    code, lines, errors = run("--lightcurves", tmp_path / "table.csv")
+    assert code == 2
+    assert reason in errors
+    assert "Traceback" not in errors + "".join(lines)

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
+from broker.errors import DecodeError
+from broker.publish.annotation import PublishedAnnotation, published_record, read, to_json
+from broker.publish.messages import OutgoingMessage, Publisher
+from broker.publish.topics import Topics
+from broker.records import Annotation, Neighbour
+from broker.taxonomy import CLASS_NAMES
+
+ANNOTATION = Annotation(
+    survey="ztf", alert_id=2**60 + 1, source_id=2**60 + 1, object_id="ZTF18abcdefg", ra=12.5, dec=-3.25, mjd=59000.25,
+    class_names=CLASS_NAMES, probabilities=(0.0, 0.0, 0.0, 0.75, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0),
+    modalities=("light_curve", "metadata"), detections=42, period=0.55, prediction_set=("RRAB", "EB"),
+    anomaly_score=0.5, anomaly_distance=0.25, neighbours=(Neighbour("asas:1", "RRAB", 0.125),),
+    reference_set_version="r1", classifier_name="trifid", model_version="trifid 1", ingest_mjd=61000.5, real_bogus=0.5,
+)  # fmt: skip
+NOT_CLASSIFIED = replace(
+    ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
+    neighbours=(), period=None, prediction_set=(), reference_set_version=None, reason="too few points",
+)  # fmt: skip
+
+
+def publish(*annotations: Annotation, letters: tuple[DeadLetter, ...] = (), limit: int = 100) -> list[OutgoingMessage]:
+    publisher = Publisher(Topics("trifid", 0.9), "Trifid", limit)
+    return list(publisher.messages(BatchResult(annotations=list(annotations), dead_letters=list(letters))))
+
+
+def one(message: OutgoingMessage) -> PublishedAnnotation:
+    (annotation,) = read(message.value, message.topic)
+    return annotation
+
+
+def test_topics_of_an_annotation() -> None:
+    strange = replace(ANNOTATION, survey="lsst", anomaly_score=0.95)
+    assert [m.topic for m in publish(ANNOTATION)] == ["trifid.ztf.all", "trifid.ztf.rrab"]
+    assert [m.topic for m in publish(strange)] == ["trifid.lsst.all", "trifid.lsst.rrab", "trifid.lsst.anomaly"]
+    assert [m.topic for m in publish(NOT_CLASSIFIED)] == ["trifid.ztf.all", "trifid.ztf.notclassified"]
+    assert {m.key for m in publish(ANNOTATION)} == {b"ZTF18abcdefg"}
+    for message in publish(strange):
+        assert message.topic in Topics("trifid", 0.9).every()
+
+
+@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED])
+def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
+    again = one(publish(annotation)[0])
+    for name in (
+        "survey", "alert_id", "source_id", "object_id", "ra", "dec", "mjd", "class_names", "probabilities",
+        "modalities",
+        "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "neighbours",
+        "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
+    ):  # fmt: skip
+        assert getattr(again, name) == getattr(annotation, name), name
+    assert again.ingest_mjd == pytest.approx(annotation.ingest_mjd, abs=2e-8)
+    assert again.broker_name == "Trifid"
+    assert again.topic == "trifid.ztf.all"
+
+
+def test_json_has_the_fields_of_elasticc() -> None:
+    record = json.loads(to_json(published_record(one(publish(ANNOTATION)[0]))))
+    for name in ("alertId", "diaSourceId", "brokerName", "brokerVersion", "brokerIngestTimestamp", "classifierName"):
+        assert name in record
+    assert record["classifications"][3] == {"classId": 3, "className": "RRAB", "probability": 0.75}
+    assert record["brokerIngestTimestamp"].endswith("Z")
+
+
+def test_json_has_null_for_what_is_no_number() -> None:
+    record = json.loads(to_json(published_record(one(publish(replace(ANNOTATION, ra=float("nan")))[0]))))
+    assert record["ra"] is None
+
+
+def test_dead_letters_say_why_and_where_from() -> None:
+    message = IncomingMessage(b"x" * 150, 61000.0, Origin("alerts.ztf", 2, 77, 1234))
+    (letter,) = publish(letters=(DeadLetter(message, "unknown", "no alert"),))
+    assert letter.topic == "trifid.deadletter"
+    assert letter.value == b"x" * 100
+    assert dict(letter.headers) == {
+        "reason": b"no alert", "survey": b"unknown", "source-topic": b"alerts.ztf", "source-partition": b"2",
+        "source-offset": b"77", "source-timestamp": b"1234", "cut-from-bytes": b"150",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-20], lambda b: b"nothing", lambda b: b""])
+def test_bytes_that_are_no_annotation_are_refused(change: object) -> None:
+    assert callable(change)
+    with pytest.raises(DecodeError):
+        read(change(publish(ANNOTATION)[0].value))
