@@ -12,7 +12,7 @@ from rich.console import Console
 
 from broker.errors import TrifidError
 from training.config import load_settings
-from training.run import Run
+from training.run import Run, metadata_against_astrom3
 
 CONSOLE = Console(stderr=True)
 
@@ -75,6 +75,16 @@ def export(config: str, shared: Path, output: Path, seed: int | None, repository
     """Write ONNX models, manifest and reference set of the model in the run folder."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.export(run.load_model(), repository, version)
+
+
+@main.command("check-metadata")
+@_shared
+@click.option("--seed", type=int, default=0, show_default=True)
+def check_metadata(shared: Path, seed: int) -> None:
+    """Compare the simulated catalogue values with AstroM3's published means and deviations, as Markdown."""
+    click.echo("| column | stars | mean | deviation | AstroM3's mean | its deviation |\n|---|---:|---:|---:|---:|---:|")
+    for name, count, mean, deviation, theirs, their_deviation in metadata_against_astrom3(shared / "data", seed):
+        click.echo(f"| {name} | {count} | {mean:.2f} | {deviation:.2f} | {theirs:.2f} | {their_deviation:.2f} |")
 
 
 if __name__ == "__main__":

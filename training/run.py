@@ -37,7 +37,7 @@ from training.export import check_export, export_models, write_manifest
 from training.finetune import finetune
 from training.prepare import PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
-from training.simulate.metadata import fit_scaler, load_donors, simulate_metadata
+from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
 
 VERSIONS = 4
@@ -280,3 +280,18 @@ class Run:
             k=REFERENCE_NEIGHBOURS,
             calibration_distances=np.sort(leave_one_out_distances(embeddings, rows, REFERENCE_NEIGHBOURS)),
         )
+
+
+def metadata_against_astrom3(data: Path, seed: int) -> list[tuple[str, int, float, float, float, float]]:
+    """``compare_with_astrom3`` for all labelled stars; donors are drawn without regard to the period."""
+    table = load_objects(data)
+    labelled = np.flatnonzero([label is not None for label in table.label])
+    rng = np.random.default_rng(seed)
+    code = np.full(len(table), np.nan)
+    code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
+    part = np.zeros(len(table), np.intp)
+    for which, rows in enumerate(split(table, seed)):
+        part[rows] = which
+    values, _ = simulate_metadata(table, load_donors(data), code, np.full(len(table), np.nan), part, rng)
+    published = json.loads((data / "astrom3_repo_numbers.json").read_text())
+    return compare_with_astrom3(values[labelled], published["scaler"])

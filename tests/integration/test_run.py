@@ -11,6 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,18 @@ port = {self.metrics_port}
             for payload in payloads:
                 replay.send(payload)
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait_for(self, count: int) -> None:
+        """Until so many annotations are committed."""
+        with Subscription(f"{self.prefix}.ztf.all", self.kafka.bootstrap_servers, start="earliest") as subscription:
+            assert len(list(islice(subscription, count))) == count
+
     def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 90.0) -> list[PublishedAnnotation]:
         """Up to ``count`` committed annotations, waiting for them; then whatever else comes in a second."""
         found: list[PublishedAnnotation] = []
@@ -130,63 +143,66 @@ def dead_letters(worker: Worker, count: int) -> list[dict[str, str]]:
 
 
 def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> None:
-    worker = Worker(servers, tmp_path, "whole")
-    worker.send([*PACKETS[:300], *BAD, *PACKETS[300:]])
-    found = worker.annotations(len(PACKETS))
-    assert Counter(a.alert_id for a in found) == Counter(IDS)
-    for annotation in found:
-        assert sum(annotation.probabilities) == pytest.approx(1, abs=1e-9)
-        assert (annotation.reason is not None) == (annotation.best_class == "NotClassified")
-    classified = [a for a in found if a.reason is None]
-    assert len(classified) > 500
-    assert all(1 <= len(a.neighbours) <= 5 and a.anomaly_score is not None for a in classified)
+    with Worker(servers, tmp_path, "whole") as worker:
+        worker.send([*PACKETS[:300], *BAD, *PACKETS[300:]])
+        found = worker.annotations(len(PACKETS))
+        assert Counter(a.alert_id for a in found) == Counter(IDS)
+        for annotation in found:
+            assert sum(annotation.probabilities) == pytest.approx(1, abs=1e-9)
+            assert (annotation.reason is not None) == (annotation.best_class == "NotClassified")
+        classified = [a for a in found if a.reason is None]
+        assert len(classified) > 500
+        assert all(1 <= len(a.neighbours) <= 5 and a.anomaly_score is not None for a in classified)
 
-    best = Counter(a.best_class for a in classified).most_common(1)[0]
-    assert len(worker.annotations(best[1], f"ztf.{best[0].lower()}")) == best[1]
+        best = Counter(a.best_class for a in classified).most_common(1)[0]
+        assert len(worker.annotations(best[1], f"ztf.{best[0].lower()}")) == best[1]
 
-    letters = dead_letters(worker, len(BAD))
-    assert {letter["source-topic"] for letter in letters} == {worker.input}
-    assert all(letter["source-partition"].isdigit() and letter["source-offset"].isdigit() for letter in letters)
-    reasons = " ".join(letter["reason"] for letter in letters)
-    assert "unknown schema id 1000000" in reasons
-    assert "neither an Avro container" in reasons
+        letters = dead_letters(worker, len(BAD))
+        assert {letter["source-topic"] for letter in letters} == {worker.input}
+        assert all(letter["source-partition"].isdigit() and letter["source-offset"].isdigit() for letter in letters)
+        reasons = " ".join(letter["reason"] for letter in letters)
+        assert "unknown schema id 1000000" in reasons
+        assert "neither an Avro container" in reasons
 
-    with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics") as response:
-        metrics = response.read().decode()
-    assert f'trifid_alerts_in_total{{survey="ztf"}} {len(PACKETS)}.0' in metrics
-    for name in ("trifid_alerts_out_total", "trifid_stage_seconds_bucket", "trifid_consumer_lag_alerts",
-                 "trifid_anomaly_score_bucket", "trifid_batch_alerts_bucket"):  # fmt: skip
-        assert name in metrics
-    books = worker.stop()
-    assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in books
-    assert f"dead-lettered {len(BAD)}: the books balance" in books
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics") as response:
+            metrics = response.read().decode()
+        assert f'trifid_alerts_in_total{{survey="ztf"}} {len(PACKETS)}.0' in metrics
+        for name in ("trifid_alerts_out_total", "trifid_stage_seconds_bucket", "trifid_consumer_lag_alerts",
+                     "trifid_anomaly_score_bucket", "trifid_batch_alerts_bucket"):  # fmt: skip
+            assert name in metrics
+        books = worker.stop()
+        assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in books
+        assert f"dead-lettered {len(BAD)}: the books balance" in books
 
 
 def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp_path: Path) -> None:
-    worker = Worker(servers, tmp_path, "killed", batch_size=16)
-    worker.send(PACKETS)
-    for crash in range(3):
-        assert len(worker.annotations(100 * crash + 50)) < len(PACKETS)
-        worker.process.kill()
-        worker.process.wait()
-        worker.start()
-    found = worker.annotations(len(PACKETS))
-    assert Counter(a.alert_id for a in found) == Counter(IDS)
-    assert "the books balance" in worker.stop()
+    with Worker(servers, tmp_path, "killed", batch_size=8) as worker:
+        for crash in range(3):
+            worker.send(PACKETS[crash::3])
+            worker.wait_for(len(PACKETS) // 3 * crash + 20)
+            worker.process.kill()
+            worker.process.wait()
+            worker.start()
+        found = worker.annotations(len(PACKETS))
+        assert Counter(a.alert_id for a in found) == Counter(IDS)
+        last = worker.stop()
+    assert "the books balance" in last
+    # The last crash left something to do.
+    assert int(last.split()[2]) > len(PACKETS) // 20
 
 
 def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Path) -> None:
-    worker = Worker(servers, tmp_path, "away", batch_size=16)
-    worker.send(PACKETS[:300])
-    assert len(worker.annotations(100, seconds=60)) >= 100
-    servers.redis.kill()
-    worker.send(PACKETS[300:500])
-    time.sleep(2)
-    servers.redis.start()
-    servers.triton.kill()
-    worker.send(PACKETS[500:700])
-    time.sleep(2)
-    servers.triton.start()
-    found = worker.annotations(700)
-    assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
-    assert "the books balance" in worker.stop()
+    with Worker(servers, tmp_path, "away", batch_size=16) as worker:
+        worker.send(PACKETS[:300])
+        worker.wait_for(50)
+        servers.redis.kill()
+        worker.send(PACKETS[300:500])
+        time.sleep(2)
+        servers.redis.start()
+        servers.triton.kill()
+        worker.send(PACKETS[500:700])
+        time.sleep(2)
+        servers.triton.start()
+        found = worker.annotations(700)
+        assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
+        assert "the books balance" in worker.stop()
