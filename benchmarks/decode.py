@@ -6,6 +6,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import fastavro
@@ -19,12 +20,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "alerts"
 ROUNDS = 3
 
 
+@cache
+def parsed(schema_id: int) -> object:
+    return fastavro.parse_schema(lsst_schema(schema_id))
+
+
 def plain(payload: bytes) -> None:
     if payload[:1] == b"O":
         list(fastavro.reader(io.BytesIO(payload)))
     else:
-        schema = fastavro.parse_schema(lsst_schema(int.from_bytes(payload[1:5], "big")))
-        fastavro.schemaless_reader(io.BytesIO(payload[5:]), schema, None)
+        fastavro.schemaless_reader(io.BytesIO(payload[5:]), parsed(int.from_bytes(payload[1:5], "big")), None)
 
 
 def seconds(read: Callable[[bytes], object], payloads: Sequence[bytes]) -> float:
