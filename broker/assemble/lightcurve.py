@@ -134,8 +134,8 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
     )
     order = order[~repeated]
 
-    total_flux = flux + reference
     has_total = np.isfinite(reference)
+    total_flux = flux + np.where(has_total, reference, np.nan)
     with_total = np.bincount(row[order], has_total[order], size)
     is_total = (with_total >= 0.5 * np.bincount(row[order], minlength=size)) & (with_total > 0)
     order = order[~is_total[row[order]] | (has_total[order] & (total_flux[order] > 0))]

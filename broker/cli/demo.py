@@ -50,6 +50,7 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
     packets = demo_packets(alerts, objects, alerts_per_object, seed)
     with Live(console=console, auto_refresh=False) as live:
         progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port)
+    console.print()
     click.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
     click.echo(progress.books)
     if not progress.books.balanced or progress.seen != progress.books.classified + progress.books.not_classified:

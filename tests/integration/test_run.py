@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from collections import Counter
@@ -206,3 +209,27 @@ def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Pa
         found = worker.annotations(700)
         assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
         assert "the books balance" in worker.stop()
+
+
+def test_an_archive_is_replayed_and_a_subscriber_reads_it(servers: Servers, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "night.tar.gz", "w:gz") as archive:
+        for number, payload in enumerate(PACKETS[:100]):
+            member = tarfile.TarInfo(f"{number}.avro")
+            member.size = len(payload)
+            archive.addfile(member, io.BytesIO(payload))
+
+    def trifid(*arguments: str) -> str:
+        command = [sys.executable, "-m", "broker.cli", *arguments, "--bootstrap-servers", servers.kafka.bootstrap]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    with Worker(servers, tmp_path, "cli") as worker:
+        start = time.monotonic()
+        sent = trifid("replay", str(tmp_path / "night.tar.gz"), "--topic", worker.input, "--rate", "50")
+        assert sent == f"100 messages sent to {worker.input}\n"
+        assert time.monotonic() - start > 1.9
+        read = trifid("subscribe", "cli.ztf.all", "--from-beginning", "--limit", "100", "--json")
+        records = [json.loads(line) for line in read.splitlines()]
+        assert Counter(record["alertId"] for record in records) == Counter(IDS[:100])
+        lines = trifid("subscribe", "cli.ztf.all", "--from-beginning", "--limit", "3").splitlines()
+        assert lines[0].startswith("object")
+        assert len(lines) == 4
