@@ -12,6 +12,7 @@ from rich.console import Console
 
 from broker.errors import TrifidError
 from training.config import load_settings
+from training.evaluate import markdown
 from training.run import Run, metadata_against_astrom3
 
 CONSOLE = Console(stderr=True)
@@ -59,6 +60,17 @@ def evaluate(config: str, shared: Path, output: Path, seed: int | None) -> None:
     """Score the model in the run folder on its held-out stars and write tables and figures."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.calibrate_and_evaluate(run.load_model())
+
+
+@main.command()
+@_config
+@_shared
+@_output
+@click.option("--seed", type=int, default=None)
+def baseline(config: str, shared: Path, output: Path, seed: int | None) -> None:
+    """Score a random forest on the same light curves, labels and split: what the model has to beat."""
+    run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
+    click.echo(markdown(run.baseline()))
 
 
 @main.command()

@@ -19,6 +19,7 @@ from broker.anomaly.scores import leave_one_out_distances
 from broker.assemble.metadata import METADATA_FEATURES, Scaler, standardise
 from broker.errors import ConfigurationError, InputFileError
 from broker.taxonomy import CLASS_NAMES
+from training.baselines import forest_probabilities
 from training.calibrate import (
     Encoded,
     conformal_thresholds,
@@ -32,7 +33,7 @@ from training.data import Labels, TrainingSet
 from training.datasets.splits import split
 from training.datasets.tables import ObjectTable, load_objects
 from training.encoders.trimodal import SUBSETS, Trimodal
-from training.evaluate import Score, markdown, plot_confusion, save, score_subsets
+from training.evaluate import Score, markdown, plot_confusion, save, score, score_subsets
 from training.export import check_export, export_models, write_manifest
 from training.finetune import finetune
 from training.prepare import PreparedLightCurves, prepare_light_curves
@@ -190,6 +191,20 @@ class Run:
         )
         self.report(markdown(scores))
         return scores, thresholds
+
+    def baseline(self) -> list[Score]:
+        """Scores of the random forest on the test stars that have a light curve; the same stars as the model's."""
+        sets = {}
+        for survey, name in (("asas", "ASAS"), ("css", "Catalina")):
+            rows = self.scored(self.test_rows, survey)
+            sets[name] = rows[self.data.light_curve_present[0].numpy()[rows]]
+        train_rows = self.train_rows[self.data.light_curve_present[0].numpy()[self.train_rows]]
+        features = self.data.features[0].float().numpy()
+        predicted = forest_probabilities(features, self.labels, train_rows, list(sets.values()), self.seed)
+        return [
+            score(name, "light_curve, random forest", p, self.labels.index[rows], threshold=0.5)
+            for (name, rows), p in zip(sets.items(), predicted, strict=True)
+        ]
 
     def _confusion(self, model: Trimodal, test: Encoded, label: NDArray[np.int64], name: str) -> None:
         chosen = usable(test, LIGHT_CURVE_ONLY)
