@@ -153,7 +153,7 @@ def find_period(
     span = float(np.ptp(time)) if len(time) else 0.0
     if len(time) < MIN_POINTS_FOR_PERIOD or span < 1.0 / 12.0:
         return NO_PERIOD
-    time = time - time.min()
+    time = time - np.min(time)
     value = value - np.sum(weight * value)
     step, power = coarse_power(time, weight * value, max_frequency)
     peaks = _highest_peaks(power, _CANDIDATES)
