@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -15,12 +16,33 @@ from broker.errors import DependencyUnavailableError
 
 log = logging.getLogger(__name__)
 
-_ADMIN_TIMEOUT: Final = 30.0
+_CALL_TIMEOUT: Final = 5.0
+"""Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
+_CREATE_TIMEOUT: Final = 30.0
+_REPEAT_S: Final = 30.0
+_QUIET: Final[dict[str, Any]] = {
+    # What librdkafka itself would write to stderr comes to log_error as well.
+    "log_level": 2,
+    # A broker that is away is asked again twice a second at first, and not twenty times.
+    "reconnect.backoff.ms": 500,
+    "reconnect.backoff.max.ms": 5000,
+}
 
 
-def log_error(error: KafkaError) -> None:
-    """Report what happens to connections; librdkafka itself goes on trying."""
-    log.warning("Kafka: %s", error)
+class _ErrorLog:
+    """Reports what happens to connections, one kind of error at most every _REPEAT_S; librdkafka goes on trying."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, float] = {}
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if now - self._last.get(error.code(), float("-inf")) >= _REPEAT_S:
+            self._last[error.code()] = now
+            log.warning("Kafka: %s", error.str())
+
+
+log_error: Final = _ErrorLog()
 
 
 def consumer(settings: KafkaSettings) -> Consumer:
@@ -40,6 +62,7 @@ def consumer(settings: KafkaSettings) -> Consumer:
             "heartbeat.interval.ms": _milliseconds(settings.session_timeout_s / 3),
             "fetch.message.max.bytes": settings.max_message_bytes,
             "error_cb": log_error,
+            **_QUIET,
             **settings.client_options(),
         }
     )
@@ -54,6 +77,7 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
         "linger.ms": 5,
         "message.max.bytes": settings.max_message_bytes,
         "error_cb": log_error,
+        **_QUIET,
         **settings.client_options(),
     }
     if transactional:
@@ -64,15 +88,16 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
 
 def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
     """Create those of ``names`` that do not exist; raises DependencyUnavailableError where Kafka is away."""
-    admin = AdminClient(settings.client_options())
+    options: dict[str, Any] = {"error_cb": log_error, **_QUIET, **settings.client_options()}
+    admin = AdminClient(options)
     try:
-        existing = admin.list_topics(timeout=_ADMIN_TIMEOUT).topics
+        existing = admin.list_topics(timeout=_CALL_TIMEOUT).topics
         missing = [
             NewTopic(name, settings.topic_partitions, settings.replication_factor)
             for name in names
             if name not in existing
         ]
-        created = admin.create_topics(missing, request_timeout=_ADMIN_TIMEOUT) if missing else {}
+        created = admin.create_topics(missing, request_timeout=_CREATE_TIMEOUT) if missing else {}
     except KafkaException as error:
         raise DependencyUnavailableError(f"Kafka: {error}") from error
     for name, future in created.items():
