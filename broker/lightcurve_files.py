@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from broker.errors import InputFileError
 from broker.photometry import magnitude_to_flux
-from broker.records import BAND_CODE, BANDS, LightCurve, PhotometryKind
+from broker.records import BAND_CODE, BANDS, JD_OF_MJD_0, LightCurve, PhotometryKind
 
-JD_TO_MJD: Final = 2_400_000.5
 _LIST_ROWS: Final = 512
 """Rows with lists that are read at once from a Parquet file."""
 _POINT_ROWS: Final = 100_000
@@ -318,7 +317,7 @@ def _light_curves(rows: _Rows, bounds: NDArray[np.intp], columns: _Columns) -> I
             & (rows.band != _NO_BAND)
         )
     flux, flux_error = magnitude_to_flux(np.where(good, magnitude, np.nan), error)
-    mjd = time - (JD_TO_MJD if columns.time == "hjd" else 0.0)
+    mjd = time - (JD_OF_MJD_0 if columns.time == "hjd" else 0.0)
     for first, last in pairwise(bounds):
         points = np.arange(rows.start[first], rows.start[last])
         used = points[good[points]]

@@ -21,6 +21,7 @@ BANDS: Final[tuple[str, ...]] = (
 )  # fmt: skip
 BAND_CODE: Final[dict[str, int]] = {name: code for code, name in enumerate(BANDS)}
 
+JD_OF_MJD_0: Final = 2_400_000.5
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
 
 

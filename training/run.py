@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,13 +79,11 @@ class Run:
 
     def _inputs(self, table: ObjectTable, data: Path, light_curves: PreparedLightCurves) -> tuple[TrainingSet, Scaler]:
         rng = np.random.default_rng([self.seed, 0])
-        held_out = np.zeros(len(table), np.bool_)
-        held_out[self.test_rows] = True
         labelled = np.flatnonzero(self.labels.index >= 0)
         code = np.full(len(table), np.nan)
         code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-        part = np.zeros(len(table), np.intp)
-        part[self.validation_rows], part[self.test_rows] = 1, 2
+        part = _part(len(table), (self.train_rows, self.validation_rows, self.test_rows))
+        held_out = part == 2
         raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], part, rng)
         scaler = fit_scaler(raw[self.train_rows])
         metadata = standardise(raw, table.ra, table.dec, scaler)
@@ -297,6 +295,14 @@ class Run:
         )
 
 
+def _part(size: int, splits: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """(size,) which of the splits each object is in: 0 for training, 1 for validation, 2 for test."""
+    part = np.zeros(size, np.intp)
+    for which, rows in enumerate(splits):
+        part[rows] = which
+    return part
+
+
 def metadata_against_astrom3(data: Path, seed: int) -> list[tuple[str, int, float, float, float, float]]:
     """``compare_with_astrom3`` for all labelled stars; donors are drawn without regard to the period."""
     table = load_objects(data)
@@ -304,9 +310,7 @@ def metadata_against_astrom3(data: Path, seed: int) -> list[tuple[str, int, floa
     rng = np.random.default_rng(seed)
     code = np.full(len(table), np.nan)
     code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-    part = np.zeros(len(table), np.intp)
-    for which, rows in enumerate(split(table, seed)):
-        part[rows] = which
+    part = _part(len(table), split(table, seed))
     values, _ = simulate_metadata(table, load_donors(data), code, np.full(len(table), np.nan), part, rng)
     published = json.loads((data / "astrom3_repo_numbers.json").read_text())
     return compare_with_astrom3(values[labelled], published["scaler"])

@@ -59,11 +59,18 @@ def nearest(
     One matrix product: |a - b|^2 = 2 - 2 a.b. The distances of the k found are then computed from the
     differences themselves, since for close vectors the product loses half of the digits.
     """
-    similarity = embeddings @ reference.T
-    index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-    distance = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
+    distance, index = _most_similar(embeddings @ reference.T, reference, embeddings, k)
     order = np.argsort(distance, axis=1)
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)
+
+
+def _most_similar(
+    similarity: NDArray[np.float32], reference: NDArray[np.float32], embeddings: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Distances and indices (batch, k), in no order, of the k of ``reference`` with the largest ``similarity``."""
+    index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    distance: NDArray[np.float32] = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
+    return distance, index
 
 
 def leave_one_out_distances(
@@ -78,6 +85,6 @@ def leave_one_out_distances(
         part = embeddings[first : first + _CHUNK]
         similarity = part @ embeddings.T
         similarity[objects[first : first + _CHUNK, None] == objects[None, :]] = -np.inf
-        index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        result[first : first + len(part)] = np.linalg.norm(embeddings[index] - part[:, None], axis=2).mean(axis=1)
+        distance, _ = _most_similar(similarity, embeddings, part, k)
+        result[first : first + len(part)] = distance.mean(axis=1)
     return result

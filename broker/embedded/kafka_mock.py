@@ -14,8 +14,6 @@ from confluent_kafka import Producer
 
 PARTITION_BYTES: Final = 4_500_000
 """Beyond so much in a partition, the mock drops what is oldest."""
-PARTITIONS: Final = 4
-"""Partitions of the topics, which come into being when they are first used."""
 
 
 class KafkaMock:

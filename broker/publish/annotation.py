@@ -19,6 +19,7 @@ import fastavro
 from broker import __version__
 from broker.errors import DecodeError
 from broker.records import Annotation, Neighbour
+from broker.surveys.wire import container_message
 from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
 
 _MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
@@ -147,22 +148,13 @@ class AvroWriter:
 
     def __init__(self) -> None:
         # The schema goes with every message, without the documentation that would double its size.
-        header = io.BytesIO()
-        fastavro.writer(
-            header,
-            fastavro.parse_schema(_without_docs(json.loads(SCHEMA_TEXT))),
-            [],
-            sync_marker=bytes(range(16)),
-        )
-        self._header = header.getvalue()
-        self._sync = self._header[-16:]
+        self._schema_json = json.dumps(_without_docs(json.loads(SCHEMA_TEXT))).encode()
 
     def __call__(self, record: dict[str, Any]) -> bytes:
         """The message for one record of ``to_record``."""
         body = io.BytesIO()
         fastavro.schemaless_writer(body, SCHEMA, record)
-        data = body.getvalue()
-        return b"".join((self._header, _long(1), _long(len(data)), data, self._sync))
+        return container_message(self._schema_json, body.getvalue())
 
 
 def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:
@@ -182,14 +174,3 @@ def read_records(message: bytes) -> list[dict[str, Any]]:
         return [dict(record) for record in fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)]  # type: ignore[arg-type]
     except Exception as error:  # fastavro lets many kinds through on damaged bytes
         raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
-
-
-def _long(value: int) -> bytes:
-    """A non-negative integer in Avro's zigzag variable-length code."""
-    value <<= 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

@@ -16,7 +16,7 @@ from broker.errors import DependencyUnavailableError
 
 log = logging.getLogger(__name__)
 
-_CALL_TIMEOUT: Final = 5.0
+CALL_TIMEOUT: Final = 5.0
 """Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
 _CREATE_TIMEOUT: Final = 30.0
 _REPEAT_S: Final = 30.0
@@ -91,7 +91,7 @@ def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None
     options: dict[str, Any] = {"error_cb": log_error, **_QUIET, **settings.client_options()}
     admin = AdminClient(options)
     try:
-        existing = admin.list_topics(timeout=_CALL_TIMEOUT).topics
+        existing = admin.list_topics(timeout=CALL_TIMEOUT).topics
         missing = [
             NewTopic(name, settings.topic_partitions, settings.replication_factor)
             for name in names

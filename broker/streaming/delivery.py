@@ -15,9 +15,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
 from broker.metrics import DEPENDENCY_WAITS
 from broker.publish.messages import OutgoingMessage
+from broker.streaming.clients import CALL_TIMEOUT
 
-_CALL_TIMEOUT: Final = 5.0
-"""Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
 _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 """What messages of an aborted transaction report: no failure of their own."""
 
@@ -97,7 +96,7 @@ class ExactlyOnceDelivery:
     def start(self) -> None:
         """Take over the transactional id; a transaction that an earlier process left open is aborted."""
         try:
-            self._producer.init_transactions(_CALL_TIMEOUT)
+            self._producer.init_transactions(CALL_TIMEOUT)
         except KafkaException as error:
             raise self._outbox.failure(error.args[0]) from error
 
@@ -107,8 +106,8 @@ class ExactlyOnceDelivery:
             self._producer.begin_transaction()
             self._outbox.put(messages)
             group = consumer.consumer_group_metadata()
-            self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, _CALL_TIMEOUT))
-            self._insist(lambda: self._producer.commit_transaction(_CALL_TIMEOUT))
+            self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT))
+            self._insist(lambda: self._producer.commit_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             failure = self._outbox.failure(error.args[0])
             if not self._stop.is_set() and not error.args[0].fatal():
@@ -118,11 +117,11 @@ class ExactlyOnceDelivery:
     def close(self) -> None:
         """Send nothing more; Kafka aborts what is open when the id is used again, or after its timeout."""
         self._producer.purge()
-        self._producer.flush(_CALL_TIMEOUT)
+        self._producer.flush(CALL_TIMEOUT)
 
     def _abort(self) -> None:
         try:
-            self._insist(lambda: self._producer.abort_transaction(_CALL_TIMEOUT))
+            self._insist(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             raise WorkerFencedError(f"Kafka does not let the transaction be aborted: {error}") from error
 
@@ -156,7 +155,7 @@ class AtLeastOnceDelivery:
         """See ``Delivery.deliver``; where it fails, any part of the messages may have been sent."""
         try:
             self._outbox.put(messages)
-            while self._producer.flush(_CALL_TIMEOUT):
+            while self._producer.flush(CALL_TIMEOUT):
                 DEPENDENCY_WAITS.labels("kafka").inc()
                 if self._stop.is_set():
                     raise DependencyUnavailableError("Kafka did not acknowledge all messages before the end")
@@ -169,4 +168,4 @@ class AtLeastOnceDelivery:
     def close(self) -> None:
         """Drop what Kafka did not take; its alerts come again, since their offsets are not committed."""
         self._producer.purge()
-        self._producer.flush(_CALL_TIMEOUT)
+        self._producer.flush(CALL_TIMEOUT)

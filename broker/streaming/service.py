@@ -24,7 +24,6 @@ from broker.streaming.delivery import AtLeastOnceDelivery, Delivery, ExactlyOnce
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
-_CALL_TIMEOUT: Final = 5.0
 
 R = TypeVar("R")
 Process = Callable[[Sequence[IncomingMessage]], BatchResult]
@@ -156,7 +155,7 @@ class Service:
         while not self._stop.is_set():
             try:
                 consumer.resume(consumer.assignment())
-                for p in consumer.committed(consumer.assignment(), _CALL_TIMEOUT):
+                for p in consumer.committed(consumer.assignment(), clients.CALL_TIMEOUT):
                     offset = p.offset if p.offset >= 0 else OFFSET_BEGINNING
                     consumer.seek(TopicPartition(p.topic, p.partition, offset))
                 return

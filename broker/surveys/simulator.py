@@ -20,9 +20,8 @@ import numpy as np
 from fastavro.schema import parse_schema
 from numpy.typing import NDArray
 
-from broker.records import AB_ZERO_POINT_NJY
+from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0
 from broker.surveys.wire import AvroSchema, container_message
-from broker.surveys.ztf import JD_OF_MJD_0
 from broker.taxonomy import CLASS_NAMES
 
 Array = NDArray[np.float64]

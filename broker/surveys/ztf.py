@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from broker.errors import DecodeError
 from broker.photometry import magnitude_to_flux
-from broker.records import AB_ZERO_POINT_NJY, Alert, PhotometryKind
+from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0, Alert, PhotometryKind
 from broker.surveys import columns
 from broker.surveys.columns import LIMIT_SIGMA, Photometry, band_codes, column, numbers, required
 from broker.surveys.wire import Record
@@ -28,7 +28,6 @@ FIELDS: Final = frozenset(
 )  # fmt: skip
 """All that is read of a packet."""
 BANDS: Final = {1: "ztf:g", 2: "ztf:r", 3: "ztf:i"}
-JD_OF_MJD_0: Final = 2_400_000.5
 MAX_REFERENCE_DISTANCE: Final = 1.4
 """Arcsec within which the nearest source of the reference image is taken for the star itself (by custom, as in
 ALeRCE's correction, Forster et al. 2021, AJ 161, 242)."""

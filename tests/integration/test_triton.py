@@ -20,16 +20,7 @@ from broker.inference import Predictions
 from broker.inference.manifest import MODELS
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
-from tests.random_models import MODEL_REPO, build_random_repository, mixed_presence, random_inputs
-
-
-@pytest.fixture(scope="module", params=["random", "trained"])
-def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "random":
-        return build_random_repository(tmp_path_factory.mktemp("model_repo"))
-    if not (MODEL_REPO / "manifest.json").exists():
-        pytest.skip("model_repo holds no trained model (see training/export.py)")
-    return MODEL_REPO
+from tests.random_models import MODEL_REPO, mixed_presence, random_inputs
 
 
 @pytest.fixture(scope="module")

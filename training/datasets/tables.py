@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from broker.errors import InputFileError
 from broker.photometry import magnitude_to_flux
-from broker.records import BAND_CODE, LightCurve
-
-JD_TO_MJD = 2400000.5
+from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -62,7 +60,7 @@ def load_objects(data: Path) -> ObjectTable:
         css = pq.read_table(data / "css_v.parquet")
     except (OSError, pa.ArrowException) as error:
         raise InputFileError(f"training light curves: {error}") from error
-    asas_curves, asas_median = _light_curves(asas, "hjd", JD_TO_MJD, "asas:V")
+    asas_curves, asas_median = _light_curves(asas, "hjd", JD_OF_MJD_0, "asas:V")
     css_curves, css_median = _light_curves(css, "mjd", 0.0, "css:V")
     asas_css_id = _objects(asas, "css_id")
     css_label = _objects(css, "label")
