@@ -119,7 +119,7 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
 
     time, flux, error, reference = (column(n) for n in ("mjd", "flux", "flux_error", "reference_flux"))
     band, kind = column("band").astype(np.intp), column("kind").astype(np.intp)
-    usable = (kind != PhotometryKind.LIMIT) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
+    usable = (kind != PhotometryKind.LIMIT) & np.isfinite(time) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
     usable &= np.isfinite(error)
 
     # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
