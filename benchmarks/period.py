@@ -22,7 +22,8 @@ def recovered(found: float, true: float) -> bool:
     return any(abs(found / (factor * true) - 1) < 0.01 for factor in (0.5, 1.0, 2.0))
 
 
-def main() -> None:
+def report() -> None:
+    """Measure both searches on the same stars and print what each found and spent."""
     if not DATA.exists():
         print(f"{DATA} does not exist: nothing to measure", file=sys.stderr)
         return
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report()

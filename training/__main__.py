@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import rich
 import torch
-from rich.console import Console
 
 from broker.errors import TrifidError
-from training.config import load_settings
-from training.evaluate import markdown
+from training.config import ModelSettings, StageSettings, load_settings
+from training.evaluate import TEST_SETS, markdown
+from training.loop import join_workers
 from training.run import Run, metadata_against_astrom3
+from training.table import ALL_SURVEYS, Plan, run_table
+from training.table import markdown as table_markdown
 
-CONSOLE = Console(stderr=True)
+CONSOLE = rich.get_console()
 
 
 def _default_shared() -> Path:
@@ -25,6 +29,7 @@ def _default_shared() -> Path:
 @click.group()
 def main() -> None:
     """Train Trifid's trimodal model."""
+    rich.reconfigure(stderr=True)  # the one console of all, so that lines go above a progress bar, not through it
 
 
 _config = click.option(
@@ -44,11 +49,18 @@ _output = click.option(
 @_output
 @click.option("--seed", type=int, default=None, help="Seed of split and training; the config's by default.")
 @click.option("--no-pretrain", is_flag=True, help="Leave out the contrastive pre-training.")
-def train(config: str, shared: Path, output: Path, seed: int | None, no_pretrain: bool) -> None:
-    """Prepare inputs, pre-train, fine-tune, calibrate and evaluate; keeps model.safetensors in the run folder."""
-    run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
-    model = run.train(pretraining=not no_pretrain)
-    run.calibrate_and_evaluate(model)
+@click.option("--resume", is_flag=True, help="Go on from the checkpoints in the run folder, if there are any.")
+def train(config: str, shared: Path, output: Path, seed: int | None, no_pretrain: bool, resume: bool) -> None:
+    """Prepare inputs, pre-train, fine-tune, calibrate and evaluate; keeps model.safetensors in the run folder.
+
+    On several GPUs: torchrun --nproc-per-node=4 -m training train
+    """
+    with join_workers() as workers:
+        with workers.in_turn():
+            run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
+        model = run.train(workers, pretraining=not no_pretrain, resume=resume)
+    if workers.rank == 0:
+        run.calibrate_and_evaluate(model)
 
 
 @main.command()
@@ -60,6 +72,66 @@ def evaluate(config: str, shared: Path, output: Path, seed: int | None) -> None:
     """Score the model in the run folder on its held-out stars and write tables and figures."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.calibrate_and_evaluate(run.load_model())
+
+
+def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str], tuple[float, ...]]:
+    """A callback that reads numbers between commas."""
+
+    def convert(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[float, ...]:
+        try:
+            return tuple(kind(part) for part in value.split(","))
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is no list of numbers with commas between") from error
+
+    return convert
+
+
+@main.command()
+@click.option("--config", default="table", show_default=True, help="Model: a name in training/configs or a TOML file.")
+@_shared
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/table"), show_default=True)
+@click.option("--seeds", callback=_numbers(int), default="0,1,2,3,4", show_default=True)
+@click.option("--fractions", callback=_numbers(float), default="1,0.5,0.25,0.1", show_default=True, help="Of labels.")
+@click.option("--pretrain", type=click.Choice(["both", "yes", "no"]), default="both", show_default=True)
+@click.option("--train-survey", type=click.Choice([ALL_SURVEYS, *TEST_SETS]), default=ALL_SURVEYS, show_default=True)
+@click.option("--light-curve-only", is_flag=True, help="Train neither spectrum nor metadata encoder; --pretrain no.")
+@click.option("--epochs", type=int, default=None, help="Of fine-tuning, instead of the config's.")
+@click.option("--pretrain-epochs", type=int, default=None, help="Of pre-training, instead of the config's.")
+def table(
+    config: str,
+    shared: Path,
+    output: Path,
+    seeds: tuple[int, ...],
+    fractions: tuple[float, ...],
+    pretrain: str,
+    train_survey: str,
+    light_curve_only: bool,
+    epochs: int | None,
+    pretrain_epochs: int | None,
+) -> None:
+    """Train and score AstroM3's table: modalities, pre-training, shares of the labels, seeds; as Markdown.
+
+    Results lie in results.jsonl in the output folder; what is there is not trained again, and table.md shows all of it.
+    """
+    settings = _shortened(load_settings(config), epochs, pretrain_epochs)
+    pretrained = {"both": (False, True), "yes": (True,), "no": (False,)}[pretrain]
+    plan = Plan(seeds, fractions, pretrained, train_survey, light_curve_only)
+
+    def make_run(seed: int) -> Run:
+        return Run(settings, shared, output, seed, CONSOLE.log, light_curve_only)
+
+    text = table_markdown(run_table(make_run, settings, plan, output, CONSOLE))
+    (output / "table.md").write_text(text)
+    click.echo(text)
+
+
+def _shortened(settings: ModelSettings, epochs: int | None, pretrain_epochs: int | None) -> ModelSettings:
+    stages: dict[str, StageSettings] = {}
+    if epochs is not None:
+        stages["finetune"] = settings.finetune.model_copy(update={"epochs": epochs, "steps": None})
+    if pretrain_epochs is not None:
+        stages["pretrain"] = settings.pretrain.model_copy(update={"epochs": pretrain_epochs, "steps": None})
+    return settings.model_copy(update=stages)
 
 
 @main.command()
@@ -100,7 +172,8 @@ def check_metadata(shared: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count() or 1)
+    # torchrun starts several of these on a machine, and says how many.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
         main()
     except TrifidError as error:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.data import TrainingSet
+from training.data import TrainingSet, to_device
 from training.encoders.trimodal import SUBSETS, Classifier, Trimodal, subset_name
 
 COVERAGE = 0.9
@@ -29,18 +29,22 @@ class Encoded:
 def encode_rows(
     model: Trimodal, data: TrainingSet, rows: NDArray[np.intp], version: int = 0, spectra: bool = True
 ) -> Encoded:
-    """Embed ``rows`` in batches; without ``spectra`` the costly spectrum encoder is left out (zeros)."""
+    """Embed ``rows`` in batches, on the model's device; the result is on the CPU.
+
+    Without ``spectra`` the costly spectrum encoder is left out (zeros).
+    """
     model.eval()
+    device = model.log_scale.device
     embeddings, present = [], []
     for first in range(0, len(rows), 512):
-        batch = data.batch(rows[first : first + 512], version)
+        batch = to_device(data.batch(rows[first : first + 512], version), device)
         parts = [
             model.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features),
-            model.spectrum_encoder(batch.spectra) if spectra else torch.zeros(len(batch.present), 512),
+            model.spectrum_encoder(batch.spectra) if spectra else torch.zeros(len(batch.present), 512, device=device),
             model.metadata_encoder(batch.values, batch.known),
         ]
-        embeddings.append(torch.stack(parts, dim=1))
-        present.append(batch.present)
+        embeddings.append(torch.stack(parts, dim=1).cpu())
+        present.append(batch.present.cpu())
     return Encoded(rows, torch.cat(embeddings), torch.cat(present))
 
 
@@ -52,9 +56,10 @@ def usable(encoded: Encoded, subset: tuple[bool, ...]) -> NDArray[np.bool_]:
 @torch.no_grad()
 def probabilities(classifier: Classifier, encoded: Encoded, subset: tuple[bool, ...]) -> NDArray[np.float64]:
     """(n, 10) calibrated probabilities from the modalities of ``subset`` alone."""
-    present = torch.tensor(subset).expand(len(encoded.rows), -1)
-    result, _ = classifier.eval()(*encoded.embeddings.unbind(dim=1), present)
-    double: NDArray[np.float64] = result.double().numpy()
+    device = classifier.log_temperature.device
+    present = torch.tensor(subset, device=device).expand(len(encoded.rows), -1)
+    result, _ = classifier.eval()(*encoded.embeddings.to(device).unbind(dim=1), present)
+    double: NDArray[np.float64] = result.double().cpu().numpy()
     return double
 
 
@@ -63,11 +68,13 @@ def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]
     target = torch.from_numpy(label)
     result = {}
     classifier = model.classifier.eval()
+    device = classifier.log_temperature.device
     grid = torch.linspace(-1.0, 1.5, 101)
     for subset in SUBSETS:
         chosen = torch.from_numpy(usable(encoded, subset))
         with torch.no_grad():
-            logits = classifier.logits(encoded.embeddings[chosen], torch.tensor(subset).expand(int(chosen.sum()), -1))
+            present = torch.tensor(subset, device=device).expand(int(chosen.sum()), -1)
+            logits = classifier.logits(encoded.embeddings[chosen].to(device), present).cpu()
             losses = torch.stack([functional.cross_entropy(logits / t.exp(), target[chosen]) for t in grid])
         best = grid[int(losses.argmin())]
         classifier.log_temperature[int(Classifier.subset_index(torch.tensor([subset]))[0])] = best

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from broker.errors import ConfigurationError
 
@@ -25,25 +26,58 @@ class LightCurveSettings(_Strict):
     queries: int
     heads: int
     feature_width: int
+    feature_pieces: int
     dropout: float
 
 
-class PretrainSettings(_Strict):
+class InformerSettings(_Strict):
+    """Arguments of ``training.encoders.astrom3.InformerEncoder``."""
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    factor: int
+    dropout: float
+
+
+class GalSpecNetSettings(_Strict):
+    """Arguments of ``training.encoders.astrom3.GalSpecNetEncoder``."""
+
+    channels: tuple[int, ...]
+    kernel: int
+    pool: int
+    dropout: float
+
+
+class PerceptronSettings(_Strict):
+    """Arguments of ``training.encoders.astrom3.PerceptronEncoder``."""
+
+    hidden: int
+    dropout: float
+
+
+class StageSettings(_Strict):
+    """What ``training.loop.fit`` needs to know of a stage of training."""
+
+    epochs: int
+    batch_size: int
+    """Objects in a batch, over all processes together."""
+    learning_rate: float
+    weight_decay: float
+    steps: PositiveInt | None = None
+    """Steps of the optimiser; None for as many as ``epochs`` have. Where it is set, ``epochs`` says nothing."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In which the encoders compute (weights are always float32): "auto" is bfloat16 on a GPU, float32 on a CPU."""
+
+
+class PretrainSettings(StageSettings):
     """Contrastive pre-training."""
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
 
-
-class FinetuneSettings(_Strict):
+class FinetuneSettings(StageSettings):
     """Supervised fine-tuning."""
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
     label_smoothing: float
     class_balance: float
     crop_share: float
@@ -52,21 +86,46 @@ class FinetuneSettings(_Strict):
 
 
 class ModelSettings(_Strict):
-    """One model."""
+    """What the settings of every model have."""
 
     name: str
     seed: int
-    light_curve: LightCurveSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
 
 
+class TrifidSettings(ModelSettings):
+    """A model of this project's own encoders."""
+
+    encoders: Literal["trifid"] = "trifid"
+    light_curve: LightCurveSettings
+
+
+class AstroM3Settings(ModelSettings):
+    """A model of AstroM3's encoders and head, the baseline."""
+
+    encoders: Literal["astrom3"]
+    informer: InformerSettings
+    galspecnet: GalSpecNetSettings
+    perceptron: PerceptronSettings
+
+
+_KINDS: dict[str, type[ModelSettings]] = {"trifid": TrifidSettings, "astrom3": AstroM3Settings}
+
+
 def load_settings(name_or_path: str) -> ModelSettings:
-    """Settings by the name of a file in ``training/configs`` or by path; ConfigurationError says what is wrong."""
+    """Settings by the name of a file in ``training/configs`` or by path; ConfigurationError says what is wrong.
+
+    ``encoders`` in the file says whose encoders they are, "trifid" where it says nothing.
+    """
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = CONFIGS / f"{name_or_path}.toml"
     try:
-        return ModelSettings.model_validate(tomllib.loads(path.read_text()))
+        values = tomllib.loads(path.read_text())
+        kind = _KINDS.get(encoders := str(values.get("encoders", "trifid")))
+        if kind is None:
+            raise ConfigurationError(f"model settings {path}: encoders is {encoders!r}, not one of {', '.join(_KINDS)}")
+        return kind.model_validate(values)
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigurationError(f"model settings {path}: {error}") from error

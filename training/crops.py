@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.records import LightCurve
 
 MIN_CROP: int = 8
+
+
+def thin(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
+    """The same object as a survey with other weather would have seen it: 60 to 95 % of the points, at random."""
+    keep = round(len(curve) * rng.uniform(0.6, 0.95))
+    return _take(curve, np.sort(rng.permutation(len(curve))[:keep]))
 
 
 def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
@@ -22,10 +29,7 @@ def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
         stretch = min(total, max(keep, int(keep * np.exp(rng.uniform(0.0, np.log(total / keep))))))
         start = int(rng.integers(0, total - stretch + 1))
         index = start + np.sort(rng.choice(stretch, keep, replace=False))
-        curve = LightCurve(
-            curve.mjd[index], curve.flux[index], curve.flux_error[index],
-            curve.reference_flux[index], curve.band[index], curve.kind[index],
-        )  # fmt: skip
+        curve = _take(curve, index)
     if rng.random() < 0.125:
         reference = float(np.quantile(curve.flux, rng.uniform(0.05, 0.95)))
         curve = LightCurve(
@@ -33,3 +37,10 @@ def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
             np.full(len(curve), np.nan, np.float32), curve.band, curve.kind,
         )  # fmt: skip
     return curve
+
+
+def _take(curve: LightCurve, index: NDArray[np.intp]) -> LightCurve:
+    return LightCurve(
+        curve.mjd[index], curve.flux[index], curve.flux_error[index],
+        curve.reference_flux[index], curve.band[index], curve.kind[index],
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ class Labels:
     """(n,) position in ``taxonomy.CLASSES``, -1 where unknown."""
     allowed: NDArray[np.bool_]
     """(n, 10) the classes the label may mean; a coarse EW may be EW or EB."""
+    likelihood: NDArray[np.float32]
+    """(n, 10) probability of the object's label for a star of each class; 1 or 0 as ``allowed`` until
+    ``with_confusion`` knows better."""
     weight: NDArray[np.float32]
     """(n,) weight in training: 0 for objects without a label, less for weak labels."""
     scored: NDArray[np.bool_]
@@ -40,7 +43,14 @@ class Labels:
         weak = quality == "weak"
         conflict = quality == "conflict"
         weight = np.where(known & ~conflict, np.where(weak, WEAK_LABEL_WEIGHT, 1.0), 0.0).astype(np.float32)
-        return Labels(index, allowed, weight, known & ~weak & ~conflict & ~coarse)
+        return Labels(index, allowed, allowed.astype(np.float32), weight, known & ~weak & ~conflict & ~coarse)
+
+    def with_confusion(self, rows: NDArray[np.bool_], confusion: NDArray[np.float32]) -> Labels:
+        """The same labels, but those of ``rows`` (n,) drawn from the true class with ``confusion`` (10, 10)."""
+        likelihood = self.likelihood.copy()
+        named = rows & (self.index >= 0)
+        likelihood[named] = confusion.T[self.index[named]]
+        return replace(self, likelihood=likelihood)
 
     def class_balanced(self, rows: NDArray[np.intp], power: float) -> NDArray[np.float32]:
         """``weight`` times (mean class count / class count) ** ``power``, counted over ``rows``."""
@@ -94,7 +104,7 @@ class TrainingSet:
             points_mask=self.points_mask[v, index],
             folded=self.folded[v, index].float(),
             features=self.features[v, index].float(),
-            spectra=torch.from_numpy(self.spectra[sample, rows].astype(np.float32)),
+            spectra=torch.from_numpy(self.spectra[sample, rows]).float(),
             values=self.values[index],
             known=self.known[index],
             present=self.present(index, v),
@@ -110,3 +120,8 @@ class TrainingSet:
             ],
             dim=1,
         )
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch with all its tensors on ``device``; no copies where they are there already."""
+    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})

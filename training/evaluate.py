@@ -1,18 +1,31 @@
-"""Scores on held-out stars, as a table, JSON and a figure."""
+"""Scores on held-out stars, as tables and JSON; the figures are in ``training.figures``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, f1_score, recall_score
+from sklearn.metrics import f1_score, recall_score
 
 from broker.taxonomy import CLASS_NAMES
-from training.calibrate import Encoded, expected_calibration_error, probabilities, usable
+from training.calibrate import (
+    Encoded,
+    conformal_thresholds,
+    encode_rows,
+    expected_calibration_error,
+    fit_temperatures,
+    probabilities,
+    usable,
+)
+from training.data import TrainingSet
 from training.encoders.trimodal import SUBSETS, Trimodal, subset_name
+
+TEST_SETS: dict[str, str] = {"asas": "ASAS", "css": "Catalina"}
+"""Names of the test sets, by survey."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,36 @@ def score_subsets(
     return scores
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """What ``calibrate_and_score`` finds."""
+
+    scores: list[Score]
+    temperatures: dict[str, float]
+    thresholds: dict[str, float]
+    encoded: dict[str, Encoded]
+    """The encoded rows of each test set."""
+
+
+def calibrate_and_score(
+    model: Trimodal, data: TrainingSet, validation_rows: NDArray[np.intp], test_rows: Mapping[str, NDArray[np.intp]]
+) -> Evaluation:
+    """Set the model's temperatures on validation stars, then score every subset of the modalities on each test set.
+
+    All rows must have a label. Where no object of ``data`` has a spectrum, none is encoded.
+    """
+    spectra = bool(data.spectrum_present.any())
+    validation = encode_rows(model, data, validation_rows, spectra=spectra)
+    label = data.labels.index[validation_rows]
+    temperatures = fit_temperatures(model, validation, label)
+    thresholds = conformal_thresholds(model, validation, label)
+    encoded = {name: encode_rows(model, data, rows, spectra=spectra) for name, rows in test_rows.items()}
+    scores: list[Score] = []
+    for name, test in encoded.items():
+        scores += score_subsets(model, test, data.labels.index[test.rows], thresholds, name)
+    return Evaluation(scores, temperatures, thresholds, encoded)
+
+
 def markdown(scores: list[Score]) -> str:
     """The scores as Markdown: one table over subsets, one of recall by class."""
     lines = [
@@ -98,31 +141,9 @@ def markdown(scores: list[Score]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(scores: list[Score], folder: Path, preface: str) -> None:
-    """Write ``evaluation.md`` and ``evaluation.json`` into ``folder``."""
+def save(scores: list[Score], folder: Path, preface: str, appendix: str = "") -> None:
+    """Write ``evaluation.md`` (preface, tables, and ``appendix`` if any) and ``evaluation.json`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.md").write_text(f"{preface}\n\n{markdown(scores)}")
+    parts = [preface + "\n", markdown(scores), appendix]
+    (folder / "evaluation.md").write_text("\n".join(part for part in parts if part))
     (folder / "evaluation.json").write_text(json.dumps([asdict(s) for s in scores], indent=1) + "\n")
-
-
-def plot_confusion(predicted: NDArray[np.float64], label: NDArray[np.int64], title: str, path: Path) -> None:
-    """Save a confusion matrix, rows normalised, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    matrix = confusion_matrix(label, predicted.argmax(axis=1), labels=np.arange(len(CLASS_NAMES)))
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    figure, axes = plt.subplots(figsize=(6, 5.4), layout="constrained")
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), count in np.ndenumerate(matrix):
-        if count:
-            axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color="w" if share[i, j] > 0.6 else "k")
-    axes.set_xticks(np.arange(len(CLASS_NAMES)), CLASS_NAMES, rotation=45)
-    axes.set_yticks(np.arange(len(CLASS_NAMES)), CLASS_NAMES)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

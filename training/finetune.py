@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import FinetuneSettings
-from training.data import TrainingSet
+from training.data import TrainingSet, to_device
+from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import SUBSETS, Batch, Trimodal
-from training.losses import coarse_cross_entropy
+from training.loop import Context, Workers, fit
+from training.losses import label_cross_entropy
 
 SUBSET_WEIGHT: dict[tuple[bool, ...], float] = {
     (True, False, False): 1.0,
@@ -37,67 +39,79 @@ def finetune(
     rows: NDArray[np.intp],
     settings: FinetuneSettings,
     seed: int,
-    report: Callable[[str], None],
-    validate: Callable[[Trimodal], str],
+    context: Context,
+    validate: Callable[[Trimodal], str] | None,
+    subsets: Sequence[tuple[bool, ...]] = SUBSETS,
 ) -> Trimodal:
-    """Train in place and return the moving average of the weights; ``validate`` gives a line for the report."""
-    rng = np.random.default_rng([seed, 2])
+    """Train in place and return the moving average of the weights; ``validate`` may add to each epoch's line.
+
+    Of ``rows`` (n,) those with a label that counts are trained on, on ``subsets`` of the modalities; an encoder that
+    none of those needs stays as it is. Raises what ``training.loop.fit`` raises.
+    """
+    workers = context.workers
     labels = data.labels
     rows = rows[labels.weight[rows] > 0]
     weight = torch.from_numpy(labels.class_balanced(rows, settings.class_balance))
-    allowed = torch.from_numpy(labels.allowed)
-    average = copy.deepcopy(model).eval()
-    steps = len(rows) // settings.batch_size
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=max(1, steps * settings.epochs), pct_start=0.1
-    )
-    for epoch in range(settings.epochs):
-        model.train()
-        order = rng.permutation(rows)
-        losses = []
-        for step in range(steps):
-            chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            cropped = rng.random(len(chosen)) < settings.crop_share
-            version = np.where(cropped, rng.integers(1, data.versions, len(chosen)), 0)
-            # The objects come in random order, so the first ones are a random share.
-            with_spectrum = max(1, int(settings.spectrum_share * len(chosen)))
-            batch = data.batch(chosen, version)
-            index = torch.from_numpy(chosen)
-            loss = subsets_loss(
-                model, _augment(batch), allowed[index], weight[index], with_spectrum, settings.label_smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            _move_average(average, model, settings.average_decay, epoch * steps + step)
-            losses.append(loss.item())
-        report(f"finetune epoch {epoch + 1}/{settings.epochs}: loss {np.mean(losses):.3f}; {validate(average)}")
-    return average
+    likelihood = torch.from_numpy(labels.likelihood)
+
+    def loss(chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        cropped = rng.random(len(chosen)) < settings.crop_share
+        version = np.where(cropped, rng.integers(1, data.versions, len(chosen)), 0)
+        # The objects come in random order, so the first ones are a random share.
+        with_spectrum = len(chosen[: max(1, int(settings.spectrum_share * len(chosen)))][workers.own])
+        own = chosen[workers.own]
+        # Augmented before it goes to the device, so that the draws do not depend on which device that is.
+        batch = to_device(_augment(data.batch(own, version[workers.own])), workers.device)
+        index = torch.from_numpy(own)
+        return subsets_loss(
+            model,
+            batch,
+            likelihood[index].to(workers.device),
+            weight[index].to(workers.device),
+            with_spectrum,
+            settings.label_smoothing,
+            workers,
+            subsets,
+        )
+
+    return fit("finetune", model, rows, settings, [seed, 2], context, loss, settings.average_decay, validate)
 
 
 def subsets_loss(
-    model: Trimodal, batch: Batch, allowed: Tensor, weight: Tensor, with_spectrum: int, smoothing: float
+    model: Trimodal,
+    batch: Batch,
+    likelihood: Tensor,
+    weight: Tensor,
+    with_spectrum: int,
+    smoothing: float,
+    workers: Workers,
+    subsets: Sequence[tuple[bool, ...]] = SUBSETS,
 ) -> Tensor:
-    """Loss summed over all subsets; those with a spectrum only over the first ``with_spectrum`` objects."""
-    light_curve = model.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features)
-    metadata = model.metadata_encoder(batch.values, batch.known)
-    spectrum = torch.zeros_like(light_curve)
-    spectrum[:with_spectrum] = model.spectrum_encoder(batch.spectra[:with_spectrum])
+    """Loss summed over ``subsets`` of the modalities; with a spectrum only over the first ``with_spectrum`` objects.
+
+    ``likelihood`` (n, 10) and ``weight`` (n,) float as in ``label_cross_entropy``, for the n objects of
+    ``batch``. The average of what the processes get is the loss of all their objects together.
+    """
+    needs_light_curve, needs_spectrum, needs_metadata = (any(column) for column in zip(*subsets, strict=True))
+    light_curve, spectrum, metadata = (weight.new_zeros(len(weight), EMBEDDING) for _ in range(3))
+    if needs_light_curve:
+        light_curve = model.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features).float()
+    if needs_spectrum:
+        spectrum[:with_spectrum] = model.spectrum_encoder(batch.spectra[:with_spectrum]).float()
+    if needs_metadata:
+        metadata = model.metadata_encoder(batch.values, batch.known).float()
     embeddings = torch.stack([light_curve, spectrum, metadata], dim=1)
-    loss = torch.zeros(())
-    for subset in SUBSETS:
-        wanted = torch.tensor(subset)
-        size = with_spectrum if subset[1] else len(allowed)
+    losses, weights = [], []
+    for subset in subsets:
+        wanted = torch.tensor(subset, device=weight.device)
+        size = with_spectrum if subset[1] else len(likelihood)
         usable = (batch.present[:size] | ~wanted).all(dim=1)
         present = wanted.expand(size, -1)
-        logits = model.classifier.logits(embeddings[:size], present)
-        loss = loss + SUBSET_WEIGHT[subset] * coarse_cross_entropy(
-            logits, allowed[:size], weight[:size] * usable, smoothing
-        )
-    return loss
+        logits = model.classifier.logits(embeddings[:size], present).float()
+        own_weight = weight[:size] * usable
+        losses.append(SUBSET_WEIGHT[subset] * label_cross_entropy(logits, likelihood[:size], own_weight, smoothing))
+        weights.append(own_weight.sum())
+    return (torch.stack(losses) * workers.share(torch.stack(weights))).sum()
 
 
 def _augment(batch: Batch) -> Batch:
@@ -107,21 +121,13 @@ def _augment(batch: Batch) -> Batch:
     """
     turn = int(torch.randint(-6, 7, ()))
     hidden = torch.rand(batch.points_mask.shape) < 0.1
-    mask = batch.points_mask & ~hidden
     points = batch.points.clone()
     points[..., 3] = torch.remainder(points[..., 3] + turn / batch.folded.shape[2], 1.0)
-    return Batch(
-        points, mask, batch.folded.roll(turn, dims=2), batch.features,
-        batch.spectra, batch.values + METADATA_BLUR * torch.randn_like(batch.values),
-        batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _move_average(average: Trimodal, model: Trimodal, decay: float, step: int) -> None:
-    decay = min(decay, (1 + step) / (10 + step))  # follows closely at first, while the weights move fast
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.dtype.is_floating_point:
-            kept.lerp_(new, 1 - decay)
-        else:
-            kept.copy_(new)
+    return replace(
+        batch,
+        points=points,
+        points_mask=batch.points_mask & ~hidden,
+        folded=batch.folded.roll(turn, dims=2),
+        values=batch.values + METADATA_BLUR * torch.randn_like(batch.values),
+        known=batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN),
+    )

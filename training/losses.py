@@ -28,14 +28,15 @@ def trimodal_contrastive(embeddings: Tensor, present: Tensor, log_scale: Tensor)
     return loss
 
 
-def coarse_cross_entropy(logits: Tensor, allowed: Tensor, weight: Tensor, smoothing: float) -> Tensor:
-    """Weighted mean of -log of the probability that falls on the allowed classes.
+def label_cross_entropy(logits: Tensor, likelihood: Tensor, weight: Tensor, smoothing: float) -> Tensor:
+    """Weighted mean of -log of the probability of the catalogue's label.
 
-    ``logits`` (batch, 10); ``allowed`` (batch, 10) True for each class the label may mean (one for a plain
-    label, two where a catalogue lumps contact and semi-detached binaries); ``weight`` (batch,).
-    ``smoothing`` mixes in the mean over all classes, as label smoothing does.
+    ``logits`` (batch, 10); ``likelihood`` (batch, 10) the probability of the object's label for an object of each
+    class: 1 at one class for a plain label, more where a catalogue lumps or mistakes classes (the forward correction of
+    Patrini et al. 2017, arXiv 1609.03683); ``weight`` (batch,). ``smoothing`` mixes in the mean over all
+    classes, as label smoothing does.
     """
     log_probability = functional.log_softmax(logits, dim=1)
-    right = torch.logsumexp(log_probability.masked_fill(~allowed, -1e4), dim=1)
+    right = torch.logsumexp(log_probability + likelihood.log().clamp(min=-1e4), dim=1)
     loss = -(1 - smoothing) * right - smoothing * log_probability.mean(dim=1)
     return (loss * weight).sum() / weight.sum().clamp(min=1e-6)

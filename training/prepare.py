@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from broker.assemble.inputs import LightCurveInputs
-from broker.assemble.lightcurve import assemble_light_curves
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
 from broker.records import LightCurve
-from training.crops import crop
+from training.crops import crop, thin
 
 CHUNK = 128
 _COLUMNS = ("points", "points_mask", "folded", "features", "present", "period", "detections")
@@ -23,7 +24,7 @@ _COLUMNS = ("points", "points_mask", "folded", "features", "present", "period", 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedLightCurves:
-    """Inputs of n objects in v versions: version 0 is the whole light curve, the others are crops.
+    """Inputs of n objects in v versions: version 0 is the whole light curve, odd ones are crops, even ones thinned.
 
     Arrays as in ``LightCurveInputs`` with a leading version axis; ``points``, ``folded`` and ``features``
     are kept in half precision.
@@ -42,7 +43,8 @@ def _assemble_chunk(task: tuple[int, int, list[LightCurve]]) -> tuple[int, int, 
     version, first, curves = task
     if version:
         # Seeded by position, so that the crops do not depend on how the work is divided.
-        curves = [crop(c, np.random.default_rng([version, first + i])) for i, c in enumerate(curves)]
+        change = crop if version % 2 else thin
+        curves = [change(c, np.random.default_rng([version, first + i])) for i, c in enumerate(curves)]
     return version, first, assemble_light_curves(curves)
 
 
@@ -51,7 +53,9 @@ def prepare_light_curves(
 ) -> PreparedLightCurves:
     """Assemble ``curves`` in ``versions`` versions, or read them from ``cache`` (a folder of .npy files)."""
     size = len(curves)
-    done = cache / f"done-{size}-{versions}"
+    # Other features, other arrays: a cache of an earlier release is not taken for this one's.
+    features = hashlib.sha256(" ".join(LIGHT_CURVE_FEATURES).encode()).hexdigest()[:8]
+    done = cache / f"done-{size}-{versions}-{features}"
     if not done.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _assemble_all(curves, versions, cache, processes)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from training.config import PretrainSettings
-from training.data import TrainingSet
+from training.data import TrainingSet, to_device
 from training.encoders.trimodal import Trimodal
+from training.loop import Context, fit
 from training.losses import trimodal_contrastive
 
 
@@ -20,27 +20,21 @@ def pretrain(
     rows: NDArray[np.intp],
     settings: PretrainSettings,
     seed: int,
-    report: Callable[[str], None],
+    context: Context,
 ) -> None:
-    """Train the three encoders in place so that the modalities of one object lie close together."""
-    rng = np.random.default_rng([seed, 1])
-    steps = len(rows) // settings.batch_size
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=max(1, steps * settings.epochs), pct_start=0.1
-    )
-    for epoch in range(settings.epochs):
-        model.train()
-        order = rng.permutation(rows)
-        losses = []
-        for step in range(steps):
-            chosen = order[step * settings.batch_size : (step + 1) * settings.batch_size]
-            batch = data.batch(chosen, rng.integers(0, data.versions, len(chosen)))
-            loss = trimodal_contrastive(model.encode(batch), batch.present, model.log_scale)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-        report(f"pretrain epoch {epoch + 1}/{settings.epochs}: contrastive loss {np.mean(losses):.3f}")
+    """Train the three encoders in place so that the modalities of one object lie close together.
+
+    ``rows`` (n,) of ``data``. Raises what ``training.loop.fit`` raises.
+    """
+    workers = context.workers
+
+    def loss(chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        version = rng.integers(0, data.versions, len(chosen))
+        batch = to_device(data.batch(chosen[workers.own], version[workers.own]), workers.device)
+        # Each object is told from all others of the whole batch, wherever they were encoded.
+        embeddings = workers.gather(model.encode(batch).float())
+        present = workers.gather(batch.present.to(torch.uint8)).bool()
+        with torch.autocast(workers.device.type, enabled=False):  # similarities of up to 100 need all their digits
+            return trimodal_contrastive(embeddings, present, model.log_scale)
+
+    fit("pretrain", model, rows, settings, [seed, 1], context, loss)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import leave_one_out_distances
@@ -20,26 +21,25 @@ from broker.assemble.metadata import METADATA_FEATURES, Scaler, standardise
 from broker.errors import ConfigurationError, InputFileError
 from broker.taxonomy import CLASS_NAMES
 from training.baselines import forest_probabilities
-from training.calibrate import (
-    Encoded,
-    conformal_thresholds,
-    encode_rows,
-    fit_temperatures,
-    probabilities,
-    usable,
-)
-from training.config import ModelSettings
+from training.calibrate import encode_rows, probabilities, usable
+from training.config import FinetuneSettings, ModelSettings
 from training.data import Labels, TrainingSet
-from training.datasets.splits import split
+from training.datasets.confusion import catalogue_confusion
+from training.datasets.splits import same_star_groups, split
 from training.datasets.tables import ObjectTable, load_objects
+from training.detections import accuracy_by_detections, detections_markdown, save_detections
+from training.encoders.build import build_model
 from training.encoders.trimodal import SUBSETS, Trimodal
-from training.evaluate import Score, markdown, plot_confusion, save, score, score_subsets
+from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, markdown, save, score
 from training.export import check_export, export_models, write_manifest
+from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
 from training.finetune import finetune
+from training.loop import Checkpoints, Context, Workers
 from training.prepare import PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
+from training.table import label_subset, settings_for_labels
 
 VERSIONS = 4
 SPECTRUM_DRAWS = 2
@@ -60,9 +60,17 @@ class Run:
     """Loads everything once; each step can be called by itself."""
 
     def __init__(
-        self, settings: ModelSettings, shared: Path, output: Path, seed: int | None, report: Callable[..., None]
+        self,
+        settings: ModelSettings,
+        shared: Path,
+        output: Path,
+        seed: int | None,
+        report: Callable[..., None],
+        light_curve_only: bool = False,
     ) -> None:
+        """With ``light_curve_only`` no object has a spectrum or metadata, and fine-tuning leaves their encoders out."""
         self.settings = settings
+        self.light_curve_only = light_curve_only
         self.seed = settings.seed if seed is None else seed
         self.output = output
         self.report = report
@@ -73,9 +81,13 @@ class Run:
         table = load_objects(data)
         self.table = table
         self.train_rows, self.validation_rows, self.test_rows = split(table, self.seed)
-        self.labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+        labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+        # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
+        confusion = catalogue_confusion(table, labels.index, labels.scored, self.train_rows, "asas", "css")
+        self.labels = labels.with_confusion(table.survey == "css", confusion)
         light_curves = prepare_light_curves(table.light_curves, VERSIONS, output.parent / "light_curves")
         self.data, self.scaler = self._inputs(table, data, light_curves)
+        self._pretrained: dict[str | None, dict[str, Tensor]] = {}
 
     def _inputs(self, table: ObjectTable, data: Path, light_curves: PreparedLightCurves) -> tuple[TrainingSet, Scaler]:
         rng = np.random.default_rng([self.seed, 0])
@@ -87,6 +99,14 @@ class Run:
         raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], part, rng)
         scaler = fit_scaler(raw[self.train_rows])
         metadata = standardise(raw, table.ra, table.dec, scaler)
+        if self.light_curve_only:
+            nothing = np.zeros(len(table), np.bool_)
+            # One zero, seen as an array of the usual shape.
+            spectra = np.broadcast_to(np.zeros((), np.float16), (1, len(table), 3, 2575))
+            return (
+                TrainingSet(self.labels, light_curves, spectra, nothing, metadata.values, metadata.known, nothing),
+                scaler,
+            )
         spectra = self._spectra(table, data, labelled, code, held_out)
         return (
             TrainingSet(
@@ -137,33 +157,88 @@ class Run:
         """The trained model of the run folder; ConfigurationError where there is none."""
         if not self.model_path.exists():
             raise ConfigurationError(f"{self.model_path} does not exist: run `python -m training train` first")
-        model = Trimodal(self.settings.light_curve.model_dump())
+        model = build_model(self.settings)
         model.load_state_dict(load_file(self.model_path))
         return model.eval()
 
-    def train(self, pretraining: bool = True) -> Trimodal:
-        """Pre-train, fine-tune, save and return the model."""
-        torch.manual_seed(self.seed)
-        model = Trimodal(self.settings.light_curve.model_dump())
-        features = self.data.features[:, torch.from_numpy(self.train_rows)].float()
-        model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+    def train(self, workers: Workers, pretraining: bool = True, resume: bool = False) -> Trimodal:
+        """Pre-train, fine-tune, save and return the model, which is then on the CPU.
+
+        With ``resume`` training goes on from the checkpoints in the run folder; without, those are removed.
+        """
+        settings = {**self.settings.model_dump(mode="json"), "seed": self.seed, "pretraining": pretraining}
+        checkpoints = Checkpoints(self.output, settings, resume)
+        if workers.rank == 0 and not resume:
+            checkpoints.clear()
+        context = Context(workers, self.report, checkpoints)
+        model = self._new_model(self.train_rows)
         if pretraining:
-            rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
-            pretrain(model, self.data, rows, self.settings.pretrain, self.seed, self.report)
-        rows = self.validation_rows[self.labels.scored[self.validation_rows]]
+            pretrain(model, self.data, self.labelled_rows(), self.settings.pretrain, self.seed, context)
+        rows = self.scored(self.validation_rows)
 
         def validate(candidate: Trimodal) -> str:
             encoded = encode_rows(candidate, self.data, rows, spectra=False)
             parts = []
-            for survey in ("asas", "css"):
+            for survey in TEST_SETS:
                 own = (self.table.survey[rows] == survey) & usable(encoded, LIGHT_CURVE_ONLY)
                 best = probabilities(candidate.classifier, encoded, LIGHT_CURVE_ONLY).argmax(axis=1)
                 parts.append(f"{survey} {np.mean((best == self.labels.index[rows])[own]):.4f}")
             return "validation accuracy, light curve alone: " + ", ".join(parts)
 
-        model = finetune(model, self.data, self.train_rows, self.settings.finetune, self.seed, self.report, validate)
-        save_file(model.state_dict(), self.model_path)
+        model = self._finetune(model, self.train_rows, self.settings.finetune, context, validate)
+        if workers.rank == 0:
+            save_file(model.state_dict(), self.model_path)
         return model
+
+    def train_cell(self, fraction: float, survey: str | None, pretraining: bool) -> Trimodal:
+        """A model for one cell of ``training.table``, on the CPU; nothing is saved.
+
+        Pre-trained, if at all, on the inputs of all labelled training stars of ``survey`` (None: of both), which is
+        done once and shared by all fractions, and fine-tuned on ``fraction`` of their labels. Raises
+        ConfigurationError for pre-training on light curves alone.
+        """
+        if pretraining and self.light_curve_only:
+            raise ConfigurationError("pre-training needs several modalities, and there are light curves alone")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        context = Context(Workers(device=device), self.report)
+        everything, rows = self.labelled_rows(1.0, survey), self.labelled_rows(fraction, survey)
+        model = self._new_model(everything)
+        if pretraining:
+            if survey not in self._pretrained:
+                pretrain(model, self.data, everything, self.settings.pretrain, self.seed, context)
+                self._pretrained[survey] = {name: t.cpu().clone() for name, t in model.state_dict().items()}
+            model.load_state_dict(self._pretrained[survey])
+        settings = settings_for_labels(self.settings.finetune, len(rows), len(everything))
+        return self._finetune(model, rows, settings, context)
+
+    def labelled_rows(self, fraction: float = 1.0, survey: str | None = None) -> NDArray[np.intp]:
+        """Training rows with a label that counts, of one survey or both; a share of their stars within each class."""
+        rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
+        if survey is not None:
+            rows = rows[self.table.survey[rows] == survey]
+        if fraction == 1.0:
+            return rows
+        return label_subset(self.labels.index, same_star_groups(self.table), rows, fraction, self.seed)
+
+    def _new_model(self, rows: NDArray[np.intp]) -> Trimodal:
+        """A model with random weights that standardises by the features of ``rows``."""
+        torch.manual_seed(self.seed)
+        model = build_model(self.settings)
+        features = self.data.features[:, torch.from_numpy(rows)].float()
+        model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+        return model
+
+    def _finetune(
+        self,
+        model: Trimodal,
+        rows: NDArray[np.intp],
+        settings: FinetuneSettings,
+        context: Context,
+        validate: Callable[[Trimodal], str] | None = None,
+    ) -> Trimodal:
+        """The model fine-tuned on ``rows``, on the subsets of the modalities that there are, on the CPU."""
+        subsets = (LIGHT_CURVE_ONLY,) if self.light_curve_only else SUBSETS
+        return finetune(model, self.data, rows, settings, self.seed, context, validate, subsets).cpu()
 
     def scored(self, rows: NDArray[np.intp], survey: str | None = None) -> NDArray[np.intp]:
         """Those of ``rows`` whose label may be scored, of one survey or all."""
@@ -171,29 +246,36 @@ class Run:
         return rows if survey is None else rows[self.table.survey[rows] == survey]
 
     def calibrate_and_evaluate(self, model: Trimodal) -> tuple[list[Score], dict[str, float]]:
-        """Fit temperatures and conformal thresholds on validation stars, score on test stars, write both."""
-        validation = encode_rows(model, self.data, self.scored(self.validation_rows))
-        label = self.labels.index[validation.rows]
-        temperatures = fit_temperatures(model, validation, label)
-        thresholds = conformal_thresholds(model, validation, label)
+        """Fit temperatures and conformal thresholds on validation stars, score on test stars, write all of it.
+
+        Into the run folder go ``evaluation.md`` and ``.json``, ``calibration.json``, ``detections.json`` and the
+        figures, and the model's weights again, with their temperatures.
+        """
+        tests = {name: self.scored(self.test_rows, survey) for survey, name in TEST_SETS.items()}
+        found = calibrate_and_score(model, self.data, self.scored(self.validation_rows), tests)
         save_file(model.state_dict(), self.model_path)
-        scores: list[Score] = []
-        for survey, name in (("asas", "ASAS"), ("css", "Catalina")):
-            test = encode_rows(model, self.data, self.scored(self.test_rows, survey))
-            label = self.labels.index[test.rows]
-            scores += score_subsets(model, test, label, thresholds, name)
-            self._confusion(model, test, label, name)
-        save(scores, self.output, PREFACE.format(seed=self.seed))
+        by_detections = {
+            name: accuracy_by_detections(
+                model, [self.table.light_curves[i] for i in rows], self.labels.index[rows], seed=self.seed
+            )
+            for name, rows in tests.items()
+        }
+        appendix = detections_markdown(by_detections)
+        save(found.scores, self.output, PREFACE.format(seed=self.seed), appendix)
+        save_detections(by_detections, self.output / "detections.json")
         (self.output / "calibration.json").write_text(
-            json.dumps({"temperatures": temperatures, "conformal_thresholds": thresholds}, indent=1) + "\n"
+            json.dumps({"temperatures": found.temperatures, "conformal_thresholds": found.thresholds}, indent=1) + "\n"
         )
-        self.report(markdown(scores))
-        return scores, thresholds
+        title = "Light curve alone (real), after the first N detections of held-out stars"
+        plot_detections(by_detections, title, self.output / "detections.png")
+        self._light_curve_figures(model, found)
+        self.report(f"{markdown(found.scores)}\n{appendix}")
+        return found.scores, found.thresholds
 
     def baseline(self) -> list[Score]:
         """Scores of the random forest on the test stars that have a light curve; the same stars as the model's."""
         sets = {}
-        for survey, name in (("asas", "ASAS"), ("css", "Catalina")):
+        for survey, name in TEST_SETS.items():
             rows = self.scored(self.test_rows, survey)
             sets[name] = rows[self.data.light_curve_present[0].numpy()[rows]]
         train_rows = self.train_rows[self.data.light_curve_present[0].numpy()[self.train_rows]]
@@ -204,11 +286,24 @@ class Run:
             for (name, rows), p in zip(sets.items(), predicted, strict=True)
         ]
 
-    def _confusion(self, model: Trimodal, test: Encoded, label: NDArray[np.int64], name: str) -> None:
-        chosen = usable(test, LIGHT_CURVE_ONLY)
-        predicted = probabilities(model.classifier, test, LIGHT_CURVE_ONLY)[chosen]
-        title = f"{name}, light curve alone, {int(chosen.sum())} held-out stars"
-        plot_confusion(predicted, label[chosen], title, self.output / f"confusion_{name.lower()}.png")
+    def _light_curve_figures(self, model: Trimodal, found: Evaluation) -> None:
+        """Confusion and reliability of each test set, and one map of all their embeddings; light curves alone."""
+        embeddings, labels, names = [], [], []
+        for name, test in found.encoded.items():
+            chosen = usable(test, LIGHT_CURVE_ONLY)
+            predicted = probabilities(model.classifier, test, LIGHT_CURVE_ONLY)[chosen]
+            label = self.labels.index[test.rows][chosen]
+            title = f"{name}, light curve alone (real), {len(label)} held-out stars"
+            plot_confusion(predicted, label, title, self.output / f"confusion_{name.lower()}.png")
+            plot_reliability(predicted, label, title, self.output / f"reliability_{name.lower()}.png")
+            embeddings.append(test.embeddings[:, 0].numpy()[chosen])
+            labels.append(label)
+            names.append(np.full(len(label), name, object))
+        title = "UMAP of the embeddings of held-out stars' light curves (real)"
+        plot_umap(
+            np.concatenate(embeddings), np.concatenate(labels), np.concatenate(names), title,
+            self.output / "umap.png", self.seed,
+        )  # fmt: skip
 
     def export(self, model: Trimodal, repository: Path, version: str) -> None:
         """Write ONNX models, manifest, reference set and metadata scaler, and check them against torch."""

@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period, harmonic_fit
@@ -34,7 +35,7 @@ decide the period."""
 LIGHT_CURVE_FEATURES: Final[tuple[str, ...]] = (
     "log10_mad", "log10_std", "log10_span", "log10_points", "is_total_flux",
     "noise_to_std", "skewness", "kurtosis",
-    "log10_range_90", "bright_share_90", "range_50_to_90", "range_20_to_90", "range_98_to_90",
+    "log10_range_90", "log10_range_95", "bright_share_90", "range_50_to_90", "range_20_to_90", "range_98_to_90",
     "von_neumann_time",
     "has_period", "log10_period", "r2_period", "r2_half_period", "r2_double_period",
     "log10_second_period", "r2_second_period", "log10_period_to_span",
@@ -47,6 +48,7 @@ the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow R
 10); von Neumann's ratio is the mean squared successive difference over the variance, in time and in phase."""
 
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
+_BLAS: Final = ThreadpoolController()
 _SAME_EXPOSURE: Final = 1e-5  # days
 _MAX_MJD: Final = 200_000.0
 """Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
@@ -159,7 +161,7 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
 
 
 def _group_median(value: NDArray[np.float64], group: NDArray[np.intp], groups: int) -> NDArray[np.float64]:
-    """Lower median of each group, (groups,); 0 for an empty group."""
+    """Median of each group, (groups,); 0 for an empty group."""
     median: NDArray[np.float64] = _group_quantiles(value, group, groups, (0.5,))[0]
     return median
 
@@ -167,14 +169,17 @@ def _group_median(value: NDArray[np.float64], group: NDArray[np.intp], groups: i
 def _group_quantiles(
     value: NDArray[np.float64], group: NDArray[np.intp], groups: int, quantiles: Sequence[float]
 ) -> NDArray[np.float64]:
-    """(len(quantiles), groups) the value at each quantile's rank, rounded down; 0 for an empty group."""
+    """(len(quantiles), groups) the quantiles, interpolated between ranks; 0 for an empty group."""
     count = np.bincount(group, minlength=groups)
     ordered = value[np.lexsort((value, group))]
-    start = np.cumsum(count) - count
     result = np.zeros((len(quantiles), groups))
     filled = count > 0
+    start, last = (np.cumsum(count) - count)[filled], count[filled] - 1
     for out, quantile in zip(result, quantiles, strict=True):
-        out[filled] = ordered[(start + ((count - 1) * quantile).astype(np.intp))[filled]]
+        rank = last * quantile
+        below = rank.astype(np.intp)
+        low, high = ordered[start + below], ordered[start + np.minimum(below + 1, last)]
+        out[filled] = low + (rank - below) * (high - low)
     return result
 
 
@@ -192,7 +197,7 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
     std = np.sqrt(mean(deviation**2))
     std = np.where(std > 1e-6, std, 1.0)
     standard = deviation / std[row]
-    levels = _group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99))
+    levels = _group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
     mad = _group_median(np.abs(value - levels[4][row]), row, size)
     error = _group_median(points.error, row, size)
     first, last = points.start, points.start + points.count - 1
@@ -209,6 +214,7 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
         "skewness": np.clip(mean(standard**3), -5, 5),
         "kurtosis": np.log10(np.maximum(mean(standard**4), 0.1)),
         "log10_range_90": np.log10(np.maximum(range_90, 1e-4)),
+        "log10_range_95": np.log10(np.maximum(levels[10] - levels[9], 1e-4)),
         "bright_share_90": (levels[7] - levels[4]) / range_90,
         "range_50_to_90": (levels[6] - levels[2]) / range_90,
         "range_20_to_90": (levels[5] - levels[3]) / range_90,
@@ -234,16 +240,19 @@ def _period_features(points: _Points, value: NDArray[np.float64], inputs: LightC
     std = 10.0 ** inputs.features[:, _FEATURE["log10_std"]].astype(np.float64)
     weight = 1.0 / ((points.error / std[points.row]) ** 2 + SYSTEMATIC_ERROR**2)
     weight /= np.bincount(points.row, weight, size)[points.row]
-    for index in np.flatnonzero(points.count):
-        own = slice(points.start[index], points.start[index] + points.count[index])
-        time = points.time[own] - points.time[own.start]
-        found = find_period(time, value[own], weight[own])
-        if found is NO_PERIOD:
-            continue
-        described = _describe_period(time, value[own], weight[own], found)
-        frequency[index] = described.pop("frequency")
-        for name, feature in described.items():
-            inputs.features[index, _FEATURE[name]] = feature
+    start = points.start
+    # The fits multiply matrices so small that BLAS's threads cost more in waking and waiting than they save.
+    with _BLAS.limit(limits=1, user_api="blas"):
+        for index in np.flatnonzero(points.count):
+            own = slice(start[index], start[index] + points.count[index])
+            time = points.time[own] - points.time[own.start]
+            found = find_period(time, value[own], weight[own])
+            if found is NO_PERIOD:
+                continue
+            described = _describe_period(time, value[own], weight[own], found)
+            frequency[index] = described.pop("frequency")
+            for name, feature in described.items():
+                inputs.features[index, _FEATURE[name]] = feature
     return frequency
 
 

@@ -37,18 +37,22 @@ def split(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
     """Rows for training, validation and test; ``fractions`` are those of the first two.
 
-    A star's part follows from a hash of its name and the seed alone, so that it stays the same when rows
-    are added or reordered. The name is the least star_id of the group.
+    A star's part follows from a hash of its name alone, so that it stays the same when rows are added or reordered. The
+    name is the least star_id of the group. The test stars are the same for every ``seed``, which divides only the
+    others: what was chosen by looking at one seed's validation stars has seen no other seed's test stars.
     """
     group = same_star_groups(table)
     names: dict[int, str] = {}
     for name, number in zip(table.star_id, group, strict=True):
         names[int(number)] = min(str(name), names.get(int(number), str(name)))
-    place = {number: _uniform(f"{seed}:{name}") for number, name in names.items()}
-    position = np.array([place[int(number)] for number in group])
     train, validation = fractions
-    part = np.searchsorted([train, train + validation], position, side="right")
-    return np.flatnonzero(part == 0), np.flatnonzero(part == 1), np.flatnonzero(part == 2)
+    kept = train + validation
+    part = {
+        number: 2 if _uniform(f"0:{name}") >= kept else int(_uniform(f"{seed}:fit:{name}") >= train / kept)
+        for number, name in names.items()
+    }
+    parts = np.array([part[int(number)] for number in group], np.intp)
+    return np.flatnonzero(parts == 0), np.flatnonzero(parts == 1), np.flatnonzero(parts == 2)
 
 
 def _uniform(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from broker.assemble.inputs import MODALITIES
 from broker.taxonomy import CLASSES
+from training.encoders.astrom3 import GalSpecNetEncoder, InformerEncoder, PerceptronEncoder
 from training.encoders.lightcurve import EMBEDDING, LightCurveEncoder
 from training.encoders.metadata import MetadataEncoder
 from training.encoders.spectrum import SpectrumEncoder
@@ -27,18 +28,10 @@ def subset_name(subset: tuple[bool, ...]) -> str:
 
 
 class Classifier(nn.Module):
-    """Class probabilities and the joint embedding from the embeddings of the modalities present.
+    """Class probabilities and the joint embedding, their mean, from the embeddings of the modalities present."""
 
-    AstroM3 classifies the mean of the embeddings. The mean is our joint embedding too, but the classifier
-    sees the embeddings side by side, so that a weak modality cannot blur a strong one.
-    """
-
-    def __init__(self, hidden: int = 256, dropout: float = 0.2) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        inputs = len(MODALITIES) * EMBEDDING + len(MODALITIES)
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
-        )
         # One temperature for each subset, indexed by its bits (Guo et al. 2017, arXiv 1706.04599).
         self.register_buffer("log_temperature", torch.zeros(2 ** len(MODALITIES)))
         self.log_temperature: Tensor
@@ -48,13 +41,9 @@ class Classifier(nn.Module):
         """(batch,) number whose bits are ``present`` (batch, 3)."""
         return present[:, 0].long() + 2 * present[:, 1].long() + 4 * present[:, 2].long()
 
+    @abstractmethod
     def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
         """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
-        mask = present.to(embeddings.dtype)
-        # Unit vectors have entries of about 0.04; the factor brings them to the scale layers start out for.
-        x = torch.cat([(embeddings * mask[..., None]).flatten(1) * EMBEDDING**0.5, mask], dim=1)
-        result: Tensor = self.layers(x)
-        return result
 
     def forward(
         self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor
@@ -65,6 +54,39 @@ class Classifier(nn.Module):
         probabilities = (self.logits(embeddings, present) / temperature).softmax(dim=1)
         mask = present.to(embeddings.dtype)[..., None]
         return probabilities, functional.normalize((embeddings * mask).sum(dim=1), dim=1)
+
+
+class ConcatClassifier(Classifier):
+    """Trifid's head: it sees the embeddings side by side, so that a weak modality cannot blur a strong one."""
+
+    def __init__(self, hidden: int = 256, dropout: float = 0.2) -> None:
+        super().__init__()
+        inputs = len(MODALITIES) * EMBEDDING + len(MODALITIES)
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, len(CLASSES))
+        )
+
+    def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
+        mask = present.to(embeddings.dtype)
+        # Unit vectors have entries of about 0.04; the factor brings them to the scale layers start out for.
+        x = torch.cat([(embeddings * mask[..., None]).flatten(1) * EMBEDDING**0.5, mask], dim=1)
+        result: Tensor = self.layers(x)
+        return result
+
+
+class MeanClassifier(Classifier):
+    """AstroM3's head (arXiv 2411.08842, section 4): one linear layer on the mean of the embeddings present."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(EMBEDDING, len(CLASSES))
+
+    def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
+        mask = present.to(embeddings.dtype)[..., None]
+        result: Tensor = self.linear((embeddings * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1))
+        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +104,20 @@ class Batch:
 
 
 class Trimodal(nn.Module):
-    """Encoders, classifier and the temperature of the contrastive loss."""
+    """Encoders, classifier and the temperature of the contrastive loss; ``training.encoders.build`` makes them."""
 
-    def __init__(self, light_curve: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        light_curve_encoder: LightCurveEncoder | InformerEncoder,
+        spectrum_encoder: SpectrumEncoder | GalSpecNetEncoder,
+        metadata_encoder: MetadataEncoder | PerceptronEncoder,
+        classifier: Classifier,
+    ) -> None:
         super().__init__()
-        settings = dict(light_curve or {})
-        self.light_curve_encoder = LightCurveEncoder(**settings)  # type: ignore[arg-type]
-        self.spectrum_encoder = SpectrumEncoder()
-        self.metadata_encoder = MetadataEncoder()
-        self.classifier = Classifier()
+        self.light_curve_encoder = light_curve_encoder
+        self.spectrum_encoder = spectrum_encoder
+        self.metadata_encoder = metadata_encoder
+        self.classifier = classifier
         # CLIP's start, 1 / 0.07 (Radford et al. 2021, arXiv 2103.00020)
         self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
 

@@ -13,7 +13,9 @@ from training.calibrate import (
     probabilities,
     usable,
 )
-from training.encoders.trimodal import SUBSETS, Trimodal, subset_name
+from training.config import load_settings
+from training.encoders.build import build_model
+from training.encoders.trimodal import SUBSETS, subset_name
 
 
 def encoded(size: int, seed: int) -> Encoded:
@@ -38,7 +40,7 @@ def test_usable_needs_every_modality_of_the_subset() -> None:
 
 
 def test_conformal_sets_cover_new_objects() -> None:
-    model = Trimodal().eval()
+    model = build_model(load_settings("trifid")).eval()
     calibration, fresh = encoded(3000, seed=1), encoded(3000, seed=2)
     rng = np.random.default_rng(0)
 

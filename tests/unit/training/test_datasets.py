@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from broker.taxonomy import CLASS_NAMES
 from training.data import Labels
+from training.datasets.confusion import catalogue_confusion
 from training.datasets.splits import same_star_groups, split
 from training.datasets.tables import ObjectTable, load_objects
 
@@ -51,4 +53,28 @@ def test_no_star_is_in_two_parts(table: ObjectTable) -> None:
     both = len(table) - len(np.unique(group))
     assert both >= 950  # stars of both surveys: 951 by catalogue number, a few more by position
     assert len(parts[0]) / len(table) == pytest.approx(0.7, abs=0.02)
-    assert not np.array_equal(parts[2], split(table, seed=4)[2])
+    others = split(table, seed=4)
+    assert np.array_equal(parts[2], others[2])
+    assert not np.array_equal(parts[1], others[1])
+
+
+def test_what_catalina_calls_the_stars_of_asas(table: ObjectTable) -> None:
+    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+    train, _, test = split(table, seed=0)
+    confusion = catalogue_confusion(table, labels.index, labels.scored, train, "asas", "css")
+    np.testing.assert_allclose(confusion.sum(axis=1), 1, atol=1e-6)
+    named = dict(zip(CLASS_NAMES, confusion, strict=True))
+    ea, ew = CLASS_NAMES.index("EA"), CLASS_NAMES.index("EW")
+    assert named["EB"][ea] > 0.3
+    assert named["EB"][ew] > 0.1
+    assert named["EA"][ea] > 0.95
+    # Test stars have no say in it.
+    without = labels.index.copy()
+    without[test] = -1
+    same = catalogue_confusion(table, without, labels.scored, train, "asas", "css")
+    np.testing.assert_array_equal(same, confusion)
+    corrected = labels.with_confusion(table.survey == "css", confusion)
+    row = np.flatnonzero((table.survey == "css") & (table.label == "EA"))[0]
+    np.testing.assert_array_equal(corrected.likelihood[row], confusion[:, ea])
+    asas = table.survey == "asas"
+    np.testing.assert_array_equal(corrected.likelihood[asas], labels.likelihood[asas])

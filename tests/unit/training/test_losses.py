@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.losses import coarse_cross_entropy, trimodal_contrastive
+from training.losses import label_cross_entropy, trimodal_contrastive
 
 
 def basis(*indices: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_a_coarse_label_is_the_sum_of_its_classes() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     allowed = torch.tensor([[True, False, True]])
     share = logits.softmax(dim=1)
-    loss = coarse_cross_entropy(logits, allowed, torch.ones(1), smoothing=0.0)
+    loss = label_cross_entropy(logits, allowed, torch.ones(1), smoothing=0.0)
     assert loss.item() == pytest.approx(-math.log(float(share[0, 0] + share[0, 2])))
 
 
@@ -48,7 +48,7 @@ def test_weights_and_smoothing() -> None:
     logits = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
     allowed = torch.tensor([[True, False], [True, False]])
     right, wrong = (-math.log(1 / (1 + math.exp(-d))) for d in (3.0, -3.0))
-    weighted = coarse_cross_entropy(logits, allowed, torch.tensor([3.0, 1.0]), smoothing=0.0)
+    weighted = label_cross_entropy(logits, allowed, torch.tensor([3.0, 1.0]), smoothing=0.0)
     assert weighted.item() == pytest.approx((3 * right + wrong) / 4)
-    smooth = coarse_cross_entropy(logits[:1], allowed[:1], torch.ones(1), smoothing=0.2)
+    smooth = label_cross_entropy(logits[:1], allowed[:1], torch.ones(1), smoothing=0.2)
     assert smooth.item() == pytest.approx(0.8 * right + 0.2 * (right + wrong) / 2)

@@ -15,6 +15,8 @@ from broker.assemble.lightcurve import (
     POINT_CHANNELS,
     POINTS,
 )
+from training.config import load_settings
+from training.encoders.build import build_model
 from training.encoders.trimodal import Batch, Trimodal
 from training.export import check_export, export_models
 
@@ -37,7 +39,7 @@ def batch(size: int, seed: int = 0) -> Batch:
 @pytest.fixture(scope="module")
 def model() -> Trimodal:
     torch.manual_seed(7)
-    return Trimodal().eval()
+    return build_model(load_settings("trifid")).eval()
 
 
 @torch.no_grad()
@@ -73,7 +75,7 @@ def test_hidden_points_unknown_values_and_absent_modalities_have_no_say(model: T
 
 @torch.no_grad()
 def test_temperature_is_that_of_the_subset_present() -> None:
-    model = Trimodal().eval()
+    model = build_model(load_settings("trifid")).eval()
     embeddings = model.encode(batch(2))
     present = torch.tensor([[True, False, False], [True, True, True]])
     before, _ = model.classifier(*embeddings.unbind(1), present)

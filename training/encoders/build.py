@@ -1,0 +1,31 @@
+"""Models from their settings."""
+
+from __future__ import annotations
+
+from broker.errors import ConfigurationError
+from training.config import AstroM3Settings, ModelSettings, TrifidSettings
+from training.encoders.astrom3 import GalSpecNetEncoder, InformerEncoder, PerceptronEncoder
+from training.encoders.lightcurve import LightCurveEncoder
+from training.encoders.metadata import MetadataEncoder
+from training.encoders.spectrum import SpectrumEncoder
+from training.encoders.trimodal import ConcatClassifier, MeanClassifier, Trimodal
+
+
+def build_model(settings: ModelSettings) -> Trimodal:
+    """A model with random weights; ConfigurationError where the settings name no encoders."""
+    match settings:
+        case TrifidSettings():
+            return Trimodal(
+                LightCurveEncoder(**settings.light_curve.model_dump()),
+                SpectrumEncoder(),
+                MetadataEncoder(),
+                ConcatClassifier(),
+            )
+        case AstroM3Settings():
+            return Trimodal(
+                InformerEncoder(**settings.informer.model_dump()),
+                GalSpecNetEncoder(**settings.galspecnet.model_dump()),
+                PerceptronEncoder(**settings.perceptron.model_dump()),
+                MeanClassifier(),
+            )
+    raise ConfigurationError(f"model {settings.name}: {type(settings).__name__} names no encoders")
