@@ -13,8 +13,11 @@ import torch
 
 from broker.errors import TrifidError
 from training.config import ModelSettings, StageSettings, load_settings
+from training.datasets.astrom3 import load_astrom3
 from training.evaluate import TEST_SETS, markdown
 from training.loop import join_workers
+from training.reproduce import VERSIONS
+from training.reproduce import reproduce as run_reproduction
 from training.run import Run, metadata_against_astrom3
 from training.table import ALL_SURVEYS, Plan, run_table
 from training.table import markdown as table_markdown
@@ -61,6 +64,36 @@ def train(config: str, shared: Path, output: Path, seed: int | None, no_pretrain
         model = run.train(workers, pretraining=not no_pretrain, resume=resume)
     if workers.rank == 0:
         run.calibrate_and_evaluate(model)
+        click.echo((output / "evaluation.md").read_text())
+
+
+@main.command()
+@click.argument("source", default="AstroMLCore/AstroM3Processed")
+@click.option("--subset", default="full_42", show_default=True, help="Share of the data set and seed of its split.")
+@click.option(
+    "--config", default="astrom3", show_default=True, help="Model: a name in training/configs or a TOML file."
+)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/astrom3"), show_default=True)
+@click.option("--seed", type=int, default=None, help="Seed of training; the config's by default.")
+@click.option("--no-pretrain", is_flag=True, help="Leave out the contrastive pre-training.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoints in the run folder, if there are any.")
+def reproduce(
+    source: str, subset: str, config: str, output: Path, seed: int | None, no_pretrain: bool, resume: bool
+) -> None:
+    """Train and score on AstroM3's published data set: SOURCE is a name on the Hugging Face hub or a folder of Parquet.
+
+    ``--config astrom3`` is the published model, ``--config trifid`` ours. Works under torchrun, as ``train`` does.
+    """
+    settings = load_settings(config)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    with join_workers() as workers:
+        with workers.in_turn():
+            published = load_astrom3(source, subset, cache=output.parent / "astrom3-data", versions=VERSIONS)
+        name = f"{source}, {subset}"
+        scores = run_reproduction(settings, published, name, output, workers, CONSOLE.log, not no_pretrain, resume)
+    if workers.rank == 0:
+        click.echo(markdown(scores))
 
 
 @main.command()
@@ -72,6 +105,7 @@ def evaluate(config: str, shared: Path, output: Path, seed: int | None) -> None:
     """Score the model in the run folder on its held-out stars and write tables and figures."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.calibrate_and_evaluate(run.load_model())
+    click.echo((output / "evaluation.md").read_text())
 
 
 def _numbers(kind: type[int] | type[float]) -> Callable[[click.Context, click.Parameter, str], tuple[float, ...]]:

@@ -22,14 +22,13 @@ def forest_probabilities(
     test_rows: Sequence[NDArray[np.intp]],
     seed: int,
 ) -> list[NDArray[np.float64]]:
-    """Probabilities (m, 10) of each set of test rows, from ``features`` (n, 31) as the deep model gets them.
+    """Probabilities (m, 10) of each set of test rows, from the ``features`` (n, k) that the deep model gets, too.
 
     A forest of TREES trees, the usual baseline for variable stars (Richards et al. 2011, ApJ 733, 10), balanced by
     class within each tree. Trained on certain and weak labels, the latter with their lower weight; coarse labels
     are left out, since a forest needs one class a star.
     """
-    certain = labels.allowed[train_rows].sum(axis=1) == 1
-    rows = train_rows[(labels.weight[train_rows] > 0) & certain]
+    rows = train_rows[(labels.weight[train_rows] > 0) & ~labels.coarse[train_rows]]
     forest = RandomForestClassifier(
         TREES, min_samples_leaf=MIN_LEAF, class_weight="balanced_subsample", n_jobs=-1, random_state=seed
     )

@@ -81,6 +81,8 @@ class FinetuneSettings(StageSettings):
     label_smoothing: float
     class_balance: float
     crop_share: float
+    teacher_share: float = 0.0
+    """Share of a forest's opinion in the labels (``training.teacher``); 0 for none."""
     spectrum_share: float
     average_decay: float
 

@@ -22,11 +22,14 @@ class Labels:
 
     index: NDArray[np.int64]
     """(n,) position in ``taxonomy.CLASSES``, -1 where unknown."""
-    allowed: NDArray[np.bool_]
-    """(n, 10) the classes the label may mean; a coarse EW may be EW or EB."""
-    likelihood: NDArray[np.float32]
-    """(n, 10) probability of the object's label for a star of each class; 1 or 0 as ``allowed`` until
-    ``with_confusion`` knows better."""
+    target: NDArray[np.float32]
+    """(n, 10) the label as a distribution over the catalogue's names: one-hot, or softer with a teacher's opinion."""
+    confusions: NDArray[np.float32]
+    """(k, 10, 10) for each way of naming, the probability that a star of the row's class gets the column's label."""
+    naming: NDArray[np.int64]
+    """(n,) which of ``confusions`` is that of the object's catalogue."""
+    coarse: NDArray[np.bool_]
+    """(n,) whether the catalogue lumps several of our classes under the label."""
     weight: NDArray[np.float32]
     """(n,) weight in training: 0 for objects without a label, less for weak labels."""
     scored: NDArray[np.bool_]
@@ -36,27 +39,48 @@ class Labels:
     def from_columns(label: NDArray[np.object_], quality: NDArray[np.object_], coarse: NDArray[np.bool_]) -> Labels:
         """From class name or None, label quality (gold, std, weak, conflict or None) and the coarse flag."""
         index = np.array([CLASS_INDEX.get(name, -1) if name else -1 for name in label], np.int64)
-        allowed = np.zeros((len(index), len(CLASSES)), np.bool_)
         known = index >= 0
-        allowed[known, index[known]] = True
-        allowed[known & coarse, CLASS_INDEX["EB"]] = True
+        target = np.zeros((len(index), len(CLASSES)), np.float32)
+        target[known, index[known]] = 1.0
+        plain = np.eye(len(CLASSES), dtype=np.float32)
+        lumped = plain.copy()
+        lumped[CLASS_INDEX["EB"]] = plain[CLASS_INDEX["EW"]]
         weak = quality == "weak"
         conflict = quality == "conflict"
         weight = np.where(known & ~conflict, np.where(weak, WEAK_LABEL_WEIGHT, 1.0), 0.0).astype(np.float32)
-        return Labels(index, allowed, allowed.astype(np.float32), weight, known & ~weak & ~conflict & ~coarse)
+        scored = known & ~weak & ~conflict & ~coarse
+        return Labels(index, target, np.stack([plain, lumped]), coarse.astype(np.int64), coarse, weight, scored)
+
+    def only(self, rows: NDArray[np.intp]) -> Labels:
+        """The same labels, but none counts except those of ``rows``."""
+        weight = np.zeros_like(self.weight)
+        weight[rows] = self.weight[rows]
+        return replace(self, weight=weight)
 
     def with_confusion(self, rows: NDArray[np.bool_], confusion: NDArray[np.float32]) -> Labels:
-        """The same labels, but those of ``rows`` (n,) drawn from the true class with ``confusion`` (10, 10)."""
-        likelihood = self.likelihood.copy()
-        named = rows & (self.index >= 0)
-        likelihood[named] = confusion.T[self.index[named]]
-        return replace(self, likelihood=likelihood)
+        """The same labels, but those of ``rows`` (n,) named with ``confusion`` (10, 10)."""
+        naming = np.where(rows, len(self.confusions), self.naming)
+        return replace(self, confusions=np.concatenate([self.confusions, confusion[None]]), naming=naming)
+
+    def with_teacher(self, rows: NDArray[np.intp], opinion: NDArray[np.float32], share: float) -> Labels:
+        """The same labels, mixed with a teacher's ``opinion`` (m, 10) of ``rows`` (m,), in the catalogue's names.
+
+        Where a label counts the opinion has ``share`` of the target; where none does, the opinion is the target, with
+        that weight.
+        """
+        target, weight = self.target.copy(), self.weight.copy()
+        counts = self.weight[rows] > 0
+        mixed = (1 - share) * self.target[rows] + share * opinion
+        target[rows] = np.where(counts[:, None], mixed, opinion)
+        weight[rows] = np.where(counts, self.weight[rows], share)
+        return replace(self, target=target, weight=weight)
 
     def class_balanced(self, rows: NDArray[np.intp], power: float) -> NDArray[np.float32]:
         """``weight`` times (mean class count / class count) ** ``power``, counted over ``rows``."""
-        counts = np.bincount(self.index[rows][self.weight[rows] > 0], minlength=len(CLASSES)).clip(min=1)
+        counts = self.target[rows][self.weight[rows] > 0].sum(axis=0).clip(min=1.0)
         factor = (counts.mean() / counts) ** power
-        return (self.weight * np.where(self.index >= 0, factor[self.index], 0.0)).astype(np.float32)
+        balanced: NDArray[np.float32] = (self.weight * (self.target @ factor)).astype(np.float32)
+        return balanced
 
 
 class TrainingSet:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.config import FinetuneSettings
-from training.data import TrainingSet, to_device
+from training.data import Labels, TrainingSet, to_device
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import SUBSETS, Batch, Trimodal
 from training.loop import Context, Workers, fit
@@ -36,6 +36,7 @@ METADATA_HIDDEN = 0.3
 def finetune(
     model: Trimodal,
     data: TrainingSet,
+    labels: Labels,
     rows: NDArray[np.intp],
     settings: FinetuneSettings,
     seed: int,
@@ -45,14 +46,14 @@ def finetune(
 ) -> Trimodal:
     """Train in place and return the moving average of the weights; ``validate`` may add to each epoch's line.
 
-    Of ``rows`` (n,) those with a label that counts are trained on, on ``subsets`` of the modalities; an encoder that
-    none of those needs stays as it is. Raises what ``training.loop.fit`` raises.
+    Of ``rows`` (n,) those whose label in ``labels`` counts are trained on, on ``subsets`` of the modalities; an encoder
+    that none of those needs stays as it is. Raises what ``training.loop.fit`` raises.
     """
     workers = context.workers
-    labels = data.labels
     rows = rows[labels.weight[rows] > 0]
     weight = torch.from_numpy(labels.class_balanced(rows, settings.class_balance))
-    likelihood = torch.from_numpy(labels.likelihood)
+    target, naming = torch.from_numpy(labels.target), torch.from_numpy(labels.naming)
+    confusions = torch.from_numpy(labels.confusions)
 
     def loss(chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
         cropped = rng.random(len(chosen)) < settings.crop_share
@@ -66,7 +67,8 @@ def finetune(
         return subsets_loss(
             model,
             batch,
-            likelihood[index].to(workers.device),
+            target[index].to(workers.device),
+            confusions[naming[index]].to(workers.device),
             weight[index].to(workers.device),
             with_spectrum,
             settings.label_smoothing,
@@ -80,7 +82,8 @@ def finetune(
 def subsets_loss(
     model: Trimodal,
     batch: Batch,
-    likelihood: Tensor,
+    target: Tensor,
+    confusion: Tensor,
     weight: Tensor,
     with_spectrum: int,
     smoothing: float,
@@ -89,8 +92,8 @@ def subsets_loss(
 ) -> Tensor:
     """Loss summed over ``subsets`` of the modalities; with a spectrum only over the first ``with_spectrum`` objects.
 
-    ``likelihood`` (n, 10) and ``weight`` (n,) float as in ``label_cross_entropy``, for the n objects of
-    ``batch``. The average of what the processes get is the loss of all their objects together.
+    ``target`` (n, 10), ``confusion`` (n, 10, 10) and ``weight`` (n,) as in ``label_cross_entropy``, for the n objects
+    of ``batch``. The average of what the processes get is the loss of all their objects together.
     """
     needs_light_curve, needs_spectrum, needs_metadata = (any(column) for column in zip(*subsets, strict=True))
     light_curve, spectrum, metadata = (weight.new_zeros(len(weight), EMBEDDING) for _ in range(3))
@@ -104,12 +107,13 @@ def subsets_loss(
     losses, weights = [], []
     for subset in subsets:
         wanted = torch.tensor(subset, device=weight.device)
-        size = with_spectrum if subset[1] else len(likelihood)
+        size = with_spectrum if subset[1] else len(target)
         usable = (batch.present[:size] | ~wanted).all(dim=1)
         present = wanted.expand(size, -1)
         logits = model.classifier.logits(embeddings[:size], present).float()
         own_weight = weight[:size] * usable
-        losses.append(SUBSET_WEIGHT[subset] * label_cross_entropy(logits, likelihood[:size], own_weight, smoothing))
+        value = label_cross_entropy(logits, target[:size], confusion[:size], own_weight, smoothing)
+        losses.append(SUBSET_WEIGHT[subset] * value)
         weights.append(own_weight.sum())
     return (torch.stack(losses) * workers.share(torch.stack(weights))).sum()
 

@@ -28,15 +28,15 @@ def trimodal_contrastive(embeddings: Tensor, present: Tensor, log_scale: Tensor)
     return loss
 
 
-def label_cross_entropy(logits: Tensor, likelihood: Tensor, weight: Tensor, smoothing: float) -> Tensor:
-    """Weighted mean of -log of the probability of the catalogue's label.
+def label_cross_entropy(logits: Tensor, target: Tensor, confusion: Tensor, weight: Tensor, smoothing: float) -> Tensor:
+    """Weighted mean of the cross-entropy between the catalogue's label and what it would be by the predicted classes.
 
-    ``logits`` (batch, 10); ``likelihood`` (batch, 10) the probability of the object's label for an object of each
-    class: 1 at one class for a plain label, more where a catalogue lumps or mistakes classes (the forward correction of
-    Patrini et al. 2017, arXiv 1609.03683); ``weight`` (batch,). ``smoothing`` mixes in the mean over all
-    classes, as label smoothing does.
+    ``logits`` (batch, 10) of the classes; ``target`` (batch, 10) the label, one-hot or a distribution; ``confusion``
+    (batch, 10, 10) the probability that the object's catalogue gives a star of the row's class the column's label,
+    unity for a catalogue that names its classes as we do (forward correction, Patrini et al. 2017, arXiv 1609.03683);
+    ``weight`` (batch,). ``smoothing`` mixes in the mean over all classes, as label smoothing does.
     """
-    log_probability = functional.log_softmax(logits, dim=1)
-    right = torch.logsumexp(log_probability + likelihood.log().clamp(min=-1e4), dim=1)
-    loss = -(1 - smoothing) * right - smoothing * log_probability.mean(dim=1)
+    log_probability = functional.log_softmax(logits.float(), dim=1)
+    named = torch.einsum("bc,bcl->bl", log_probability.exp(), confusion).clamp(min=1e-7).log()
+    loss = -(1 - smoothing) * (target * named).sum(dim=1) - smoothing * log_probability.mean(dim=1)
     return (loss * weight).sum() / weight.sum().clamp(min=1e-6)

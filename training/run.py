@@ -30,7 +30,7 @@ from training.datasets.tables import ObjectTable, load_objects
 from training.detections import accuracy_by_detections, detections_markdown, save_detections
 from training.encoders.build import build_model
 from training.encoders.trimodal import SUBSETS, Trimodal
-from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, markdown, save, score
+from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score
 from training.export import check_export, export_models, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
 from training.finetune import finetune
@@ -40,6 +40,7 @@ from training.pretrain import pretrain
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
+from training.teacher import forest_opinion
 
 VERSIONS = 4
 SPECTRUM_DRAWS = 2
@@ -81,10 +82,7 @@ class Run:
         table = load_objects(data)
         self.table = table
         self.train_rows, self.validation_rows, self.test_rows = split(table, self.seed)
-        labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-        # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
-        confusion = catalogue_confusion(table, labels.index, labels.scored, self.train_rows, "asas", "css")
-        self.labels = labels.with_confusion(table.survey == "css", confusion)
+        self.labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
         light_curves = prepare_light_curves(table.light_curves, VERSIONS, output.parent / "light_curves")
         self.data, self.scaler = self._inputs(table, data, light_curves)
         self._pretrained: dict[str | None, dict[str, Tensor]] = {}
@@ -238,7 +236,31 @@ class Run:
     ) -> Trimodal:
         """The model fine-tuned on ``rows``, on the subsets of the modalities that there are, on the CPU."""
         subsets = (LIGHT_CURVE_ONLY,) if self.light_curve_only else SUBSETS
-        return finetune(model, self.data, rows, settings, self.seed, context, validate, subsets).cpu()
+        labels = self._taught(rows, settings.teacher_share)
+        rows = np.union1d(rows, self._unlabelled_rows(rows))
+        return finetune(model, self.data, labels, rows, settings, self.seed, context, validate, subsets).cpu()
+
+    def _unlabelled_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Training stars without a label that counts, of the surveys that ``rows`` are of."""
+        rest: NDArray[np.intp] = self.train_rows[self.labels.weight[self.train_rows] == 0]
+        of_surveys: NDArray[np.bool_] = np.isin(self.table.survey[rest], np.unique(self.table.survey[rows]))
+        return rest[of_surveys]
+
+    def _taught(self, rows: NDArray[np.intp], share: float) -> Labels:
+        """The labels of ``rows`` with all that other labels of ``rows`` say of them, and none of any other star."""
+        table, every = self.table, self.labels
+        rows = rows[every.weight[rows] > 0]
+        labels = every.only(rows)
+        # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
+        confusion = catalogue_confusion(table, every.index, every.scored, rows, "asas", "css")
+        labels = labels.with_confusion(table.survey == "css", confusion)
+        if share > 0:
+            features, present = self.data.features[0].float().numpy(), self.data.light_curve_present[0].numpy()
+            learners = np.union1d(rows, self._unlabelled_rows(rows))
+            for survey in np.unique(table.survey[rows]):
+                own = learners[(table.survey[learners] == survey) & present[learners]]
+                labels = labels.with_teacher(own, forest_opinion(features, labels, own, self.seed), share)
+        return labels
 
     def scored(self, rows: NDArray[np.intp], survey: str | None = None) -> NDArray[np.intp]:
         """Those of ``rows`` whose label may be scored, of one survey or all."""
@@ -269,7 +291,7 @@ class Run:
         title = "Light curve alone (real), after the first N detections of held-out stars"
         plot_detections(by_detections, title, self.output / "detections.png")
         self._light_curve_figures(model, found)
-        self.report(f"{markdown(found.scores)}\n{appendix}")
+        self.report(f"tables and figures are in {self.output}")
         return found.scores, found.thresholds
 
     def baseline(self) -> list[Score]:

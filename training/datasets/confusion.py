@@ -32,4 +32,5 @@ def catalogue_confusion(
     for row in rows[(table.survey[rows] == reference) & scored[rows]]:
         if (theirs := by_star.get(table.star_id[row])) is not None:
             counts[index[row], theirs] += 1
-    return (counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    confusion: NDArray[np.float32] = (counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    return confusion
