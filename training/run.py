@@ -42,7 +42,7 @@ from training.simulate.spectra import draw_types, load_templates, simulate_spect
 from training.table import label_subset, settings_for_labels
 from training.teacher import forest_opinion
 
-VERSIONS = 4
+VERSIONS = 5
 SPECTRUM_DRAWS = 2
 REFERENCE_OBJECTS_PER_CLASS = 400
 REFERENCE_NEIGHBOURS = 5
@@ -251,13 +251,15 @@ class Run:
         table, every = self.table, self.labels
         rows = rows[every.weight[rows] > 0]
         labels = every.only(rows)
-        # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
-        confusion = catalogue_confusion(table, every.index, every.scored, rows, "asas", "css")
-        labels = labels.with_confusion(table.survey == "css", confusion)
+        surveys = np.unique(table.survey[rows])
+        if len(surveys) > 1:
+            # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
+            confusion = catalogue_confusion(table, every.index, every.scored, rows, "asas", "css")
+            labels = labels.with_confusion(table.survey == "css", confusion)
         if share > 0:
             features, present = self.data.features[0].float().numpy(), self.data.light_curve_present[0].numpy()
             learners = np.union1d(rows, self._unlabelled_rows(rows))
-            for survey in np.unique(table.survey[rows]):
+            for survey in surveys:
                 own = learners[(table.survey[learners] == survey) & present[learners]]
                 labels = labels.with_teacher(own, forest_opinion(features, labels, own, self.seed), share)
         return labels
@@ -296,17 +298,16 @@ class Run:
 
     def baseline(self) -> list[Score]:
         """Scores of the random forest on the test stars that have a light curve; the same stars as the model's."""
-        sets = {}
+        present = self.data.light_curve_present[0].numpy()
+        features = self.data.features[0].float().numpy()
+        scores = []
         for survey, name in TEST_SETS.items():
             rows = self.scored(self.test_rows, survey)
-            sets[name] = rows[self.data.light_curve_present[0].numpy()[rows]]
-        train_rows = self.train_rows[self.data.light_curve_present[0].numpy()[self.train_rows]]
-        features = self.data.features[0].float().numpy()
-        predicted = forest_probabilities(features, self.labels, train_rows, list(sets.values()), self.seed)
-        return [
-            score(name, "light_curve, random forest", p, self.labels.index[rows], threshold=0.5)
-            for (name, rows), p in zip(sets.items(), predicted, strict=True)
-        ]
+            rows = rows[present[rows]]
+            train_rows = self.train_rows[present[self.train_rows] & (self.table.survey[self.train_rows] == survey)]
+            predicted = forest_probabilities(features, self.labels, train_rows, rows, self.seed)
+            scores.append(score(name, "light_curve, random forest", predicted, self.labels.index[rows], threshold=0.5))
+        return scores
 
     def _light_curve_figures(self, model: Trimodal, found: Evaluation) -> None:
         """Confusion and reliability of each test set, and one map of all their embeddings; light curves alone."""

@@ -10,15 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier
 
 from broker.taxonomy import CLASS_NAMES
+from training.baselines import new_forest
 from training.data import Labels
-
-TREES = 400
-MIN_LEAF = 2
-FEATURE_SHARE = 0.3
-"""Of the features, tried at each split: more than a forest's usual root, since few of them tell most classes."""
 
 
 def forest_opinion(
@@ -31,9 +26,7 @@ def forest_opinion(
     """
     counts = labels.weight[rows] > 0
     grown = rows[counts]
-    forest = RandomForestClassifier(
-        TREES, min_samples_leaf=MIN_LEAF, max_features=FEATURE_SHARE, oob_score=True, n_jobs=-1, random_state=seed
-    )
+    forest = new_forest(seed, out_of_bag=True)
     forest.fit(features[grown], labels.index[grown], sample_weight=labels.weight[grown])
     opinion = np.zeros((len(rows), len(CLASS_NAMES)), np.float32)
     opinion[np.ix_(np.flatnonzero(counts), forest.classes_)] = forest.oob_decision_function_

