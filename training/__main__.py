@@ -8,13 +8,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import numpy as np
 import rich
 import torch
 
 from broker.errors import TrifidError
 from training.config import ModelSettings, StageSettings, load_settings
+from training.data import Labels
 from training.datasets.astrom3 import load_astrom3
+from training.datasets.splits import split
+from training.datasets.tables import load_objects
 from training.evaluate import TEST_SETS, markdown
+from training.label_limits import label_limits
 from training.loop import join_workers
 from training.reproduce import VERSIONS
 from training.reproduce import reproduce as run_reproduction
@@ -193,6 +198,16 @@ def export(config: str, shared: Path, output: Path, seed: int | None, repository
     """Write ONNX models, manifest and reference set of the model in the run folder."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.export(run.load_model(), repository, version)
+
+
+@main.command("label-limits")
+@_shared
+def label_limits_of_training_stars(shared: Path) -> None:
+    """Count where the catalogues' labels disagree among the stars that are not for tests, as Markdown."""
+    table = load_objects(shared / "data")
+    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+    train, validation, _ = split(table, seed=0)
+    click.echo(label_limits(table, labels, np.concatenate([train, validation])))
 
 
 @main.command("check-metadata")
