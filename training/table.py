@@ -4,7 +4,7 @@ AstroM3 (arXiv 2411.08842, section 5) trains one model for each column of its ta
 all three. Trifid's model is fine-tuned on every subset of the modalities at once, so here **one training gives all
 four columns**, and a column is one model's score when it is shown that subset alone. As in AstroM3, pre-training
 sees the inputs of all training stars and none of their labels, whatever share of the labels fine-tuning gets, and
-a seed decides the split as well as the weights, so that the deviation over seeds holds both.
+a seed decides which stars train as well as the weights, so that the deviation over seeds holds both.
 
 Unlike AstroM3's, the spectra here and most metadata are drawn by a star's class, so that pre-training can learn the
 classes from them even where the label itself is held back. What it gains here is an upper limit of what it would gain
@@ -277,7 +277,8 @@ def markdown(results: Sequence[CellResult]) -> str:
 
 _PREFACE = """# Modalities, pre-training and shares of the labels
 
-Mean ± sample standard deviation over seeds; a seed decides the split by star, the simulated spectra and the weights.
+Mean ± sample standard deviation over seeds. A seed decides which stars train and which calibrate, the simulated
+spectra and the weights; the test stars are the same for all.
 Light curves and labels are real, **spectra are simulated, metadata partly so** (docs/simulation.md): only the light
 curve's column is a result on real data. One training gives all columns, since the model is fine-tuned on every
 subset of the modalities; AstroM3 trains one model a column. Pre-training sees the inputs of all training stars and no
