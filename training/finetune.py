@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from training.config import FinetuneSettings
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.lightcurve import EMBEDDING
@@ -31,6 +31,12 @@ METADATA_BLUR = 0.3
 """Deviation of the noise on standardised catalogue values."""
 METADATA_HIDDEN = 0.3
 """Share of the catalogue values that are hidden."""
+SURVEY_FEATURES = ("noise_to_std", "von_neumann_time", "log10_points", "log10_span", "log10_period_to_span")
+"""Features that depend on how a survey observes more than on the star."""
+SURVEY_LENT = 0.5
+"""Share of the objects that have them from another object."""
+_SURVEY = [LIGHT_CURVE_FEATURES.index(name) for name in SURVEY_FEATURES]
+_NOISE = LIGHT_CURVE_FEATURES.index("noise_to_std")
 
 
 def finetune(
@@ -119,19 +125,26 @@ def subsets_loss(
 
 
 def _augment(batch: Batch) -> Batch:
-    """Turn the phase by a few bins, hide one point in ten, blur catalogue values and hide some of them.
+    """Turn the phase by a few bins, hide one point in ten, lend surveys, blur catalogue values and hide some of them.
 
-    The catalogue values come from a few hundred donors, which would otherwise be learned by heart.
+    The catalogue values come from a few hundred donors, which would otherwise be learned by heart. What only tells how
+    a survey observes is taken from another object for every second one: otherwise the model knows classes by the
+    survey that has many of them, and is lost with the errors and the cadence of another one.
     """
     turn = int(torch.randint(-6, 7, ()))
     hidden = torch.rand(batch.points_mask.shape) < 0.1
+    mask = batch.points_mask & ~hidden
     points = batch.points.clone()
     points[..., 3] = torch.remainder(points[..., 3] + turn / batch.folded.shape[2], 1.0)
-    return replace(
-        batch,
-        points=points,
-        points_mask=batch.points_mask & ~hidden,
-        folded=batch.folded.roll(turn, dims=2),
-        values=batch.values + METADATA_BLUR * torch.randn_like(batch.values),
-        known=batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN),
-    )
+    lender = torch.arange(len(points))
+    borrows = torch.rand(len(points)) < SURVEY_LENT
+    lender[borrows] = torch.randperm(len(points))[borrows]
+    features = batch.features.clone()
+    features[:, _SURVEY] = features[lender][:, _SURVEY]
+    louder = (features[:, _NOISE] / batch.features[:, _NOISE].clamp(min=1e-3)).clamp(0.1, 10.0)
+    points[..., 2] *= louder[:, None]
+    return Batch(
+        points, mask, batch.folded.roll(turn, dims=2), features,
+        batch.spectra, batch.values + METADATA_BLUR * torch.randn_like(batch.values),
+        batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present,
+    )  # fmt: skip
