@@ -68,7 +68,7 @@ def finetune(
         with_spectrum = len(chosen[: max(1, int(settings.spectrum_share * len(chosen)))][workers.own])
         own = chosen[workers.own]
         # Augmented before it goes to the device, so that the draws do not depend on which device that is.
-        batch = to_device(_augment(data.batch(own, version[workers.own])), workers.device)
+        batch = to_device(augment(data.batch(own, version[workers.own])), workers.device)
         index = torch.from_numpy(own)
         return subsets_loss(
             model,
@@ -124,7 +124,7 @@ def subsets_loss(
     return (torch.stack(losses) * workers.share(torch.stack(weights))).sum()
 
 
-def _augment(batch: Batch) -> Batch:
+def augment(batch: Batch) -> Batch:
     """Turn the phase by a few bins, hide one point in ten, lend surveys, blur catalogue values and hide some of them.
 
     The catalogue values come from a few hundred donors, which would otherwise be learned by heart. What only tells how
