@@ -193,11 +193,17 @@ def baseline(config: str, shared: Path, output: Path, seed: int | None) -> None:
     "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
     help="Triton model repository to write.",
 )  # fmt: skip
+@click.option(
+    "--figures", type=click.Path(path_type=Path), default=Path("docs/figures"), show_default=True,
+    help="Folder for the evaluation's figures.",
+)  # fmt: skip
 @click.option("--version", default=lambda: datetime.now(UTC).strftime("%Y.%m.%d"), help="Published model version.")
-def export(config: str, shared: Path, output: Path, seed: int | None, repository: Path, version: str) -> None:
+def export(
+    config: str, shared: Path, output: Path, seed: int | None, repository: Path, figures: Path, version: str
+) -> None:
     """Write ONNX models, manifest and reference set of the model in the run folder."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
-    run.export(run.load_model(), repository, version)
+    run.export(run.load_model(), repository, version, figures)
 
 
 @main.command("label-limits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -328,8 +329,11 @@ class Run:
             self.output / "umap.png", self.seed,
         )  # fmt: skip
 
-    def export(self, model: Trimodal, repository: Path, version: str) -> None:
-        """Write ONNX models, manifest, reference set and metadata scaler, and check them against torch."""
+    def export(self, model: Trimodal, repository: Path, version: str, figures: Path) -> None:
+        """Write ONNX models, manifest, reference set and metadata scaler, and check them against torch.
+
+        The evaluation's figures go to the folder ``figures``: Triton takes every folder in ``repository`` for a model.
+        """
         scores, thresholds = self.calibrate_and_evaluate(model)
         export_models(model, repository)
         rows = self.scored(self.test_rows)[:64]
@@ -368,6 +372,9 @@ class Run:
             },
         )
         (repository / "EVALUATION.md").write_text((self.output / "evaluation.md").read_text())
+        figures.mkdir(parents=True, exist_ok=True)
+        for figure in self.output.glob("*.png"):
+            shutil.copy(figure, figures)
 
     def _class_counts(self) -> NDArray[np.intp]:
         rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
