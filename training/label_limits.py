@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.data import Labels
-from training.datasets.confusion import catalogue_confusion
+from training.datasets.confusion import name_counts
 from training.datasets.tables import ObjectTable
 
 MIRA_AMPLITUDE = 2.0
@@ -47,7 +47,7 @@ def label_limits(table: ObjectTable, labels: Labels, rows: NDArray[np.intp]) -> 
     lines.append(f"{len(asas)} ASAS stars that can be scored.\n")
     lines.append("| ASAS's class | " + " | ".join(f"Catalina: {name}" for name in CLASS_NAMES) + " |")
     lines.append("|---|" + "---:|" * len(CLASS_NAMES))
-    confusion = catalogue_confusion(table, labels.index, labels.scored, rows, "asas", "css")
-    for name, row in zip(CLASS_NAMES, confusion, strict=True):
-        lines.append(f"| {name} | " + " | ".join(f"{p:.2f}" if p >= 0.005 else "" for p in row) + " |")
+    named = name_counts(table, labels.index, labels.scored, rows, "asas", "css")
+    for name, row in zip(CLASS_NAMES, named, strict=True):
+        lines.append(f"| {name} | " + " | ".join(str(count or "") for count in row.tolist()) + " |")
     return "\n".join(lines) + "\n"

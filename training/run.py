@@ -25,7 +25,7 @@ from training.baselines import forest_probabilities
 from training.calibrate import encode_rows, probabilities, usable
 from training.config import FinetuneSettings, ModelSettings
 from training.data import Labels, TrainingSet
-from training.datasets.confusion import catalogue_confusion
+from training.datasets.confusion import catalogue_confusion, name_counts
 from training.datasets.splits import same_star_groups, split
 from training.datasets.tables import ObjectTable, load_objects
 from training.detections import accuracy_by_detections, detections_markdown, save_detections
@@ -254,9 +254,8 @@ class Run:
         labels = every.only(rows)
         surveys = np.unique(table.survey[rows])
         if len(surveys) > 1:
-            # ASAS's labels, most of them confirmed by the GCVS, say what a class is; Catalina's are a reading of it.
-            confusion = catalogue_confusion(table, every.index, every.scored, rows, "asas", "css")
-            labels = labels.with_confusion(table.survey == "css", confusion)
+            counts = name_counts(table, every.index, every.scored, rows, "asas", "css")
+            labels = labels.with_confusion(table.survey == "css", catalogue_confusion(counts, "css"))
         if share > 0:
             features, present = self.data.features[0].float().numpy(), self.data.light_curve_present[0].numpy()
             learners = np.union1d(rows, self._unlabelled_rows(rows))
