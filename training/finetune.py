@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from training.encoders.trimodal import SUBSETS, Batch, Trimodal
 from training.loop import Context, Workers, fit
 from training.losses import label_cross_entropy
 
+LIGHT_CURVE_ONLY = (True, False, False)
 SUBSET_WEIGHT: dict[tuple[bool, ...], float] = {
-    (True, False, False): 1.0,
+    LIGHT_CURVE_ONLY: 2.0,
     (True, False, True): 0.5,
     (True, True, False): 0.3,
     (True, True, True): 0.5,
@@ -33,7 +35,7 @@ METADATA_HIDDEN = 0.3
 """Share of the catalogue values that are hidden."""
 SURVEY_FEATURES = ("noise_to_std", "von_neumann_time", "log10_points", "log10_span", "log10_period_to_span")
 """Features that depend on how a survey observes more than on the star."""
-SURVEY_LENT = 0.5
+SURVEY_LENT = 0.2
 """Share of the objects that have them from another object."""
 _SURVEY = [LIGHT_CURVE_FEATURES.index(name) for name in SURVEY_FEATURES]
 _NOISE = LIGHT_CURVE_FEATURES.index("noise_to_std")
@@ -43,6 +45,7 @@ def finetune(
     model: Trimodal,
     data: TrainingSet,
     labels: Labels,
+    taught: Labels,
     rows: NDArray[np.intp],
     settings: FinetuneSettings,
     seed: int,
@@ -52,14 +55,22 @@ def finetune(
 ) -> Trimodal:
     """Train in place and return the moving average of the weights; ``validate`` may add to each epoch's line.
 
-    Of ``rows`` (n,) those whose label in ``labels`` counts are trained on, on ``subsets`` of the modalities; an encoder
-    that none of those needs stays as it is. Raises what ``training.loop.fit`` raises.
+    The light curve alone is trained on ``taught``, the labels with a teacher's opinion or the labels themselves: the
+    teacher knows the light curve alone. The other ``subsets`` of the modalities are trained on ``labels``. Of ``rows``
+    (n,) those that count in either are used. An encoder that no subset needs stays as it is. Raises what
+    ``training.loop.fit`` raises.
     """
     workers = context.workers
-    rows = rows[labels.weight[rows] > 0]
-    weight = torch.from_numpy(labels.class_balanced(rows, settings.class_balance))
-    target, naming = torch.from_numpy(labels.target), torch.from_numpy(labels.naming)
-    confusions = torch.from_numpy(labels.confusions)
+    rows = rows[(labels.weight[rows] > 0) | (taught.weight[rows] > 0)]
+    sources = [
+        (
+            torch.from_numpy(source.target),
+            torch.from_numpy(source.confusions),
+            torch.from_numpy(source.naming),
+            torch.from_numpy(source.class_balanced(rows, settings.class_balance)),
+        )
+        for source in (taught, labels)
+    ]
 
     def loss(chosen: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
         cropped = rng.random(len(chosen)) < settings.crop_share
@@ -70,27 +81,31 @@ def finetune(
         # Augmented before it goes to the device, so that the draws do not depend on which device that is.
         batch = to_device(augment(data.batch(own, version[workers.own])), workers.device)
         index = torch.from_numpy(own)
-        return subsets_loss(
-            model,
-            batch,
-            target[index].to(workers.device),
-            confusions[naming[index]].to(workers.device),
-            weight[index].to(workers.device),
-            with_spectrum,
-            settings.label_smoothing,
-            workers,
-            subsets,
+        alone, together = (
+            Goal(*(t.to(workers.device) for t in (target[index], confusions[naming[index]], weight[index])))
+            for target, confusions, naming, weight in sources
         )
+        return subsets_loss(model, batch, alone, together, with_spectrum, settings.label_smoothing, workers, subsets)
 
     return fit("finetune", model, rows, settings, [seed, 2], context, loss, settings.average_decay, validate)
+
+
+class Goal(NamedTuple):
+    """What is to be learnt of the n objects of a batch, as ``label_cross_entropy`` takes it."""
+
+    target: Tensor
+    """(n, 10)."""
+    confusion: Tensor
+    """(n, 10, 10)."""
+    weight: Tensor
+    """(n,)."""
 
 
 def subsets_loss(
     model: Trimodal,
     batch: Batch,
-    target: Tensor,
-    confusion: Tensor,
-    weight: Tensor,
+    alone: Goal,
+    together: Goal,
     with_spectrum: int,
     smoothing: float,
     workers: Workers,
@@ -98,11 +113,12 @@ def subsets_loss(
 ) -> Tensor:
     """Loss summed over ``subsets`` of the modalities; with a spectrum only over the first ``with_spectrum`` objects.
 
-    ``target`` (n, 10), ``confusion`` (n, 10, 10) and ``weight`` (n,) as in ``label_cross_entropy``, for the n objects
-    of ``batch``. The average of what the processes get is the loss of all their objects together.
+    ``alone`` is the goal of the light curve alone, ``together`` that of all other subsets. The average of what the
+    processes get is the loss of all their objects together.
     """
     needs_light_curve, needs_spectrum, needs_metadata = (any(column) for column in zip(*subsets, strict=True))
-    light_curve, spectrum, metadata = (weight.new_zeros(len(weight), EMBEDDING) for _ in range(3))
+    objects, device = len(batch.present), batch.present.device
+    light_curve, spectrum, metadata = (torch.zeros(objects, EMBEDDING, device=device) for _ in range(3))
     if needs_light_curve:
         light_curve = model.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features).float()
     if needs_spectrum:
@@ -112,13 +128,14 @@ def subsets_loss(
     embeddings = torch.stack([light_curve, spectrum, metadata], dim=1)
     losses, weights = [], []
     for subset in subsets:
-        wanted = torch.tensor(subset, device=weight.device)
-        size = with_spectrum if subset[1] else len(target)
+        wanted = torch.tensor(subset, device=device)
+        size = with_spectrum if subset[1] else objects
         usable = (batch.present[:size] | ~wanted).all(dim=1)
         present = wanted.expand(size, -1)
         logits = model.classifier.logits(embeddings[:size], present).float()
-        own_weight = weight[:size] * usable
-        value = label_cross_entropy(logits, target[:size], confusion[:size], own_weight, smoothing)
+        target, confusion, weight = (t[:size] for t in (alone if subset == LIGHT_CURVE_ONLY else together))
+        own_weight = weight * usable
+        value = label_cross_entropy(logits, target, confusion, own_weight, smoothing)
         losses.append(SUBSET_WEIGHT[subset] * value)
         weights.append(own_weight.sum())
     return (torch.stack(losses) * workers.share(torch.stack(weights))).sum()

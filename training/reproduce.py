@@ -65,7 +65,9 @@ def reproduce(
         return f"validation accuracy, all modalities: {right.mean():.4f}"
 
     rows = published.train_rows
-    model = finetune(model, data, data.labels, rows, settings.finetune, settings.seed, context, validate).cpu()
+    model = finetune(
+        model, data, data.labels, data.labels, rows, settings.finetune, settings.seed, context, validate
+    ).cpu()
     if workers.rank > 0:
         return []
     found = calibrate_and_score(model, data, published.validation_rows, {"AstroM3": published.test_rows})

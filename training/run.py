@@ -34,7 +34,7 @@ from training.encoders.trimodal import SUBSETS, Trimodal
 from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score
 from training.export import check_export, export_models, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
-from training.finetune import finetune
+from training.finetune import LIGHT_CURVE_ONLY, finetune
 from training.loop import Checkpoints, Context, Workers
 from training.prepare import PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
@@ -47,7 +47,6 @@ VERSIONS = 5
 SPECTRUM_DRAWS = 2
 REFERENCE_OBJECTS_PER_CLASS = 400
 REFERENCE_NEIGHBOURS = 5
-LIGHT_CURVE_ONLY = SUBSETS[[s == (True, False, False) for s in SUBSETS].index(True)]
 
 PREFACE = """# Evaluation
 
@@ -237,9 +236,9 @@ class Run:
     ) -> Trimodal:
         """The model fine-tuned on ``rows``, on the subsets of the modalities that there are, on the CPU."""
         subsets = (LIGHT_CURVE_ONLY,) if self.light_curve_only else SUBSETS
-        labels = self._taught(rows, settings.teacher_share)
+        labels, taught = self._labels_of(rows, settings.teacher_share)
         rows = np.union1d(rows, self._unlabelled_rows(rows))
-        return finetune(model, self.data, labels, rows, settings, self.seed, context, validate, subsets).cpu()
+        return finetune(model, self.data, labels, taught, rows, settings, self.seed, context, validate, subsets).cpu()
 
     def _unlabelled_rows(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Training stars without a label that counts, of the surveys that ``rows`` are of."""
@@ -247,8 +246,8 @@ class Run:
         of_surveys: NDArray[np.bool_] = np.isin(self.table.survey[rest], np.unique(self.table.survey[rows]))
         return rest[of_surveys]
 
-    def _taught(self, rows: NDArray[np.intp], share: float) -> Labels:
-        """The labels of ``rows`` with all that other labels of ``rows`` say of them, and none of any other star."""
+    def _labels_of(self, rows: NDArray[np.intp], share: float) -> tuple[Labels, Labels]:
+        """The labels of ``rows`` and no other stars', and the same mixed with the opinion of a forest of these."""
         table, every = self.table, self.labels
         rows = rows[every.weight[rows] > 0]
         labels = every.only(rows)
@@ -256,13 +255,14 @@ class Run:
         if len(surveys) > 1:
             counts = name_counts(table, every.index, every.scored, rows, "asas", "css")
             labels = labels.with_confusion(table.survey == "css", catalogue_confusion(counts, "css"))
+        taught = labels
         if share > 0:
             features, present = self.data.features[0].float().numpy(), self.data.light_curve_present[0].numpy()
             learners = np.union1d(rows, self._unlabelled_rows(rows))
             for survey in surveys:
                 own = learners[(table.survey[learners] == survey) & present[learners]]
-                labels = labels.with_teacher(own, forest_opinion(features, labels, own, self.seed), share)
-        return labels
+                taught = taught.with_teacher(own, forest_opinion(features, labels, own, self.seed), share)
+        return labels, taught
 
     def scored(self, rows: NDArray[np.intp], survey: str | None = None) -> NDArray[np.intp]:
         """Those of ``rows`` whose label may be scored, of one survey or all."""

@@ -31,7 +31,7 @@ from training.config import FinetuneSettings, PretrainSettings, StageSettings, l
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.build import build_model
 from training.encoders.trimodal import Trimodal
-from training.finetune import finetune, subsets_loss
+from training.finetune import Goal, finetune, subsets_loss
 from training.loop import Checkpoints, Context, Workers, fit, join_workers, one_cycle
 from training.losses import trimodal_contrastive
 from training.prepare import PreparedLightCurves
@@ -139,7 +139,9 @@ def train(model: Trimodal, stars: TrainingSet, context: Context) -> Trimodal:
     rows = np.arange(len(stars))
     pretrain(model, stars, rows, PRETRAIN, 3, context)
     labels = stars.labels
-    return finetune(model, stars, labels, rows, FINETUNE, 3, context, lambda average: f"training {average.training}")
+    return finetune(
+        model, stars, labels, labels, rows, FINETUNE, 3, context, lambda average: f"training {average.training}"
+    )
 
 
 def test_the_schedule_is_torchs_one_cycle() -> None:
@@ -308,7 +310,17 @@ def test_bfloat16_trains_nearly_the_same(stars: TrainingSet, name: str) -> None:
         lines: list[str] = []
         model, rows, context = new_model(name), np.arange(len(stars)), Context(Workers(), lines.append)
         pretrain(model, stars, rows, PRETRAIN.model_copy(update=settings), 3, context)
-        finetune(model, stars, stars.labels, rows, FINETUNE.model_copy(update=settings), 3, context, lambda _: "")
+        finetune(
+            model,
+            stars,
+            stars.labels,
+            stars.labels,
+            rows,
+            FINETUNE.model_copy(update=settings),
+            3,
+            context,
+            lambda _: "",
+        )
         losses[precision] = [float(line.split(": loss ")[1].split(";")[0]) for line in lines]
         models[precision] = nn.utils.parameters_to_vector(model.parameters())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
@@ -356,9 +368,9 @@ def losses_without_chance(
     def subsets(chosen: NDArray[np.intp]) -> Tensor:
         own = chosen[workers.own]
         target, weight = torch.from_numpy(labels.target[own]), torch.from_numpy(1.0 + own % 3).float()
-        confusion = torch.from_numpy(labels.confusions[labels.naming[own]])
+        goal = Goal(target, torch.from_numpy(labels.confusions[labels.naming[own]]), weight)
         # One spectrum in the batch: all processes but the first have none.
-        return subsets_loss(model, stars.batch(own), target, confusion, weight, 1 - min(workers.rank, 1), 0.1, workers)
+        return subsets_loss(model, stars.batch(own), goal, goal, 1 - min(workers.rank, 1), 0.1, workers)
 
     return {"contrastive": contrastive, "subsets": subsets}
 
