@@ -28,8 +28,6 @@ class Labels:
     """(k, 10, 10) for each way of naming, the probability that a star of the row's class gets the column's label."""
     naming: NDArray[np.int64]
     """(n,) which of ``confusions`` is that of the object's catalogue."""
-    coarse: NDArray[np.bool_]
-    """(n,) whether the catalogue lumps several of our classes under the label."""
     weight: NDArray[np.float32]
     """(n,) weight in training: 0 for objects without a label, less for weak labels."""
     scored: NDArray[np.bool_]
@@ -49,7 +47,7 @@ class Labels:
         conflict = quality == "conflict"
         weight = np.where(known & ~conflict, np.where(weak, WEAK_LABEL_WEIGHT, 1.0), 0.0).astype(np.float32)
         scored = known & ~weak & ~conflict & ~coarse
-        return Labels(index, target, np.stack([plain, lumped]), coarse.astype(np.int64), coarse, weight, scored)
+        return Labels(index, target, np.stack([plain, lumped]), coarse.astype(np.int64), weight, scored)
 
     def only(self, rows: NDArray[np.intp]) -> Labels:
         """The same labels, but none counts except those of ``rows``."""

@@ -7,17 +7,15 @@ from training.baselines import forest_probabilities
 from training.data import Labels
 
 
-def test_the_forest_learns_what_the_features_tell_and_nothing_from_coarse_labels() -> None:
+def test_the_forest_learns_what_the_features_tell_by_the_weight_of_the_labels() -> None:
     rng = np.random.default_rng(0)
     names = rng.choice(["EW", "EB", "M"], 600)
     features = rng.normal(size=(600, 31)).astype(np.float32)
     features[:, 0] += 4 * (names == "M") + 8 * (names == "EB")
-    # Coarse labels that contradict the features must not count.
-    coarse = np.zeros(600, bool)
-    coarse[:200] = True
-    label = names.astype(object)
-    label[:200] = "EW"
-    labels = Labels.from_columns(label, np.full(600, "gold", object), coarse)
+    # Labels in conflict that contradict the features must not count.
+    label, quality = names.astype(object), np.full(600, "gold", object)
+    label[:200], quality[:200] = "EW", "conflict"
+    labels = Labels.from_columns(label, quality, np.zeros(600, bool))
     test = np.arange(500, 600)
     probabilities = forest_probabilities(features, labels, np.arange(500), test, seed=0)
     assert probabilities.shape == (100, 10)
