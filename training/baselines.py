@@ -31,8 +31,9 @@ def forest_probabilities(
 ) -> NDArray[np.float64]:
     """Probabilities (m, 10) of ``test_rows``, from the ``features`` (n, k) that the deep model gets, too.
 
-    Trained on certain and weak labels, the latter with their lower weight. A coarse label counts as what it says: without
-    Catalina's EW, which are not scored, a forest would never take another star for one, as every other model must.
+    Trained on certain and weak labels, the latter with their lower weight. A coarse label counts as what it says:
+    without Catalina's EW, which are not scored, a forest would never take another star for one, as every other model
+    may.
     Forests do best on the stars of one survey: both together cost it 0.8 points on ASAS.
     """
     rows = train_rows[labels.weight[train_rows] > 0]
