@@ -335,26 +335,7 @@ class Run:
         """
         scores, thresholds = self.calibrate_and_evaluate(model)
         export_models(model, repository)
-        rows = self.scored(self.test_rows)[:64]
-        batch = self.data.batch(rows)
-        with torch.no_grad():
-            light_curve, spectrum, metadata = model.encode(batch).unbind(dim=1)
-        worst = check_export(
-            model,
-            repository,
-            {
-                "light_curve_encoder": {
-                    "points": batch.points, "points_mask": batch.points_mask,
-                    "folded": batch.folded, "features": batch.features,
-                },
-                "spectrum_encoder": {"spectra": batch.spectra},
-                "metadata_encoder": {"values": batch.values, "known": batch.known},
-                "classifier": {
-                    "light_curve": light_curve, "spectrum": spectrum, "metadata": metadata, "present": batch.present,
-                },
-            },
-            tolerance=1e-4,
-        )  # fmt: skip
+        worst = check_export(model, repository, self.data.batch(self.scored(self.test_rows)[:64]), tolerance=1e-4)
         self.report(f"exported to {repository}; largest difference from torch {worst:.1e}")
         self.reference_set(model, version).save_npz(repository / "reference_set.npz")
         self._save_scaler()
