@@ -9,6 +9,7 @@ from pathlib import Path
 import nifty_ls
 import numpy as np
 import pyarrow.parquet as pq
+from threadpoolctl import threadpool_limits
 
 from broker.assemble.period import MAX_FREQUENCY, find_period
 
@@ -22,8 +23,9 @@ def recovered(found: float, true: float) -> bool:
     return any(abs(found / (factor * true) - 1) < 0.01 for factor in (0.5, 1.0, 2.0))
 
 
+@threadpool_limits.wrap(limits=1)
 def report() -> None:
-    """Measure both searches on the same stars and print what each found and spent."""
+    """Measure both searches on the same stars, one thread each, and print what each found and spent."""
     if not DATA.exists():
         print(f"{DATA} does not exist: nothing to measure", file=sys.stderr)
         return
