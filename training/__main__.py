@@ -21,7 +21,7 @@ from training.datasets.tables import load_objects
 from training.evaluate import TEST_SETS, markdown
 from training.label_limits import label_limits
 from training.loop import join_workers
-from training.reproduce import VERSIONS
+from training.prepare import VERSIONS
 from training.reproduce import reproduce as run_reproduction
 from training.run import Run, metadata_against_astrom3
 from training.table import ALL_SURVEYS, Plan, run_table

@@ -20,14 +20,13 @@ from broker.records import LightCurve, PhotometryKind
 from broker.taxonomy import NOT_CLASSIFIED
 from training.calibrate import Encoded, probabilities
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import Trimodal
+from training.encoders.trimodal import LIGHT_CURVE_ONLY, Trimodal
 from training.evaluate import score
 
 DETECTIONS: tuple[int | None, ...] = (5, 10, 20, 50, 100, 200, None)
 """Numbers of first detections; None stands for all of them."""
 MAX_STARS = 1000
 CHUNK = 64
-_LIGHT_CURVE_ONLY = (True, False, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +119,9 @@ def _classify(
     joined = torch.zeros(len(embeddings), len(MODALITIES), EMBEDDING)
     joined[:, 0] = embeddings
     encoded = Encoded(
-        np.arange(len(present)), joined, torch.from_numpy(present)[:, None] & torch.tensor(_LIGHT_CURVE_ONLY)
+        np.arange(len(present)), joined, torch.from_numpy(present)[:, None] & torch.tensor(LIGHT_CURVE_ONLY)
     )
-    return probabilities(model.classifier, encoded, _LIGHT_CURVE_ONLY), present
+    return probabilities(model.classifier, encoded, LIGHT_CURVE_ONLY), present
 
 
 @torch.no_grad()

@@ -14,11 +14,10 @@ from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from training.config import FinetuneSettings
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import SUBSETS, Batch, Trimodal
+from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Batch, Trimodal
 from training.loop import Context, Workers, fit
 from training.losses import label_cross_entropy
 
-LIGHT_CURVE_ONLY = (True, False, False)
 SUBSET_WEIGHT: dict[tuple[bool, ...], float] = {
     LIGHT_CURVE_ONLY: 2.0,
     (True, False, True): 0.5,

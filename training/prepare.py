@@ -18,6 +18,8 @@ from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curv
 from broker.records import LightCurve
 from training.crops import crop, thin
 
+VERSIONS = 5
+"""Of each light curve in training: the whole one, two crops and two thinned ones."""
 CHUNK = 128
 _COLUMNS = ("points", "points_mask", "folded", "features", "present", "period", "detections")
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from training.calibrate import encode_rows, probabilities, usable
 from training.config import ModelSettings
 from training.datasets.astrom3 import AstroM3Data
-from training.encoders.build import build_model
+from training.encoders.build import new_model
 from training.encoders.trimodal import Trimodal
 from training.evaluate import Score, calibrate_and_score, save
 from training.figures import plot_confusion, plot_reliability
@@ -19,8 +18,6 @@ from training.finetune import finetune
 from training.loop import Checkpoints, Context, Workers
 from training.pretrain import pretrain
 
-VERSIONS = 5
-"""Of each light curve: the whole one, crops and thinned ones (``training.prepare``)."""
 EVERYTHING = (True, True, True)
 PREFACE = """# AstroM3's data set: {source}
 
@@ -50,10 +47,7 @@ def reproduce(
     if workers.rank == 0 and not resume:
         checkpoints.clear()
     context = Context(workers, report, checkpoints)
-    torch.manual_seed(settings.seed)
-    model = build_model(settings)
-    features = data.features[:, torch.from_numpy(published.train_rows)].float()
-    model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+    model = new_model(settings, settings.seed, data, published.train_rows)
     if pretraining:
         pretrain(model, data, published.train_rows, settings.pretrain, settings.seed, context)
 

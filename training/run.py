@@ -29,21 +29,20 @@ from training.datasets.confusion import catalogue_confusion, name_counts
 from training.datasets.splits import same_star_groups, split
 from training.datasets.tables import ObjectTable, load_objects
 from training.detections import accuracy_by_detections, detections_markdown, save_detections
-from training.encoders.build import build_model
-from training.encoders.trimodal import SUBSETS, Trimodal
+from training.encoders.build import build_model, new_model
+from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Trimodal
 from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score
 from training.export import check_export, export_models, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
-from training.finetune import LIGHT_CURVE_ONLY, finetune
+from training.finetune import finetune
 from training.loop import Checkpoints, Context, Workers
-from training.prepare import PreparedLightCurves, prepare_light_curves
+from training.prepare import VERSIONS, PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
 from training.teacher import forest_opinion
 
-VERSIONS = 5
 SPECTRUM_DRAWS = 2
 REFERENCE_OBJECTS_PER_CLASS = 400
 REFERENCE_NEIGHBOURS = 5
@@ -169,7 +168,7 @@ class Run:
         if workers.rank == 0 and not resume:
             checkpoints.clear()
         context = Context(workers, self.report, checkpoints)
-        model = self._new_model(self.train_rows)
+        model = new_model(self.settings, self.seed, self.data, self.train_rows)
         if pretraining:
             pretrain(model, self.data, self.labelled_rows(), self.settings.pretrain, self.seed, context)
         rows = self.scored(self.validation_rows)
@@ -200,7 +199,7 @@ class Run:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         context = Context(Workers(device=device), self.report)
         everything, rows = self.labelled_rows(1.0, survey), self.labelled_rows(fraction, survey)
-        model = self._new_model(everything)
+        model = new_model(self.settings, self.seed, self.data, everything)
         if pretraining:
             if survey not in self._pretrained:
                 pretrain(model, self.data, everything, self.settings.pretrain, self.seed, context)
@@ -217,14 +216,6 @@ class Run:
         if fraction == 1.0:
             return rows
         return label_subset(self.labels.index, same_star_groups(self.table), rows, fraction, self.seed)
-
-    def _new_model(self, rows: NDArray[np.intp]) -> Trimodal:
-        """A model with random weights that standardises by the features of ``rows``."""
-        torch.manual_seed(self.seed)
-        model = build_model(self.settings)
-        features = self.data.features[:, torch.from_numpy(rows)].float()
-        model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
-        return model
 
     def _finetune(
         self,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from broker.errors import ConfigurationError
 from training.config import AstroM3Settings, ModelSettings, TrifidSettings
+from training.data import TrainingSet
 from training.encoders.astrom3 import GalSpecNetEncoder, InformerEncoder, PerceptronEncoder
 from training.encoders.lightcurve import LightCurveEncoder
 from training.encoders.metadata import MetadataEncoder
@@ -29,3 +34,12 @@ def build_model(settings: ModelSettings) -> Trimodal:
                 MeanClassifier(),
             )
     raise ConfigurationError(f"model {settings.name}: {type(settings).__name__} names no encoders")
+
+
+def new_model(settings: ModelSettings, seed: int, data: TrainingSet, rows: NDArray[np.intp]) -> Trimodal:
+    """A model with random weights of ``seed`` that standardises by the features of ``rows`` of ``data``."""
+    torch.manual_seed(seed)
+    model = build_model(settings)
+    features = data.features[:, torch.from_numpy(rows)].float()
+    model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+    return model

@@ -20,6 +20,7 @@ from training.encoders.spectrum import SpectrumEncoder
 SUBSETS: tuple[tuple[bool, ...], ...] = tuple(
     subset for subset in product((True, False), repeat=len(MODALITIES)) if any(subset)
 )
+LIGHT_CURVE_ONLY = (True, False, False)
 
 
 def subset_name(subset: tuple[bool, ...]) -> str:
