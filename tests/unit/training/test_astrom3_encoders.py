@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, POINTS
 from broker.errors import ConfigurationError
-from tests.unit.training.test_model import batch
+from tests.unit.training.test_model import assert_what_is_absent_has_no_say, batch
 from training.config import CONFIGS, AstroM3Settings, load_settings
 from training.encoders.astrom3 import AUXILIARIES, InformerEncoder, ProbSparseAttention
 from training.encoders.build import build_model
@@ -101,21 +100,7 @@ def test_embeddings_have_unit_length_even_without_any_point(model: Trimodal) -> 
 
 @torch.no_grad()
 def test_padding_unknown_values_and_absent_modalities_have_no_say(model: Trimodal) -> None:
-    first = batch(4)
-    second = replace(
-        first,
-        points=torch.where(first.points_mask[..., None], first.points, torch.full_like(first.points, 9.0)),
-        values=torch.where(first.known, first.values, torch.full_like(first.values, 9.0)),
-    )
-    embeddings = model.encode(first)
-    assert torch.allclose(embeddings, model.encode(second), atol=1e-5)
-    changed = torch.where(first.present[..., None], embeddings, torch.flip(embeddings, dims=[2]))
-    for a, b in zip(
-        model.classifier(*embeddings.unbind(1), first.present),
-        model.classifier(*changed.unbind(1), first.present),
-        strict=True,
-    ):
-        assert torch.allclose(a, b, atol=1e-5)
+    assert_what_is_absent_has_no_say(model)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from broker.errors import ConfigurationError, InputFileError
 from training.config import ModelSettings, load_settings
+from training.encoders.build import new_model
 from training.encoders.trimodal import SUBSETS, Trimodal, subset_name
 from training.evaluate import Score
 from training.run import Run
@@ -220,7 +221,7 @@ def test_light_curves_alone_need_no_spectra_and_leave_the_other_encoders_as_they
 ) -> None:
     run, folder = alone, alone.output
     model = run.train_cell(1.0, None, False)
-    untrained = run._new_model(run.labelled_rows())
+    untrained = new_model(run.settings, run.seed, run.data, run.labelled_rows())
     changed = {
         name.split(".")[0]
         for (name, before), after in zip(untrained.state_dict().items(), model.state_dict().values(), strict=True)
