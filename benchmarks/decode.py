@@ -1,15 +1,23 @@
-"""Decoding of alert packets: Trifid's decoder against fastavro's plain reading of the same packets, on one core."""
+"""Decoding of alert packets to Alerts, in batches and one by one, against fastavro's plain reading of the same packets.
+
+All on one core, in one run: read the ratios.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 
 import fastavro
+import numpy as np
 
 from broker.sources import iter_packets
 from broker.surveys import Decoder
@@ -17,7 +25,11 @@ from broker.surveys.simulator import simulate_alerts
 from broker.surveys.wire import lsst_schema
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "alerts"
-ROUNDS = 3
+ROUNDS = 5
+BATCH = 256
+LEAST = 1024
+"""Packets in a round: fewer are repeated, in random order."""
+START = "import time; from broker.surveys import warm_up; t = time.time(); warm_up(); print(time.time() - t)"
 
 
 @cache
@@ -32,33 +44,68 @@ def plain(payload: bytes) -> None:
         fastavro.schemaless_reader(io.BytesIO(payload[5:]), parsed(int.from_bytes(payload[1:5], "big")), None)
 
 
-def seconds(read: Callable[[bytes], object], payloads: Sequence[bytes]) -> float:
-    """CPU seconds a packet, the best of several rounds."""
-    best = float("inf")
-    for _ in range(ROUNDS):
-        start = time.process_time()
+def one_by_one(read: Callable[[bytes], object]) -> Callable[[Sequence[bytes]], None]:
+    def read_all(payloads: Sequence[bytes]) -> None:
         for payload in payloads:
             read(payload)
-        best = min(best, time.process_time() - start)
-    return best / len(payloads)
+
+    return read_all
+
+
+def in_batches(decoder: Decoder) -> Callable[[Sequence[bytes]], None]:
+    def read_all(payloads: Sequence[bytes]) -> None:
+        for start in range(0, len(payloads), BATCH):
+            decoder.decode_batch(payloads[start : start + BATCH])
+
+    return read_all
+
+
+def microseconds(ways: Sequence[Callable[[Sequence[bytes]], None]], payloads: Sequence[bytes]) -> list[float]:
+    """CPU time a packet of each way, the best of several rounds; the ways take turns."""
+    best = [float("inf")] * len(ways)
+    for _ in range(ROUNDS):
+        for number, way in enumerate(ways):
+            start = time.process_time()
+            way(payloads)
+            best[number] = min(best[number], time.process_time() - start)
+    return [1e6 * seconds / len(payloads) for seconds in best]
+
+
+def print_start() -> None:
+    """Seconds until the machine is compiled, with an empty cache of Numba's and with the one that leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", START]
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        cold, warm = (float(subprocess.check_output(command, env=environment)) for _ in range(2))
+    print(f"compiling at the start: {cold:.1f} s the first time on a machine, {warm:.2f} s from then on")
 
 
 def main() -> None:
+    print_start()
     sets = {"simulated ZTF, no cutouts": [a.payload for a in simulate_alerts(20, 40, seed=0)]}
     for name, path in {
         "ZTF (671 real, 3.0 to 4.02)": "ztf/native.tar",
-        "LSST wire format (18)": "lsst/confluent_wire",
+        "ZTF (420 real, 4.02 with forced photometry)": "ztf/recent_v4.02.avro",
+        "LSST wire format (18, of 12 versions)": "lsst/confluent_wire",
+        "Rubin (100 real, schema in the packet)": "lsst/rubin_v9_0.avro",
+        "ELAsTiCC (5607)": "elasticc",
     }.items():
         if (SHARED / path).exists():
             sets[name] = [p.payload for p in iter_packets([SHARED / path])]
         else:
             print(f"{name}: {SHARED / path} does not exist, left out", file=sys.stderr)
+    rng = np.random.default_rng(0)
     for name, payloads in sets.items():
+        repeated = list(islice(cycle(payloads), max(LEAST, len(payloads))))
+        shuffled = [repeated[i] for i in rng.permutation(len(repeated))]
         decoder = Decoder()
-        ours, theirs = seconds(decoder.decode, payloads), seconds(plain, payloads)
+        batch, single, theirs = microseconds(
+            [in_batches(decoder), one_by_one(decoder.decode), one_by_one(plain)], shuffled
+        )
         print(
-            f"{name}: {1 / ours:.0f} packets a second per core to an Alert, plain fastavro read {1 / theirs:.0f}, "
-            f"ratio {theirs / ours:.2f}"
+            f"{name}: to Alerts {batch:.1f} us a packet in batches of {BATCH} ({1e6 / batch:.0f}/s), "
+            f"{single:.0f} us one by one; plain fastavro {theirs:.0f} us; "
+            f"ratios {theirs / batch:.1f} and {theirs / single:.2f}"
         )
 
 

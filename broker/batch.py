@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from broker.records import Annotation
+
+SPECTRA: Final = "spectra"
+"""In place of a survey, for spectra that could not be handled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class DeadLetter:
 
     message: IncomingMessage
     survey: str
-    """``unknown`` where the message could not be decoded."""
+    """``unknown`` where the message could not be decoded, SPECTRA where it held a spectrum."""
     reason: str
     alert_id: int | None = None
     """Which alert of the message; None where the message could not be decoded."""
@@ -43,9 +47,13 @@ class DeadLetter:
 
 @dataclass(slots=True)
 class BatchResult:
-    """Everything a batch came to: each alert is either annotated or a dead letter."""
+    """Everything a batch came to: each alert is either annotated or a dead letter, and so is each spectrum."""
 
     alerts_in: Counter[str] = field(default_factory=Counter)
     """Alerts by survey; a message that cannot be decoded counts as one alert of survey ``unknown``."""
+    spectra_in: int = 0
+    spectra_stored: int = 0
+    """Spectra that were remembered, whether their object was seen yet or not."""
     annotations: list[Annotation] = field(default_factory=list)
+    """One an alert, and one for each object that was classified again upon a spectrum."""
     dead_letters: list[DeadLetter] = field(default_factory=list)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pydantic import SecretStr
+
 from broker.anomaly.reference_set import ReferenceSet
 from broker.config import InferenceSettings, Settings, TritonSettings
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
+from broker.state.objects import Limits
+from broker.state.redis import RedisStore
+from broker.surveys import Decoder, load_surveys
+from broker.surveys.registry import SchemaRegistry
 
 REFERENCE_SET_FILE = "reference_set.npz"
 """Name of the reference set in a model repository."""
@@ -27,6 +33,37 @@ def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEn
     )
 
 
+def build_decoder(settings: Settings) -> Decoder:
+    """What decodes messages, with the schema registry where one is set; raises ConfigurationError."""
+    registry = settings.schema_registry
+
+    def secret(value: SecretStr | None) -> str | None:
+        return None if value is None else value.get_secret_value()
+
+    schemas = SchemaRegistry(
+        registry.url,
+        cache_dir=registry.cache_dir,
+        username=registry.username,
+        password=secret(registry.password),
+        ca_location=registry.ca_location,
+        certificate_location=registry.certificate_location,
+        key_location=registry.key_location,
+        key_password=secret(registry.key_password),
+        timeout_s=registry.timeout_s,
+    )
+    return Decoder(settings.surveys, schemas)
+
+
+def build_store(settings: Settings) -> RedisStore:
+    """The store in Redis; it connects when it is used."""
+    state = settings.state
+    return RedisStore(
+        settings.redis.url.get_secret_value(),
+        Limits(state.max_points, state.association_radius_arcsec, state.spectrum_radius_arcsec),
+        expiry_days=state.expiry_days,
+    )
+
+
 def load_reference_set(settings: Settings) -> ReferenceSet:
     """The reference set's file; raises ConfigurationError where it cannot be read."""
     path = settings.anomaly.reference_set or settings.inference.model_repository / REFERENCE_SET_FILE
@@ -34,8 +71,9 @@ def load_reference_set(settings: Settings) -> ReferenceSet:
 
 
 def build_publisher(settings: Settings) -> Publisher:
-    """What turns annotations into messages."""
-    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
+    """What turns annotations into messages; raises ConfigurationError where a survey's module cannot be used."""
+    surveys = tuple(survey.name for survey in load_surveys(settings.surveys))
+    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold, surveys)
     return Publisher(topics, settings.publish.broker_name, settings.publish.dead_letter_max_bytes)
 
 

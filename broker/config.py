@@ -33,6 +33,7 @@ from pydantic_settings import (
 )
 
 from broker.errors import ConfigurationError
+from broker.state.merge import MAX_POINTS
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
@@ -56,6 +57,10 @@ class KafkaSettings(_Section):
 
     bootstrap_servers: str = "localhost:9092"
     input_topics: Names = ("alerts.ztf", "alerts.lsst")
+    """A name that begins with ``^`` is a regular expression: ``^lsst-alerts-.*`` reads reprocessed alerts, too
+    (docs/schemas.md)."""
+    spectra_topic: str = "spectra"
+    """Where spectra arrive (docs/spectra.md), read beside the alerts; none where empty."""
     group_id: str = "trifid"
     worker_id: str = Field(default_factory=socket.gethostname)
     """Names this process among those of the group, the same after a restart: it is part of the transactional
@@ -67,7 +72,7 @@ class KafkaSettings(_Section):
     max_message_bytes: PositiveInt = 10_485_760
     """Largest message taken in or sent out."""
     create_topics: bool = True
-    """Whether to create the output topics that are missing."""
+    """Whether to create the topics of annotations, dead letters and spectra that are missing."""
     topic_partitions: PositiveInt = 4
     replication_factor: int = -1
     """Of created topics; -1 for the cluster's own default."""
@@ -100,11 +105,42 @@ class KafkaSettings(_Section):
         return {name: _plain(value) for name, value in given.items() if value is not None} | self.options
 
 
+class SchemaRegistrySettings(_Section):
+    """Where the schemas of LSST's alerts are looked up (docs/schemas.md)."""
+
+    url: str | None = None
+    """``https://host/path`` of a Confluent schema registry; None for the schemas of lsst-alert-packet alone."""
+    cache_dir: Path | None = None
+    """Folder in which schemas are kept over restarts; None for memory only."""
+    username: str | None = None
+    password: SecretStr | None = None
+    ca_location: Path | None = None
+    """Authorities to trust, PEM, a file or a folder; those of certifi where None."""
+    certificate_location: Path | None = None
+    key_location: Path | None = None
+    key_password: SecretStr | None = None
+    timeout_s: PositiveFloat = 5.0
+    """Longest wait for each step of a request."""
+
+
 class RedisSettings(_Section):
     """Where objects are remembered."""
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
     """``redis://`` or, with TLS, ``rediss://``; user and password of an ACL go into it."""
+
+
+class StateSettings(_Section):
+    """What is remembered of an object, and for how long (docs/state.md)."""
+
+    max_points: PositiveInt = MAX_POINTS
+    """Points kept of one object in one survey; of more, upper limits go first, then the oldest."""
+    expiry_days: PositiveFloat = 1000.0
+    """Objects not seen for so long are forgotten."""
+    association_radius_arcsec: float = Field(default=1.5, ge=0, le=60)
+    """Within which objects of two surveys are taken for one; 0 for never."""
+    spectrum_radius_arcsec: float = Field(default=2.0, ge=0, le=60)
+    """Within which a spectrum is taken for the object's."""
 
 
 class TritonSettings(_Section):
@@ -179,8 +215,12 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
+    surveys: Names = ("broker.surveys.ztf", "broker.surveys.lsst", "broker.surveys.elasticc")
+    """Modules that decode the packets of one survey each; yours may be among them (broker/surveys/elasticc.py)."""
     kafka: KafkaSettings = KafkaSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
     redis: RedisSettings = RedisSettings()
+    state: StateSettings = StateSettings()
     triton: TritonSettings = TritonSettings()
     inference: InferenceSettings = InferenceSettings()
     anomaly: AnomalySettings = AnomalySettings()

@@ -117,7 +117,7 @@ def run_demo(packets: Iterator[bytes], show: Callable[[Progress], None], metrics
             redis=RedisSettings(url=SecretStr(redis.url)),
         )
         topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
-        kafka.create_topics([INPUT_TOPIC, *topics.every()])
+        kafka.create_topics([INPUT_TOPIC, settings.kafka.spectra_topic, *topics.every()])
         if metrics_port:
             server, thread = start_http_server(metrics_port, "127.0.0.1")
             stack.callback(thread.join)

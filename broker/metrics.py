@@ -15,6 +15,10 @@ ALERTS_OUT: Final = Counter(
     ["survey", "outcome"],
 )
 CLASSIFIED: Final = Counter("trifid_classified_total", "Classified alerts by most probable class.", ["class_name"])
+SPECTRA: Final = Counter("trifid_spectra_total", "Spectra received, by outcome: stored or dead_lettered.", ["outcome"])
+RECLASSIFIED: Final = Counter(
+    "trifid_reclassified_total", "Objects classified again upon a new spectrum of theirs.", ["survey"]
+)
 STAGE_SECONDS: Final = Histogram(
     "trifid_stage_seconds",
     "Wall-clock seconds a batch spends in a stage.",

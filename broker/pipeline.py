@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
 from broker.assemble import assemble
-from broker.batch import BatchResult, DeadLetter, IncomingMessage
+from broker.batch import SPECTRA, BatchResult, DeadLetter, IncomingMessage
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
 from broker.isolation import describe, isolate
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, STAGE_SECONDS
 from broker.publish.annotate import annotate
-from broker.records import Alert, Annotation, ObjectState
+from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
 from broker.state import Store
 from broker.surveys import Decoder
 
@@ -30,7 +30,15 @@ class Received:
     message: IncomingMessage
 
 
-_DEPENDENCY: Final = {"remember": "redis", "infer": "triton"}
+@dataclass(frozen=True, slots=True)
+class ReceivedSpectrum:
+    """One spectrum and the message it came in."""
+
+    spectrum: ObservedSpectrum
+    message: IncomingMessage
+
+
+_DEPENDENCY: Final = {"decode": "registry", "remember": "redis", "infer": "triton"}
 """What a stage waits for, as the metric names it."""
 
 
@@ -61,7 +69,7 @@ class Pipeline:
         """
         result = BatchResult()
         with _stage("decode"):
-            received = self._decode(messages, result)
+            received, spectra = self._decode(messages, result)
         BATCH_SIZE.observe(len(received))
 
         def failed(item: Received, error: Exception) -> list[Annotation]:
@@ -69,7 +77,15 @@ class Pipeline:
             result.dead_letters.append(letter)
             return []
 
+        def spectrum_failed(item: ReceivedSpectrum, error: Exception) -> list[Annotation]:
+            result.dead_letters.append(DeadLetter(item.message, SPECTRA, describe(error)))
+            return []
+
         result.annotations = isolate(received, self.annotate, failed)
+        failures = len(result.dead_letters)
+        # After the alerts, so that an object whose first alert is in this batch is classified with its spectrum.
+        result.annotations += isolate(spectra, self.annotate_spectra, spectrum_failed)
+        result.spectra_stored = len(spectra) - (len(result.dead_letters) - failures)
         return result
 
     def annotate(self, received: Sequence[Received]) -> list[Annotation]:
@@ -77,6 +93,23 @@ class Pipeline:
         with _stage("remember"):
             states = self._store.remember([r.alert for r in received])
         return self.annotate_states(received, states)
+
+    def annotate_spectra(self, received: Sequence[ReceivedSpectrum]) -> list[Annotation]:
+        """Remember spectra and classify again the objects that they are of: each upon its latest alert."""
+        with _stage("remember"):
+            spectra = [r.spectrum for r in received]
+            self._store.put_observed(spectra)
+            found = self._store.objects_of(spectra)
+        # Two spectra of one object in one batch, or one object near to both, are one classification.
+        latest = {
+            (alert.survey, alert.object_id): (Received(alert, r.message), state)
+            for r, several in zip(received, found, strict=True)
+            for alert, state in several
+        }
+        if not latest:
+            return []
+        annotations = self.annotate_states([r for r, _ in latest.values()], [s for _, s in latest.values()])
+        return [replace(annotation, trigger="spectrum") for annotation in annotations]
 
     def annotate_states(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
         """Annotate each alert from the state of its object."""
@@ -88,19 +121,25 @@ class Pipeline:
             anomalies = score(self._reference, predictions.embeddings)
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
-            return annotate(alerts, mjds, inputs, predictions, anomalies, self._manifest)
+            return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest)
 
-    def _decode(self, messages: Sequence[IncomingMessage], result: BatchResult) -> list[Received]:
+    def _decode(
+        self, messages: Sequence[IncomingMessage], result: BatchResult
+    ) -> tuple[list[Received], list[ReceivedSpectrum]]:
         received: list[Received] = []
-        for message in messages:
-            try:
-                alerts = self._decoder.decode(message.payload)
-                if not alerts:
-                    raise DecodeError("the message holds no alert")
-            except Exception as error:  # bytes from outside: whatever they set off concerns this message only
+        spectra: list[ReceivedSpectrum] = []
+        decoded = self._decoder.decode_batch([message.payload for message in messages])
+        for message, records in zip(messages, decoded, strict=True):
+            if isinstance(records, DecodeError) or not records:
+                reason = describe(records) if isinstance(records, DecodeError) else "the message holds no alert"
                 result.alerts_in["unknown"] += 1
-                result.dead_letters.append(DeadLetter(message, "unknown", describe(error)))
+                result.dead_letters.append(DeadLetter(message, "unknown", reason))
                 continue
-            result.alerts_in.update(alert.survey for alert in alerts)
-            received.extend(Received(alert, message) for alert in alerts)
-        return received
+            for record in records:
+                if isinstance(record, Alert):
+                    result.alerts_in[record.survey] += 1
+                    received.append(Received(record, message))
+                else:
+                    result.spectra_in += 1
+                    spectra.append(ReceivedSpectrum(record, message))
+        return received, spectra

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,24 @@ class Spectrum:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ObservedSpectrum:
+    """A spectrum and what it was taken of, as it is loaded from a file or arrives on the spectra topic."""
+
+    spectrum_id: str
+    """Unique: one with the same id replaces it."""
+    ra: float
+    """Right ascension, ICRS degrees."""
+    dec: float
+    """Declination, ICRS degrees."""
+    mjd: float
+    """When it was taken, MJD UTC; NaN where unknown."""
+    spectrum: Spectrum
+    survey: str | None = None
+    """Together with ``object_id``, whose spectrum it is; otherwise the position tells."""
+    object_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SourceMetadata:
     """Catalogue values of one source, in the order of ``broker.assemble.metadata.METADATA_FEATURES``."""
 
@@ -115,6 +133,9 @@ class Alert:
     """The survey's own score that the detection is real, 0 to 1 (ZTF ``drb`` or ``rb``, LSST ``reliability``)."""
     solar_system: bool = False
     """Whether the survey associates the detection with a known moving object."""
+    star_score: float | None = None
+    """How star-like the source is, 0 to 1 (ZTF ``sgscore1`` of the PS1 source at the position, Tachibana & Miller
+    2018, PASP 130, 128001; LSST 1 - ``extendedness``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +148,8 @@ class ObjectState:
     light_curve: LightCurve
     spectrum: Spectrum | None = None
     metadata: SourceMetadata | None = None
+    associated: tuple[str, ...] = ()
+    """Objects of other surveys at the same place, as ``survey:object id``; ``light_curve`` holds theirs, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +197,11 @@ class Annotation:
     """Why the alert is NotClassified; None where it is classified."""
     real_bogus: float | None = None
     solar_system: bool = False
+    star_score: float | None = None
+    associated: tuple[str, ...] = ()
+    """Objects of other surveys whose light curves were used, too, as ``survey:object id``."""
+    trigger: Literal["alert", "spectrum"] = "alert"
+    """What the object was classified upon: a new alert, or a new spectrum, and then the alert is its latest."""
 
     @property
     def best_class(self) -> str:

@@ -16,15 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from broker.errors import DecodeError, InputFileError
-from broker.surveys import FIELDS
-from broker.surveys.wire import (
-    CONTAINER_MAGIC,
-    SchemaCache,
-    confluent_message,
-    container_message,
-    lsst_schema,
-    read_container,
-)
+from broker.surveys.decoder import split_container
+from broker.surveys.wire import CONTAINER_MAGIC, confluent_message, lsst_schema
 
 _ARCHIVE: Final = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz))$")
 _PACKETS: Final = (".avro", ".parquet")
@@ -83,17 +76,15 @@ def _avro(name: str, payload: bytes) -> Iterator[Packet]:
         yield Packet(name, payload)
         return
     try:
-        container = read_container(payload)
-        if sum(block.count for block in container.blocks) == 1:
-            yield Packet(name, payload)
-            return
-        reader = SchemaCache(FIELDS).of_container(container.schema_json)
-        records = [record for block in container.blocks for record in reader.split(block)]
+        parts = split_container(payload)
     except DecodeError:
         yield Packet(name, payload)
         return
-    for number, record in enumerate(records):
-        yield Packet(f"{name}[{number}]", container_message(container.schema_json, record))
+    if len(parts) == 1:
+        yield Packet(name, payload)
+        return
+    for number, part in enumerate(parts):
+        yield Packet(f"{name}[{number}]", part)
 
 
 def _parquet(name: str, file: Path | BytesIO) -> Iterator[Packet]:

@@ -7,11 +7,14 @@ from typing import Any
 import click
 
 from broker import __version__
+from broker.cli.catalog import catalog
 from broker.cli.classify import classify
 from broker.cli.demo import demo
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
+from broker.cli.spectra import spectra
+from broker.cli.state import state
 from broker.cli.subscribe import subscribe
 from broker.errors import ConfigurationError, InputFileError, TrifidError
 
@@ -48,5 +51,5 @@ def main() -> None:
     """
 
 
-for _command in (classify, demo, reference, replay, run, subscribe):
+for _command in (catalog, classify, demo, reference, replay, run, spectra, state, subscribe):
     main.add_command(_command)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +17,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess, temporary_folder
+from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError, DependencyUnavailableError
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -21,6 +25,19 @@ _START_TIMEOUT: Final = 120.0
 _STOP_TIMEOUT: Final = 30.0
 _ADMIN_TIMEOUT: Final = 10.0
 _FORMAT_ATTEMPTS: Final = 4
+_MECHANISM: Final = "SCRAM-SHA-512"
+_TOOL_TIMEOUT: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSecurity:
+    """TLS, users who log in with SCRAM-SHA-512, and nobody but the administrator allowed to do anything yet."""
+
+    tls: ServerTls
+    users: Mapping[str, str]
+    """Passwords by name."""
+    admin: str
+    """Which of them may do everything; the broker itself uses it, too."""
 
 
 def find_kafka_home() -> Path | None:
@@ -38,12 +55,18 @@ class KafkaServer(ServerProcess):
     """A Kafka broker on a free port of the loopback interface; topics are not created by themselves."""
 
     def __init__(
-        self, data: Path | None = None, *, heap: str = "256m", settings: Mapping[str, str] | None = None
+        self,
+        data: Path | None = None,
+        *,
+        heap: str = "256m",
+        settings: Mapping[str, str] | None = None,
+        security: KafkaSecurity | None = None,
     ) -> None:
         """Prepare a broker; raises ConfigurationError where there is no Kafka or no Java.
 
         ``data`` keeps topics beyond the broker's life, else they go with this object; ``settings`` are the
-        broker's own (``server.properties``).
+        broker's own (``server.properties``). With ``security`` the broker takes SASL_SSL only, and knows the users
+        from its first start on ``data``.
         """
         home = find_kafka_home()
         if home is None:
@@ -58,6 +81,7 @@ class KafkaServer(ServerProcess):
         self._script = home / "kafka.sh"
         self._heap = heap
         self._settings = dict(settings or {})
+        self._security = security
         self._port, self._controller_port = free_port(), free_port()
 
     @property
@@ -93,23 +117,100 @@ class KafkaServer(ServerProcess):
             except KafkaException as error:
                 raise DependencyUnavailableError(f"topic {name} cannot be created: {error}") from error
 
+    def client_options(self, user: str) -> dict[str, str]:
+        """librdkafka properties by which one of the users of ``security`` connects."""
+        if self._security is None:
+            return {"bootstrap.servers": self.bootstrap}
+        return {
+            "bootstrap.servers": self.bootstrap,
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": _MECHANISM,
+            "sasl.username": user,
+            "sasl.password": self._security.users[user],
+            "ssl.ca.location": str(self._security.tls.authorities),
+        }
+
+    def tool(self, name: str, *arguments: str) -> str:
+        """Run one of Kafka's own tools as the administrator, and return what it printed.
+
+        ``name`` is one of those of ``kafka.sh``, such as ``acls``. Raises ConfigurationError where it fails.
+        """
+        result = subprocess.run(
+            [*self.tool_command(name), *arguments], capture_output=True, text=True, timeout=_TOOL_TIMEOUT, check=False
+        )
+        if result.returncode:
+            raise ConfigurationError(f"kafka.sh {name}: {result.stdout}{result.stderr}")
+        return result.stdout
+
+    def tool_command(self, name: str) -> list[str]:
+        """The command of one of Kafka's own tools, with the server and the administrator to connect as."""
+        command = [str(self._script), name, "--bootstrap-server", self.bootstrap]
+        if self._security is None:
+            return command
+        properties = {
+            "security.protocol": "SASL_SSL",
+            "sasl.mechanism": _MECHANISM,
+            "sasl.jaas.config": _jaas(self._security.admin, self._security.users[self._security.admin]),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self._security.tls.authorities),
+        }
+        file = self._data / "admin.properties"
+        _write_private(file, "".join(f"{key}={value}\n" for key, value in properties.items()))
+        return [*command, "--command-config", str(file)]
+
     def _admin(self) -> AdminClient:
         # log_level 0: that nobody listens yet is expected while the broker starts.
-        return AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        options = self.client_options(self._security.admin if self._security is not None else "")
+        return AdminClient({**options, "log_level": 0})
 
     def _command(self) -> tuple[Sequence[str], dict[str, str]]:
-        listeners = f"PLAINTEXT://{self.bootstrap},CONTROLLER://127.0.0.1:{self._controller_port}"
+        protocol = "PLAINTEXT" if self._security is None else "SASL_SSL"
         settings = {
-            "listeners": listeners,
+            "listeners": f"{protocol}://{self.bootstrap},CONTROLLER://127.0.0.1:{self._controller_port}",
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller_port}",
-            **self._settings,
         }
+        environment = {**os.environ, "HEAP": self._heap}
+        if self._security is not None:
+            settings |= self._security_settings(self._security)
+            # kafka.sh lets the shell read this once more.
+            users = (f"{_MECHANISM}=[name={name},password={word}]" for name, word in self._security.users.items())
+            environment["EXTRA_FORMAT"] = " ".join(f"--add-scram {shlex.quote(user)}" for user in users)
         command = [str(self._script), "serve", str(self._data), str(self._port)]
-        command += [f"{key}={value}" for key, value in settings.items()]
-        return command, {**os.environ, "HEAP": self._heap}
+        command += [f"{key}={value}" for key, value in (settings | self._settings).items()]
+        return command, environment
+
+    def _security_settings(self, security: KafkaSecurity) -> dict[str, str]:
+        keystore = self._data / "keystore.pem"
+        _write_private(keystore, security.tls.key.read_text() + security.tls.certificate.read_text())
+        return {
+            "advertised.listeners": f"SASL_SSL://{self.bootstrap}",
+            "security.inter.broker.protocol": "SASL_SSL",
+            "sasl.enabled.mechanisms": _MECHANISM,
+            "sasl.mechanism.inter.broker.protocol": _MECHANISM,
+            f"listener.name.sasl_ssl.{_MECHANISM.lower()}.sasl.jaas.config": _jaas(
+                security.admin, security.users[security.admin]
+            ),
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(keystore),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(security.tls.authorities),
+            "ssl.client.auth": "required" if security.tls.mutual else "none",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            # The controller, which is this same process, has a port of its own without users.
+            "super.users": f"User:{security.admin};User:ANONYMOUS",
+        }
 
     def _answers(self) -> bool:
         try:
             return bool(self._admin().list_topics(timeout=1).brokers)
         except KafkaException:
             return False
+
+
+def _jaas(user: str, password: str) -> str:
+    return f'org.apache.kafka.common.security.scram.ScramLoginModule required username="{user}" password="{password}";'
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.touch(mode=0o600)
+    path.write_text(text)

@@ -22,6 +22,7 @@ import click
 
 from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess, temporary_folder
+from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
@@ -88,8 +89,11 @@ def _shared_memory(pid: int) -> set[Path]:
 class TritonServer(ServerProcess):
     """A Triton server on free ports of the loopback interface, serving one model repository."""
 
-    def __init__(self, model_repository: Path) -> None:
-        """Prepare a server; raises ConfigurationError where ``setup`` has not been run."""
+    def __init__(self, model_repository: Path, *, tls: ServerTls | None = None) -> None:
+        """Prepare a server; raises ConfigurationError where ``setup`` has not been run.
+
+        ``tls`` is for the gRPC service: Triton's HTTP service and its metrics have none.
+        """
         if not triton_installed():
             raise ConfigurationError(
                 f"no Triton for this Python in {triton_venv()}: run `python -m broker.embedded.triton setup`"
@@ -97,6 +101,7 @@ class TritonServer(ServerProcess):
         folder = temporary_folder(self, "trifid-triton-")
         super().__init__(folder / "server.log", start_timeout=_START_TIMEOUT, stop_timeout=_STOP_TIMEOUT)
         self._model_repository = model_repository.resolve()
+        self._tls = tls
         self._http_port, self._grpc_port, self._metrics_port = free_port(), free_port(), free_port()
 
     @property
@@ -139,6 +144,14 @@ class TritonServer(ServerProcess):
             "--allow-gpu-metrics=false",
             "--exit-timeout-secs=10",
         ]
+        if self._tls is not None:
+            command += [
+                "--grpc-use-ssl=true",
+                f"--grpc-use-ssl-mutual={str(self._tls.mutual).lower()}",
+                f"--grpc-server-cert={self._tls.certificate}",
+                f"--grpc-server-key={self._tls.key}",
+                f"--grpc-root-cert={self._tls.authorities}",
+            ]
         # The backend's processes embed Python: they find its library by LD_LIBRARY_PATH, and the virtual
         # environment by its `bin` being first on PATH.
         libraries = [str(sysconfig.get_config_var("LIBDIR")), str(site_packages / "nvidia_pytriton.libs")]

@@ -14,7 +14,7 @@ from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
-from broker.records import Alert, Annotation
+from broker.records import Alert, Annotation, ObjectState
 from broker.taxonomy import NOT_CLASSIFIED
 
 
@@ -22,6 +22,7 @@ def annotate(
     alerts: Sequence[Alert],
     received_mjd: Sequence[float],
     inputs: ModelInputs,
+    states: Sequence[ObjectState],
     predictions: Predictions,
     anomalies: AnomalyScores,
     manifest: Manifest,
@@ -63,6 +64,8 @@ def annotate(
             reason=None if good else _reason(inputs.present[row], detections[row]),
             real_bogus=alert.real_bogus,
             solar_system=alert.solar_system,
+            star_score=alert.star_score,
+            associated=states[row].associated,
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]

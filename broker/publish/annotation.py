@@ -87,6 +87,9 @@ def to_record(
         "reason": annotation.reason,
         "realBogus": annotation.real_bogus,
         "solarSystem": annotation.solar_system,
+        "starScore": annotation.star_score,
+        "associatedObjects": list(annotation.associated),
+        "trigger": annotation.trigger,
     }
 
 
@@ -116,6 +119,9 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         reason=record["reason"],
         real_bogus=record["realBogus"],
         solar_system=record["solarSystem"],
+        star_score=record["starScore"],
+        associated=tuple(record["associatedObjects"]),
+        trigger=record["trigger"],
         topic=topic,
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],

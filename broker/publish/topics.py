@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from broker.records import Annotation
@@ -17,6 +16,8 @@ class Topics:
     prefix: str
     anomaly_threshold: float
     """Anomaly score from which an annotation goes to the anomaly topic, too."""
+    surveys: tuple[str, ...] = SURVEYS
+    """Whose alerts are annotated."""
 
     @property
     def dead_letter(self) -> str:
@@ -30,14 +31,14 @@ class Topics:
             names.append("anomaly")
         return [self._name(annotation.survey, name) for name in names]
 
-    def every(self, surveys: Iterable[str] = SURVEYS) -> list[str]:
-        """All topics that annotations and dead letters of ``surveys`` can go to."""
+    def every(self) -> list[str]:
+        """All topics that annotations and dead letters can go to."""
         kinds = ("all", *CLASS_NAMES, NOT_CLASSIFIED.name, "anomaly")
-        return [self._name(survey, kind) for survey in surveys for kind in kinds] + [self.dead_letter]
+        return [self._name(survey, kind) for survey in self.surveys for kind in kinds] + [self.dead_letter]
 
-    def all_alerts(self, surveys: Iterable[str] = SURVEYS) -> list[str]:
+    def all_alerts(self) -> list[str]:
         """The topics that have every annotation of a survey."""
-        return [self._name(survey, "all") for survey in surveys]
+        return [self._name(survey, "all") for survey in self.surveys]
 
     def _name(self, survey: str, kind: str) -> str:
         return f"{self.prefix}.{survey}.{kind.lower()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from broker.records import Alert, ObjectState, SourceMetadata, Spectrum
+from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 
 
 class Store(Protocol):
@@ -14,8 +14,9 @@ class Store(Protocol):
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """Merge each alert into its object and return, alert for alert, the object's state after the merge.
 
-        Idempotent and independent of order: merging an alert twice, or two alerts in either order, leaves
-        the same stored state. One round trip reads the batch, one writes it.
+        The state holds the light curves of counterparts in other surveys, the spectra and the catalogue values
+        at the object's place, too. Idempotent and independent of order: merging an alert twice, or two alerts in
+        either order, leaves the same stored state. One round trip reads the batch, one writes it.
         Raises DependencyUnavailableError when the store is away.
         """
 
@@ -24,6 +25,15 @@ class Store(Protocol):
 
     def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
         """Store catalogue values for each object id, replacing earlier ones."""
+
+    def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
+        """Store spectra, each for the object that it names, else for whatever is at its place, now or later."""
+
+    def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
+        """For each stored spectrum the objects seen so far that it is of: latest alert and present state.
+
+        The alerts come without their light curves.
+        """
 
     def ready(self) -> bool:
         """Whether the store answers now."""

@@ -1,8 +1,11 @@
-"""The bytes in which light curves, spectra and metadata are kept.
+"""The bytes in which objects, spectra and catalogue values are kept.
 
 Every value starts with a version byte and a kind byte. Columns follow one after another in little-endian
 order, so that reading is a view on the bytes and no copy. A detection takes 22 bytes (8 + 4 + 4 + 4 + 1 + 1).
 Compression was tried and left out: it saves a third and costs more time than the rest of the merge.
+
+Version 1 had of the latest alert its position and time only. It is read as well, and written again in the
+present form when the object's next alert comes, or by ``trifid state migrate``.
 """
 
 from __future__ import annotations
@@ -13,12 +16,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.assemble.metadata import METADATA_FEATURES
 from broker.errors import TrifidError
-from broker.records import LightCurve, SourceMetadata, Spectrum
+from broker.records import BAND_CODE, BANDS, Alert, LightCurve, SourceMetadata, Spectrum
 
-VERSION: Final = 1
+VERSION: Final = 2
 _HEADER: Final = struct.Struct("<BcI")  # version, kind, number of points
-_POSITION: Final = struct.Struct("<ddd")  # ra, dec, and the time of the detection they are from
+_LATEST_1: Final = struct.Struct("<ddd")  # ra, dec, mjd
+_LATEST: Final = struct.Struct("<dddqqffBBB")
+"""Of the latest alert: ra, dec, mjd, alert id, source id, real/bogus, star score, band, whether it is of a moving
+object, and how many catalogue values of its packet follow."""
+_PACKET_VALUE: Final = struct.Struct("<Bf")  # index into METADATA_FEATURES, value
+_NO_BAND: Final = 255
 _COLUMNS: Final = (
     ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"), ("reference_flux", "<f4"), ("band", "u1"), ("kind", "u1"),
 )  # fmt: skip
@@ -29,25 +38,75 @@ class StateError(TrifidError):
     """Stored bytes that this version cannot read."""
 
 
-def encode_light_curve(curve: LightCurve, ra: float, dec: float, position_mjd: float) -> bytes:
-    """A light curve and the object's latest position (degrees, and MJD of the detection it is from)."""
-    columns = [np.ascontiguousarray(getattr(curve, name), dtype).tobytes() for name, dtype in _COLUMNS]
-    header = _HEADER.pack(VERSION, b"L", len(curve))
-    return b"".join([header, _POSITION.pack(ra, dec, position_mjd), *columns])
+def encode_object(curve: LightCurve, latest: Alert) -> bytes:
+    """A light curve and the object's latest alert, without that alert's own light curve."""
+    values = [] if latest.metadata is None else latest.metadata.values.tolist()
+    known = [(index, value) for index, value in enumerate(values) if value == value]
+    return b"".join(
+        [
+            _HEADER.pack(VERSION, b"L", len(curve)),
+            _LATEST.pack(
+                latest.ra, latest.dec, latest.mjd, latest.alert_id, latest.source_id,
+                _number(latest.real_bogus), _number(latest.star_score),
+                BAND_CODE.get(latest.band, _NO_BAND), latest.solar_system, len(known),
+            ),
+            *(_PACKET_VALUE.pack(index, value) for index, value in known),
+            *(np.ascontiguousarray(getattr(curve, name), dtype).tobytes() for name, dtype in _COLUMNS),
+        ]
+    )  # fmt: skip
 
 
-def decode_light_curve(data: bytes) -> tuple[LightCurve, float, float, float]:
-    """Light curve, ra, dec and the position's MJD; raises StateError for bytes of another form."""
-    count = _read_header(data, b"L")
-    start = _HEADER.size + _POSITION.size
+def decode_object(data: bytes, survey: str, object_id: str) -> tuple[LightCurve, Alert]:
+    """The inverse of ``encode_object``, of any version; raises StateError for bytes of another form.
+
+    The alert ids of a value of version 1 are 0.
+    """
+    version, count = _read_header(data, b"L")
+    start = _HEADER.size
+    try:
+        if version == 1:
+            ra, dec, mjd = _LATEST_1.unpack_from(data, start)
+            start += _LATEST_1.size
+            alert_id = source_id = known = 0
+            real_bogus = star_score = float("nan")
+            band, solar_system = _NO_BAND, False
+        else:
+            ra, dec, mjd, alert_id, source_id, real_bogus, star_score, band, solar_system, known = _LATEST.unpack_from(
+                data, start
+            )
+            start += _LATEST.size
+        metadata = _packet_values(data, start, known)
+    except (struct.error, IndexError) as error:
+        raise StateError(f"object of {count} points in {len(data)} bytes: {error}") from error
+    start += known * _PACKET_VALUE.size
     if len(data) != start + count * _POINT_BYTES:
         raise StateError(f"light curve of {count} points in {len(data)} bytes")
-    ra, dec, mjd = _POSITION.unpack_from(data, _HEADER.size)
     columns = []
     for _, dtype in _COLUMNS:
         columns.append(np.frombuffer(data, dtype, count, start))
         start += count * np.dtype(dtype).itemsize
-    return LightCurve(*columns), ra, dec, mjd
+    latest = Alert(
+        survey=survey,
+        alert_id=alert_id,
+        source_id=source_id,
+        object_id=object_id,
+        ra=ra,
+        dec=dec,
+        mjd=mjd,
+        band=BANDS[band] if band < len(BANDS) else "",
+        light_curve=LightCurve.empty(),
+        schema_version="",
+        metadata=metadata,
+        real_bogus=real_bogus if real_bogus == real_bogus else None,
+        solar_system=bool(solar_system),
+        star_score=star_score if star_score == star_score else None,
+    )
+    return LightCurve(*columns), latest
+
+
+def is_current(data: bytes) -> bool:
+    """Whether a stored object is of the present version."""
+    return data[:1] == bytes([VERSION])
 
 
 def encode_spectrum(spectrum: Spectrum) -> bytes:
@@ -61,7 +120,7 @@ def encode_spectrum(spectrum: Spectrum) -> bytes:
 
 def decode_spectrum(data: bytes) -> Spectrum:
     """The inverse of ``encode_spectrum``; raises StateError for bytes of another form."""
-    count = _read_header(data, b"S")
+    _, count = _read_header(data, b"S")
     if len(data) != _HEADER.size + 16 * count:
         raise StateError(f"spectrum of {count} pixels in {len(data)} bytes")
     flux_at = _HEADER.size + 8 * count
@@ -80,19 +139,34 @@ def encode_metadata(metadata: SourceMetadata) -> bytes:
 
 def decode_metadata(data: bytes) -> SourceMetadata:
     """The inverse of ``encode_metadata``; raises StateError for bytes of another form."""
-    count = _read_header(data, b"M")
+    _, count = _read_header(data, b"M")
     if len(data) != _HEADER.size + 4 * count:
         raise StateError(f"{count} catalogue values in {len(data)} bytes")
     values: NDArray[np.float32] = np.frombuffer(data, "<f4", count, _HEADER.size)
     return SourceMetadata(values)
 
 
-def _read_header(data: bytes, kind: bytes) -> int:
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _packet_values(data: bytes, start: int, known: int) -> SourceMetadata | None:
+    if not known:
+        return None
+    values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
+    for number in range(known):
+        index, value = _PACKET_VALUE.unpack_from(data, start + number * _PACKET_VALUE.size)
+        values[index] = value
+    return SourceMetadata(values)
+
+
+def _read_header(data: bytes, kind: bytes) -> tuple[int, int]:
+    """Version and count; spectra and catalogue values are the same in both versions."""
     if len(data) < _HEADER.size:
         raise StateError(f"{len(data)} bytes are too few for a stored value")
     version, found, count = _HEADER.unpack_from(data)
-    if version != VERSION:
-        raise StateError(f"stored value has version {version}, this program reads version {VERSION}")
+    if not 1 <= version <= VERSION:
+        raise StateError(f"stored value has version {version}, this program reads versions 1 to {VERSION}")
     if found != kind:
         raise StateError(f"stored value is of kind {found!r}, not {kind!r}")
-    return int(count)
+    return int(version), int(count)

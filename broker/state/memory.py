@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from broker.records import Alert, ObjectState, SourceMetadata, Spectrum
-from broker.state.merge import MAX_POINTS
-from broker.state.objects import RememberedObject
+from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.state.objects import Limits, Objects
+from broker.state.places import search_cells
 
 
 class MemoryStore:
     """Remembers objects as RedisStore does, and forgets them with the process."""
 
-    def __init__(self, *, max_points: int = MAX_POINTS) -> None:
-        self._objects: defaultdict[tuple[str, str], RememberedObject] = defaultdict(RememberedObject)
-        self._max_points = max_points
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - immutable
+        self._objects = Objects(limits)
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.remember``."""
-        return [self._objects[alert.survey, alert.object_id].merge(alert, self._max_points) for alert in alerts]
+        cells = search_cells(alerts, self._objects.limits.search_radius)
+        return self._objects.merge(alerts, cells, [None] * len(alerts))
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
         for object_id, spectrum in spectra.items():
-            self._objects[survey, object_id].spectrum = spectrum
+            self._objects.known[survey, object_id].spectrum = spectrum
 
     def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
         """See ``Store.put_metadata``."""
         for object_id, values in metadata.items():
-            self._objects[survey, object_id].metadata = values
+            self._objects.known[survey, object_id].metadata = values
+
+    def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
+        """See ``Store.put_observed``."""
+        self._objects.add_spectra(spectra)
+
+    def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
+        """See ``Store.objects_of``."""
+        around = search_cells(spectra, self._objects.limits.search_radius)
+        found = [self._objects.objects_of(s, cells) for s, cells in zip(spectra, around, strict=True)]
+        return [self._objects.latest_states(names, [None] * len(names)) for names in found]
 
     def ready(self) -> bool:
         """See ``Store.ready``."""
@@ -37,4 +46,4 @@ class MemoryStore:
 
     def close(self) -> None:
         """See ``Store.close``."""
-        self._objects.clear()
+        self._objects = Objects(self._objects.limits)

@@ -14,20 +14,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.records import LightCurve
+from broker.records import LightCurve, PhotometryKind
 
 TIME_STEP: Final = 2e-6  # days
 MAX_POINTS: Final = 2000
-"""Points kept of one object, the latest ones: more than any of the ten classes needs, and 44 kB."""
+"""Points kept of one object in one survey: more than any of the ten classes needs, and 44 kB."""
 
 
 def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -> LightCurve:
-    """All points of both, in order of time, band and kind; the latest ``max_points`` where there are more.
+    """All points of both, in order of time, band and kind; at most ``max_points``, any number where it is 0.
+
+    Where there are more, upper limits go first, which no class is told by, and of the rest the oldest.
 
     Of two points with one identity and different values the one with a reference flux is kept, then the one
     with the smaller error, then the larger flux, then the larger reference: an order of the values alone.
-    Cutting to the latest points keeps the result independent of order too, as a point once cut is older than
-    all that are kept.
+    Cutting keeps the result independent of order too, as it goes by what identifies a point: one that was cut
+    comes after all that are kept, whatever is merged later.
     """
     columns = [
         np.concatenate([getattr(first, name), getattr(second, name)])
@@ -50,7 +52,11 @@ def _unique(curve: LightCurve, max_points: int) -> LightCurve:
     tick, what = tick[order], what[order]
     kept = np.ones(len(order), np.bool_)
     kept[1:] = (tick[1:] != tick[:-1]) | (what[1:] != what[:-1])
-    index = order[kept][-max_points:] if max_points else order[:0]
+    index = order[kept]
+    if max_points and len(index) > max_points:
+        no_limit = curve.kind[index] != PhotometryKind.LIMIT
+        last = np.argsort(no_limit, kind="stable")[-max_points:]
+        index = index[np.sort(last)]
     return LightCurve(
         curve.mjd[index], curve.flux[index], curve.flux_error[index],
         curve.reference_flux[index], curve.band[index], curve.kind[index],

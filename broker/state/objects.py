@@ -1,13 +1,39 @@
-"""One object in memory, while alerts are merged into it."""
+"""Objects in memory, while alerts are merged into them: all that both stores do alike."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import isnan
 
 import numpy as np
 
-from broker.records import Alert, LightCurve, ObjectState, SourceMetadata, Spectrum
-from broker.state.merge import merge
+from broker.records import Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.state.merge import MAX_POINTS, merge
+from broker.state.places import Place, Places, own_cells, place_of, search_cells
+
+ObjectName = tuple[str, str]
+"""Survey and object id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is remembered, and how near is the same."""
+
+    max_points: int = MAX_POINTS
+    """Points kept of one object in one survey."""
+    association_radius: float = 1.5
+    """Arcsec within which objects of two surveys are one; 0 for never. Both surveys place a source to 0.1 arcsec;
+    the rest is for faint ones, and for crowding, where the nearest is taken."""
+    spectrum_radius: float = 2.0
+    """Arcsec within which a spectrum is the object's: a fibre of LAMOST or SDSS sees 3 across."""
+
+    @property
+    def search_radius(self) -> float:
+        """The wider of the two."""
+        return max(self.association_radius, self.spectrum_radius)
 
 
 @dataclass(slots=True)
@@ -15,29 +41,128 @@ class RememberedObject:
     """What is known of an object so far."""
 
     light_curve: LightCurve = field(default_factory=LightCurve.empty)
-    ra: float = float("nan")
-    dec: float = float("nan")
-    position_mjd: float = float("-inf")
-    """Time of the detection that the position is from: the latest."""
+    latest: Alert | None = None
+    """The alert of the latest detection, without its light curve."""
     spectrum: Spectrum | None = None
+    """A spectrum that was stored under the object's name."""
     metadata: SourceMetadata | None = None
-    """Catalogue values that were stored for the object, without those its packets carry."""
+    """Catalogue values that were stored under the object's name."""
 
-    def merge(self, alert: Alert, max_points: int) -> ObjectState:
-        """Merge an alert in place; returns the object's state after it.
-
-        Stored catalogue values win over those in the packet, which fill what is unknown.
-        """
+    def merge(self, alert: Alert, max_points: int) -> Alert:
+        """Merge an alert in place; returns the object's latest alert after it."""
         self.light_curve = merge(self.light_curve, alert.light_curve, max_points)
-        latest = (alert.mjd, alert.ra, alert.dec)
-        if latest > (self.position_mjd, self.ra, self.dec):
-            self.position_mjd, self.ra, self.dec = latest
-        return ObjectState(
-            alert.object_id, self.ra, self.dec, self.light_curve, self.spectrum, _fill(self.metadata, alert.metadata)
+        if self.latest is None or _rank(alert) > _rank(self.latest):
+            self.latest = replace(alert, light_curve=LightCurve.empty())
+        return self.latest
+
+
+class Objects:
+    """Objects and spectra by name and by place."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.known: defaultdict[ObjectName, RememberedObject] = defaultdict(RememberedObject)
+        self.places: Places[ObjectName] = Places()
+        self.spectra: dict[str, ObservedSpectrum] = {}
+        self.spectra_places: Places[str] = Places()
+
+    def merge(
+        self, alerts: Sequence[Alert], cells: Sequence[Sequence[int]], catalogued: Sequence[SourceMetadata | None]
+    ) -> list[ObjectState]:
+        """Merge alerts one after another; each gives its object's state after it.
+
+        ``cells`` and ``catalogued`` are one an alert: where to look for neighbours, and what a catalogue has at
+        the position.
+        """
+        states = []
+        for alert, around, values, cell in zip(alerts, cells, catalogued, own_cells(alerts), strict=True):
+            name = (alert.survey, alert.object_id)
+            latest = self.known[name].merge(alert, self.limits.max_points)
+            state = self.state(name, alert, around, values)
+            if not is_moving(alert) and latest.mjd == alert.mjd:
+                self.places.put(name, place_of(alert, state.metadata), cell)
+            states.append(state)
+        return states
+
+    def state(
+        self, name: ObjectName, at: Alert, cells: Sequence[int], catalogued: SourceMetadata | None
+    ) -> ObjectState:
+        """All that is known of one object, with its counterparts in other surveys and the spectra at its place.
+
+        Values stored under the object's name win over a catalogue's at its position, and those over the
+        packet's, which fill what is unknown. The nearest object of each other survey is taken for the same.
+        """
+        own = self.known[name]
+        latest = own.latest or at
+        others: dict[str, ObjectName] = {}
+        spectrum = own.spectrum
+        if not is_moving(at):
+            for _, other in self.places.near(at, cells, self.limits.association_radius):
+                if other[0] != name[0] and self.limits.association_radius:
+                    others.setdefault(other[0], other)
+            observed = [self.spectra[s] for _, s in self.spectra_places.near(at, cells, self.limits.spectrum_radius)]
+            found = [self.known[other] for other in others.values()]
+            if spectrum is None:
+                spectrum = next((o.spectrum for o in found if o.spectrum is not None), None)
+            if spectrum is None and observed:
+                spectrum = max(observed, key=_recency).spectrum
+        metadata = reduce(_fill, [own.metadata, catalogued, latest.metadata])
+        light_curve = reduce(
+            lambda curve, other: merge(curve, self.known[other].light_curve, 0), others.values(), own.light_curve
         )
+        return ObjectState(
+            name[1], latest.ra, latest.dec, light_curve, spectrum, metadata,
+            tuple(sorted(f"{survey}:{object_id}" for survey, object_id in others.values())),
+        )  # fmt: skip
+
+    def add_spectra(self, spectra: Sequence[ObservedSpectrum]) -> None:
+        """Remember spectra, under the object's name where it is given, else by their place."""
+        for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
+            if spectrum.survey and spectrum.object_id:
+                self.known[spectrum.survey, spectrum.object_id].spectrum = spectrum.spectrum
+            else:
+                self.spectra[spectrum.spectrum_id] = spectrum
+                place = Place(spectrum.ra, spectrum.dec, spectrum.mjd)
+                self.spectra_places.put(spectrum.spectrum_id, place, cell)
+
+    def objects_of(self, spectrum: ObservedSpectrum, cells: Sequence[int]) -> list[ObjectName]:
+        """The objects, of which an alert was seen, that a spectrum is of: by name, else the nearest of each survey."""
+        if spectrum.survey and spectrum.object_id:
+            names = [(spectrum.survey, spectrum.object_id)]
+        else:
+            nearest: dict[str, ObjectName] = {}
+            for _, name in self.places.near(spectrum, cells, self.limits.spectrum_radius):
+                nearest.setdefault(name[0], name)
+            names = list(nearest.values())
+        return [name for name in names if name in self.known and self.known[name].latest is not None]
+
+    def latest_states(
+        self, names: Sequence[ObjectName], catalogued: Sequence[SourceMetadata | None]
+    ) -> list[tuple[Alert, ObjectState]]:
+        """The latest alert and the present state of objects of which an alert was seen."""
+        latest = [alert for name in names if (alert := self.known[name].latest) is not None]
+        cells = search_cells(latest, self.limits.search_radius)
+        return [
+            (alert, self.state((alert.survey, alert.object_id), alert, around, values))
+            for alert, around, values in zip(latest, cells, catalogued, strict=True)
+        ]
 
 
-def _fill(stored: SourceMetadata | None, packet: SourceMetadata | None) -> SourceMetadata | None:
-    if stored is None or packet is None:
-        return stored or packet
-    return SourceMetadata(np.where(np.isnan(stored.values), packet.values, stored.values))
+def is_moving(alert: Alert) -> bool:
+    """Whether an alert is of a body of the solar system, which has no place."""
+    return alert.solar_system or alert.object_id.startswith("sso:")
+
+
+def _rank(alert: Alert) -> tuple[float, float, float, int, int]:
+    """Order of alerts of one object; by values alone, so that it does not matter which came first."""
+    return alert.mjd, alert.ra, alert.dec, alert.alert_id, alert.source_id
+
+
+def _recency(spectrum: ObservedSpectrum) -> tuple[float, str]:
+    return (float("-inf") if isnan(spectrum.mjd) else spectrum.mjd), spectrum.spectrum_id
+
+
+def _fill(first: SourceMetadata | None, second: SourceMetadata | None) -> SourceMetadata | None:
+    if first is None or second is None:
+        return first or second
+    return SourceMetadata(np.where(np.isnan(first.values), second.values, first.values))

@@ -1,34 +1,49 @@
-"""The store in Redis: one value an object and kind, read and written a batch at a time."""
+"""The store in Redis: a value an object and kind, read and written a batch at a time.
+
+A batch takes two round trips, whatever its size and whatever lies near its alerts: ``read.lua`` finds that on the
+server, beside which the catalogues' cells are read, and ``write.lua`` writes.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar, cast
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import redis
 
+from broker.catalog.match import CatalogReader
 from broker.errors import DependencyUnavailableError
-from broker.records import Alert, ObjectState, SourceMetadata, Spectrum
+from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.sky import ARCSEC
 from broker.state.encoding import (
     StateError,
-    decode_light_curve,
     decode_metadata,
+    decode_object,
     decode_spectrum,
-    encode_light_curve,
     encode_metadata,
+    encode_object,
     encode_spectrum,
+    is_current,
 )
-from broker.state.merge import MAX_POINTS
-from broker.state.objects import RememberedObject
+from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, is_moving
+from broker.state.places import MAX_YEARS, Place, own_cells, search_cells
 
 LOG: Final = logging.getLogger(__name__)
 DAY: Final = 86400
+_READ: Final = resources.files(__package__).joinpath("read.lua").read_text("utf-8")
+_WRITE: Final = resources.files(__package__).joinpath("write.lua").read_text("utf-8")
+_SCAN: Final = 1000
+_NOBODY: Final = ("", "")
 T = TypeVar("T")
 
 
 class RedisStore:
-    """Remembers objects in Redis under ``<prefix>:<survey>:<object id>:lc``, ``:sp`` and ``:md``.
+    """Remembers objects in Redis, as docs/state.md says.
 
     One worker writes one object at a time, since the stream is keyed by object; there is no lock.
     """
@@ -36,10 +51,10 @@ class RedisStore:
     def __init__(
         self,
         url: str,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
         *,
         prefix: str = "trifid",
         expiry_days: float = 1000.0,
-        max_points: int = MAX_POINTS,
         timeout: float = 5.0,
     ) -> None:
         """``url`` as redis-py takes it (``redis://``, ``rediss://``, with user and password where needed).
@@ -47,94 +62,201 @@ class RedisStore:
         Objects not seen for ``expiry_days`` are forgotten.
         """
         self._client = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self._limits = limits
         self._prefix = prefix
         self._expiry = max(1, int(expiry_days * DAY))
-        self._max_points = max_points
+        self._catalogs = CatalogReader(prefix)
+        self._primed = False
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.remember``."""
         if not alerts:
             return []
-        keys = list(dict.fromkeys(self._key(alert.survey, alert.object_id) for alert in alerts))
-        names = [f"{key}:{kind}" for kind in ("lc", "sp", "md") for key in keys]
-        # redis-py's types allow for decoded responses, which this client does not ask for.
-        stored = cast("list[bytes | None]", self._call(lambda: self._client.mget(names)))
-        count = len(keys)
-        objects = {}
-        damaged: dict[str, bytes] = {}
-        for row, key in enumerate(keys):
-            curve, spectrum, metadata = stored[row], stored[count + row], stored[2 * count + row]
-            remembered = RememberedObject()
-            position = self._read(f"{key}:lc", curve, decode_light_curve, damaged)
-            if position is not None:
-                remembered.light_curve, remembered.ra, remembered.dec, remembered.position_mjd = position
-            remembered.spectrum = self._read(f"{key}:sp", spectrum, decode_spectrum, damaged)
-            remembered.metadata = self._read(f"{key}:md", metadata, decode_metadata, damaged)
-            objects[key] = remembered
-        states = [objects[self._key(alert.survey, alert.object_id)].merge(alert, self._max_points) for alert in alerts]
-        self._call(lambda: self._write(objects, dict(zip(keys, stored[:count], strict=True)), damaged))
+        batch, cells = _Batch(self._limits), self._cells(alerts)
+        names = [(alert.survey, alert.object_id) for alert in alerts]
+        catalogued = self._read(batch, alerts, cells, names, self._limits.association_radius)
+        states = batch.objects.merge(alerts, cells, catalogued)
+        self._write(batch, names)
         return states
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
-        self._put(survey, "sp", {name: encode_spectrum(s) for name, s in spectra.items()})
+        self._put({f"{survey}:{name}:sp": encode_spectrum(s) for name, s in spectra.items()})
 
     def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
         """See ``Store.put_metadata``."""
-        self._put(survey, "md", {name: encode_metadata(m) for name, m in metadata.items()})
+        self._put({f"{survey}:{name}:md": encode_metadata(m) for name, m in metadata.items()})
+
+    def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
+        """See ``Store.put_observed``; spectra do not expire."""
+
+        def write() -> None:
+            pipeline = self._client.pipeline()
+            for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
+                value = encode_spectrum(spectrum.spectrum)
+                if spectrum.survey and spectrum.object_id:
+                    pipeline.set(f"{self._prefix}:{spectrum.survey}:{spectrum.object_id}:sp", value)
+                else:
+                    name, place = spectrum.spectrum_id, Place(spectrum.ra, spectrum.dec, spectrum.mjd)
+                    pipeline.set(f"{self._prefix}:spectrum:{name}", value)
+                    pipeline.hset(f"{self._prefix}:sky:spectra:{cell}", name, place.pack())
+            pipeline.execute()
+
+        if spectra:
+            self._call(write)
+
+    def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
+        """See ``Store.objects_of``."""
+        if not spectra:
+            return []
+        cells = search_cells(spectra, self._limits.search_radius)
+        batch = _Batch(self._limits)
+        given = [(s.survey, s.object_id) if s.survey and s.object_id else _NOBODY for s in spectra]
+        self._read(batch, spectra, cells, given, self._limits.spectrum_radius)
+        names = [batch.objects.objects_of(s, around) for s, around in zip(spectra, cells, strict=True)]
+        # The objects are known by now, but not yet what else is near to where they were seen last.
+        wanted = list(dict.fromkeys(name for several in names for name in several))
+        latest = [alert for name in wanted if (alert := batch.objects.known[name].latest) is not None]
+        if not latest:
+            return [[] for _ in spectra]
+        batch = _Batch(self._limits)
+        catalogued = self._read(batch, latest, self._cells(latest), wanted, self._limits.association_radius)
+        states = dict(zip(wanted, batch.objects.latest_states(wanted, catalogued), strict=True))
+        return [[states[name] for name in several if name in states] for several in names]
 
     def ready(self) -> bool:
         """See ``Store.ready``."""
         try:
+            self._prime()
             return bool(self._client.ping())
-        except redis.RedisError:
+        except (redis.RedisError, DependencyUnavailableError):
             return False
 
     def close(self) -> None:
         """See ``Store.close``."""
         self._client.close()
 
-    def _key(self, survey: str, object_id: str) -> str:
-        return f"{self._prefix}:{survey}:{object_id}"
+    def migrate(self) -> Iterable[bool]:
+        """Write objects of earlier versions in the present form; says of each object whether it was one.
 
-    def _write(
-        self, objects: Mapping[str, RememberedObject], before: Mapping[str, bytes | None], damaged: Mapping[str, bytes]
-    ) -> None:
-        """One pipeline: changed light curves are set, the others' expiry renewed, damaged values set aside."""
-        pipeline = self._client.pipeline(transaction=False)
-        for key, remembered in objects.items():
-            value = encode_light_curve(remembered.light_curve, remembered.ra, remembered.dec, remembered.position_mjd)
-            if value == before[key]:
-                pipeline.expire(f"{key}:lc", self._expiry)
-            else:
-                pipeline.set(f"{key}:lc", value, ex=self._expiry)
-        for name, value in damaged.items():
-            pipeline.set(f"{name}:damaged", value, ex=self._expiry)
-            if not name.endswith(":lc"):
-                pipeline.delete(name)
-        pipeline.execute()
+        Safe while the service runs: an object that changes meanwhile is left to it, and so is one that cannot be
+        read.
+        """
+        for key in self._client.scan_iter(f"{self._prefix}:*:lc", count=_SCAN):
+            survey, _, object_id = key.decode()[len(self._prefix) + 1 : -3].partition(":")
+            value = self._call(lambda key=key: self._client.get(key))  # type: ignore[misc]
+            if not isinstance(value, bytes) or is_current(value):
+                yield False
+                continue
+            try:
+                curve, latest = decode_object(value, survey, object_id)
+            except StateError as error:
+                LOG.error("stored value %s cannot be read: %s", key.decode(), error)
+                yield False
+                continue
+            place = b"" if is_moving(latest) else Place(latest.ra, latest.dec, latest.mjd).pack()
+            cell = own_cells([latest])[0]
+            new = [f"{survey}:{object_id}", encode_object(curve, latest), place, cell, ""]
+            yield self._call(lambda key=key, value=value, new=new: self._replace(key, value, new))  # type: ignore[misc]
 
-    def _put(self, survey: str, kind: str, values: Mapping[str, bytes]) -> None:
+    def _replace(self, key: bytes, before: bytes, new: list[Any]) -> bool:
+        with self._client.pipeline() as pipeline:
+            pipeline.watch(key)  # type: ignore[no-untyped-call]
+            if pipeline.get(key) != before:
+                return False
+            pipeline.multi()
+            pipeline.eval(_WRITE, 0, self._prefix, self._expiry, *new)
+            try:
+                pipeline.execute()
+            except redis.WatchError:
+                return False
+        return True
+
+    def _prime(self) -> None:
+        """Learn which catalogues there are; afterwards each batch brings that along."""
+        meta = self._call(lambda: self._client.get(self._catalogs.meta_key))
+        assert meta is None or isinstance(meta, bytes)
+        self._catalogs.prime(meta)
+        self._primed = True
+
+    def _cells(self, alerts: Sequence[Alert]) -> list[list[int]]:
+        """Where to look for neighbours; nowhere for what moves."""
+        found = search_cells(alerts, self._limits.search_radius)
+        return [[] if is_moving(alert) else cells for alert, cells in zip(alerts, found, strict=True)]
+
+    def _read(
+        self,
+        batch: _Batch,
+        positions: Sequence[Alert | ObservedSpectrum],
+        cells: Sequence[Sequence[int]],
+        objects: Sequence[ObjectName],
+        radius: float,
+    ) -> list[SourceMetadata | None]:
+        """Fill a batch in one round trip; returns what the catalogues have at each position.
+
+        ``objects`` are one a position, _NOBODY where it has no object of its own; ``radius`` is how near others
+        are, in arcsec.
+        """
+        arguments: list[str | float] = [self._prefix]
+        arguments += [math.radians(r / ARCSEC) ** 2 for r in (radius, self._limits.spectrum_radius)]
+        arguments.append(MAX_YEARS)
+        for (survey, object_id), at, around in zip(objects, positions, cells, strict=True):
+            arguments += [survey, object_id, at.ra, at.dec, at.mjd, len(around), *around]
+        ra, dec, mjd = (np.array([getattr(p, name) for p in positions]) for name in ("ra", "dec", "mjd"))
+        if not self._primed:
+            self._prime()
+        request = self._catalogs.request(ra, dec)
+
+        def read() -> tuple[Any, Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.eval(_READ, 0, *arguments)
+            pipeline.mget(request.keys)
+            return tuple(pipeline.execute())
+
+        (found, spectra), values = self._call(read)
+        for row in found:
+            batch.add_object(*row)
+        for row in spectra:
+            batch.add_spectrum(*row)
+        return self._catalogs.match(request, values, ra, dec, mjd)
+
+    def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> None:
+        """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip."""
+        arguments: list[str | float | bytes] = [self._prefix, self._expiry]
+        known = [
+            (name, latest) for name in dict.fromkeys(names) if (latest := batch.objects.known[name].latest) is not None
+        ]
+        cells = own_cells([latest for _, latest in known])
+        for (name, latest), cell in zip(known, cells, strict=True):
+            value = encode_object(batch.objects.known[name].light_curve, latest)
+            before = batch.before.get(name, _Before(None, None))
+            if value == before.value:
+                arguments += [":".join(name), b"", b"", "", ""]
+                continue
+            place = batch.objects.places.place(name)
+            left = "" if before.cell is None or before.cell == cell else before.cell
+            arguments += [":".join(name), value, b"" if place is None else place.pack(), cell, left]
+
         def write() -> None:
             pipeline = self._client.pipeline(transaction=False)
-            for object_id, value in values.items():
-                pipeline.set(f"{self._key(survey, object_id)}:{kind}", value, ex=self._expiry)
+            pipeline.eval(_WRITE, 0, *arguments)
+            for key, value in batch.damaged.items():
+                pipeline.set(f"{self._prefix}:{key}:damaged", value, ex=self._expiry)
+                if not key.endswith(":lc"):
+                    pipeline.delete(f"{self._prefix}:{key}")
+            pipeline.execute()
+
+        self._call(write)
+
+    def _put(self, values: Mapping[str, bytes]) -> None:
+        def write() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            for name, value in values.items():
+                pipeline.set(f"{self._prefix}:{name}", value, ex=self._expiry)
             pipeline.execute()
 
         if values:
             self._call(write)
-
-    @staticmethod
-    def _read(name: str, value: bytes | None, decode: Callable[[bytes], T], damaged: dict[str, bytes]) -> T | None:
-        """Decode a stored value; one that cannot be read is set aside under ``<name>:damaged``, not lost."""
-        if value is None:
-            return None
-        try:
-            return decode(value)
-        except StateError as error:
-            LOG.error("stored value %s cannot be read and is set aside: %s", name, error)
-            damaged[name] = value
-            return None
 
     @staticmethod
     def _call(action: Callable[[], T]) -> T:
@@ -142,3 +264,59 @@ class RedisStore:
             return action()
         except (redis.ConnectionError, redis.TimeoutError) as error:  # BusyLoadingError is a ConnectionError
             raise DependencyUnavailableError(f"Redis is away: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """How an object was stored."""
+
+    value: bytes | None
+    cell: int | None
+    """Where it was; None where it was not, or its value cannot be read."""
+
+
+class _Batch:
+    """Objects of one batch, with what was stored of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.objects = Objects(limits)
+        self.before: dict[ObjectName, _Before] = {}
+        self.damaged: dict[str, bytes] = {}
+        """Stored values that cannot be read, by key; they are set aside under ``<key>:damaged``, not lost."""
+
+    def add_object(
+        self, name: bytes, place: bytes, curve: bytes | None, spectrum: bytes | None, metadata: bytes | None
+    ) -> None:
+        """One object that ``read.lua`` found."""
+        text = name.decode()
+        survey, _, object_id = text.partition(":")
+        known = RememberedObject()
+        cell = None
+        read = self._read(f"{text}:lc", curve, lambda data: decode_object(data, survey, object_id))
+        if read is not None:
+            known.light_curve, known.latest = read
+            (cell,) = own_cells([known.latest])
+            if place:
+                self.objects.places.put((survey, object_id), Place.unpack(place), cell)
+        if curve is not None:
+            self.before[survey, object_id] = _Before(curve, cell)
+        known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
+        known.metadata = self._read(f"{text}:md", metadata, decode_metadata)
+        self.objects.known[survey, object_id] = known
+
+    def add_spectrum(self, name: bytes, place: bytes, value: bytes | None) -> None:
+        """One spectrum that ``read.lua`` found."""
+        spectrum = self._read(f"spectrum:{name.decode()}", value, decode_spectrum)
+        if spectrum is not None:
+            at = Place.unpack(place)
+            self.objects.add_spectra([ObservedSpectrum(name.decode(), at.ra, at.dec, at.mjd, spectrum)])
+
+    def _read(self, key: str, value: bytes | None, decode: Callable[[bytes], T]) -> T | None:
+        if value is None:
+            return None
+        try:
+            return decode(value)
+        except StateError as error:
+            LOG.error("stored value %s cannot be read and is set aside: %s", key, error)
+            self.damaged[key] = value
+            return None

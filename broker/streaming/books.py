@@ -1,12 +1,21 @@
-"""The books of a run: alerts in = classified + not classified + dead-lettered."""
+"""The books of a run: alerts in = classified + not classified + dead-lettered, spectra in = stored + dead-lettered."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from broker.batch import SPECTRA as SPECTRA_SURVEY
 from broker.batch import BatchResult
-from broker.metrics import ALERT_LATENCY, ALERTS_IN, ALERTS_OUT, ANOMALY_SCORE, CLASSIFIED
+from broker.metrics import (
+    ALERT_LATENCY,
+    ALERTS_IN,
+    ALERTS_OUT,
+    ANOMALY_SCORE,
+    CLASSIFIED,
+    RECLASSIFIED,
+    SPECTRA,
+)
 from broker.publish.annotation import mjd_now
 
 _SECONDS_A_DAY = 86_400
@@ -23,6 +32,11 @@ class Books:
     classified: int = 0
     not_classified: int = 0
     dead_lettered: int = 0
+    spectra_in: int = 0
+    spectra_stored: int = 0
+    spectra_dead_lettered: int = 0
+    reclassified: int = 0
+    """Objects classified again upon a spectrum, which are no alerts in."""
     classes: Counter[str] = field(default_factory=Counter)
     """Alerts by most probable class, NotClassified included."""
 
@@ -34,7 +48,14 @@ class Books:
         for survey, count in result.alerts_in.items():
             self.alerts_in += count
             ALERTS_IN.labels(survey).inc(count)
+        self.spectra_in += result.spectra_in
+        self.spectra_stored += result.spectra_stored
+        SPECTRA.labels("stored").inc(result.spectra_stored)
         for annotation in result.annotations:
+            if annotation.trigger == "spectrum":
+                self.reclassified += 1
+                RECLASSIFIED.labels(annotation.survey).inc()
+                continue
             best = annotation.best_class
             self.classes[best] += 1
             if annotation.reason is None:
@@ -47,17 +68,30 @@ class Books:
                 ANOMALY_SCORE.observe(annotation.anomaly_score)
             ALERT_LATENCY.observe(max(0.0, now - annotation.ingest_mjd) * _SECONDS_A_DAY)
         for letter in result.dead_letters:
+            if letter.survey == SPECTRA_SURVEY:
+                self.spectra_dead_lettered += 1
+                SPECTRA.labels("dead_lettered").inc()
+                continue
             self.dead_lettered += 1
             ALERTS_OUT.labels(letter.survey, "dead_lettered").inc()
 
     @property
     def balanced(self) -> bool:
-        """Whether every alert that came in is accounted for."""
-        return self.alerts_in == self.classified + self.not_classified + self.dead_lettered
+        """Whether every alert and every spectrum that came in is accounted for."""
+        return (
+            self.alerts_in == self.classified + self.not_classified + self.dead_lettered
+            and self.spectra_in == self.spectra_stored + self.spectra_dead_lettered
+        )
 
     def __str__(self) -> str:
+        spectra = (
+            f"; spectra in {self.spectra_in} = stored {self.spectra_stored} "
+            f"+ dead-lettered {self.spectra_dead_lettered}, upon which {self.reclassified} objects were classified again"
+        )
         return (
             f"alerts in {self.alerts_in} = classified {self.classified} "
-            f"+ not classified {self.not_classified} + dead-lettered {self.dead_lettered}: "
+            f"+ not classified {self.not_classified} + dead-lettered {self.dead_lettered}"
+            + (spectra if self.spectra_in else "")
+            + ": "
             + ("the books balance" if self.balanced else "OUT OF BALANCE")
         )

@@ -76,7 +76,7 @@ class Service:
                 process = self._patiently(consumer, self._prepare)
                 self._patiently(consumer, delivery.start)
                 consumer.subscribe(
-                    list(self._kafka.input_topics),
+                    [*self._kafka.input_topics, *self._spectra_topic],
                     on_assign=self._on_rebalance,
                     on_revoke=self._on_rebalance,
                     on_lost=self._on_rebalance,
@@ -92,7 +92,11 @@ class Service:
         return self.books
 
     def _create_topics(self) -> None:
-        clients.create_missing_topics(self._kafka, self._publisher.topics.every())
+        clients.create_missing_topics(self._kafka, [*self._publisher.topics.every(), *self._spectra_topic])
+
+    @property
+    def _spectra_topic(self) -> list[str]:
+        return [self._kafka.spectra_topic] if self._kafka.spectra_topic else []
 
     def _next_batch(self, consumer: Consumer, process: Process, delivery: Delivery) -> None:
         self._rebalanced = False

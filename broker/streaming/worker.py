@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 from broker.batch import BatchResult
-from broker.build import build_engine, build_publisher, reference_set_in_redis
+from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
 from broker.config import Settings
 from broker.errors import DependencyUnavailableError
 from broker.pipeline import Pipeline
-from broker.state.redis import RedisStore
 from broker.streaming.service import Process, Service
-from broker.surveys import Decoder
 
 
 @contextmanager
@@ -22,10 +20,10 @@ def worker(settings: Settings, on_batch: Callable[[BatchResult], None] | None = 
     Raises ConfigurationError where the model cannot be used; servers that are away are waited for when the
     service runs.
     """
-    publisher = build_publisher(settings)
+    publisher, decoder = build_publisher(settings), build_decoder(settings)
     with (
         closing(build_engine(settings.inference, settings.triton)) as engine,
-        closing(RedisStore(settings.redis.url.get_secret_value())) as store,
+        closing(build_store(settings)) as store,
     ):
 
         def prepare() -> Process:
@@ -35,6 +33,6 @@ def worker(settings: Settings, on_batch: Callable[[BatchResult], None] | None = 
             if not engine.ready():
                 raise DependencyUnavailableError("Triton is not ready")
             reference = reference_set_in_redis(settings)
-            return Pipeline(Decoder(), store, engine, engine.manifest, reference).process
+            return Pipeline(decoder, store, engine, engine.manifest, reference).process
 
         yield Service(settings.kafka, settings.pipeline, prepare, publisher, on_batch)

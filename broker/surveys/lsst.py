@@ -3,106 +3,193 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.errors import DecodeError
-from broker.records import Alert, PhotometryKind
+from broker.records import Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
-from broker.surveys.columns import TAI_MINUS_UTC, Photometry, band_codes, column, first, numbers, required
-from broker.surveys.wire import Record
+from broker.surveys.columns import TAI_MINUS_UTC, Checks, Numbers, Points, band_codes, label, label_text, or_none
+from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
 
-SURVEY: Final = "lsst"
-MARK: Final = "diaSource"
-"""The field at the top of a packet by which it is known."""
-FIELDS: Final = frozenset(
-    {
-        "alertId", "diaSourceId", "diaSource", "prvDiaSources", "prvDiaForcedSources", "prvDiaNondetectionLimits",
-        "lsst_schema_version", "diaObjectId", "ssObjectId", "reliability", "ra", "dec", "band",
-        "midpointMjdTai", "psfFlux", "psfFluxErr", "scienceFlux", "templateFlux", "diaNoise",
-        # the names of schemas before 5.0
-        "decl", "filterName", "midPointTai", "psFlux", "psFluxErr", "totFlux",
-    }
-)  # fmt: skip
-"""All that is read of a packet."""
 BANDS: Final = {**{band: f"lsst:{band}" for band in "ugrizy"}, "Y": "lsst:y"}
 _VERSION: Final = re.compile(r"v(\d+)_(\d+)")
+_BAND_OF_LABEL: Final = {label(name): band for name, band in BANDS.items()}
+_KINDS: Final = np.array(
+    [PhotometryKind.DETECTION, PhotometryKind.DETECTION, PhotometryKind.FORCED, PhotometryKind.LIMIT], np.uint8
+)
+"""Of the points of each path."""
+_SOURCE: Final = 0  # the first of these paths
+_MAX_PARALLAX: Final = 1000.0
+"""mas; the nearest star's is 769 (Gaia DR3)."""
+_MAX_PROPER_MOTION: Final = 11_000.0
+"""mas a year; Barnard's star, the fastest, has 10,393 (Gaia DR3)."""
 
 
-def to_alert(record: Record, schema_name: str) -> Alert:
-    """One packet as an Alert, fluxes as they are (nJy), times from TAI to UTC.
-
-    A point's reference flux is ``scienceFlux - psfFlux``, else ``templateFlux``, else unknown. Raises
-    DecodeError where what identifies or places the detection is missing.
-    """
-    return dia_alert(record, schema_name, SURVEY, 1.0)
+def _number(*names: str) -> Column:
+    return Column(Kind.NUMBER, names)
 
 
-def dia_alert(record: Record, schema_name: str, survey: str, unit: float) -> Alert:
-    """A packet in LSST's structure, of fluxes in ``unit`` nJy."""
-    source = record["diaSource"]
-    if not isinstance(source, dict):
-        raise DecodeError("the packet has no diaSource")
-    photometry = Photometry()
-    _add(photometry, PhotometryKind.DETECTION, [source, *(record.get("prvDiaSources") or [])], unit)
-    _add(photometry, PhotometryKind.FORCED, record.get("prvDiaForcedSources") or [], unit)
-    _add_limits(photometry, record.get("prvDiaNondetectionLimits") or [], unit)
-    source_id = int(required(source, "diaSourceId"))
-    name = required(source, "band", "filterName")
-    if name not in BANDS:
-        raise DecodeError(f"{name!r} is no filter of LSST")
-    ra, dec = columns.position(required(source, "ra"), required(source, "dec", "decl"))
-    version = _VERSION.search(str(record.get("lsst_schema_version") or schema_name))
-    return Alert(
-        survey=survey,
-        alert_id=int(first(record, "alertId", "diaSourceId") or source_id),
-        source_id=source_id,
-        object_id=_object_id(source, source_id),
-        ra=ra,
-        dec=dec,
-        mjd=columns.time(required(source, "midpointMjdTai", "midPointTai") - TAI_MINUS_UTC),
-        band=BANDS[name],
-        light_curve=photometry.light_curve(),
-        schema_version=".".join(version.groups()) if version else "",
-        real_bogus=columns.score(source.get("reliability")),
-        solar_system=bool(source.get("ssObjectId")),
-    )
+def _integer(*names: str) -> Column:
+    return Column(Kind.INTEGER, names)
 
 
-def _object_id(source: Record, source_id: int) -> str:
+class Lsst:
+    """The survey for the decoder, see ``broker.surveys.survey.Survey``."""
+
+    name: str = "lsst"
+    flux_unit: float = 1.0
+    """nJy."""
+    # Second names are those of schemas before 5.0.
+    tables: Final = {
+        "packet": Table(
+            ("",),
+            {
+                "alertId": _integer("alertId"),
+                "diaSourceId": _integer("diaSourceId"),
+                "lsst_schema_version": Column(Kind.TEXT, ("lsst_schema_version",)),
+                "source": _integer("diaSource.diaSourceId"),
+                "object": _integer("diaSource.diaObjectId"),
+                "moving": _integer("diaSource.ssObjectId"),
+                "ra": _number("diaSource.ra"),
+                "dec": _number("diaSource.dec", "diaSource.decl"),
+                "reliability": _number("diaSource.reliability"),
+                "extendedness": _number("diaSource.extendedness"),
+                "parallax": _number("diaObject.parallax"),
+                "parallax_error": _number("diaObject.parallaxErr"),
+                "pmra": _number("diaObject.pmRa"),
+                "pmra_error": _number("diaObject.pmRaErr"),
+                "pmdec": _number("diaObject.pmDec", "diaObject.pmDecl"),
+                "pmdec_error": _number("diaObject.pmDecErr", "diaObject.pmDeclErr"),
+            },
+        ),
+        "points": Table(
+            ("diaSource", "prvDiaSources[]", "prvDiaForcedSources[]", "prvDiaNondetectionLimits[]"),
+            {
+                "mjd": _number("midpointMjdTai", "midPointTai"),
+                "band": Column(Kind.LABEL, ("band", "filterName")),
+                "flux": _number("psfFlux", "psFlux"),
+                "error": _number("psfFluxErr", "psFluxErr"),
+                "science": _number("scienceFlux", "totFlux"),
+                "template": _number("templateFlux"),
+                "noise": _number("diaNoise"),
+            },
+        ),
+    }
+
+    def recognises(self, schema_name: str, fields: frozenset[str]) -> bool:
+        """Packets are known by their field ``diaSource``."""
+        return "diaSource" in fields
+
+    def to_alerts(self, records: Records) -> list[Alert | DecodeError]:
+        """An Alert a record, times from TAI to UTC, or what identifies or places the detection and is missing.
+
+        A point's reference flux is ``scienceFlux - psfFlux``, else ``templateFlux``, else unknown. Non-detections,
+        which schemas before 8.0 have, come with the noise of the image at that place.
+        """
+        count = len(records)
+        packet, points = records.tables["packet"], records.tables["points"]
+        mjd = points.numbers("mjd") - TAI_MINUS_UTC
+        curves = columns.light_curves(self._points(points, mjd), count)
+
+        rows = np.flatnonzero(points.path == _SOURCE)
+        own = points.owner[rows]
+        missing = np.ones(count, np.bool_)
+        missing[own] = False
+        checks = Checks.of(count)
+        checks.refuse(missing, "the packet has no diaSource")
+        bands, own_mjd = np.full(count, NULL), np.full(count, np.nan)
+        bands[own], own_mjd[own] = points.integers("band")[rows], mjd[rows]
+        source = packet.integers("source")
+        checks.refuse(source == NULL, "the packet has no diaSourceId")
+        checks.refuse(bands == NULL, "the packet has no band")
+        names = [_BAND_OF_LABEL.get(band) for band in bands.tolist()]
+        unknown = np.array([name is None for name in names], np.bool_)
+        if unknown.any():
+            checks.refuse(unknown, "{!r} is no filter of LSST", [label_text(band) for band in bands.tolist()])
+        ra, dec = packet.numbers("ra"), packet.numbers("dec")
+        checks.refuse(packet.is_null("ra"), "the packet has no ra")
+        checks.refuse(packet.is_null("dec"), "the packet has no dec")
+        checks.position(ra, dec)
+        checks.time(own_mjd)
+
+        versions = map(_version, records.texts("lsst_schema_version"), records.schema_names())
+        return [
+            DecodeError(reason)
+            if reason is not None
+            else Alert(
+                survey=self.name,
+                alert_id=(alert_id if alert_id is not None else packet_id) or source_id,
+                source_id=source_id,
+                object_id=_object_id(object_id, moving, source_id),
+                ra=alert_ra,
+                dec=alert_dec,
+                mjd=alert_mjd,
+                band=band or "",
+                light_curve=curve,
+                schema_version=version,
+                metadata=catalogue,
+                real_bogus=real,
+                solar_system=bool(moving),
+                star_score=star,
+            )
+            for (
+                reason, alert_id, packet_id, source_id, object_id, moving, alert_ra, alert_dec, alert_mjd, band, curve,
+                version, catalogue, real, star,
+            ) in zip(
+                checks.reasons, or_none(packet.integers("alertId")), or_none(packet.integers("diaSourceId")),
+                source.tolist(), or_none(packet.integers("object")), or_none(packet.integers("moving")),
+                ra.tolist(), dec.tolist(), own_mjd.tolist(), names, curves, versions, _metadata(packet),
+                columns.score(packet.numbers("reliability")), columns.score(1.0 - packet.numbers("extendedness")),
+                strict=True,
+            )
+        ]  # fmt: skip
+
+    def _points(self, points: Rows, mjd: Numbers) -> Points:
+        unit, path = self.flux_unit, points.path
+        kind = _KINDS[path]
+        flux, science = points.numbers("flux"), points.numbers("science")
+        with np.errstate(over="ignore", invalid="ignore"):
+            reference = unit * np.where(np.isnan(science), points.numbers("template"), science - flux)
+            error = unit * np.where(kind == PhotometryKind.LIMIT, points.numbers("noise"), points.numbers("error"))
+            flux = unit * flux
+        # Paths one after the other, whatever the order of the writer's fields.
+        order = np.argsort(path.astype(np.uint8), kind="stable")
+        band = band_codes(points.integers("band"), _BAND_OF_LABEL)
+        reference = np.where(kind == PhotometryKind.LIMIT, np.nan, reference)
+        return Points(
+            points.owner[order], mjd[order], flux[order], error[order], reference[order], band[order], kind[order]
+        )
+
+
+SURVEY: Final = Lsst()
+
+
+@lru_cache(maxsize=256)
+def _version(text: str | None, schema_name: str) -> str:
+    version = _VERSION.search(text or schema_name)
+    return ".".join(version.groups()) if version else ""
+
+
+def _object_id(object_id: int | None, moving: int | None, source_id: int) -> str:
     """The DIA object, else the moving object, else the detection by itself; ids of 0 stand for none."""
-    if source.get("diaObjectId"):
-        return str(source["diaObjectId"])
-    if source.get("ssObjectId"):
-        return f"sso:{source['ssObjectId']}"
+    if object_id:
+        return str(object_id)
+    if moving:
+        return f"sso:{moving}"
     return f"source:{source_id}"
 
 
-def _times_and_bands(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-    mjd = numbers(column(records, "midpointMjdTai", "midPointTai")) - TAI_MINUS_UTC
-    return mjd, band_codes(column(records, "band", "filterName"), BANDS)
+def _metadata(packet: Rows) -> list[SourceMetadata | None]:
+    """Parallax and proper motion of the DIA object, which schemas before 8.0 have (mas, mas a year).
 
-
-def _add(photometry: Photometry, kind: PhotometryKind, records: Sequence[Record], unit: float) -> None:
-    if not records:
-        return
-    mjd, band = _times_and_bands(records)
-    flux = numbers(column(records, "psfFlux", "psFlux"))
-    error = numbers(column(records, "psfFluxErr", "psFluxErr"))
-    science = numbers(column(records, "scienceFlux", "totFlux"))
-    template = numbers(column(records, "templateFlux"))
-    reference = np.where(np.isnan(science), template, science - flux)
-    photometry.add(kind, mjd, unit * flux, unit * error, unit * reference, band)
-
-
-def _add_limits(photometry: Photometry, records: Sequence[Record], unit: float) -> None:
-    """Non-detections, which schemas before 8.0 have with the noise of the image at that place."""
-    if not records:
-        return
-    mjd, band = _times_and_bands(records)
-    nothing = np.full(len(records), np.nan)
-    noise = numbers(column(records, "diaNoise"))
-    photometry.add(PhotometryKind.LIMIT, mjd, nothing, unit * noise, nothing, band)
+    A value counts with its error only: nulls, zeros and NaN stand for what was not measured.
+    """
+    found = []
+    for name, most in (("parallax", _MAX_PARALLAX), ("pmra", _MAX_PROPER_MOTION), ("pmdec", _MAX_PROPER_MOTION)):
+        value, error = packet.numbers(name), packet.numbers(f"{name}_error")
+        good = (np.abs(value) <= most) & (value != 0) & (error > 0) & (error <= most)
+        found += [(name, np.where(good, value, np.nan)), (f"{name}_error", np.where(good, error, np.nan))]
+    return columns.metadata(len(packet), found)

@@ -3,125 +3,227 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import DecodeError
 from broker.photometry import magnitude_to_flux
-from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0, Alert, PhotometryKind
+from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0, Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
-from broker.surveys.columns import LIMIT_SIGMA, Photometry, band_codes, column, numbers, required
-from broker.surveys.wire import Record
+from broker.surveys.columns import (
+    LIMIT_SIGMA,
+    UNKNOWN_BAND,
+    Checks,
+    Integers,
+    Numbers,
+    Points,
+    band_codes,
+    label,
+    label_text,
+)
+from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
 
-SURVEY: Final = "ztf"
-MARK: Final = "candidate"
-"""The field at the top of a packet by which it is known."""
-FIELDS: Final = frozenset(
-    {
-        "schemavsn", "objectId", "candid", "candidate", "prv_candidates", "fp_hists",
-        "jd", "fid", "ra", "dec", "magpsf", "sigmapsf", "diffmaglim", "isdiffpos", "distnr", "magnr", "rb", "drb",
-        "ssdistnr", "forcediffimflux", "forcediffimfluxunc", "magzpsci",
-    }
-)  # fmt: skip
-"""All that is read of a packet."""
 BANDS: Final = {1: "ztf:g", 2: "ztf:r", 3: "ztf:i"}
 MAX_REFERENCE_DISTANCE: Final = 1.4
 """Arcsec within which the nearest source of the reference image is taken for the star itself (by custom, as in
-ALeRCE's correction, Forster et al. 2021, AJ 161, 242)."""
+ALeRCE's correction, Forster et al. 2021, AJ 161, 242); the nearest of Gaia, too."""
+MAX_PS1_DISTANCE: Final = 1.5
+"""Arcsec within which the nearest PS1 source is taken for the star itself (as ZTF's own alert filters do)."""
 MAX_SOLAR_SYSTEM_DISTANCE: Final = 5.0
 """Arcsec within which the nearest known moving object is taken for the detection."""
 _MISSING: Final = -99.0
 """Magnitudes, distances and fluxes are -999 or -99999 where they are missing."""
 _SIGN: Final = {"t": 1.0, "1": 1.0, "true": 1.0, "f": -1.0, "0": -1.0, "false": -1.0}
+_CANDIDATE: Final = 0  # the first of the paths of candidates
+_NUMBERS: Final = (
+    "ra", "dec", "drb", "rb", "ssdistnr", "sgscore1", "distpsnr1", "sgmag1", "srmag1", "neargaia", "maggaia",
+)  # fmt: skip
 
 
-def to_alert(record: Record, schema_name: str) -> Alert:
-    """One packet as an Alert; raises DecodeError where what identifies or places the detection is missing.
+def _numbers(*names: str) -> dict[str, Column]:
+    return {name: Column(Kind.NUMBER, (name,)) for name in names}
 
-    Difference fluxes are PSF magnitudes with the sign of ``isdiffpos``; a point's reference flux is that of
-    ``magnr`` within MAX_REFERENCE_DISTANCE. Earlier candidates without a magnitude are upper limits.
-    """
-    candidate = record["candidate"]
-    if not isinstance(candidate, dict):
-        raise DecodeError("the packet has no candidate")
-    photometry = Photometry()
-    _add_candidates(photometry, [candidate])
-    if (band := BANDS.get(required(candidate, "fid"))) is None:
-        raise DecodeError(f"fid {candidate['fid']} is no filter of ZTF")
-    _add_candidates(photometry, record.get("prv_candidates") or [])
-    _add_forced(photometry, record.get("fp_hists") or [])
-    ra, dec = columns.position(required(candidate, "ra"), required(candidate, "dec"))
-    name = required(record, "objectId")
-    if not name:
-        raise DecodeError("the packet has an empty objectId")
-    candid = int(required(record, "candid"))
-    moving = candidate.get("ssdistnr")
-    return Alert(
-        survey=SURVEY,
-        alert_id=candid,
-        source_id=candid,
-        object_id=name,
-        ra=ra,
-        dec=dec,
-        mjd=columns.time(required(candidate, "jd") - JD_OF_MJD_0),
-        band=band,
-        light_curve=photometry.light_curve(),
-        schema_version=str(record.get("schemavsn") or ""),
-        real_bogus=columns.score(columns.first(candidate, "drb", "rb")),
-        solar_system=moving is not None and 0.0 <= moving <= MAX_SOLAR_SYSTEM_DISTANCE,
+
+class Ztf:
+    """The survey for the decoder, see ``broker.surveys.survey.Survey``."""
+
+    name: Final = "ztf"
+    tables: Final = {
+        "packet": Table(
+            ("",),
+            {
+                "objectId": Column(Kind.TEXT, ("objectId",)),
+                "schemavsn": Column(Kind.TEXT, ("schemavsn",)),
+                "candid": Column(Kind.INTEGER, ("candid",)),
+                **{name: Column(Kind.NUMBER, (f"candidate.{name}",)) for name in _NUMBERS},
+            },
+        ),
+        "candidates": Table(
+            ("candidate", "prv_candidates[]"),
+            {
+                **_numbers("jd", "magpsf", "sigmapsf", "diffmaglim", "distnr", "magnr"),
+                "fid": Column(Kind.INTEGER, ("fid",)),
+                "isdiffpos": Column(Kind.LABEL, ("isdiffpos",)),
+            },
+        ),
+        "forced": Table(
+            ("fp_hists[]",),
+            {
+                **_numbers("jd", "forcediffimflux", "forcediffimfluxunc", "magzpsci", "distnr", "magnr"),
+                "fid": Column(Kind.INTEGER, ("fid",)),
+            },
+        ),
+    }
+
+    def recognises(self, schema_name: str, fields: frozenset[str]) -> bool:
+        """Packets are known by their field ``candidate``."""
+        return "candidate" in fields
+
+    def to_alerts(self, records: Records) -> list[Alert | DecodeError]:
+        """An Alert a record, or what identifies or places the detection and is missing.
+
+        Difference fluxes are PSF magnitudes with the sign of ``isdiffpos``; a point's reference flux is that of
+        ``magnr`` within MAX_REFERENCE_DISTANCE. Earlier candidates without a magnitude are upper limits.
+        """
+        count = len(records)
+        packet, candidates = records.tables["packet"], records.tables["candidates"]
+        band = band_codes(candidates.integers("fid"), BANDS)
+        mjd = candidates.numbers("jd") - JD_OF_MJD_0
+        curves = columns.light_curves(_points(candidates, records.tables["forced"], mjd, band), count)
+
+        rows = np.flatnonzero(candidates.path == _CANDIDATE)
+        own = candidates.owner[rows]
+        missing = np.ones(count, np.bool_)
+        missing[own] = False
+        fid, own_band, own_mjd = np.full(count, NULL), np.full(count, UNKNOWN_BAND, np.uint8), np.full(count, np.nan)
+        fid[own], own_band[own], own_mjd[own] = candidates.integers("fid")[rows], band[rows], mjd[rows]
+        checks = Checks.of(count)
+        checks.refuse(missing, "the packet has no candidate")
+        checks.refuse(fid == NULL, "the packet has no fid")
+        checks.refuse(own_band == UNKNOWN_BAND, "fid {} is no filter of ZTF", fid)
+        ra, dec = packet.numbers("ra"), packet.numbers("dec")
+        checks.refuse(packet.is_null("ra"), "the packet has no ra")
+        checks.refuse(packet.is_null("dec"), "the packet has no dec")
+        checks.position(ra, dec)
+        names = records.texts("objectId")
+        candid = packet.integers("candid")
+        checks.refuse(packet.is_null("objectId"), "the packet has no objectId")
+        checks.refuse(np.array([name == "" for name in names], np.bool_), "the packet has an empty objectId")
+        checks.refuse(candid == NULL, "the packet has no candid")
+        checks.time(own_mjd)
+
+        real_bogus = np.where(packet.is_null("drb"), packet.numbers("rb"), packet.numbers("drb"))
+        moving = packet.numbers("ssdistnr")
+        ps1 = _within(packet.numbers("distpsnr1"), MAX_PS1_DISTANCE)
+        return [
+            DecodeError(reason)
+            if reason is not None
+            else Alert(
+                survey="ztf",
+                alert_id=number,
+                source_id=number,
+                object_id=name or "",
+                ra=alert_ra,
+                dec=alert_dec,
+                mjd=alert_mjd,
+                band=BANDS[alert_fid],
+                light_curve=curve,
+                schema_version=version or "",
+                metadata=catalogue,
+                real_bogus=real,
+                solar_system=moves,
+                star_score=star,
+            )
+            for (
+                reason, number, name, alert_ra, alert_dec, alert_mjd, alert_fid, curve, version, catalogue, real, moves,
+                star,
+            ) in zip(
+                checks.reasons, candid.tolist(), names, ra.tolist(), dec.tolist(), own_mjd.tolist(), fid.tolist(),
+                curves, records.texts("schemavsn"), _metadata(packet, ps1), columns.score(real_bogus),
+                _within(moving, MAX_SOLAR_SYSTEM_DISTANCE).tolist(),
+                columns.score(np.where(ps1, packet.numbers("sgscore1"), np.nan)),
+                strict=True,
+            )
+        ]  # fmt: skip
+
+
+SURVEY: Final = Ztf()
+
+
+def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8]) -> Points:
+    """All points of a batch: the candidates first, then earlier detections, earlier limits and forced photometry."""
+    own = candidates.path == _CANDIDATE
+    limit = candidates.is_null("magpsf")
+    order = np.concatenate([np.flatnonzero(own), np.flatnonzero(~own & ~limit), np.flatnonzero(~own & limit)])
+    flux, error = magnitude_to_flux(_known(candidates.numbers("magpsf")), candidates.numbers("sigmapsf"))
+    limit_flux, _ = magnitude_to_flux(_known(candidates.numbers("diffmaglim")), np.zeros(len(candidates)))
+    forced_flux, forced_error = _forced_flux(forced)
+    kind = np.where(limit, np.uint8(PhotometryKind.LIMIT), np.uint8(PhotometryKind.DETECTION))
+    return Points(
+        owner=np.concatenate([candidates.owner[order], forced.owner]),
+        mjd=np.concatenate([mjd[order], forced.numbers("jd") - JD_OF_MJD_0]),
+        flux=np.concatenate([(_signs(candidates.integers("isdiffpos")) * flux)[order], forced_flux]),
+        flux_error=np.concatenate([np.where(limit, limit_flux / LIMIT_SIGMA, error)[order], forced_error]),
+        reference_flux=np.concatenate(
+            [np.where(limit, np.nan, _reference_flux(candidates))[order], _reference_flux(forced)]
+        ),
+        band=np.concatenate([band[order], band_codes(forced.integers("fid"), BANDS)]),
+        kind=np.concatenate([kind[order], np.full(len(forced), PhotometryKind.FORCED, np.uint8)]),
     )
 
 
-def _reference_flux(records: Sequence[Record]) -> NDArray[np.float64]:
-    distance, magnitude = numbers(column(records, "distnr")), numbers(column(records, "magnr"))
-    flux, _ = magnitude_to_flux(magnitude, np.zeros(len(records)))
-    own = (distance >= 0) & (distance <= MAX_REFERENCE_DISTANCE) & (magnitude > _MISSING)
+def _known(magnitudes: Numbers) -> Numbers:
+    return np.where(magnitudes <= _MISSING, np.nan, magnitudes)
+
+
+def _within(distance: Numbers, most: float) -> NDArray[np.bool_]:
+    return (distance >= 0) & (distance <= most)
+
+
+def _signs(labels: Integers) -> Numbers:
+    """The sign (n,) that ``isdiffpos`` stands for, NaN where it says nothing."""
+    signs = np.full(len(labels), np.nan)
+    signs[labels == label("t")] = 1.0
+    signs[labels == label("f")] = -1.0
+    for other in np.unique(labels[np.isnan(signs) & (labels != NULL)]).tolist():
+        signs[labels == other] = _SIGN.get(label_text(other).strip().lower(), math.nan)
+    return signs
+
+
+def _reference_flux(rows: Rows) -> Numbers:
+    """Flux of the star in the reference image, NaN where none is near."""
+    magnitude = rows.numbers("magnr")
+    flux, _ = magnitude_to_flux(magnitude, np.zeros(len(rows)))
+    own = _within(rows.numbers("distnr"), MAX_REFERENCE_DISTANCE) & (magnitude > _MISSING)
     return np.where(own, flux, np.nan)
 
 
-def _add_candidates(photometry: Photometry, records: Sequence[Record]) -> None:
-    """Detections, and limits where there is no magnitude."""
-    for kind, chosen in (
-        (PhotometryKind.DETECTION, [r for r in records if r.get("magpsf") is not None]),
-        (PhotometryKind.LIMIT, [r for r in records if r.get("magpsf") is None]),
-    ):
-        if not chosen:
-            continue
-        mjd = numbers(column(chosen, "jd")) - JD_OF_MJD_0
-        band = band_codes(column(chosen, "fid"), BANDS)
-        if kind is PhotometryKind.DETECTION:
-            magnitude = numbers(column(chosen, "magpsf"))
-            magnitude[magnitude <= _MISSING] = np.nan
-            flux, error = magnitude_to_flux(magnitude, numbers(column(chosen, "sigmapsf")))
-            sign = np.array([_sign(value) for value in column(chosen, "isdiffpos")], np.float64)
-            photometry.add(kind, mjd, sign * flux, error, _reference_flux(chosen), band)
-        else:
-            magnitude = numbers(column(chosen, "diffmaglim"))
-            magnitude[magnitude <= _MISSING] = np.nan
-            limit, _ = magnitude_to_flux(magnitude, np.zeros(len(chosen)))
-            nothing = np.full(len(chosen), np.nan)
-            photometry.add(kind, mjd, nothing, limit / LIMIT_SIGMA, nothing, band)
-
-
-def _sign(value: Any) -> float:
-    return _SIGN.get(str(value).strip().lower(), math.nan)
-
-
-def _add_forced(photometry: Photometry, records: Sequence[Record]) -> None:
+def _forced_flux(forced: Rows) -> tuple[Numbers, Numbers]:
     """Forced photometry: counts of the difference image, with the zero point of its science image."""
-    if not records:
-        return
-    unit = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * numbers(column(records, "magzpsci")))
-    flux, error = numbers(column(records, "forcediffimflux")), numbers(column(records, "forcediffimfluxunc"))
-    flux[flux <= -99_999.0] = np.nan
-    photometry.add(
-        PhotometryKind.FORCED,
-        numbers(column(records, "jd")) - JD_OF_MJD_0,
-        flux * unit,
-        error * unit,
-        _reference_flux(records),
-        band_codes(column(records, "fid"), BANDS),
-    )
+    flux, error = forced.numbers("forcediffimflux"), forced.numbers("forcediffimfluxunc")
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd zero points become infinite, and nothing worse
+        unit = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * forced.numbers("magzpsci"))
+        return np.where(flux <= -99_999.0, np.nan, flux) * unit, error * unit
+
+
+def _metadata(packet: Rows, ps1: NDArray[np.bool_]) -> list[SourceMetadata | None]:
+    """V of the PS1 source at the position (Tonry et al. 2012, ApJ 750, 99, table 6) and Gaia's G."""
+    g, r = packet.numbers("sgmag1"), packet.numbers("srmag1")
+    gaia = packet.numbers("maggaia")
+    has_v = ps1 & _is_magnitude(g) & _is_magnitude(r)
+    has_g = _within(packet.numbers("neargaia"), MAX_REFERENCE_DISTANCE) & _is_magnitude(gaia)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return columns.metadata(
+            len(packet),
+            [
+                ("mean_vmag", np.where(has_v, r + 0.006 + 0.474 * (g - r), np.nan)),
+                ("phot_g_mean_mag", np.where(has_g, gaia, np.nan)),
+            ],
+        )
+
+
+def _is_magnitude(values: Numbers) -> NDArray[np.bool_]:
+    """Whether values are magnitudes that a star in these catalogues can have."""
+    return (values > 0) & (values < 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ import redis
 from broker.anomaly.reference_set import ReferenceSet
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
-from broker.records import Alert, ObjectState, SourceMetadata, Spectrum
+from broker.records import BAND_CODE, Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.state.encoding import decode_object
 from broker.state.memory import MemoryStore
+from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from tests.integration.proxy import CountingProxy
+from tests.unit.state.test_encoding import version_1
 from tests.unit.state.test_merge import same
 
 DECODER = Decoder()
@@ -57,16 +62,17 @@ def test_order_and_repetition_do_not_matter(store: RedisStore) -> None:
     assert_same(final_states(store, ALERTS), expected)
 
 
-def test_a_batch_takes_two_round_trips(store: RedisStore, server: RedisServer) -> None:
-    with redis.Redis.from_url(server.url) as client:
-        store.remember(ALERTS[:10])
-        before = client.info("stats")["total_net_input_bytes"], client.info("commandstats")
-        store.remember(ALERTS[10:200])
-        after = client.info("commandstats")
-    assert before
-    assert after["cmdstat_mget"]["calls"] - before[1]["cmdstat_mget"]["calls"] == 1
-    written = after["cmdstat_set"]["calls"] - before[1]["cmdstat_set"]["calls"]
-    assert written == len({alert.object_id for alert in ALERTS[10:200]})
+def test_a_batch_takes_two_round_trips(server: RedisServer) -> None:
+    """Whatever there is: objects of both surveys, counterparts, spectra, catalogues. Counted by a proxy."""
+    alerts = two_surveys(512)
+    with CountingProxy(server.port) as proxy, closing(RedisStore(f"redis://127.0.0.1:{proxy.port}/0")) as store:
+        store.put_observed([spectrum_of(alert) for alert in alerts[:50]])
+        store.remember(alerts[:10])
+        before = proxy.round_trips
+        states = store.remember(alerts)
+        assert proxy.round_trips - before <= 2
+    assert sum(bool(state.associated) for state in states) > 100
+    assert sum(state.spectrum is not None for state in states) >= 50
 
 
 def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server: RedisServer) -> None:
@@ -117,3 +123,97 @@ def test_the_reference_set_comes_back_from_redis(server: RedisServer) -> None:
     assert again.version == "v1"
     np.testing.assert_allclose(again.embeddings, embeddings, atol=1e-3)
     np.testing.assert_array_equal(again.object_ids, names)
+
+
+def two_surveys(count: int) -> list[Alert]:
+    """Alerts of ZTF, every second one seen by LSST half an arcsecond away, too."""
+    rng = np.random.default_rng(7)
+    ra, dec = rng.uniform(0, 360, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))
+    alerts = []
+    for row in range(count // 2):
+        alerts.append(point("ztf", f"ZTF18{row:07d}", ra[row], dec[row], 60000.0 + row))
+        if row % 2:
+            alerts.append(point("lsst", str(10**17 + row), ra[row], dec[row] + 0.5 / 3600, 60000.5 + row))
+        else:
+            alerts.append(point("lsst", str(10**17 + row), ra[-row - 1], dec[-row - 1], 60000.5 + row))
+    return alerts
+
+
+def point(survey: str, name: str, ra: float, dec: float, mjd: float) -> Alert:
+    one = np.ones(1, np.float32)
+    band = np.array([BAND_CODE[f"{survey}:g"]], np.uint8)
+    curve = LightCurve(np.array([mjd]), one, one, one, band, np.zeros(1, np.uint8))
+    return Alert(survey, int(mjd * 10), int(mjd * 10), name, float(ra), float(dec), mjd, f"{survey}:g", curve, "")
+
+
+def spectrum_of(alert: Alert) -> ObservedSpectrum:
+    spectrum = Spectrum(np.arange(4000.0, 8000.0, 2.0), *np.ones((2, 2000), np.float32))
+    return ObservedSpectrum(f"of:{alert.object_id}", alert.ra, alert.dec, alert.mjd, spectrum)
+
+
+def test_counterparts_and_spectra_are_those_of_the_store_in_memory(store: RedisStore) -> None:
+    alerts = two_surveys(300)
+    memory = MemoryStore()
+    for either in (store, memory):
+        either.put_observed([spectrum_of(alert) for alert in alerts[:60]])
+    for start in range(0, len(alerts), 37):
+        batch = alerts[start : start + 37] * 2
+        for ours, theirs in zip(store.remember(batch), memory.remember(batch), strict=True):
+            assert same(ours.light_curve, theirs.light_curve)
+            assert ours.associated == theirs.associated
+            assert (ours.spectrum is None) == (theirs.spectrum is None)
+    spectra = [spectrum_of(alert) for alert in alerts[:60]]
+    for ours_of, theirs_of in zip(store.objects_of(spectra), memory.objects_of(spectra), strict=True):
+        assert [(a.survey, a.object_id, a.alert_id) for a, _ in ours_of] == [
+            (a.survey, a.object_id, a.alert_id) for a, _ in theirs_of
+        ]
+        assert [s.associated for _, s in ours_of] == [s.associated for _, s in theirs_of]
+        assert all(same(s.light_curve, t.light_curve) for (_, s), (_, t) in zip(ours_of, theirs_of, strict=True))
+    assert any(len(found) == 2 for found in store.objects_of(spectra))
+
+
+def test_a_counterpart_that_moved_to_another_cell_or_expired_is_not_found_there(
+    store: RedisStore, server: RedisServer
+) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
+        store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
+        assert len(client.keys("trifid:sky:objects:*")) == 1
+        here, there = store.remember([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        assert here.associated == ("ztf:ZTF18a",)
+        assert there.associated == ()
+        client.delete("trifid:ztf:ZTF18a:lc")
+        (alone,) = store.remember([point("lsst", "1", 10.2, 0.0, 60003.0)])
+        assert alone.associated == ()
+        names = [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)]
+        assert sorted(names) == [b"lsst:1", b"lsst:2"]
+
+
+def test_a_late_alert_leaves_the_place_alone(store: RedisStore) -> None:
+    store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60001.0)])
+    (state,) = store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60000.0)])
+    assert (state.ra, len(state.light_curve)) == (10.0, 2)
+    (found,) = store.remember([point("lsst", "1", 10.0, 0.0, 60002.0)])
+    assert found.associated == ("ztf:ZTF18a",)
+
+
+def test_objects_of_version_1_are_migrated_in_place_or_at_once(store: RedisStore, server: RedisServer) -> None:
+    old = {alert.object_id: alert for alert in ALERTS}
+    with redis.Redis.from_url(server.url) as client:
+        for name, alert in old.items():
+            client.set(f"trifid:ztf:{name}:lc", version_1(alert.light_curve, alert.ra, alert.dec, alert.mjd))
+        client.set("trifid:ztf:bad:lc", b"\x63garbage")
+        first, *others = old.values()
+        (state,) = store.remember([first])
+        assert same(state.light_curve, merge(first.light_curve, LightCurve.empty()))
+        done = list(store.migrate())
+        assert (len(done), sum(done)) == (len(old) + 1, len(others))
+        assert client.get("trifid:ztf:bad:lc") == b"\x63garbage"
+        assert sum(store.migrate()) == 0
+        for alert in others:
+            curve, latest = decode_object(client.get(f"trifid:ztf:{alert.object_id}:lc"), "ztf", alert.object_id)
+            assert same(curve, alert.light_curve)
+            assert (latest.ra, latest.mjd) == (alert.ra, alert.mjd)
+    other = others[0]
+    (found,) = store.remember([point("lsst", "1", other.ra, other.dec, 60002.0)])
+    assert found.associated == (f"ztf:{other.object_id}",)

@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import fastavro
+import numpy as np
 import pytest
 from confluent_kafka import Consumer
+from fastavro.utils import generate_one
 
 from broker.client import PublishedAnnotation, Subscription
 from broker.config import KafkaSettings
@@ -26,13 +29,19 @@ from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.embedded.triton import TritonServer, triton_installed
+from broker.records import Alert, ObservedSpectrum, Spectrum
+from broker.spectra.message import write
 from broker.streaming.replay import Replay
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from broker.surveys.wire import confluent_message, lsst_schema
 from tests.random_models import MODEL_REPO
 
 PACKETS = [a.payload for a in simulate_alerts(40, 40, seed=11)]
 IDS = [Decoder().decode(payload)[0].alert_id for payload in PACKETS]
+SPECTRUM = Spectrum(
+    np.arange(3850.0, 9000.0, 2.0), np.linspace(1, 2, 2575, dtype=np.float32), np.full(2575, 0.01, "f4")
+)
 BAD = [b"no alert", PACKETS[0][:-40], b"\x00\x00\x0f\x42\x40 unknown schema"]
 
 
@@ -67,6 +76,7 @@ class Worker:
 [kafka]
 bootstrap_servers = "{servers.kafka.bootstrap}"
 input_topics = ["{self.input}"]
+spectra_topic = "{name}.spectra"
 group_id = "{name}"
 worker_id = "one"
 session_timeout_s = 6.0
@@ -209,6 +219,48 @@ def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Pa
         found = worker.annotations(700)
         assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
         assert "the books balance" in worker.stop()
+
+
+def test_a_follow_up_spectrum_and_a_counterpart_change_the_annotation(servers: Servers, tmp_path: Path) -> None:
+    """The topic ``spectra``, LSST beside ZTF and a catalogue, all live."""
+    star = max(
+        (a for p in PACKETS for a in Decoder().decode(p) if isinstance(a, Alert)), key=lambda a: len(a.light_curve)
+    )
+    packets = [p for p, i in zip(PACKETS, IDS, strict=True) if i <= star.alert_id][-200:]
+    lsst = lsst_packet(star.ra, star.dec + 0.3 / 3600)
+    spectrum = ObservedSpectrum("follow-up", star.ra, star.dec, 61000.0, SPECTRUM)
+    with Worker(servers, tmp_path, "spectra") as worker:
+        worker.send(packets)
+        worker.annotations(len(packets))
+        worker.send([lsst])
+        (counterpart,) = worker.annotations(1, "lsst.all")
+        assert counterpart.associated == (f"ztf:{star.object_id}",)
+        with Replay(worker.kafka, "spectra.spectra") as replay:
+            replay.send(write(spectrum))
+            replay.send(b"no spectrum")
+        found = worker.annotations(len(packets) + 1)
+        (again,) = [a for a in found if a.trigger == "spectrum"]
+        assert (again.object_id, again.alert_id) == (star.object_id, star.alert_id)
+        assert "spectrum" in again.modalities
+        assert again.associated == (f"lsst:{counterpart.object_id}",)
+        books = worker.stop()
+    assert f"alerts in {len(packets) + 2} = " in books
+    assert "dead-lettered 1; spectra in 1 = stored 1 + dead-lettered 0, upon which 2 objects" in books
+    assert "the books balance" in books
+
+
+def lsst_packet(ra: float, dec: float) -> bytes:
+    """A packet of LSST's schema 9.0 at a position, of one detection."""
+    schema = lsst_schema(900)
+    record = generate_one(schema)
+    record |= {name: None for name in ("ssSource", "MPCORB", "prvDiaSources", "prvDiaForcedSources")}
+    record["diaSource"] |= {
+        "ra": ra, "dec": dec, "midpointMjdTai": 61000.0, "band": "r", "psfFlux": 5e4, "psfFluxErr": 100.0,
+        "diaObjectId": 123456, "ssObjectId": None,
+    }  # fmt: skip
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(schema), record)
+    return confluent_message(900, out.getvalue())
 
 
 def test_an_archive_is_replayed_and_a_subscriber_reads_it(servers: Servers, tmp_path: Path) -> None:

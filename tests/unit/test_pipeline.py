@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.batch import IncomingMessage, Origin
+from broker.batch import SPECTRA, IncomingMessage, Origin
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import DependencyUnavailableError
 from broker.inference.onnx import OnnxEngine
 from broker.pipeline import Pipeline
-from broker.records import Alert, ObjectState
+from broker.records import Alert, ObjectState, ObservedSpectrum, Spectrum
+from broker.spectra.message import write
 from broker.state.memory import MemoryStore
+from broker.streaming.books import Books
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO
@@ -102,3 +105,59 @@ def test_one_poisonous_alert_is_a_dead_letter_and_the_others_go_on(engine: OnnxE
 def test_a_dependency_that_is_away_is_no_fault_of_the_alerts(engine: OnnxEngine) -> None:
     with pytest.raises(DependencyUnavailableError):
         pipeline(engine, AwayStore()).process([message(PACKETS[0])])
+
+
+def spectrum(name: str, ra: float, dec: float) -> ObservedSpectrum:
+    wavelength = np.arange(3850.0, 9000.0, 2.0)
+    flux = np.exp(-((wavelength - 6000) ** 2) / 2e6).astype(np.float32)
+    return ObservedSpectrum(name, ra, dec, 61000.0, Spectrum(wavelength, flux, np.full(2575, 0.01, np.float32)))
+
+
+def test_a_spectrum_has_its_object_classified_again(engine: OnnxEngine) -> None:
+    line = pipeline(engine, MemoryStore())
+    before = line.process([message(p) for p in PACKETS]).annotations
+    latest = {a.object_id: a for a in before}
+    star = next(a for a in latest.values() if a.reason is None)
+    follow_up = write(spectrum("follow-up", star.ra, star.dec))
+    elsewhere = write(spectrum("elsewhere", (star.ra + 180) % 360, -star.dec))
+    result = line.process([message(follow_up), message(elsewhere), message(follow_up[:-9])])
+    assert (result.spectra_in, result.spectra_stored, result.alerts_in) == (2, 2, {"unknown": 1})
+    (again,) = result.annotations
+    assert again.trigger == "spectrum"
+    assert (again.object_id, again.alert_id, again.mjd) == (star.object_id, star.alert_id, star.mjd)
+    assert set(again.modalities) == {*star.modalities, "spectrum"}
+    assert (again.detections, again.real_bogus) == (star.detections, star.real_bogus)
+    assert again.probabilities != star.probabilities
+    (letter,) = result.dead_letters
+    assert letter.message.payload == follow_up[:-9]
+
+
+def test_alerts_and_the_spectrum_of_their_object_in_one_batch(engine: OnnxEngine) -> None:
+    line = pipeline(engine, MemoryStore())
+    first = Decoder().decode(PACKETS[0])[0]
+    assert isinstance(first, Alert)
+    result = line.process([message(write(spectrum("s", first.ra, first.dec))), message(PACKETS[0])])
+    assert [(a.trigger, a.object_id) for a in result.annotations] == [
+        ("alert", first.object_id),
+        ("spectrum", first.object_id),
+    ]
+    assert "spectrum" in result.annotations[1].modalities
+
+
+class PoisonedSpectra(MemoryStore):
+    def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
+        if any(s.spectrum_id == "poison" for s in spectra):
+            raise ZeroDivisionError("poison")
+        super().put_observed(spectra)
+
+
+def test_a_poisonous_spectrum_is_a_dead_letter_and_the_books_balance(engine: OnnxEngine) -> None:
+    line = pipeline(engine, PoisonedSpectra())
+    spectra = [message(write(spectrum(name, 10.0, 10.0))) for name in ("a", "poison", "b")]
+    result = line.process([*spectra, message(PACKETS[0])])
+    assert [letter.survey for letter in result.dead_letters] == [SPECTRA]
+    books = Books()
+    books.add(result, 4, 0)
+    assert books.balanced
+    assert "alerts in 1 = " in str(books)
+    assert "spectra in 3 = stored 2 + dead-lettered 1, upon which 0 objects" in str(books)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import fastavro
 import pytest
 
-from broker.errors import InputFileError
+from broker.errors import DecodeError, InputFileError
 from broker.sources import iter_packets
 from broker.surveys import Decoder
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
@@ -38,9 +39,28 @@ def test_a_container_of_many_becomes_many_of_one(tmp_path: Path, codec: str) -> 
     assert len(Decoder().decode((tmp_path / "all.avro").read_bytes())) == len(ALERTS)
 
 
-def _schema() -> dict[str, object]:
-    import json
+def test_a_damaged_container_of_many_is_passed_on_whole(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    records = [next(fastavro.reader(io.BytesIO(payload))) for payload in ALERTS]
+    fastavro.writer(out, fastavro.parse_schema(_schema()), records)
+    damaged = bytearray(out.getvalue())
+    damaged[-1000] ^= 0xFF
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 200] = b"\xff" * 200
+    (tmp_path / "all.avro").write_bytes(damaged)
+    assert [p.payload for p in iter_packets([tmp_path / "all.avro"])] == [bytes(damaged)]
+    assert isinstance(Decoder().decode_batch([bytes(damaged)])[0], DecodeError)
 
+
+def test_a_container_of_something_else_is_split_all_the_same(tmp_path: Path) -> None:
+    schema = {"type": "record", "name": "x", "fields": [{"name": "a", "type": ["null", "string"]}]}
+    records = [{"a": None}, {"a": "b" * 500}, {"a": ""}]
+    with (tmp_path / "x.avro").open("wb") as file:
+        fastavro.writer(file, schema, records, sync_interval=100)
+    found = [next(fastavro.reader(io.BytesIO(p.payload))) for p in iter_packets([tmp_path / "x.avro"])]
+    assert found == records
+
+
+def _schema() -> dict[str, object]:
     schema: dict[str, object] = json.loads(SCHEMA_JSON)
     return schema
 

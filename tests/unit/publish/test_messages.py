@@ -19,6 +19,7 @@ ANNOTATION = Annotation(
     modalities=("light_curve", "metadata"), detections=42, period=0.55, prediction_set=("RRAB", "EB"),
     anomaly_score=0.5, anomaly_distance=0.25, neighbours=(Neighbour("asas:1", "RRAB", 0.125),),
     reference_set_version="r1", classifier_name="trifid", model_version="trifid 1", ingest_mjd=61000.5, real_bogus=0.5,
+    star_score=0.75, associated=("lsst:123",), trigger="spectrum",
 )  # fmt: skip
 NOT_CLASSIFIED = replace(
     ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
@@ -54,6 +55,7 @@ def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
         "modalities",
         "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "neighbours",
         "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
+        "star_score", "associated", "trigger",
     ):  # fmt: skip
         assert getattr(again, name) == getattr(annotation, name), name
     assert again.ingest_mjd == pytest.approx(annotation.ingest_mjd, abs=2e-8)

@@ -1,31 +1,64 @@
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from broker.records import SourceMetadata, Spectrum
+from broker.assemble.metadata import METADATA_FEATURES
+from broker.records import LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
     StateError,
-    decode_light_curve,
     decode_metadata,
+    decode_object,
     decode_spectrum,
-    encode_light_curve,
     encode_metadata,
+    encode_object,
     encode_spectrum,
+    is_current,
 )
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.unit.state.test_merge import same
 
-CURVE = Decoder().decode([a.payload for a in simulate_alerts(2, 20, seed=0)][-1])[0].light_curve
+ALERT = Decoder().decode([a.payload for a in simulate_alerts(2, 20, seed=0)][-1])[0]
+CURVE = ALERT.light_curve
+PACKET_VALUES = SourceMetadata(np.full(len(METADATA_FEATURES), np.nan, np.float32))
+PACKET_VALUES.values[[0, 33]] = 15.5, -0.25
 
 
-def test_light_curves_come_back_exactly() -> None:
-    data = encode_light_curve(CURVE, 12.5, -3.25, 59000.5)
-    curve, ra, dec, mjd = decode_light_curve(data)
+def version_1(curve: LightCurve, ra: float, dec: float, mjd: float) -> bytes:
+    """As release 0.1.0 wrote an object."""
+    columns = (("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"), ("reference_flux", "<f4"), ("band", "u1"))
+    data = struct.pack("<BcIddd", 1, b"L", len(curve), ra, dec, mjd)
+    return data + b"".join(getattr(curve, n).astype(t).tobytes() for n, t in (*columns, ("kind", "u1")))
+
+
+def test_objects_come_back_exactly() -> None:
+    latest = replace(
+        ALERT, metadata=PACKET_VALUES, real_bogus=0.75, star_score=None, solar_system=True, alert_id=-(2**63)
+    )
+    data = encode_object(CURVE, latest)
+    curve, again = decode_object(data, ALERT.survey, ALERT.object_id)
     assert same(curve, CURVE)
-    assert (ra, dec, mjd) == (12.5, -3.25, 59000.5)
-    assert len(data) == 30 + 22 * len(CURVE)
+    assert again.metadata is not None
+    np.testing.assert_array_equal(again.metadata.values, PACKET_VALUES.values)
+    for name in ("ra", "dec", "mjd", "alert_id", "source_id", "band", "real_bogus", "star_score", "solar_system"):
+        assert getattr(again, name) == getattr(latest, name)
+    assert len(again.light_curve) == 0
+    assert len(data) == 57 + 2 * 5 + 22 * len(CURVE)
+    assert is_current(data)
+
+
+def test_an_object_of_version_1_is_read() -> None:
+    data = version_1(CURVE, 12.5, -3.25, 59000.5)
+    curve, latest = decode_object(data, "ztf", "ZTF18a")
+    assert same(curve, CURVE)
+    assert (latest.ra, latest.dec, latest.mjd, latest.alert_id) == (12.5, -3.25, 59000.5, 0)
+    assert (latest.survey, latest.object_id, latest.real_bogus) == ("ztf", "ZTF18a", None)
+    assert not is_current(data)
+    assert same(decode_object(encode_object(curve, latest), "ztf", "ZTF18a")[0], CURVE)
 
 
 def test_spectra_and_metadata_come_back_exactly() -> None:
@@ -41,6 +74,6 @@ def test_spectra_and_metadata_come_back_exactly() -> None:
 def test_bytes_of_another_form_are_refused(change: object) -> None:
     assert callable(change)
     with pytest.raises(StateError):
-        decode_light_curve(change(encode_light_curve(CURVE, 0, 0, 0)))
+        decode_object(change(encode_object(CURVE, ALERT)), "ztf", "x")
     with pytest.raises(StateError):
-        decode_spectrum(encode_light_curve(CURVE, 0, 0, 0))
+        decode_spectrum(encode_object(CURVE, ALERT))

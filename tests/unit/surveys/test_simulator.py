@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.records import PhotometryKind
+from broker.records import Alert, PhotometryKind
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+
+
+def decode(decoder: Decoder, payload: bytes) -> Alert:
+    (alert,) = decoder.decode(payload)
+    assert isinstance(alert, Alert)
+    return alert
 
 
 def test_simulated_packets_are_alerts_of_ztf() -> None:
     decoder = Decoder()
     simulated = list(simulate_alerts(30, 40, seed=1))
-    alerts = [decoder.decode(s.payload)[0] for s in simulated]
+    alerts = [decode(decoder, s.payload) for s in simulated]
     assert {a.survey for a in alerts} == {"ztf"}
     assert {a.schema_version for a in alerts} == {"4.02"}
     assert len({a.alert_id for a in alerts}) == len(alerts)
@@ -29,7 +35,7 @@ def test_the_seed_decides() -> None:
 def test_forced_photometry_agrees_with_the_detections() -> None:
     decoder = Decoder()
     for simulated in simulate_alerts(10, 30, seed=4):
-        curve = decoder.decode(simulated.payload)[0].light_curve
+        curve = decode(decoder, simulated.payload).light_curve
         forced = {t: f for t, f, k in zip(curve.mjd, curve.flux, curve.kind, strict=True) if k == PhotometryKind.FORCED}
         for time, flux, kind in zip(curve.mjd, curve.flux, curve.kind, strict=True):
             if kind == PhotometryKind.DETECTION and time in forced:

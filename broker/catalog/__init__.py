@@ -1,0 +1,1 @@
+"""Catalogues of sources in Redis: loading them, and finding the source that an alert is of."""

@@ -1,0 +1,200 @@
+"""Finding the catalogue sources that alerts are of, inside a read that is made anyway.
+
+    reader = CatalogReader()
+    request = reader.request(ra, dec)
+    values = client.mget(request.keys)
+    matches = reader.match(request, values, ra, dec, mjd)
+
+The index of the catalogues is the first key of every request: what was loaded since is noticed by the next one.
+Everything is arrays over the batch; only cells, of which a batch has about as many as alerts, are looped over.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker import sky
+from broker.assemble.metadata import METADATA_FEATURES
+from broker.catalog.layout import (
+    EPOCH,
+    FIRST_YEAR,
+    LAST_YEAR,
+    CatalogError,
+    Layout,
+    cell_prefix,
+    decode_index,
+    index_key,
+    unpack,
+)
+from broker.records import SourceMetadata
+from broker.sky import ARCSEC, Array
+
+LOG: Final = logging.getLogger(__name__)
+ASSUMED_YEAR: Final = 2016.0
+"""Of alerts whose time is unknown or outside: Gaia's epoch, so that its sources stay where they are."""
+_MAS: Final = 1000.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The cells of one catalogue in a request."""
+
+    name: str
+    layout: Layout
+    first: int
+    """Where its keys begin."""
+    count: int
+    owner: NDArray[np.intp]
+    """(m,) alerts, with"""
+    cell: NDArray[np.intp]
+    """(m,) the cells to look in for each, as numbers of this part's keys."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CatalogRequest:
+    """What to read for a batch of positions."""
+
+    keys: list[str]
+    """For MGET; the first is the index of the catalogues."""
+    parts: tuple[_Part, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """The nearest sources of one catalogue."""
+
+    alert: NDArray[np.intp]
+    """(m,) alerts that have one, each once."""
+    values: NDArray[np.float32]
+    """(m, 34)."""
+
+
+class CatalogReader:
+    """Matches positions with the catalogues of one Redis. Does no I/O itself."""
+
+    def __init__(self, prefix: str = "trifid") -> None:
+        self.meta_key: Final = index_key(prefix)
+        self._prefix = prefix
+        self._meta: bytes | None = None
+        self._catalogs: list[tuple[str, Layout]] = []
+        self._reported: set[str] = set()
+
+    def prime(self, meta: bytes | None) -> bool:
+        """Take the value of ``meta_key``; returns whether it says something new.
+
+        If so, a request made before is outdated: ``match`` still answers it, from what was there, which is
+        nothing for the first, and may be nothing where a catalogue was replaced in between.
+        """
+        if meta == self._meta:
+            return False
+        self._meta = meta
+        try:
+            self._catalogs = [(entry.name, entry.current) for entry in decode_index(meta) if entry.current is not None]
+        except CatalogError as error:
+            self._catalogs = []
+            self._report(str(error))
+        return True
+
+    def request(self, ra: Array, dec: Array) -> CatalogRequest:
+        """What to read for positions (n,) in ICRS degrees; those that are none are left out."""
+        keys = [self.meta_key]
+        parts = []
+        valid = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90.0))
+        for name, layout in self._catalogs if len(valid) else ():
+            owner, cell = sky.cone_cells(ra[valid], dec[valid], layout.search_radius, layout.order)
+            cells, number = np.unique(cell, return_inverse=True)
+            parts.append(_Part(name, layout, len(keys), len(cells), valid[owner], number))
+            start = cell_prefix(self._prefix, name, layout.generation)
+            keys += [f"{start}{cell}" for cell in cells.tolist()]
+        return CatalogRequest(keys, tuple(parts))
+
+    def match(
+        self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
+    ) -> list[SourceMetadata | None]:
+        """What the catalogues know of each position (n,), ICRS degrees at times (n,) MJD; None where nothing.
+
+        ``values`` are those of ``request.keys``. Of each catalogue the nearest source within its radius counts,
+        each moved to the alert's time. Values of several catalogues fill each other up, the first loaded first.
+        """
+        self.prime(values[0])
+        merged = np.full((len(ra), len(METADATA_FEATURES)), np.nan, np.float32)
+        matched = np.zeros(len(ra), np.bool_)
+        year = sky.julian_year(mjd)
+        year = np.where((year >= FIRST_YEAR) & (year <= LAST_YEAR), year, ASSUMED_YEAR)
+        motion = np.full((len(ra), 2), np.nan)
+        found: list[_Found | None] = [None] * len(request.parts)
+        # Those with proper motions first: theirs say where the star was when the others saw it.
+        for number in sorted(range(len(found)), key=lambda n: not request.parts[n].layout.moves):
+            found[number] = self._nearest(request.parts[number], values, ra, dec, year, motion)
+        for one in found:
+            if one is not None:
+                before = merged[one.alert]
+                merged[one.alert] = np.where(np.isnan(before), one.values, before)
+                matched[one.alert] = True
+        return [SourceMetadata(row) if known else None for row, known in zip(merged, matched.tolist(), strict=True)]
+
+    def _nearest(
+        self, part: _Part, values: Sequence[bytes | None], ra: Array, dec: Array, year: Array, motion: Array
+    ) -> _Found | None:
+        """The nearest source to each alert; what is unknown of ``motion`` (n, 2), mas a year, is filled in."""
+        layout = part.layout
+        cells = [self._rows(part, value) for value in values[part.first : part.first + part.count]]
+        rows = np.array([len(cell) for cell in cells]) // layout.row_bytes
+        words = np.frombuffer(b"".join(cells), "<u4").reshape(-1, layout.words)
+        # Pairs of an alert and a row: each row of each cell of the alert.
+        count = rows[part.cell]
+        alert = np.repeat(part.owner, count)
+        first = (np.cumsum(rows) - rows)[part.cell] - (np.cumsum(count) - count)
+        row = np.repeat(first, count) + np.arange(len(alert))
+        source_ra, source_dec, stored = unpack(words)
+        pm = np.full((len(words), 2), np.nan)
+        if layout.moves:
+            pm = stored[:, [layout.columns.index("pmra"), layout.columns.index("pmdec")]].astype(np.float64)
+        epoch = np.full(len(words), layout.epoch)
+        if EPOCH in layout.columns:
+            seen = stored[:, layout.columns.index(EPOCH)].astype(np.float64)
+            epoch = np.where(np.isnan(seen), layout.epoch, seen)
+        # Most pairs are far apart, which their declinations tell without trigonometry.
+        path = np.hypot(*np.nan_to_num(np.where(np.isnan(pm[row]), motion[alert], pm[row])).T) / _MAS
+        years = year[alert] - epoch[row]
+        near = np.abs(source_dec[row] - dec[alert]) * ARCSEC <= 1.001 * (layout.radius + path * np.abs(years))
+        alert, row, years = alert[near], row[near], years[near]
+        pmra, pmdec = np.where(np.isnan(pm[row]), motion[alert], pm[row]).T
+        at_ra, at_dec = sky.move(source_ra[row], source_dec[row], pmra, pmdec, years)
+        distance = sky.separation(ra[alert], dec[alert], at_ra, at_dec)
+        within = np.flatnonzero(distance <= layout.radius)
+        if not len(within):
+            return None
+        alert, row, distance = alert[within], row[within], distance[within]
+        faintness = np.zeros(len(row), np.float32)
+        if layout.brightness is not None:
+            faintness = np.nan_to_num(stored[row, layout.columns.index(layout.brightness)], nan=np.inf)
+        # Positions are kept to a fraction of a mas: what is as near to that goes by brightness.
+        order = np.lexsort((faintness, np.rint(distance * _MAS), alert))
+        alert, best = np.unique(alert[order], return_index=True)
+        row = row[order][best]
+        motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
+        result = np.full((len(alert), len(METADATA_FEATURES)), np.nan, np.float32)
+        at, feature = layout.features
+        result[:, feature] = stored[row][:, at]
+        return _Found(alert, result)
+
+    def _rows(self, part: _Part, value: bytes | None) -> bytes:
+        """The bytes of a cell; none where they are no whole number of rows."""
+        if value is None:
+            return b""
+        if len(value) % part.layout.row_bytes:
+            self._report(f"catalogue {part.name}: stored rows are not of {part.layout.row_bytes} bytes")
+            return b""
+        return value
+
+    def _report(self, problem: str) -> None:
+        if problem not in self._reported:
+            self._reported.add(problem)
+            LOG.error("%s; what cannot be read is left out", problem)

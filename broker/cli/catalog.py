@@ -1,0 +1,187 @@
+"""``trifid catalog``."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.cli import options
+
+_PRESETS = ("gaia", "2mass", "wise")
+
+
+def _name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    import re
+
+    from broker.catalog.store import NAME
+
+    if not re.fullmatch(NAME, value):
+        raise click.BadParameter(f"{value!r}: letters, digits, dots, dashes and underscores only")
+    return value
+
+
+@click.group()
+def catalog() -> None:
+    """Catalogues of sources, such as Gaia, whose values alerts get by their position."""
+
+
+@catalog.command()
+@click.argument("name", callback=_name)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH...")
+@click.option("--preset", type=click.Choice(_PRESETS), help="Whose column names to look for; Trifid's own by default.")
+@click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Where a value is, such as k_mag=Ksmag; repeat."
+)
+@click.option("--epoch", type=click.FloatRange(1900, 2100), help="Julian year of all positions.")
+@click.option("--order", type=click.IntRange(0, 20), help="HEALPix order of the cells; by the density by default.")
+@click.option(
+    "--radius", type=click.FloatRange(min=0, min_open=True, max=60), help="Arcsec within which a source is the alert's."
+)
+@click.option("--chunk-rows", type=click.IntRange(1, 500_000), help="Rows written at once.")
+@click.option("--replace", is_flag=True, help="Load all anew beside what is there, then switch over.")
+@options.config
+def load(
+    name: str,
+    paths: tuple[Path, ...],
+    preset: str | None,
+    columns: tuple[str, ...],
+    epoch: float | None,
+    order: int | None,
+    radius: float | None,
+    chunk_rows: int | None,
+    replace: bool,
+    config: Path | None,
+) -> None:
+    """Put tables into Redis as catalogue NAME, such as gaia.
+
+    PATH is a Parquet, CSV, FITS or VOTable file or a folder of them. Stopped at any moment, the same command goes
+    on where it was. Files that a complete catalogue does not have yet are added.
+    """
+    from contextlib import closing
+    from time import monotonic
+
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from broker.catalog.presets import PLAIN, PRESETS
+    from broker.catalog.store import CHUNK_ROWS, CatalogStore
+    from broker.catalog.store import Progress as Loaded
+    from broker.config import load_settings
+
+    chosen = (PRESETS[preset] if preset else PLAIN).with_columns(columns)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%  {task.fields[rows]:,} rows"),
+        TextColumn("{task.fields[rate]:,.0f} rows/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store, bar:
+        task = bar.add_task(f"{name}: looking at the positions", total=None, rows=0, rate=0.0)
+        start: list[tuple[float, int]] = []
+
+        def show(progress: Loaded) -> None:
+            if not start:
+                # What was loaded before says nothing about the time that is left.
+                start.append((monotonic(), progress.rows))
+                bar.reset(task, description=name, total=progress.bytes_total, completed=progress.bytes_done)
+            seconds, rows = monotonic() - start[0][0], progress.rows - start[0][1]
+            bar.update(task, completed=progress.bytes_done, rows=progress.rows, rate=rows / seconds if seconds else 0.0)
+
+        result = store.load(
+            name,
+            paths,
+            chosen,
+            epoch=epoch,
+            order=order,
+            radius=radius,
+            chunk_rows=chunk_rows or CHUNK_ROWS,
+            anew=replace,
+            on_progress=show,
+        )
+    if result.already_complete:
+        click.echo(f"catalogue {name} is complete: all these files were loaded before (--replace loads them anew)")
+    click.echo(f"catalogue {name}: {_describe(result.layout, result.contents)}")
+
+
+@catalog.command("list")
+@options.config
+def list_catalogs(config: Path | None) -> None:
+    """Say which catalogues there are, in the order in which they fill an alert's values."""
+    from contextlib import closing
+
+    from broker.catalog.store import CatalogStore
+    from broker.config import load_settings
+
+    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+        entries = store.entries()
+        for entry in entries:
+            if entry.current is not None:
+                click.echo(f"{entry.name}: {_describe(entry.current, store.contents(entry.name, entry.current))}")
+            if entry.loading is not None:
+                contents = store.contents(entry.name, entry.loading)
+                click.echo(f"{entry.name}: not complete, not used: {_describe(entry.loading, contents)}")
+    if not entries:
+        click.echo("no catalogues: see `trifid catalog load --help`")
+
+
+@catalog.command()
+@click.argument("name")
+@options.config
+def drop(name: str, config: Path | None) -> None:
+    """Delete catalogue NAME."""
+    from contextlib import closing
+
+    from broker.catalog.store import CatalogStore
+    from broker.config import load_settings
+    from broker.errors import InputFileError
+
+    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+        if not store.drop(name):
+            known = ", ".join(entry.name for entry in store.entries()) or "none"
+            raise InputFileError(f"there is no catalogue {name}; there are: {known}")
+    click.echo(f"catalogue {name} is dropped")
+
+
+@catalog.command(context_settings={"ignore_unknown_options": True})
+@click.argument("ra", type=click.FloatRange(0, 360))
+@click.argument("dec", type=click.FloatRange(-90, 90))
+@click.option("--mjd", type=float, default=math.nan, help="When the position was measured; Gaia's epoch by default.")
+@options.json_lines
+@options.config
+def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None) -> None:
+    """Print what the catalogues say of the source at a position, ICRS degrees, as an alert there would get it."""
+    import json
+    from contextlib import closing
+
+    from broker.assemble.metadata import METADATA_FEATURES
+    from broker.catalog.store import CatalogStore
+    from broker.config import load_settings
+
+    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+        found = store.match(ra, dec, mjd)
+    names = METADATA_FEATURES if found is not None else ()
+    numbers = found.values.tolist() if found is not None else ()
+    values = {name: value for name, value in zip(names, numbers, strict=True) if value == value}
+    if as_json:
+        click.echo(json.dumps(values))
+    elif found is None:
+        click.echo("no source there")
+    else:
+        for name, value in values.items():
+            click.echo(f"{name:20} {value:.6g}")
+
+
+def _describe(layout: Any, contents: Any) -> str:
+    times = contents.stored / max(contents.rows, 1)
+    files = f"{len(contents.files)} file{'' if len(contents.files) == 1 else 's'}"
+    return (
+        f"{contents.rows:,} sources from {files} ({contents.skipped:,} rows without position or values left out), "
+        f"{layout.row_bytes} bytes each, stored {times:.3f} times; order {layout.order}, epoch {layout.epoch:g}, "
+        f"radius {layout.radius:g} arcsec; {', '.join(layout.columns)}"
+    )

@@ -1,0 +1,202 @@
+"""``trifid spectra``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from broker.cli import options
+
+if TYPE_CHECKING:
+    from broker.records import ObservedSpectrum
+    from broker.spectra.files import Given
+
+_STORED_AT_ONCE: Final = 100
+_SHOWN_REASONS: Final = 100
+
+
+def _describing(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what a file does not say of its spectra."""
+    for option in reversed(
+        (
+            click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."),
+            click.option("--survey", help="Survey of the object they are of, ztf or lsst; with --object-id."),
+            click.option("--object-id", help="The object's name there; where not given the position tells."),
+            click.option("--ra", type=float, help="Right ascension, ICRS degrees; with --dec."),
+            click.option("--dec", type=float, help="Declination, ICRS degrees."),
+            click.option("--redshift", type=float, help="Radial velocity / c; that of the file by default."),
+            click.option("--air/--vacuum", default=None, help="In what the wavelengths are; vacuum by default."),
+            click.option("--wavelength-unit", help="Such as nm; that of the file, else Angstrom, by default."),
+            click.option("--flux-unit", help="Such as Jy; that of the file, else any per wavelength, by default."),
+            click.option("--observed-frame", is_flag=True, help="Leave the radial velocity in."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def spectra() -> None:
+    """Spectra from files: LAMOST and SDSS FITS, and tables in many formats.
+
+    What an option says wins over what the file says.
+    """
+
+
+@spectra.command()
+@_describing
+@options.config
+def load(paths: tuple[Path, ...], config: Path | None, **described: Any) -> None:
+    """Put spectra into the store, for the objects that they are of.
+
+    PATH is a file or a folder. Each object's next alert is classified with its spectrum. The exit code is 1 where
+    a file could not be read, 2 where none could.
+    """
+    from broker.build import build_store
+    from broker.config import load_settings
+
+    given, rest_frame = _given(described)
+    store = build_store(load_settings(config))
+    waiting: list[ObservedSpectrum] = []
+
+    def put(spectrum: ObservedSpectrum) -> None:
+        waiting.append(spectrum)
+        if len(waiting) >= _STORED_AT_ONCE:
+            store.put_observed(waiting)
+            waiting.clear()
+
+    done, failures = _each(paths, given, rest_frame, put)
+    if waiting:
+        store.put_observed(waiting)
+    _finish(f"{done} spectra stored", done, failures)
+
+
+@spectra.command()
+@_describing
+@click.option("--topic", default="spectra", show_default=True, help="Topic to write to; created where missing.")
+@click.option("--bootstrap-servers", help="Kafka's address, host:port; that of the settings by default.")
+@options.config
+def send(
+    paths: tuple[Path, ...], topic: str, bootstrap_servers: str | None, config: Path | None, **described: Any
+) -> None:
+    """Send spectra to Kafka, where the broker takes them up as they come.
+
+    PATH is a file or a folder. Exit codes are those of `trifid spectra load`.
+    """
+    from broker.config import load_settings
+    from broker.spectra.message import write
+    from broker.streaming.replay import Replay
+
+    given, rest_frame = _given(described)
+    kafka = load_settings(config).kafka
+    if bootstrap_servers:
+        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
+    with Replay(kafka, topic) as sender:
+        done, failures = _each(paths, given, rest_frame, lambda spectrum: sender.send(write(spectrum)))
+    _finish(f"{done} spectra sent to {topic}", done, failures)
+
+
+@spectra.command()
+@_describing
+@options.json_lines
+def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
+    """Print what is understood of files, and store nothing.
+
+    One line a spectrum; exit codes are those of `trifid spectra load`.
+    """
+    import json
+
+    from broker.errors import InputFileError
+    from broker.spectra.files import read_raw
+    from broker.spectra.normalise import UnusableSpectrumError, normalise, summary
+
+    given, rest_frame = _given(described)
+    done = 0
+    failures: list[str] = []
+    if not as_json:
+        click.echo(
+            f"{'id':<32} {'ra':>10} {'dec':>10} {'mjd':>9}  {'Angstrom':<12} {'pixels':>6} {'good':>6} {'S/N':>6}"
+            "  read as; frame"
+        )
+    for path in _files(paths, failures):
+        try:
+            found = read_raw(path, given)
+        except InputFileError as error:
+            failures.append(str(error))
+            continue
+        for raw in found:
+            try:
+                line = summary(raw, normalise(raw, rest_frame=rest_frame), rest_frame=rest_frame)
+            except UnusableSpectrumError as error:
+                failures.append(f"{path}: {raw.spectrum_id[:80]}: {error}")
+                continue
+            done += 1
+            if as_json:
+                click.echo(json.dumps({"file": str(path), **line}))
+                continue
+            mjd = "" if line["mjd"] is None else f"{line['mjd']:.2f}"
+            span = f"{line['wavelength_min']:.0f}-{line['wavelength_max']:.0f}"
+            click.echo(
+                f"{line['spectrum_id']:<32} {line['ra']:>10.5f} {line['dec']:>10.5f} {mjd:>9}  {span:<12} "
+                f"{line['pixels']:>6} {line['good_pixels']:>6} {line['signal_to_noise']:>6.1f}  "
+                f"{line['format']}, {line['medium']}; {line['frame']}"
+            )
+    _finish(f"{done} spectra understood", done, failures)
+
+
+def _given(described: dict[str, Any]) -> tuple[Given, bool]:
+    from broker.spectra.files import Given
+
+    for one, other in (("survey", "object_id"), ("ra", "dec")):
+        if (described[one] is None) != (described[other] is None):
+            raise click.UsageError(f"--{one} and --{other.replace('_', '-')}: give both or neither")
+    rest_frame = not described.pop("observed_frame")
+    return Given(**described), rest_frame
+
+
+def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
+    """All files, those of folders in the order of their names; paths that do not exist are failures."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.is_file())
+        elif path.exists():
+            yield path
+        else:
+            failures.append(f"{path}: does not exist")
+
+
+def _each(
+    paths: tuple[Path, ...], given: Given, rest_frame: bool, put: Callable[[ObservedSpectrum], None]
+) -> tuple[int, list[str]]:
+    """Give every usable spectrum to ``put``; how many there were, and why the others are not."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from broker.errors import InputFileError
+    from broker.spectra.files import read_spectra
+
+    done = 0
+    failures: list[str] = []
+    files = list(_files(paths, failures))
+    for path in track(files, "files", console=Console(stderr=True)):
+        try:
+            for spectrum in read_spectra(path, given, rest_frame=rest_frame):
+                put(spectrum)
+                done += 1
+        except InputFileError as error:
+            failures.append(str(error))
+    return done, failures
+
+
+def _finish(line: str, done: int, failures: list[str]) -> None:
+    """The counts, and the exit code."""
+    for failure in failures[:_SHOWN_REASONS]:
+        click.echo(failure, err=True)
+    if len(failures) > _SHOWN_REASONS:
+        click.echo(f"... and {len(failures) - _SHOWN_REASONS} more", err=True)
+    click.echo(f"{line}, {len(failures)} failed" if failures else line, err=True)
+    if failures:
+        raise SystemExit(1 if done else 2)

@@ -1,0 +1,115 @@
+"""Positions on the sky: HEALPix cells (Gorski et al. 2005, ApJ 622, 759), separations, proper motion.
+
+Arrays of ICRS degrees; cells are numbered in HEALPix's nested scheme.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import hpgeom
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ARCSEC: Final = 3600.0
+"""Arcseconds a degree."""
+JULIAN_YEAR: Final = 365.25
+"""Days."""
+MJD_OF_J2000: Final = 51_544.5
+_DIRECTIONS: Final = 16
+
+
+def cells(ra: Array, dec: Array, order: int) -> NDArray[np.int64]:
+    """The cell (n,) of each position (n,)."""
+    if not len(ra):
+        return np.empty(0, np.int64)
+    return np.asarray(hpgeom.angle_to_pixel(1 << order, np.mod(ra, 360.0), dec), np.int64)
+
+
+def cone_cells(ra: Array, dec: Array, radius: float, order: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """All cells that a point within ``radius`` arcsec of each position (n,) can be in.
+
+    Returns the index of the position and the cell, both (m,) with m >= n. A cone that stays in one cell, as most
+    do where cells are much larger, gives that one; any other gives the cell and its eight neighbours. The radius
+    must be smaller than a cell.
+    """
+    own = cells(ra, dec, order)
+    # Points on a circle a little wider: each straight edge that cuts the cone has one of them behind it, since
+    # 1.05 cos(180 deg / 16) > 1, and a corner within the cone has two such edges.
+    angle = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    around_ra, around_dec = _offset(ra[:, None], dec[:, None], 1.05 * radius * np.exp(1j * angle))
+    around = cells(around_ra.ravel(), around_dec.ravel(), order).reshape(-1, _DIRECTIONS)
+    split = np.flatnonzero(np.any(around != own[:, None], axis=1))
+    if not len(split):
+        return np.arange(len(own)), own
+    neighbours = np.asarray(hpgeom.neighbors(1 << order, own[split]), np.int64)
+    owner = np.concatenate([np.arange(len(own)), np.repeat(split, neighbours.shape[1])])
+    cell = np.concatenate([own, neighbours.ravel()])
+    exists = cell >= 0  # some cells have seven neighbours only
+    return owner[exists], cell[exists]
+
+
+def track_cells(
+    ra: Array, dec: Array, pmra: Array, pmdec: Array, before: Array, after: Array, radius: float, order: int
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """The cells on the path of each source (n,), from ``before`` years ago to ``after`` years from now.
+
+    Proper motion as ``move`` takes it. Returns the index of the source and the cell, both (m,), each pair once.
+    Positions within ``radius`` arcsec of the path are in these cells, too.
+    """
+    pmra, pmdec = np.nan_to_num(pmra), np.nan_to_num(pmdec)
+    length = np.hypot(pmra, pmdec) / 1000.0 * (before + after)  # arcsec
+    size = ARCSEC * np.degrees(np.sqrt(np.pi / 3.0)) / (1 << order)
+    # Steps of an eighth of a cell, with cones of that width around each: nothing lies between two.
+    step = size / 8.0
+    steps = np.ceil(length / step).astype(np.intp) + 1
+    owner = np.repeat(np.arange(len(ra)), steps)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)
+    share = number / np.maximum(steps[owner] - 1, 1)
+    years = share * (before + after)[owner] - before[owner]
+    path_ra, path_dec = move(ra[owner], dec[owner], pmra[owner], pmdec[owner], years)
+    still = steps == 1
+    if still.all():
+        row, cell = cone_cells(path_ra, path_dec, radius, order) if radius else (owner, cells(path_ra, path_dec, order))
+        return owner[row], cell
+    row, cell = cone_cells(path_ra, path_dec, radius + step, order)
+    pairs = np.unique(np.stack([owner[row], cell]), axis=1)
+    return pairs[0].astype(np.intp), pairs[1]
+
+
+def move(ra: Array, dec: Array, pmra: Array, pmdec: Array, years: Array) -> tuple[Array, Array]:
+    """Positions after so many Julian years of proper motion in mas a year (``pmra`` with cos dec); NaN is none.
+
+    Along a great circle, without the change of perspective: after 100 years that is below 0.1 arcsec for all
+    stars but Barnard's.
+    """
+    motion = np.nan_to_num(pmra) + 1j * np.nan_to_num(pmdec)
+    return _offset(ra, dec, motion * np.nan_to_num(years) / 1000.0)
+
+
+def separation(ra: Array, dec: Array, other_ra: Array, other_dec: Array) -> Array:
+    """Angles between positions in arcsec, by the haversine formula, which is exact for small ones."""
+    half_dec = np.radians(other_dec - dec) / 2.0
+    half_ra = np.radians(other_ra - ra) / 2.0
+    h = np.sin(half_dec) ** 2 + np.cos(np.radians(dec)) * np.cos(np.radians(other_dec)) * np.sin(half_ra) ** 2
+    result: Array = np.degrees(2.0 * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))) * ARCSEC
+    return result
+
+
+def julian_year(mjd: Array) -> Array:
+    """Julian epochs of times in MJD."""
+    return 2000.0 + (mjd - MJD_OF_J2000) / JULIAN_YEAR
+
+
+def _offset(ra: Array, dec: Array, offset: NDArray[Any]) -> tuple[Array, Array]:
+    """Positions at a complex ``offset`` in arcsec, east + i north, along a great circle."""
+    distance = np.radians(np.abs(offset) / ARCSEC)
+    bearing = np.arctan2(offset.real, offset.imag)  # from north over east
+    sin_dec, cos_dec = np.sin(np.radians(dec)), np.cos(np.radians(dec))
+    new_sin = sin_dec * np.cos(distance) + cos_dec * np.sin(distance) * np.cos(bearing)
+    east = np.sin(bearing) * np.sin(distance) * cos_dec
+    shift = np.arctan2(east, np.cos(distance) - sin_dec * new_sin)
+    new_dec = np.degrees(np.arcsin(np.clip(new_sin, -1.0, 1.0)))
+    return np.mod(ra + np.degrees(shift), 360.0), new_dec

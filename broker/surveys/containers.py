@@ -1,0 +1,189 @@
+"""Avro object containers (Avro 1.11 specification, "Object Container Files"), taken apart and put together."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from broker.errors import DecodeError
+
+CONTAINER_MAGIC: Final = b"Obj\x01"
+MAX_BLOCK_BYTES: Final = 256_000_000
+"""Largest size that one block of a container may inflate to: 420 packets of ZTF in one file take 30 MB."""
+_SYNC_BYTES: Final = 16
+_MAX_HEADER_BYTES: Final = 4_000_000
+_SNAPPY_RATIO: Final = 22
+"""Snappy's shortest copy of 64 bytes takes 3 (format_description.txt of google/snappy, "Copies")."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the blocks of a container."""
+
+    raw: bytes
+    """All of it but the sync marker: containers of one writer begin with the same."""
+    schema_json: bytes
+    codec: bytes
+
+
+class Block(NamedTuple):
+    """Some records one after another, inflated but not decoded."""
+
+    number: int
+    """How many there are; not to be trusted."""
+    data: bytes
+    start: int
+    """Where in ``data`` the first begins."""
+    end: int
+    """Where the last one ends."""
+
+
+def read_header(payload: bytes) -> Header:
+    """The header of a container; raises DecodeError where it is cut short, damaged or without a schema."""
+    if payload[:4] != CONTAINER_MAGIC:
+        raise DecodeError("not an Avro container")
+    metadata: dict[str, bytes] = {}
+    position = len(CONTAINER_MAGIC)
+    while True:
+        count, position = read_long(payload, position)
+        if count == 0:
+            break
+        if count < 0:  # the block's size in bytes follows, which nobody needs
+            _, position = read_long(payload, position)
+            count = -count
+        for _ in range(count):
+            name, position = _read_bytes(payload, position)
+            value, position = _read_bytes(payload, position)
+            metadata[name.decode("utf-8", "replace")] = value
+            if position > _MAX_HEADER_BYTES:
+                raise DecodeError(f"Avro container: its header has more than {_MAX_HEADER_BYTES} bytes")
+    if "avro.schema" not in metadata:
+        raise DecodeError("Avro container: no schema in its header")
+    codec = metadata.get("avro.codec", b"null")
+    if codec != b"null" and codec not in _CODECS:
+        known = ", ".join(["null", *(name.decode() for name in _CODECS)])
+        raise DecodeError(f"Avro container: codec {codec[:50].decode('utf-8', 'replace')!r} is not one of {known}")
+    return Header(payload[:position], metadata["avro.schema"], codec)
+
+
+def read_blocks(payload: bytes, header: Header) -> Iterator[Block]:
+    """The blocks of a container that begins with ``header``; raises DecodeError where one is cut short or damaged."""
+    position = len(header.raw) + _SYNC_BYTES
+    sync = payload[len(header.raw) : position]
+    if len(sync) < _SYNC_BYTES:
+        raise DecodeError("Avro container: cut short in its header")
+    number = 0
+    while position < len(payload):
+        number += 1
+        count, position = read_long(payload, position)
+        size, position = read_long(payload, position)
+        end = position + size
+        if count < 0 or size < 0 or end + _SYNC_BYTES > len(payload):
+            raise DecodeError(f"Avro container: block {number} is cut short")
+        if not payload.startswith(sync, end):
+            raise DecodeError(f"Avro container: block {number} does not end with the sync marker")
+        if header.codec == b"null":
+            yield Block(count, payload, position, end)
+        else:
+            data = _CODECS[header.codec](payload[position:end])
+            yield Block(count, data, 0, len(data))
+        position = end + _SYNC_BYTES
+
+
+def read_long(data: bytes, position: int) -> tuple[int, int]:
+    """One Avro long (zigzag, variable length) and the position after it; raises DecodeError at the end of data."""
+    value = shift = 0
+    while shift < 64:
+        if position >= len(data):
+            raise DecodeError("Avro container: cut short")
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value >> 64:
+                break
+            return (value >> 1) ^ -(value & 1), position
+        shift += 7
+    raise DecodeError("Avro container: a number of more than 64 bits")
+
+
+def write_long(value: int) -> bytes:
+    """A number in Avro's zigzag variable-length code."""
+    value = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def container_message(schema_json: bytes, record: bytes) -> bytes:
+    """A container, not compressed, of one record."""
+    metadata = {"avro.schema": schema_json, "avro.codec": b"null"}
+    sync = zlib.crc32(schema_json).to_bytes(4, "big") * 4
+    out = [CONTAINER_MAGIC, write_long(len(metadata))]
+    for name, value in metadata.items():
+        out += [write_long(len(name)), name.encode(), write_long(len(value)), value]
+    out += [write_long(0), sync, write_long(1), write_long(len(record)), record, sync]
+    return b"".join(out)
+
+
+def _read_bytes(data: bytes, position: int) -> tuple[bytes, int]:
+    size, position = read_long(data, position)
+    if size < 0 or position + size > len(data):
+        raise DecodeError("Avro container: cut short in its header")
+    return data[position : position + size], position + size
+
+
+def _inflate(data: bytes) -> bytes:
+    inflater = zlib.decompressobj(-15)
+    try:
+        inflated = inflater.decompress(data, MAX_BLOCK_BYTES)
+    except zlib.error as error:
+        raise DecodeError(f"Avro container: {error}") from error
+    if not inflater.eof:
+        raise DecodeError(f"Avro container: a block is cut short or has more than {MAX_BLOCK_BYTES} bytes")
+    return inflated
+
+
+def _unsnap(data: bytes) -> bytes:
+    """Snappy without its frames, and then the CRC-32 of the uncompressed bytes, big-endian."""
+    body, checksum = data[:-4], data[-4:]
+    size = shift = 0
+    for byte in body[:5]:
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            break
+    if size > min(MAX_BLOCK_BYTES, _SNAPPY_RATIO * len(body)):
+        raise DecodeError(f"Avro container: a snappy block of {len(body)} bytes cannot hold {size}")
+    try:
+        plain: bytes = pa.decompress(body, size, codec="snappy", asbytes=True)
+    except (OSError, ValueError) as error:
+        raise DecodeError(f"Avro container: a damaged snappy block: {error}") from error
+    if zlib.crc32(plain).to_bytes(4, "big") != checksum:
+        raise DecodeError("Avro container: a snappy block's checksum is wrong")
+    return plain
+
+
+def _unzstandard(data: bytes) -> bytes:
+    try:
+        plain: bytes = pa.CompressedInputStream(io.BytesIO(data), "zstd").read(MAX_BLOCK_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise DecodeError(f"Avro container: a damaged zstandard block: {error}") from error
+    if len(plain) > MAX_BLOCK_BYTES:
+        raise DecodeError(f"Avro container: a block has more than {MAX_BLOCK_BYTES} bytes")
+    return plain
+
+
+_CODECS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
+    b"deflate": _inflate,
+    b"snappy": _unsnap,
+    b"zstandard": _unzstandard,
+}

@@ -1,0 +1,257 @@
+"""Messages of any survey to alerts, a batch at a time."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from broker.errors import DecodeError, DependencyUnavailableError
+from broker.records import Alert, ObservedSpectrum
+from broker.surveys.avro import NOTHING, AvroSchema, Layout, Program, WriterSchema, compile_schema
+from broker.surveys.containers import (
+    CONTAINER_MAGIC,
+    MAX_BLOCK_BYTES,
+    Block,
+    Header,
+    container_message,
+    read_blocks,
+    read_header,
+)
+from broker.surveys.machine import warm_up
+from broker.surveys.reader import Message, run
+from broker.surveys.survey import MODULES, load_surveys
+from broker.surveys.wire import CONFLUENT_MAGIC, lsst_schema, read_confluent_header
+
+SPECTRUM_SCHEMA: Final = "trifid.spectrum"
+"""Full name of the records that are spectra and not alerts."""
+MAX_SCHEMA_BYTES: Final = 1_000_000
+"""Of a container's own schema; LSST's have 55,000."""
+MAX_BLOCKS: Final = 10_000
+"""Of one container."""
+_CACHED_SCHEMAS: Final = 64
+_RECENT_HEADERS: Final = 8
+_MAX_RUN_BYTES: Final = 64_000_000
+"""Inflated bytes that are read in one run, where messages are not larger themselves."""
+
+Decoded = list[Alert | ObservedSpectrum]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """How records of one schema become alerts."""
+
+    survey: int
+    """Index of the survey."""
+    program: Program
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one survey's module has to do of a batch."""
+
+    programs: list[Program] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    """Of each of ``messages``, its number in the batch."""
+    size: int = 0
+
+    def add(self, position: int, program: Program, blocks: list[Block]) -> None:
+        """Take a message."""
+        if program not in self.programs:
+            self.programs.append(program)
+        self.messages.append(Message(self.programs.index(program), blocks))
+        self.positions.append(position)
+        for block in blocks:
+            self.size += block.end - block.start
+
+
+class Decoder:
+    """Turns messages of any survey into alerts; the packet itself tells the survey. Not for several threads."""
+
+    def __init__(
+        self, surveys: Sequence[str] = MODULES, schema_of_id: Callable[[int], AvroSchema] = lsst_schema
+    ) -> None:
+        """``surveys`` are names of modules. ``schema_of_id`` gives the schema for an id in Confluent's wire format.
+
+        It may raise DecodeError for an id that does not exist, DependencyUnavailableError where it cannot say at
+        present. Raises ConfigurationError where a module cannot be used.
+        """
+        self._surveys = load_surveys(surveys)
+        self._layouts = [Layout(dict(survey.tables)) for survey in self._surveys]
+        self._schema_of_id = schema_of_id
+        self._readers: OrderedDict[bytes | int, _Reader | str | None] = OrderedDict()
+        """By a container's schema or an id; a reason where the schema is no use, None where it is a spectrum's."""
+        self._headers: list[tuple[bytes, Header]] = []
+        """The headers seen last, latest first."""
+        warm_up()
+
+    def decode(self, payload: bytes) -> Decoded:
+        """The alerts of one message, an Avro container or a record in Confluent's wire format; or its spectra.
+
+        Raises DecodeError, with the reason, where the bytes are not that, DependencyUnavailableError where its
+        schema cannot be had at present.
+        """
+        decoded = self.decode_batch([payload])[0]
+        if isinstance(decoded, DecodeError):
+            raise decoded
+        return decoded
+
+    def decode_batch(self, payloads: Sequence[bytes]) -> list[Decoded | DecodeError]:
+        """For each message what ``decode`` gives, or the DecodeError that it raises.
+
+        Raises DependencyUnavailableError where a schema cannot be had at present.
+        """
+        try:
+            return self._decode(payloads)
+        except DependencyUnavailableError:
+            raise
+        except Exception as error:  # whatever one message sets off must not hurt the others
+            if len(payloads) != 1:
+                return [result for payload in payloads for result in self.decode_batch([payload])]
+            return [DecodeError(f"the packet cannot be read: {type(error).__name__}: {str(error)[:500]}")]
+
+    def _decode(self, payloads: Sequence[bytes]) -> list[Decoded | DecodeError]:
+        results: list[Decoded | DecodeError] = [[] for _ in payloads]
+        work: dict[int, _Work] = {}
+        for position, payload in enumerate(payloads):
+            try:
+                reader, blocks = self._open(payload)
+                if reader is None:
+                    results[position] = _spectra(payload)
+                    continue
+            except DecodeError as error:
+                results[position] = error
+                continue
+            todo = work.setdefault(reader.survey, _Work())
+            todo.add(position, reader.program, blocks)
+            if todo.size > _MAX_RUN_BYTES:
+                self._run(work.pop(reader.survey), reader.survey, results)
+        for survey, todo in work.items():
+            self._run(todo, survey, results)
+        return results
+
+    def _run(self, work: _Work, number: int, results: list[Decoded | DecodeError]) -> None:
+        survey, layout = self._surveys[number], self._layouts[number]
+        first = 0
+        while first < len(work.messages):
+            done = run(work.programs, layout, work.messages, first)
+            for message, error in done.errors.items():
+                results[work.positions[message]] = error
+            for message, alert in zip(done.records.message.tolist(), survey.to_alerts(done.records), strict=True):
+                position = work.positions[message]
+                result = results[position]
+                if isinstance(result, DecodeError):
+                    continue
+                if isinstance(alert, DecodeError):
+                    results[position] = alert
+                else:
+                    result.append(alert)
+            first = done.stopped
+
+    def _open(self, payload: bytes) -> tuple[_Reader | None, list[Block]]:
+        """How to read a message, None where it holds spectra, and its records."""
+        if payload.startswith(CONTAINER_MAGIC):
+            header = self._header(payload)
+            reader = self._reader(header.schema_json, lambda: _container_schema(header.schema_json))
+            if reader is None:
+                return None, []
+            blocks = []
+            inflated = 0
+            for block in read_blocks(payload, header):
+                blocks.append(block)
+                inflated += block.end - block.start
+                if inflated > MAX_BLOCK_BYTES or len(blocks) > MAX_BLOCKS:
+                    raise DecodeError(f"Avro container: more than {MAX_BLOCK_BYTES} bytes or {MAX_BLOCKS} blocks")
+            return reader, blocks
+        if payload and payload[0] == CONFLUENT_MAGIC:
+            schema_id, start = read_confluent_header(payload)
+            reader = self._reader(schema_id, lambda: self._schema_of_id(schema_id))
+            if reader is None:
+                raise DecodeError(f"the schema of id {schema_id} is that of spectra, which are sent in containers")
+            return reader, [Block(1, payload, start, len(payload))]
+        if not payload:
+            raise DecodeError("the message is empty")
+        raise DecodeError(f"neither an Avro container nor Confluent's wire format: it begins with {payload[:4]!r}")
+
+    def _header(self, payload: bytes) -> Header:
+        """The header of a container: most begin with the same bytes as one of the last."""
+        for number, (raw, header) in enumerate(self._headers):
+            if payload.startswith(raw):
+                if number:
+                    self._headers.insert(0, self._headers.pop(number))
+                return header
+        header = read_header(payload)
+        self._headers.insert(0, (header.raw, header))
+        del self._headers[_RECENT_HEADERS:]
+        return header
+
+    def _reader(self, key: bytes | int, schema: Callable[[], AvroSchema]) -> _Reader | None:
+        if key in self._readers:
+            self._readers.move_to_end(key)
+            reader = self._readers[key]
+        else:
+            # What cannot be looked up is not remembered: it may be there the next time.
+            found = schema()
+            try:
+                reader = self._compile(found)
+            except DecodeError as error:
+                reader = str(error)
+            self._readers[key] = reader
+            while len(self._readers) > _CACHED_SCHEMAS:
+                self._readers.popitem(last=False)
+        if isinstance(reader, str):
+            raise DecodeError(reader)
+        return reader
+
+    def _compile(self, schema: AvroSchema) -> _Reader | None:
+        writer = WriterSchema.parse(schema)
+        if writer.full_name == SPECTRUM_SCHEMA:
+            return None
+        for number in reversed(range(len(self._surveys))):
+            if self._surveys[number].recognises(writer.full_name, writer.fields):
+                return _Reader(number, compile_schema(writer, self._layouts[number]))
+        raise DecodeError(f"records of type {writer.name[:200]!r} are no alerts of a known survey")
+
+
+def _container_schema(schema_json: bytes) -> AvroSchema:
+    if len(schema_json) > MAX_SCHEMA_BYTES:
+        raise DecodeError(f"Avro container: its schema has more than {MAX_SCHEMA_BYTES} bytes")
+    try:
+        schema = json.loads(schema_json)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError(f"Avro container: its schema is not JSON: {error}") from error
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise DecodeError("Avro container: its schema is not that of a record")
+    return schema
+
+
+def _spectra(payload: bytes) -> Decoded:
+    # What reads spectra imports this package.
+    from broker.spectra.message import read
+
+    return list(read(payload))
+
+
+def split_container(payload: bytes) -> list[bytes]:
+    """A container of many records as so many containers of one, not compressed; raises DecodeError for a damaged one.
+
+    Whether the records are any survey's is not asked.
+    """
+    header = read_header(payload)
+    program = compile_schema(WriterSchema.parse(_container_schema(header.schema_json)), NOTHING)
+    blocks = list(read_blocks(payload, header))
+    parts: list[bytes] = []
+    first = 0
+    while first < len(blocks):
+        done = run([program], NOTHING, [Message(0, [block]) for block in blocks], first)
+        if done.errors:
+            raise done.errors[min(done.errors)]
+        starts = {message: block.start for message, block in enumerate(blocks)}
+        for message, end in zip(done.records.message.tolist(), done.records.ends.tolist(), strict=True):
+            parts.append(container_message(header.schema_json, blocks[message].data[starts[message] : end]))
+            starts[message] = end
+        first = done.stopped
+    return parts

@@ -1,0 +1,397 @@
+"""Catalogues in a real Redis: loading through kills, replacing, dropping, a full Redis, and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from broker.catalog.layout import decode_index
+from broker.catalog.match import CatalogReader
+from broker.catalog.presets import PLAIN, PRESETS
+from broker.catalog.store import CatalogStore, Progress
+from broker.cli import main
+from broker.embedded.redis import RedisServer
+from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
+
+GAIA = PRESETS["gaia"]
+N = 20_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def store(server: RedisServer, client: redis.Redis) -> Iterator[CatalogStore]:
+    store = CatalogStore(server.url)
+    yield store
+    store.close()
+
+
+def write(path: Path, n: int = N, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    columns = {
+        "ra": rng.uniform(0, 360, n), "dec": np.degrees(np.arcsin(rng.uniform(-1, 1, n))),
+        "pmra": rng.normal(0, 20, n), "pmdec": rng.normal(0, 20, n),
+        "phot_g_mean_mag": rng.uniform(8, 20, n).astype(np.float32).astype(float),
+    }  # fmt: skip
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table(columns), path, row_group_size=3000)
+    return columns
+
+
+def contents(client: redis.Redis) -> dict[bytes, list[bytes]]:
+    """The rows of every cell, without the generation and in no order."""
+    found = {}
+    for key in client.scan_iter("trifid:cat:*"):
+        value = client.get(key)
+        assert value is not None
+        assert len(value) % 20 == 0
+        rows = [value[i : i + 20] for i in range(0, len(value), 20)]
+        found[re.sub(rb":\d+:", b":", key)] = sorted(rows)
+    return found
+
+
+def matches(client: redis.Redis, columns: dict[str, np.ndarray]) -> float:
+    """The share of the stars that are found with their magnitude."""
+    reader = CatalogReader()
+    reader.prime(client.get(reader.meta_key))
+    request = reader.request(columns["ra"], columns["dec"])
+    mjd = np.full(len(columns["ra"]), 57388.5)
+    found = reader.match(request, client.mget(request.keys), columns["ra"], columns["dec"], mjd)
+    same = [f is not None and f.values[1] == g for f, g in zip(found, columns["phot_g_mean_mag"], strict=True)]
+    return float(np.mean(same))
+
+
+def test_all_that_is_loaded_is_found(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.parquet"), write(tmp_path / "b.parquet", seed=1)
+    result = store.load("gaia", [tmp_path], GAIA)
+    assert not result.already_complete
+    assert (result.contents.rows, result.contents.skipped) == (2 * N, 0)
+    assert matches(client, first) == matches(client, second) == 1.0
+    rows_a_cell = result.contents.stored / client.dbsize()
+    assert 5 < rows_a_cell < 25
+    # The same once more does nothing.
+    before = contents(client)
+    result = store.load("gaia", [tmp_path], GAIA)
+    assert result.already_complete
+    assert contents(client) == before
+
+
+@pytest.mark.parametrize("width", [1.0, 10.0])
+def test_cells_fit_a_table_of_a_part_of_the_sky(
+    store: CatalogStore, client: redis.Redis, tmp_path: Path, width: float
+) -> None:
+    columns = write(tmp_path / "a.parquet")
+    columns["ra"], columns["dec"] = columns["ra"] / 360 * width, np.abs(columns["dec"]) / 90 * width
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    result = store.load("gaia", [tmp_path / "a.parquet"], GAIA)
+    assert 4 < result.contents.stored / client.dbsize() < 30
+
+
+def test_files_can_be_added(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path], GAIA, order=5)
+    second = write(tmp_path / "b.parquet", seed=1)
+    result = store.load("gaia", [tmp_path], GAIA)
+    assert (result.contents.rows, result.layout.order) == (2 * N, 5)
+    assert matches(client, second) == 1.0
+
+
+def test_stopped_anywhere_it_goes_on(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet")
+    write(tmp_path / "b.parquet", seed=1)
+    store.load("gaia", [tmp_path], GAIA, order=5)
+    expected = contents(client)
+    client.flushall()
+
+    class Stop(BaseException):
+        pass
+
+    stops = 0
+    for size in (700, 1100, 901, 5000, 999, 1234, 100_000):
+        seen: list[Progress] = []
+
+        def stop(progress: Progress, seen: list[Progress] = seen) -> None:
+            seen.append(progress)
+            if len(seen) == 3:
+                raise Stop
+
+        try:
+            store.load("gaia", [tmp_path], GAIA, order=5, chunk_rows=size, on_progress=stop)
+        except Stop:
+            stops += 1
+            assert matches(client, columns) == 0  # not used before it is complete
+            (entry,) = store.entries()
+            assert entry.loading is not None
+    assert stops == 6
+    assert contents(client) == expected
+    assert matches(client, columns) == 1.0
+
+
+LOADER = """
+import sys, time
+from pathlib import Path
+from broker.catalog.presets import PRESETS
+from broker.catalog.store import CatalogStore
+def wait(progress):
+    print(progress.rows, flush=True)
+    time.sleep(float(sys.argv[3]))
+CatalogStore(sys.argv[1]).load("gaia", [Path(sys.argv[2])], PRESETS["gaia"], order=6, chunk_rows=500, on_progress=wait)
+"""
+
+
+def test_killed_it_goes_on(store: CatalogStore, server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path / "a.parquet"], GAIA, order=6)
+    expected = contents(client)
+    client.flushall()
+    killed = 0
+    for delay in (0.0, 0.03, 0.05, 0.01, 0.1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOADER, server.url, str(tmp_path / "a.parquet"), "0.001"], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += process.returncode == -signal.SIGKILL
+    assert killed >= 3
+    if not store.entries()[0].current:
+        assert 0 < store.contents("gaia", store.entries()[0].loading).rows < N  # type: ignore[arg-type]
+    result = store.load("gaia", [tmp_path / "a.parquet"], GAIA)
+    assert result.contents.rows == N
+    assert contents(client) == expected
+    assert matches(client, columns) == 1.0
+
+
+def test_two_at_once_do_not_mix(store: CatalogStore, client: redis.Redis, server: RedisServer, tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet")
+
+    def load_too(progress: Progress) -> None:
+        other = CatalogStore(server.url)
+        other.load("gaia", [tmp_path / "a.parquet"], GAIA, order=5)
+        other.close()
+
+    with pytest.raises(ConfigurationError, match="by another process"):
+        store.load("gaia", [tmp_path / "a.parquet"], GAIA, order=5, chunk_rows=1000, on_progress=load_too)
+
+    def drop(progress: Progress) -> None:
+        store.drop("second")
+
+    with pytest.raises(ConfigurationError, match="was dropped, by another process"):
+        store.load("second", [tmp_path / "a.parquet"], GAIA, order=5, on_progress=drop)
+    assert store.load("gaia", [tmp_path / "a.parquet"], GAIA).contents.rows == N
+    assert matches(client, columns) == 1.0
+
+
+def test_replacing_leaves_the_old_one_until_the_new_is_there(
+    store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    old = write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path], GAIA, order=5)
+    size = len(contents(client))
+    new = write(tmp_path / "a.parquet", seed=2)
+    with pytest.raises(ConfigurationError, match=r"has changed since it was loaded; --replace"):
+        store.load("gaia", [tmp_path], GAIA)
+    shares = []
+
+    def look(progress: Progress) -> None:
+        shares.append((matches(client, old), matches(client, new)))
+
+    result = store.load("gaia", [tmp_path], GAIA, order=5, anew=True, chunk_rows=5000, on_progress=look)
+    assert result.layout.generation == 2
+    assert set(shares) == {(1.0, 0.0)}
+    assert (matches(client, old), matches(client, new)) == (0.0, 1.0)
+    keys = set(client.scan_iter("trifid:cat*"))
+    assert not [key for key in keys if b":1:" in key]
+    assert len(contents(client)) == pytest.approx(size, rel=0.05)
+    # Once more, with other options than an unfinished one.
+    with pytest.raises(RuntimeError, match="stop"):
+        store.load("gaia", [tmp_path], GAIA, anew=True, on_progress=_stop)
+    result = store.load("gaia", [tmp_path], GAIA, order=4, anew=True)
+    assert (result.layout.order, result.contents.rows) == (4, N)
+    generations = {key.split(b":")[3] for key in client.scan_iter("trifid:cat:*")}
+    assert generations == {str(result.layout.generation).encode()}
+
+
+def _stop(progress: Progress) -> None:
+    raise RuntimeError("stop")
+
+
+def test_other_options_are_refused(store: CatalogStore, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path], GAIA, order=5)
+    for options in ({"order": 6}, {"radius": 2.0}, {"epoch": 2015.5}):
+        with pytest.raises(ConfigurationError, match=r"begun with .*order 5.*--replace"):
+            store.load("gaia", [tmp_path], GAIA, **options)
+    with pytest.raises(ConfigurationError, match="begun with"):
+        store.load("gaia", [tmp_path], PLAIN.with_columns(["ruwe=pmra"]))
+    with pytest.raises(ConfigurationError, match="order 14: it can be 0 to 13"):
+        store.load("new", [tmp_path], GAIA, order=14)
+    pq.write_table(pa.table({"ra": [1.0], "dec": [1.0], "ruwe": [1.0]}), tmp_path / "b.parquet")
+    with pytest.raises(InputFileError, match=r"b.parquet: gives ruwe, but the catalogue has phot_g_mean_mag"):
+        store.load("gaia", [tmp_path], GAIA)
+
+
+def test_dropping_leaves_nothing(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path], GAIA)
+    store.load("gaia.2", [tmp_path], GAIA)
+    with pytest.raises(RuntimeError, match="stop"):
+        store.load("gaia", [tmp_path], GAIA, anew=True, on_progress=_stop)
+    assert store.drop("gaia")
+    assert [entry.name for entry in store.entries()] == ["gaia.2"]
+    assert not list(client.scan_iter("trifid:cat*:gaia:*"))
+    assert store.drop("gaia.2")
+    assert client.keys() == [b"trifid:catalogs:generations"]
+    assert not store.drop("gaia")
+
+
+def test_a_full_redis_says_how_far_it_got_and_goes_on(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet")
+    store.load("gaia", [tmp_path], GAIA, order=5)
+    expected = contents(client)
+    with RedisServer() as small, redis.Redis.from_url(small.url) as full:
+        filling = CatalogStore(small.url)
+        full.config_set("maxmemory", full.info("memory")["used_memory"] + 1_000_000)
+        with pytest.raises(
+            DependencyUnavailableError, match=r"Redis is full \(maxmemory\) after row [\d,]+ of .*goes on"
+        ):
+            filling.load("gaia", [tmp_path], GAIA, order=5, chunk_rows=500)
+        (entry,) = filling.entries()
+        assert entry.loading is not None
+        assert 0 < filling.contents("gaia", entry.loading).rows < N
+        full.config_set("maxmemory", 0)
+        filling.load("gaia", [tmp_path], GAIA)
+        assert contents(full) == expected
+        assert matches(full, columns) == 1.0
+        full.config_set("maxmemory", 1)
+        assert filling.drop("gaia")
+        filling.close()
+
+
+def test_redis_away(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    with RedisServer() as gone:
+        store = CatalogStore(gone.url)
+
+        def kill(progress: Progress) -> None:
+            gone.kill()
+
+        with pytest.raises(DependencyUnavailableError, match=r"Redis is away after row 1,000 of .*goes on from"):
+            store.load("gaia", [tmp_path], GAIA, order=5, chunk_rows=1000, on_progress=kill)
+        store.close()
+
+
+def test_a_reader_takes_a_replaced_catalogue_with_its_next_request(
+    store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    columns = write(tmp_path / "a.parquet", 100)
+    store.load("gaia", [tmp_path], GAIA)
+    reader = CatalogReader()
+    reader.prime(client.get(reader.meta_key))
+    request = reader.request(columns["ra"], columns["dec"])
+    store.load("gaia", [tmp_path], GAIA, anew=True)
+    values = client.mget(request.keys)
+    assert reader.prime(values[0])  # the request is outdated: its keys are gone
+    request = reader.request(columns["ra"], columns["dec"])
+    found = reader.match(
+        request, client.mget(request.keys), columns["ra"], columns["dec"], np.full(len(columns["ra"]), np.nan)
+    )
+    assert all(f is not None for f in found)
+
+
+def command(server: RedisServer, *arguments: object) -> Result:
+    return CliRunner().invoke(
+        main, ["catalog", *map(str, arguments)], env={"TRIFID_REDIS__URL": server.url, "COLUMNS": "200"}
+    )
+
+
+def test_the_commands(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    columns = write(tmp_path / "a.parquet")
+    assert "no catalogues" in command(server, "list").output
+    result = command(server, "load", "gaia", tmp_path, "--preset", "gaia")
+    assert result.exit_code == 0, result.output
+    assert f"catalogue gaia: {N:,} sources from 1 file " in result.stdout
+    assert "is complete" in command(server, "load", "gaia", tmp_path, "--preset", "gaia").stdout
+    assert command(server, "list").stdout.startswith(f"gaia: {N:,} sources")
+    at = (f"{columns['ra'][5]:.6f}", f"{columns['dec'][5]:.6f}")
+    result = command(server, "match", *at)
+    assert result.exit_code == 0, result.output
+    assert re.search(rf"phot_g_mean_mag +{columns['phot_g_mean_mag'][5]:.6g}\n", result.stdout)
+    found = json.loads(command(server, "match", *at, "--json", "--mjd", "60000").stdout)
+    assert set(found) == {"phot_g_mean_mag", "pmra", "pmdec"}
+    assert "no source there" in command(server, "match", "0", "-89.99").stdout
+    assert command(server, "drop", "gaia").exit_code == 0
+    result = command(server, "drop", "gaia")
+    assert result.exit_code == 2
+    assert "there is no catalogue gaia" in result.stderr
+
+
+def test_errors_of_the_command(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1.0], "y": [1.0], "ruwe": [1.0]}), tmp_path / "a.parquet")
+    result = command(server, "load", "gaia", tmp_path, "--preset", "gaia")
+    assert result.exit_code == 2
+    assert "no column for ra and dec" in result.stderr
+    assert "the table has x, y, ruwe" in result.stderr
+    assert "Traceback" not in result.output
+    assert command(server, "load", "gaia", tmp_path, "--column", "ra=x", "--column", "dec=y").exit_code == 0
+    result = command(server, "load", "gaia", tmp_path, "--column", "rra=x")
+    assert result.exit_code == 2
+    assert "'rra' is none of ra, dec" in result.stderr
+    assert command(server, "load", "a:b", tmp_path).exit_code == 2
+    assert command(server, "load", "gaia", tmp_path / "missing").exit_code == 2
+    os.environ.pop("TRIFID_CONFIG", None)
+    with RedisServer() as gone:
+        pass
+    result = command(gone, "load", "other", tmp_path, "--column", "ra=x", "--column", "dec=y")
+    assert result.exit_code == 1
+    assert "Redis is away" in result.stderr
+
+
+def test_real_stars(server: RedisServer, store: CatalogStore, client: redis.Redis, shared: Path) -> None:
+    preset = GAIA.with_columns(
+        ["ra=gaia_ra", "dec=gaia_dec", "parallax=gaia_parallax", "parallax_error=gaia_parallax_error",
+         "phot_g_mean_mag=gaia_phot_g_mean_mag", "bp_rp=gaia_bp_rp", "ruwe=gaia_ruwe", "pmra=asassn_pmRA",
+         "pmdec=asassn_pmDE"]
+    )  # fmt: skip
+    result = store.load("stars", [shared / "data" / "asassn_gaia.csv"], preset)
+    assert result.contents.rows == 980
+    # The first row of the file.
+    found = store.match(251.61386067502823, -51.54105945499765, 60000.0)
+    assert found is not None
+    assert found.values[1] == np.float32(10.655378)
+
+
+def test_the_index_is_one_key(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    for name in ("b", "a", "c"):
+        store.load(name, [tmp_path], GAIA)
+    store.load("a", [tmp_path], GAIA, anew=True)
+    entries = decode_index(client.get("trifid:catalogs"))
+    assert [(e.name, e.current.generation) for e in entries if e.current] == [("b", 1), ("a", 4), ("c", 3)]
