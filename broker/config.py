@@ -1,7 +1,8 @@
 """One typed settings tree: a TOML file, and environment variables that win over it.
 
 ``kafka.group_id`` in the file is ``TRIFID_KAFKA__GROUP_ID`` in the environment. Secrets are ``SecretStr``:
-they are given to the libraries that need them and never printed.
+they are given to the libraries that need them and never printed. One may be in a file of its own, which a variable
+names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka`` (docs/security.md).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self, get_args
+from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import (
     BaseModel,
@@ -23,7 +25,10 @@ from pydantic import (
     PositiveInt,
     SecretStr,
     ValidationError,
+    field_validator,
+    model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -37,6 +42,7 @@ from broker.state.merge import MAX_POINTS
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
+_LONGEST_SECRET: Final = 65_536
 
 
 def _split(value: object) -> object:
@@ -52,6 +58,13 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
 
+def _refuse_unused_files(section: BaseModel, encrypted: bool, why: str, *names: str) -> None:
+    """Whoever gives files for TLS means TLS: without it, passwords would travel in clear."""
+    given = [name for name in names if getattr(section, name) is not None]
+    if given and not encrypted:
+        raise ValueError(f"{', '.join(given)} given, but {why}, so that nothing would be encrypted")
+
+
 class KafkaSettings(_Section):
     """Where alerts come from and annotations go to, and what is promised in between (docs/delivery.md)."""
 
@@ -64,13 +77,25 @@ class KafkaSettings(_Section):
     group_id: str = "trifid"
     worker_id: str = Field(default_factory=socket.gethostname)
     """Names this process among those of the group, the same after a restart: it is part of the transactional
-    id, by which Kafka shuts out an earlier process that only seemed dead."""
+    id, by which Kafka shuts out an earlier process that only seemed dead, and the static member's name. No two
+    workers of a group may have the same."""
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
     session_timeout_s: PositiveFloat = 10.0
-    """A worker silent for so long loses its partitions to the others of the group."""
+    """A worker silent for so long loses its partitions to the others of the group; one that was stopped and is a
+    static member, too."""
+    static_membership: bool = True
+    """Whether a worker that restarts within ``session_timeout_s`` gets its partitions back without a rebalance
+    (KIP-345). Without it, partitions of a worker that stops go to the others at once."""
+    max_poll_interval_s: PositiveFloat = 300.0
+    """A worker that does not ask for alerts for so long loses its partitions. It asks while a batch takes long, too:
+    this is for one that hangs."""
     transaction_timeout_s: PositiveFloat = 60.0
     max_message_bytes: PositiveInt = 10_485_760
     """Largest message taken in or sent out."""
+    consumer_queue_mib: PositiveInt = 32
+    """Alerts fetched ahead, MiB; one fetch may go beyond."""
+    producer_queue_mib: PositiveInt = 64
+    """Messages that wait to be sent, MiB; the worker waits when it is full."""
     create_topics: bool = True
     """Whether to create the topics of annotations, dead letters and spectra that are missing."""
     topic_partitions: PositiveInt = 4
@@ -127,7 +152,59 @@ class RedisSettings(_Section):
     """Where objects are remembered."""
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
-    """``redis://`` or, with TLS, ``rediss://``; user and password of an ACL go into it."""
+    """``redis://`` or, with TLS, ``rediss://``; user and password of an ACL may be in it."""
+    username: str | None = None
+    """Of the ACL; wins over the one in ``url``, and so does the password."""
+    password: SecretStr | None = None
+    ca_location: Path | None = None
+    """Authorities to trust, PEM; the system's own where None."""
+    certificate_location: Path | None = None
+    key_location: Path | None = None
+
+    def address(self) -> str:
+        """The URL with all of this in it, as redis-py takes it; contains the password in clear."""
+        parts = urlsplit(self.url.get_secret_value())
+        login, _, host = parts.netloc.rpartition("@")
+        name, _, word = login.partition(":")
+        if self.username is not None:
+            name = quote(self.username, safe="")
+        if self.password is not None:
+            word = quote(self.password.get_secret_value(), safe="")
+        given = {
+            "ssl_ca_certs": self.ca_location,
+            "ssl_certfile": self.certificate_location,
+            "ssl_keyfile": self.key_location,
+        }
+        query = urlencode({key: str(path) for key, path in given.items() if path is not None})
+        return urlunsplit(
+            parts._replace(
+                netloc=f"{name}:{word}@{host}" if name or word else host,
+                query="&".join(part for part in (parts.query, query) if part),
+            )
+        )
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: SecretStr) -> SecretStr:
+        # What urlsplit says of a password with a "/" or "#" in it quotes the password.
+        try:
+            parts = urlsplit(url.get_secret_value())
+            readable = parts.scheme in ("redis", "rediss", "unix") and parts.port != 0 and not parts.fragment
+        except ValueError:
+            readable = False
+        if not readable:
+            raise ValueError(
+                "no redis://, rediss:// or unix:// URL; in a password, / is %2F, # is %23, ? is %3F and @ is %40"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _tls_is_meant(self) -> Self:
+        _refuse_unused_files(
+            self, urlsplit(self.url.get_secret_value()).scheme == "rediss", "url is not rediss://",
+            "ca_location", "certificate_location", "key_location",
+        )  # fmt: skip
+        return self
 
 
 class StateSettings(_Section):
@@ -152,8 +229,17 @@ class TritonSettings(_Section):
     retries: int = Field(default=2, ge=0)
     tls: bool = False
     root_certificates: Path | None = None
+    """Authorities to trust, PEM; gRPC's own list where None."""
     private_key: Path | None = None
+    """With ``certificate_chain``: by which this worker identifies itself, which is Triton's only login."""
     certificate_chain: Path | None = None
+
+    @model_validator(mode="after")
+    def _tls_is_meant(self) -> Self:
+        _refuse_unused_files(self, self.tls, "tls is false", "root_certificates", "private_key", "certificate_chain")
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError("private_key and certificate_chain: give both or neither")
+        return self
 
 
 class InferenceSettings(_Section):
@@ -182,9 +268,21 @@ class PipelineSettings(_Section):
     batch_size: PositiveInt = 256
     batch_wait_s: PositiveFloat = 0.5
     """A batch is processed after so long even where it is not full."""
+    batch_mib: PositiveInt = 64
+    """A batch with so much payload, MiB, is full; up to 32 messages may go beyond."""
     first_backoff_s: PositiveFloat = 0.5
     """Pause before the first new attempt where Redis, Triton or Kafka is away; doubled each time."""
     max_backoff_s: PositiveFloat = 15.0
+    max_dead_letter_ratio: float = Field(default=0.5, ge=0, le=1)
+    """The service stops where more than this share of the latest alerts would be dead letters, and leaves the batch
+    that would make it so in the input topic (docs/operations.md); 1 for never."""
+    dead_letter_window: PositiveInt = 1000
+    """How many of the latest alerts that share is taken of."""
+    dead_letter_min_alerts: PositiveInt = 100
+    """Of fewer alerts than this no share is taken."""
+    stop_timeout_s: PositiveFloat = 8.0
+    """After SIGTERM the batch in hand has half of this to be finished, else it is given back; after all of it the
+    process ends, whatever it waits for."""
 
 
 class PublishSettings(_Section):
@@ -201,7 +299,17 @@ class MetricsSettings(_Section):
 
     address: str = "0.0.0.0"
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 for none."""
+    """0 for none. ``/healthz`` and ``/readyz`` are there, too (docs/operations.md)."""
+    probe_interval_s: PositiveFloat = 5.0
+    """Pause between two looks at Redis, Triton and Kafka for ``/readyz``."""
+    alive_limit_s: PositiveFloat = 60.0
+    """``/healthz`` fails where the worker's loop has not come round for so long."""
+    batch_limit_s: PositiveFloat = 600.0
+    """``/healthz`` fails where one batch has been in hand for so long without an answer or an error."""
+    lag_window_s: PositiveFloat = 300.0
+    """``/readyz`` fails where the lag has grown over so long. Longer than a burst of alerts lasts."""
+    lag_floor: int = Field(default=2000, ge=0)
+    """Alerts in the input topics not yet taken that are no matter of concern, growing or not."""
 
 
 class Settings(BaseSettings):
@@ -237,8 +345,55 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment first, then the file, which ``load_settings`` passes as arguments."""
-        return env_settings, init_settings
+        """The environment first, then files of secrets, then the file, which ``load_settings`` passes as arguments."""
+        return env_settings, _SecretFiles(settings_cls), init_settings
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Secrets in files that variables of the environment name: ``TRIFID_KAFKA__SASL_PASSWORD_FILE``."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: ``__call__`` gives all."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """What the files hold, by section and key; raises ConfigurationError where one cannot be used."""
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        found: dict[str, dict[str, str]] = {}
+        for section, key in _secrets(self.settings_cls):
+            name = f"TRIFID_{section}__{key}".upper()
+            path = variables.get(f"{name}_FILE")
+            if not path:
+                continue
+            if name in variables:
+                raise ConfigurationError(f"settings: {name} and {name}_FILE are both set")
+            found.setdefault(section, {})[key] = _read_secret(Path(path), f"{name}_FILE")
+        return found
+
+
+def _secrets(settings: type[BaseSettings]) -> Iterator[tuple[str, str]]:
+    """Section and key of all settings that are secrets."""
+    for section, field in settings.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            for key, inner in type(field.default).model_fields.items():
+                if SecretStr in (inner.annotation, *get_args(inner.annotation)):
+                    yield section, key
+
+
+def _read_secret(path: Path, variable: str) -> str:
+    """The file's text, without the line break at its end."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            # What is longer was not meant: some device or log file.
+            text = file.read(_LONGEST_SECRET + 1)
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"settings: {variable}: {path} is no text") from None
+    except OSError as error:
+        raise ConfigurationError(f"settings: {variable}: {error}") from error
+    secret = text.rstrip("\r\n")
+    if not secret or len(text) > _LONGEST_SECRET:
+        raise ConfigurationError(f"settings: {variable}: {path} is {'longer than any secret' if secret else 'empty'}")
+    return secret
 
 
 def load_settings(path: Path | None = None) -> Settings:

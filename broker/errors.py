@@ -23,3 +23,7 @@ class InferenceError(TrifidError):
 
 class InputFileError(TrifidError):
     """A file named by the user that cannot be read as what it was given for."""
+
+
+class DeadLetterLimitError(TrifidError):
+    """Too many alerts would become dead letters: more likely the service or the stream is at fault than the alerts."""

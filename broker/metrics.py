@@ -44,3 +44,12 @@ ANOMALY_SCORE: Final = Histogram(
 DEPENDENCY_WAITS: Final = Counter(
     "trifid_dependency_waits_total", "Times the service waited for a dependency that was away.", ["dependency"]
 )
+BATCHES_GIVEN_UP: Final = Counter(
+    "trifid_batches_given_up_total",
+    "Batches let go and taken up again from the committed offsets, by whoever has the partitions then.",
+)
+DEAD_LETTER_RATIO: Final = Gauge(
+    "trifid_dead_letter_ratio", "Share of dead letters among the latest alerts (pipeline.dead_letter_window)."
+)
+READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
+NOT_READY: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])

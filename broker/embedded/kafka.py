@@ -31,7 +31,10 @@ _TOOL_TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class KafkaSecurity:
-    """TLS, users who log in with SCRAM-SHA-512, and nobody but the administrator allowed to do anything yet."""
+    """TLS, users who log in with SCRAM-SHA-512, and nobody but the administrator allowed to do anything yet.
+
+    Clients show no certificate, whatever ``tls.mutual`` says.
+    """
 
     tls: ServerTls
     users: Mapping[str, str]
@@ -194,7 +197,6 @@ class KafkaServer(ServerProcess):
             "ssl.keystore.location": str(keystore),
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": str(security.tls.authorities),
-            "ssl.client.auth": "required" if security.tls.mutual else "none",
             "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
             # The controller, which is this same process, has a port of its own without users.
             "super.users": f"User:{security.admin};User:ANONYMOUS",

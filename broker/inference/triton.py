@@ -125,12 +125,23 @@ class TritonEngine:
     def ready(self) -> bool:
         """Whether the server has loaded the manifest's versions of all models."""
         try:
-            return all(
-                self._client.is_model_ready(model, self.manifest.version_of(model), client_timeout=self._timeout)
-                for model in MODELS
-            )
-        except InferenceServerException:
+            self.check()
+        except DependencyUnavailableError:
             return False
+        return True
+
+    def check(self) -> None:
+        """As ``ready``; raises DependencyUnavailableError that says why not, such as a certificate not trusted."""
+        try:
+            missing = [
+                model
+                for model in MODELS
+                if not self._client.is_model_ready(model, self.manifest.version_of(model), client_timeout=self._timeout)
+            ]
+        except InferenceServerException as error:
+            raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
+        if missing:
+            raise DependencyUnavailableError(f"Triton at {self._url} has not loaded {', '.join(missing)}")
 
     def close(self) -> None:
         """Close the connection."""

@@ -18,6 +18,8 @@ class OutgoingMessage:
     value: bytes
     key: bytes | None = None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None
+    """Where it has to be; None where its key decides."""
 
 
 class Publisher:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from broker.config import KafkaSettings
-from broker.errors import DependencyUnavailableError
+from broker.errors import ConfigurationError, DependencyUnavailableError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CALL_TIMEOUT: Final = 5.0
 """Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
@@ -47,7 +49,8 @@ log_error: Final = _ErrorLog()
 
 def consumer(settings: KafkaSettings) -> Consumer:
     """A consumer of the worker's group that commits nothing by itself and reads what is committed only."""
-    return Consumer(
+    return _client(
+        Consumer,
         {
             "group.id": settings.group_id,
             "client.id": f"{settings.group_id}-{settings.worker_id}",
@@ -55,17 +58,46 @@ def consumer(settings: KafkaSettings) -> Consumer:
             "auto.offset.reset": "earliest",
             # Also makes the group wait for offsets of a transaction that is still open (KIP-447).
             "isolation.level": "read_committed",
-            # Eager: on each rebalance all partitions start again from what is committed, so that a batch in
-            # hand can simply be let go.
-            "partition.assignment.strategy": "range",
+            # Partitions that stay are read on during a rebalance (KIP-429).
+            "partition.assignment.strategy": "cooperative-sticky",
+            **({"group.instance.id": settings.worker_id} if settings.static_membership else {}),
             "session.timeout.ms": _milliseconds(settings.session_timeout_s),
             "heartbeat.interval.ms": _milliseconds(settings.session_timeout_s / 3),
+            "max.poll.interval.ms": _milliseconds(settings.max_poll_interval_s),
             "fetch.message.max.bytes": settings.max_message_bytes,
+            # Memory stays bounded whatever the lag: by default there is room for 64 MiB, and a fetch of 50 more.
+            "queued.max.messages.kbytes": settings.consumer_queue_mib * 1024,
+            "fetch.max.bytes": max(settings.consumer_queue_mib * 1024 * 1024, settings.max_message_bytes),
             "error_cb": log_error,
             **_QUIET,
             **settings.client_options(),
-        }
+        },
     )
+
+
+def reader(settings: KafkaSettings, group_id: str) -> Consumer:
+    """A consumer for partitions that are assigned by hand; it does not join the group, whose offsets it may read."""
+    return _client(
+        Consumer,
+        {
+            "group.id": group_id,
+            "client.id": group_id,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "fetch.message.max.bytes": settings.max_message_bytes,
+            "queued.max.messages.kbytes": settings.consumer_queue_mib * 1024,
+            "error_cb": log_error,
+            **_QUIET,
+            **settings.client_options(),
+        },
+    )
+
+
+def admin(settings: KafkaSettings) -> AdminClient:
+    """A client for questions about topics."""
+    return _client(AdminClient, {"error_cb": log_error, **_QUIET, **settings.client_options()})
 
 
 def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
@@ -76,6 +108,8 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
         "compression.type": "lz4",
         "linger.ms": 5,
         "message.max.bytes": settings.max_message_bytes,
+        # By default there is room for 1 GiB.
+        "queue.buffering.max.kbytes": max(settings.producer_queue_mib * 1024, 2 * settings.max_message_bytes // 1024),
         "error_cb": log_error,
         **_QUIET,
         **settings.client_options(),
@@ -83,21 +117,20 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
     if transactional:
         options["transactional.id"] = f"{settings.group_id}-{settings.worker_id}"
         options["transaction.timeout.ms"] = _milliseconds(settings.transaction_timeout_s)
-    return Producer(options)
+    return _client(Producer, options)
 
 
 def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
     """Create those of ``names`` that do not exist; raises DependencyUnavailableError where Kafka is away."""
-    options: dict[str, Any] = {"error_cb": log_error, **_QUIET, **settings.client_options()}
-    admin = AdminClient(options)
+    client = admin(settings)
     try:
-        existing = admin.list_topics(timeout=CALL_TIMEOUT).topics
+        existing = client.list_topics(timeout=CALL_TIMEOUT).topics
         missing = [
             NewTopic(name, settings.topic_partitions, settings.replication_factor)
             for name in names
             if name not in existing
         ]
-        created = admin.create_topics(missing, request_timeout=_CREATE_TIMEOUT) if missing else {}
+        created = client.create_topics(missing, request_timeout=_CREATE_TIMEOUT) if missing else {}
     except KafkaException as error:
         raise DependencyUnavailableError(f"Kafka: {error}") from error
     for name, future in created.items():
@@ -108,6 +141,13 @@ def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None
                 raise DependencyUnavailableError(f"Kafka cannot create topic {name}: {error}") from error
     if created:
         log.info("created %d topics", len(created))
+
+
+def _client(kind: Callable[[dict[str, Any]], T], options: dict[str, Any]) -> T:
+    try:
+        return kind(options)
+    except KafkaException as error:  # a property that does not exist, or values that do not go together
+        raise ConfigurationError(f"settings of Kafka: {error.args[0].str()}") from error
 
 
 def _milliseconds(seconds: float) -> int:

@@ -21,8 +21,16 @@ _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
 """What messages of an aborted transaction report: no failure of their own."""
 
 
+ANY_PARTITION: Final = -1
+"""For a message whose key decides (librdkafka's RD_KAFKA_PARTITION_UA)."""
+
+
 class WorkerFencedError(TrifidError):
-    """Kafka shut this producer out: a newer one has its transactional id, or its transaction timed out."""
+    """Kafka shut this worker out: a newer one has its name, or its transaction timed out."""
+
+
+def _nothing() -> None:
+    """For whoever does not watch."""
 
 
 class Delivery(Protocol):
@@ -45,8 +53,8 @@ class Delivery(Protocol):
 class _Outbox:
     """A producer's queue for one batch, with what became of its messages."""
 
-    def __init__(self, producer: Producer) -> None:
-        self._producer = producer
+    def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None]) -> None:
+        self._producer, self._stop, self._beat = producer, stop, beat
         self.error: KafkaError | None = None
 
     def put(self, messages: Sequence[OutgoingMessage]) -> None:
@@ -58,12 +66,16 @@ class _Outbox:
                         message.topic,
                         message.value,
                         message.key,
+                        ANY_PARTITION if message.partition is None else message.partition,
                         headers=list(message.headers),
                         on_delivery=self._delivered,
                     )
                     break
-                except BufferError:  # the local queue is full: let it drain
+                except BufferError as error:  # the local queue is full: let it drain
+                    self._beat()
                     self._producer.poll(0.1)
+                    if self._stop.is_set():
+                        raise DependencyUnavailableError("Kafka did not take all messages before the end") from error
             self._producer.poll(0)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -87,11 +99,20 @@ class _Outbox:
 class ExactlyOnceDelivery:
     """Messages and offsets in one Kafka transaction: subscribers see both or neither (KIP-98, KIP-447)."""
 
-    def __init__(self, producer: Producer, stop: threading.Event) -> None:
-        """``producer`` has a transactional id; ``stop`` ends the waiting for Kafka."""
-        self._producer = producer
-        self._stop = stop
-        self._outbox = _Outbox(producer)
+    def __init__(
+        self,
+        producer: Producer,
+        stop: threading.Event,
+        beat: Callable[[], None] = _nothing,
+        *,
+        as_member: bool = True,
+    ) -> None:
+        """``producer`` has a transactional id; ``stop`` ends the waiting for Kafka, ``beat`` is called meanwhile.
+
+        ``as_member``: offsets are committed for a member of the group only, not for a reader outside of it.
+        """
+        self._producer, self._stop, self._beat, self._as_member = producer, stop, beat, as_member
+        self._outbox = _Outbox(producer, stop, beat)
 
     def start(self) -> None:
         """Take over the transactional id; a transaction that an earlier process left open is aborted."""
@@ -102,10 +123,16 @@ class ExactlyOnceDelivery:
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """See ``Delivery.deliver``; where it fails, the transaction is aborted and nobody sees any of it."""
+        # Kafka refuses offsets of a member that it has put out of the group, or of an earlier generation. But it
+        # takes those of nobody in particular, which is what a consumer is that noticed by itself that it is out: it
+        # must not commit. Asked in this order: the member's id comes back only after on_lost was called, and so not
+        # between the two calls.
+        group = consumer.consumer_group_metadata()
+        if self._as_member and not consumer.memberid():
+            raise DependencyUnavailableError("Kafka: not in the group at present")
         try:
             self._producer.begin_transaction()
             self._outbox.put(messages)
-            group = consumer.consumer_group_metadata()
             self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT))
             self._insist(lambda: self._producer.commit_transaction(CALL_TIMEOUT))
         except KafkaException as error:
@@ -123,6 +150,8 @@ class ExactlyOnceDelivery:
         try:
             self._insist(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
         except KafkaException as error:
+            if self._stop.is_set():  # aborted by the next process under this name, or after its timeout
+                return
             raise WorkerFencedError(f"Kafka does not let the transaction be aborted: {error}") from error
 
     def _insist(self, call: Callable[[], None]) -> None:
@@ -131,6 +160,7 @@ class ExactlyOnceDelivery:
         The outcome of such a call is not known, so that nothing but the same call may follow it.
         """
         while True:
+            self._beat()
             try:
                 return call()
             except KafkaException as error:
@@ -142,11 +172,10 @@ class ExactlyOnceDelivery:
 class AtLeastOnceDelivery:
     """Messages first, acknowledged by Kafka, then offsets; a failure in between repeats messages."""
 
-    def __init__(self, producer: Producer, stop: threading.Event) -> None:
-        """``stop`` ends the waiting for Kafka."""
-        self._producer = producer
-        self._stop = stop
-        self._outbox = _Outbox(producer)
+    def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None] = _nothing) -> None:
+        """``stop`` ends the waiting for Kafka, ``beat`` is called meanwhile."""
+        self._producer, self._stop, self._beat = producer, stop, beat
+        self._outbox = _Outbox(producer, stop, beat)
 
     def start(self) -> None:
         """Nothing has to be prepared."""
@@ -157,6 +186,7 @@ class AtLeastOnceDelivery:
             self._outbox.put(messages)
             while self._producer.flush(CALL_TIMEOUT):
                 DEPENDENCY_WAITS.labels("kafka").inc()
+                self._beat()
                 if self._stop.is_set():
                     raise DependencyUnavailableError("Kafka did not acknowledge all messages before the end")
             if self._outbox.error is not None:

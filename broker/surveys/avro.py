@@ -27,8 +27,6 @@ MAX_STEPS: Final = 50_000
 _MAX_PATH: Final = 200
 """Characters of a field's path that are told: a schema may have names of any length."""
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
-
-
 _READ: Final[dict[tuple[str, Kind], Op]] = {
     ("float", Kind.NUMBER): Op.FLOAT_NUMBER,
     ("double", Kind.NUMBER): Op.DOUBLE_NUMBER,
@@ -69,7 +67,8 @@ class Table:
 
     paths: tuple[str, ...]
     """Where its rows are: ``""`` for the record itself, ``candidate`` for a record within it, ``prv_candidates[]``
-    for the items of an array. A path that the writer's schema lacks, or that is null, gives no rows."""
+    for the items of an array. A path that the writer's schema lacks, or that is null, gives no rows, nor do
+    items that have no bytes."""
     columns: dict[str, Column]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from broker.errors import DecodeError, DependencyUnavailableError
+from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, ObservedSpectrum
 from broker.surveys.avro import NOTHING, AvroSchema, Layout, Program, WriterSchema, compile_schema
 from broker.surveys.containers import (
@@ -22,7 +22,7 @@ from broker.surveys.containers import (
 )
 from broker.surveys.machine import warm_up
 from broker.surveys.reader import Message, run
-from broker.surveys.survey import MODULES, load_surveys
+from broker.surveys.survey import MODULES, Survey, load_surveys
 from broker.surveys.wire import CONFLUENT_MAGIC, lsst_schema, read_confluent_header
 
 SPECTRUM_SCHEMA: Final = "trifid.spectrum"
@@ -80,7 +80,7 @@ class Decoder:
         present. Raises ConfigurationError where a module cannot be used.
         """
         self._surveys = load_surveys(surveys)
-        self._layouts = [Layout(dict(survey.tables)) for survey in self._surveys]
+        self._layouts = [_layout(survey) for survey in self._surveys]
         self._schema_of_id = schema_of_id
         self._readers: OrderedDict[bytes | int, _Reader | str | None] = OrderedDict()
         """By a container's schema or an id; a reason where the schema is no use, None where it is a spectrum's."""
@@ -214,6 +214,13 @@ class Decoder:
             if self._surveys[number].recognises(writer.full_name, writer.fields):
                 return _Reader(number, compile_schema(writer, self._layouts[number]))
         raise DecodeError(f"records of type {writer.name[:200]!r} are no alerts of a known survey")
+
+
+def _layout(survey: Survey) -> Layout:
+    try:
+        return Layout(dict(survey.tables))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"survey {survey.name!r}: {error}") from error
 
 
 def _container_schema(schema_json: bytes) -> AvroSchema:
