@@ -52,4 +52,4 @@ DEAD_LETTER_RATIO: Final = Gauge(
     "trifid_dead_letter_ratio", "Share of dead letters among the latest alerts (pipeline.dead_letter_window)."
 )
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
-NOT_READY: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
+CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])

@@ -39,7 +39,7 @@ NAME: Final = r"[A-Za-z0-9_.-]+"
 """Pattern of catalogue names, which are part of keys."""
 CHUNK_ROWS: Final = 20_000
 """Rows of one script, for which Redis does nothing else and the service waits: some 10 ms where the table is sorted
-by place, 85 ms where it is not and each row is for another cell."""
+by place, 85 to 170 ms where it is not and each row is for another cell."""
 _APPEND: Final = resources.files(__package__).joinpath("append.lua").read_text("utf-8")
 _SCAN: Final = 5000
 _OTHERS: Final = "catalogue {} is being loaded, or was dropped, by another process"

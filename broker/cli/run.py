@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
-import signal
+import os
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
 from broker.cli import options
+
+DEAD_LETTER_LIMIT_EXIT: Final = 3
+"""Exit code where too many alerts would be dead letters: starting again would not help."""
+
+
+class _LimitFailure(click.ClickException):
+    exit_code = DEAD_LETTER_LIMIT_EXIT
 
 
 @click.command()
@@ -23,27 +31,31 @@ from broker.cli import options
 def run(config: Path | None, log_level: str) -> None:
     """Run the broker: classify a survey's alerts from Kafka until told to stop.
 
-    Waits for Redis, Triton and Kafka where they are away. SIGTERM or Ctrl-C finishes the batch in hand. At the
-    end the books are printed: every alert that came in was classified, is NotClassified, or went to the
-    dead-letter topic.
-    """
-    from prometheus_client import start_http_server
+    Waits for Redis, Triton and Kafka where they are away. SIGTERM or Ctrl-C finishes the batch in hand, or gives
+    it back where that takes too long; a second one ends at once. At the end the books are printed: every alert
+    that came in was classified, is NotClassified, or went to the dead-letter topic.
 
+    Exit codes: 0 after a signal; 1 after an error that a restart may mend; 2 for settings that cannot be used;
+    3 where too many alerts would become dead letters (docs/operations.md).
+    """
     from broker.config import load_settings
-    from broker.streaming.worker import worker
+    from broker.errors import ConfigurationError, DeadLetterLimitError
+    from broker.streaming.supervisor import supervise
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(config)
-    if settings.metrics.port:
-        start_http_server(settings.metrics.port, settings.metrics.address)
-    with worker(settings) as service:
-
-        def stop(number: int, frame: Any) -> None:
-            service.stop()
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        books = service.run()
+    try:
+        outcome = supervise(settings)
+    except DeadLetterLimitError as error:
+        raise _LimitFailure(str(error)) from error
+    except OSError as error:
+        raise ConfigurationError(f"metrics at {settings.metrics.address}:{settings.metrics.port}: {error}") from error
+    books = outcome.books
     click.echo(books)
+    if outcome.hangs:
+        # The interpreter would wait for what hangs.
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(0 if books.balanced else 1)
     if not books.balanced:
         raise SystemExit(1)

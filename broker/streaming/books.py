@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -39,9 +40,15 @@ class Books:
     """Objects classified again upon a spectrum, which are no alerts in."""
     classes: Counter[str] = field(default_factory=Counter)
     """Alerts by most probable class, NotClassified included."""
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """Held while a batch is entered: whoever ends the process reads whole batches."""
 
     def add(self, result: BatchResult, messages: int, payload_bytes: int) -> None:
         """Enter a delivered batch here and in the metrics."""
+        with self.lock:
+            self._add(result, messages, payload_bytes)
+
+    def _add(self, result: BatchResult, messages: int, payload_bytes: int) -> None:
         now = mjd_now()
         self.messages += messages
         self.payload_bytes += payload_bytes
@@ -84,9 +91,13 @@ class Books:
         )
 
     def __str__(self) -> str:
+        with self.lock:
+            return self._text()
+
+    def _text(self) -> str:
         spectra = (
-            f"; spectra in {self.spectra_in} = stored {self.spectra_stored} "
-            f"+ dead-lettered {self.spectra_dead_lettered}, upon which {self.reclassified} objects were classified again"
+            f"; spectra in {self.spectra_in} = stored {self.spectra_stored} + dead-lettered "
+            f"{self.spectra_dead_lettered}, upon which {self.reclassified} objects were classified again"
         )
         return (
             f"alerts in {self.alerts_in} = classified {self.classified} "

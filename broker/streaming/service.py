@@ -1,4 +1,8 @@
-"""The service: batches from Kafka, through the pipeline, and delivered to Kafka, until told to stop."""
+"""The service: batches from Kafka, through the pipeline, and delivered to Kafka, until told to stop.
+
+The thread of ``Service.run`` looks after Kafka; a second one, its hands, processes. So a batch may take as long as it
+likes and the worker still answers the group, its health checks and a request to stop.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Final, TypeVar, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
@@ -14,23 +20,42 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.config import KafkaSettings, PipelineSettings
 from broker.errors import DependencyUnavailableError
-from broker.metrics import CONSUMER_LAG, STAGE_SECONDS
+from broker.health import Health
+from broker.metrics import BATCHES_GIVEN_UP, CONSUMER_LAG, STAGE_SECONDS
 from broker.publish.annotation import mjd_now
 from broker.publish.messages import Publisher
 from broker.streaming import clients
 from broker.streaming.books import Books
-from broker.streaming.delivery import AtLeastOnceDelivery, Delivery, ExactlyOnceDelivery
+from broker.streaming.delivery import AtLeastOnceDelivery, Delivery, ExactlyOnceDelivery, WorkerFencedError
+from broker.streaming.handling import Process, handle
+from broker.streaming.hands import Hands
+from broker.streaming.limit import DeadLetterLimit
 
 log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.1
+_LONG_S: Final = 5.0
+"""Work that takes longer is waited for with the consumer paused and polled: pausing drops what was fetched ahead, and
+so is not done for every batch."""
+_CHUNK: Final = 32
+"""Messages taken at once, after which the size of the batch is looked at."""
+_MIB: Final = 1024 * 1024
 
 R = TypeVar("R")
-Process = Callable[[Sequence[IncomingMessage]], BatchResult]
 
 
 class _GivenUpError(Exception):
     """The batch in hand is let go: the service stops, or its partitions may have another worker by now."""
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the rest of the process has to do with a worker."""
+
+    health: Health
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to have the worker finish the batch in hand and leave."""
+    books: Books = field(default_factory=Books)
 
 
 class Service:
@@ -42,6 +67,7 @@ class Service:
         pacing: PipelineSettings,
         prepare: Callable[[], Process],
         publisher: Publisher,
+        control: Control,
         on_batch: Callable[[BatchResult], None] | None = None,
     ) -> None:
         """Set up a worker; it connects when it runs.
@@ -49,11 +75,16 @@ class Service:
         ``prepare`` gives the ``process`` method of a pipeline; it is called again where it raises
         DependencyUnavailableError. ``on_batch`` is told of each batch that was delivered.
         """
-        self.books = Books()
+        self.books = control.books
+        self.hangs = False
+        """After ``run``: whether a call to Redis or Triton has not come back."""
         self._kafka, self._pacing = kafka, pacing
         self._prepare, self._publisher, self._on_batch = prepare, publisher, on_batch
-        self._stop = threading.Event()
-        self._rebalanced = False
+        self._stop, self._health = control.stop, control.health
+        self._limit = DeadLetterLimit(pacing)
+        self._hands = Hands()
+        self._in_hand: Future[object] | None = None
+        self._lost_partitions = False
 
     def stop(self) -> None:
         """Finish the batch in hand and leave; safe to call from a signal handler or another thread."""
@@ -62,33 +93,38 @@ class Service:
     def run(self) -> Books:
         """Work until ``stop`` is called; returns the books.
 
-        Waits for what is away. Raises ConfigurationError and WorkerFencedError as ``Delivery.deliver`` does.
+        Waits for what is away. Raises ConfigurationError and WorkerFencedError as ``Delivery.deliver`` does, and
+        DeadLetterLimitError.
         """
         consumer = clients.consumer(self._kafka)
         exactly_once = self._kafka.delivery == "exactly-once"
         producer = clients.producer(self._kafka, transactional=exactly_once)
         kind = ExactlyOnceDelivery if exactly_once else AtLeastOnceDelivery
-        delivery: Delivery = kind(producer, self._stop)
+        delivery: Delivery = kind(producer, self._stop, self._health.beat)
         try:
             with suppress(_GivenUpError):
                 if self._kafka.create_topics:
                     self._patiently(consumer, self._create_topics)
-                process = self._patiently(consumer, self._prepare)
+                process = self._patiently(consumer, lambda: self._with_hands(consumer, self._prepare))
+                self._health.report("model", None)
                 self._patiently(consumer, delivery.start)
                 consumer.subscribe(
                     [*self._kafka.input_topics, *self._spectra_topic],
-                    on_assign=self._on_rebalance,
-                    on_revoke=self._on_rebalance,
-                    on_lost=self._on_rebalance,
+                    on_assign=self._on_assign,
+                    on_revoke=self._on_revoke,
+                    on_lost=self._on_lost,
                 )
                 while not self._stop.is_set():
                     try:
                         self._next_batch(consumer, process, delivery)
                     except _GivenUpError:
+                        BATCHES_GIVEN_UP.inc()
+                        log.info("the batch in hand is given back")
                         self._rewind(consumer)
         finally:
             delivery.close()
             consumer.close()
+            self.hangs = not self._hands.let_go(_POLL_S)
         return self.books
 
     def _create_topics(self) -> None:
@@ -99,25 +135,44 @@ class Service:
         return [self._kafka.spectra_topic] if self._kafka.spectra_topic else []
 
     def _next_batch(self, consumer: Consumer, process: Process, delivery: Delivery) -> None:
-        self._rebalanced = False
-        taken = consumer.consume(self._pacing.batch_size, self._pacing.batch_wait_s)
-        if self._rebalanced:
+        self._health.beat()
+        self._lost_partitions = False
+        messages = self._take(consumer)
+        if self._lost_partitions:
             raise _GivenUpError  # some of these may come from before it
-        messages = [message for message in taken if not _is_event(message)]
+        self._measure_lag(consumer, cached=True)
         if not messages:
             return
         received = mjd_now()
         batch = [_incoming(message, received) for message in messages]
-        result = self._patiently(consumer, lambda: process(batch))
-        with STAGE_SECONDS.labels("publish").time():
-            outgoing = list(self._publisher.messages(result))
+        result, outgoing = self._patiently(
+            consumer, lambda: self._with_hands(consumer, lambda: handle(process, self._publisher, batch))
+        )
+        self._limit.check(result)
         with STAGE_SECONDS.labels("deliver").time():
             offsets = _next_offsets(messages)
             self._patiently(consumer, lambda: delivery.deliver(outgoing, offsets, consumer))
+        self._limit.add(result)
         self.books.add(result, len(batch), sum(len(m.payload) for m in batch))
-        self._measure_lag(consumer, cached=True)
         if self._on_batch is not None:
             self._on_batch(result)
+
+    def _take(self, consumer: Consumer) -> list[Message]:
+        """The messages of a batch, which is full by number, by size or by time."""
+        messages: list[Message] = []
+        size = 0
+        end = time.monotonic() + self._pacing.batch_wait_s
+        while len(messages) < self._pacing.batch_size and size < self._pacing.batch_mib * _MIB:
+            left = end - time.monotonic()
+            if left <= 0 or self._stop.is_set():
+                break
+            taken = consumer.consume(min(_CHUNK, self._pacing.batch_size - len(messages)), left)
+            if self._lost_partitions:
+                break
+            alerts = [message for message in taken if not _is_event(message)]
+            messages += alerts
+            size += sum(len(message) for message in alerts)
+        return messages
 
     def _patiently(self, consumer: Consumer, action: Callable[[], R]) -> R:
         """Do something, again and again with growing pauses while a dependency is away.
@@ -125,58 +180,138 @@ class Service:
         Raises _GivenUpError where the service stops, or the partitions may have gone to another worker.
         """
         pause = self._pacing.first_backoff_s
-        while not self._stop.is_set():
+        while True:
             try:
-                return action()
+                done = action()
+                self._health.report("work", None)
+                return done
             except DependencyUnavailableError as error:
                 log.warning("waiting %.1f s: %s", pause, error)
+                self._health.report("work", f"waits: {error}")
             self._wait(consumer, pause)
+            if self._stop.is_set():
+                raise _GivenUpError
             pause = min(2 * pause, self._pacing.max_backoff_s)
-        raise _GivenUpError
 
     def _wait(self, consumer: Consumer, seconds: float) -> None:
         """Wait without taking alerts, but polling, so that the group does not take this worker for dead."""
-        paused = consumer.assignment()
-        if not paused:
-            self._stop.wait(seconds)
-            return
-        consumer.pause(paused)
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._stop.is_set():
-            consumer.poll(_POLL_S)
-            if self._rebalanced:
-                raise _GivenUpError
+            self._poll_without_taking(consumer)
         self._measure_lag(consumer, cached=False)
-        consumer.resume(paused)
+        consumer.resume(consumer.assignment())
 
-    def _on_rebalance(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._rebalanced = True
-        log.info("rebalance: %s", ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "nothing")
+    def _with_hands(self, consumer: Consumer, action: Callable[[], R]) -> R:
+        """Have something done by the other thread; what it raises is raised here.
+
+        Raises _GivenUpError where it takes too long after a request to stop, or partitions go meanwhile. It may go
+        on then: what the pipeline writes to Redis may be written twice.
+        """
+        began = time.monotonic()
+        asked_to_stop: float | None = None
+        paused = False
+        future = self._hands.do(action)
+        self._in_hand = cast("Future[object]", future)
+        self._health.begin()
+        try:
+            while not wait([future], _POLL_S).done:
+                self._health.beat()
+                now = time.monotonic()
+                if self._stop.is_set():
+                    asked_to_stop = asked_to_stop or now
+                    if now - asked_to_stop > self._pacing.stop_timeout_s / 2:
+                        raise _GivenUpError
+                elif now - began > _LONG_S:
+                    paused = True
+                    self._poll_without_taking(consumer)
+            if paused:
+                consumer.resume(consumer.assignment())
+            return future.result()
+        finally:
+            self._in_hand = None
+            self._health.end()
+
+    def _poll_without_taking(self, consumer: Consumer) -> None:
+        """Answer the group for a moment; raises _GivenUpError where the batch in hand can no longer be kept."""
+        self._health.beat()
+        assigned = consumer.assignment()
+        if not assigned:
+            # Before it subscribed, the consumer has no group to answer, and polling does not wait.
+            self._stop.wait(_POLL_S)
+        consumer.pause(assigned)  # partitions that came since the last time as well
+        message = consumer.poll(_POLL_S if assigned else 0)
+        if self._lost_partitions:
+            raise _GivenUpError
+        if message is not None and not _is_event(message):
+            raise _GivenUpError  # of a partition that came just now: rewinding brings this one again
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.info("partitions that come: %s", _names(partitions))
+        self._health.report("group", None)
+        self._partitions_changed()
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.info("partitions that go: %s", _names(partitions))
+        if self._in_hand is not None:
+            # Nobody else has these partitions before this returns: the batch's objects are written in peace.
+            self._wait_for_hands(self._in_hand)
+        self._lost_partitions = True
+        self._partitions_changed()
+
+    def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        log.warning("partitions that are lost: %s", _names(partitions))
+        self._lost_partitions = True
+        self._health.report("group", "put out of the group")
+        self._partitions_changed()
+
+    def _partitions_changed(self) -> None:
         CONSUMER_LAG.clear()
+        self._health.rebalanced()
+
+    def _wait_for_hands(self, work: Future[object]) -> None:
+        end = time.monotonic() + self._kafka.max_poll_interval_s / 2
+        while time.monotonic() < end and not self._stop.is_set() and not wait([work], _POLL_S).done:
+            self._health.beat()
 
     def _rewind(self, consumer: Consumer) -> None:
-        """Take up again from what is committed."""
+        """Take up the partitions of now again from what is committed."""
         while not self._stop.is_set():
+            self._health.beat()
             try:
-                consumer.resume(consumer.assignment())
-                for p in consumer.committed(consumer.assignment(), clients.CALL_TIMEOUT):
+                assigned = consumer.assignment()
+                consumer.resume(assigned)
+                # Rebalances happen within poll and consume only: the partitions stay the same until the end of this.
+                for p in consumer.committed(assigned, clients.CALL_TIMEOUT) if assigned else []:
                     offset = p.offset if p.offset >= 0 else OFFSET_BEGINNING
                     consumer.seek(TopicPartition(p.topic, p.partition, offset))
                 return
             except KafkaException as error:
-                log.warning("cannot go back to the committed offsets yet: %s", error)
-                consumer.poll(0)
-                self._stop.wait(self._pacing.first_backoff_s)
+                _check_fenced(error)
+                # Such as a partition that came just now, and is not read yet.
+                log.info("cannot go back to the committed offsets yet: %s", error)
+                consumer.poll(0)  # a message that this gives comes again with what follows
+                self._stop.wait(_POLL_S)
 
     def _measure_lag(self, consumer: Consumer, *, cached: bool) -> None:
         """Update the metric; ``cached`` high-water marks are those of the last fetch."""
+        total = 0
         try:
             for p in consumer.position(consumer.assignment()):
                 marks = consumer.get_watermark_offsets(p, timeout=1.0, cached=cached)
                 if marks is not None and p.offset >= 0:
-                    CONSUMER_LAG.labels(p.topic, p.partition).set(max(0, marks[1] - p.offset))
+                    lag = max(0, marks[1] - p.offset)
+                    total += lag
+                    CONSUMER_LAG.labels(p.topic, p.partition).set(lag)
+            self._health.lag(total)
         except KafkaException as error:
             log.info("no lag to be had: %s", error)
+
+
+def _check_fenced(error: KafkaException) -> None:
+    if error.args[0].fatal():
+        raise WorkerFencedError(
+            f"Kafka shut this worker out, as it does where two workers have one kafka.worker_id: {error.args[0].str()}"
+        ) from error
 
 
 def _is_event(message: Message) -> bool:
@@ -184,10 +319,13 @@ def _is_event(message: Message) -> bool:
     error = message.error()
     if error is None:
         return False
-    if error.fatal():
-        raise KafkaException(error)
+    _check_fenced(KafkaException(error))
     log.warning("Kafka: %s", error)
     return True
+
+
+def _names(partitions: Sequence[TopicPartition]) -> str:
+    return ", ".join(f"{p.topic}[{p.partition}]" for p in partitions) or "none"
 
 
 def _incoming(message: Message, received_mjd: float) -> IncomingMessage:

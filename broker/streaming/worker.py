@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
+from confluent_kafka import KafkaException
+
 from broker.batch import BatchResult
 from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
 from broker.config import Settings
 from broker.errors import DependencyUnavailableError
+from broker.health import Health, Probe, Probes
 from broker.pipeline import Pipeline
-from broker.streaming.service import Process, Service
+from broker.streaming import clients
+from broker.streaming.handling import Process
+from broker.streaming.service import Control, Service
 
 
 @contextmanager
-def worker(settings: Settings, on_batch: Callable[[BatchResult], None] | None = None) -> Iterator[Service]:
+def worker(
+    settings: Settings,
+    on_batch: Callable[[BatchResult], None] | None = None,
+    control: Control | None = None,
+) -> Iterator[Service]:
     """A service with its store and engine, which are closed at the end.
 
-    Raises ConfigurationError where the model cannot be used; servers that are away are waited for when the
-    service runs.
+    Without ``control`` nobody looks at its health. Raises ConfigurationError where the model cannot be used; servers
+    that are away are waited for when the service runs.
     """
     publisher, decoder = build_publisher(settings), build_decoder(settings)
     with (
@@ -35,4 +44,29 @@ def worker(settings: Settings, on_batch: Callable[[BatchResult], None] | None = 
             reference = reference_set_in_redis(settings)
             return Pipeline(decoder, store, engine, engine.manifest, reference).process
 
-        yield Service(settings.kafka, settings.pipeline, prepare, publisher, on_batch)
+        probes: dict[str, Probe] = {
+            "redis": lambda: None if store.ready() else "does not answer",
+            settings.inference.engine: lambda: None if engine.ready() else "is not ready",
+            "kafka": _kafka_probe(settings),
+        }
+        if control is None:
+            yield Service(
+                settings.kafka, settings.pipeline, prepare, publisher, Control(Health(settings.metrics)), on_batch
+            )
+            return
+        with Probes(control.health, settings.metrics.probe_interval_s, probes):
+            yield Service(settings.kafka, settings.pipeline, prepare, publisher, control, on_batch)
+
+
+def _kafka_probe(settings: Settings) -> Probe:
+    """Asks through a client of its own: the consumer's may be closed meanwhile."""
+    client = clients.admin(settings.kafka)
+
+    def probe() -> str | None:
+        try:
+            client.list_topics(f"{settings.publish.topic_prefix}.deadletter", timeout=clients.CALL_TIMEOUT)
+        except KafkaException as error:
+            return str(error.args[0].str())
+        return None
+
+    return probe

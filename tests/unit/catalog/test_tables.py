@@ -52,12 +52,16 @@ def write_astropy(path: Path, columns: dict[str, np.ndarray]) -> None:
 def write_votable(path: Path, columns: dict[str, np.ndarray]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Table({n: MaskedColumn(c, mask=np.isnan(c)) for n, c in columns.items()}).write(path, format="votable")
+        plain = path.with_suffix("") if path.suffix == ".gz" else path
+        Table({n: MaskedColumn(c, mask=np.isnan(c)) for n, c in columns.items()}).write(plain, format="votable")
+    if plain != path:
+        path.write_bytes(gzip.compress(plain.read_bytes()))
 
 
 FORMATS: list[tuple[str, Callable[[Path, dict[str, np.ndarray]], None]]] = [
     ("t.csv", write_csv), ("t.csv.gz", write_csv), ("x.csv", write_csv), ("t.parquet", write_parquet),
-    ("t.fits", write_astropy), ("t.fits.gz", write_astropy), ("t.vot", write_votable), ("t.ecsv", write_astropy),
+    ("t.fits", write_astropy), ("t.fits.gz", write_astropy), ("t.vot", write_votable), ("t.vot.gz", write_votable),
+    ("t.ecsv", write_astropy),
 ]  # fmt: skip
 
 

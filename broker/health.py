@@ -1,0 +1,243 @@
+"""Whether the worker is alive and ready, and the small HTTP server that says so beside the metrics.
+
+Alive (``/healthz``) is a worker that a restart would not mend: its loop comes round, whatever is away. Ready
+(``/readyz``) is one that does its work at present; the answer names each check and what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, cast
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import make_wsgi_app
+
+from broker.config import MetricsSettings
+from broker.metrics import CHECK_FAILED, READY
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+log = logging.getLogger(__name__)
+
+Checks = Mapping[str, str | None]
+"""What is wrong by check; None where nothing is."""
+Probe = Callable[[], str | None]
+"""Asks a dependency whether it is there: None, or what is wrong. Bounded in time; may raise."""
+
+_SAMPLES: Final = 60
+"""Of the lag, within its window."""
+_GROWTH: Final = 1.1
+"""How much larger the mean lag of the later half of the window is than that of the earlier, to count as growing."""
+_OVERDUE: Final = 3
+"""Rounds of probing without an answer that are taken for one."""
+_REQUEST_TIMEOUT_S: Final = 5.0
+_JSON: Final = "application/json; charset=utf-8"
+
+
+class LagTrend:
+    """Whether the lag grows, over a window longer than the bursts in which alerts come."""
+
+    def __init__(self, window_s: float, floor: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """A lag of up to ``floor`` alerts is no matter of concern."""
+        self._window, self._floor, self._clock = window_s, floor, clock
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, alerts: int) -> None:
+        """Enter the lag of now; more often than needed does no harm."""
+        now = self._clock()
+        if self._samples and now - self._samples[-1][0] < self._window / _SAMPLES:
+            return
+        self._samples.append((now, alerts))
+        while now - self._samples[0][0] > self._window:
+            self._samples.popleft()
+
+    def clear(self) -> None:
+        """Begin anew: the partitions are others now."""
+        self._samples.clear()
+
+    def problem(self) -> str | None:
+        """What is wrong, once a whole window was seen."""
+        samples = list(self._samples)
+        if len(samples) < _SAMPLES // 2 or samples[-1][0] - samples[0][0] < 0.9 * self._window:
+            return None
+        middle = len(samples) // 2
+        earlier, later = (sum(lag for _, lag in half) / len(half) for half in (samples[:middle], samples[middle:]))
+        if later <= max(self._floor, _GROWTH * earlier):
+            return None
+        return f"has grown from {earlier:.0f} to {later:.0f} alerts over {self._window:.0f} s"
+
+
+class Health:
+    """What the parts of a worker report of themselves. Safe to use from several threads."""
+
+    def __init__(self, settings: MetricsSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is ready yet."""
+        self._settings, self._clock = settings, clock
+        self._lock = threading.Lock()
+        self._beat = clock()
+        self._batch_since: float | None = None
+        self._checks: dict[str, str | None] = {"model": "not loaded yet", "group": "not joined yet", "work": None}
+        self._probed: dict[str, float] = {}
+        self._lag = LagTrend(settings.lag_window_s, settings.lag_floor, clock)
+
+    def beat(self) -> None:
+        """The worker's loop has come round."""
+        self._beat = self._clock()
+
+    def begin(self) -> None:
+        """A batch, or another piece of work, is in hand."""
+        self._batch_since = self._clock()
+
+    def end(self) -> None:
+        """It no longer is."""
+        self._batch_since = None
+
+    def report(self, check: str, problem: str | None) -> None:
+        """Say how a check of readiness stands: None, or what is wrong."""
+        with self._lock:
+            self._checks[check] = problem
+
+    def probed(self, dependency: str, problem: str | None) -> None:
+        """Say what a probe found; it has to say so again and again."""
+        with self._lock:
+            self._checks[dependency] = problem
+            self._probed[dependency] = self._clock()
+
+    def lag(self, alerts: int) -> None:
+        """Enter the worker's lag of now."""
+        with self._lock:
+            self._lag.add(alerts)
+
+    def rebalanced(self) -> None:
+        """The worker's partitions have changed, and with them its lag."""
+        with self._lock:
+            self._lag.clear()
+
+    def alive(self) -> Checks:
+        """The checks of ``/healthz``."""
+        now, since = self._clock(), self._batch_since
+        silent, busy = now - self._beat, 0.0 if since is None else now - since
+        settings = self._settings
+        return {
+            "loop": f"has not come round for {silent:.0f} s" if silent > settings.alive_limit_s else None,
+            "batch": f"has been in hand for {busy:.0f} s" if busy > settings.batch_limit_s else None,
+        }
+
+    def ready(self) -> Checks:
+        """The checks of ``/readyz``, those of ``/healthz`` among them."""
+        overdue = _OVERDUE * self._settings.probe_interval_s
+        with self._lock:
+            now = self._clock()
+            checks = dict(self._checks)
+            for name, at in self._probed.items():
+                if checks[name] is None and now - at > overdue:
+                    checks[name] = f"has not answered for {now - at:.0f} s"
+            checks["lag"] = self._lag.problem()
+        return {**checks, **self.alive()}
+
+    def update_metrics(self) -> None:
+        """Put the answers into the metrics."""
+        checks = self.ready()
+        READY.set(not any(checks.values()))
+        for name, problem in checks.items():
+            CHECK_FAILED.labels(name).set(problem is not None)
+
+
+class Probes:
+    """Looks at each dependency again and again, each in a thread of its own, while the context lasts."""
+
+    def __init__(self, health: Health, interval_s: float, probes: Mapping[str, Probe]) -> None:
+        """A dependency counts as not looked at yet, and so as away, until its first answer."""
+        self._health, self._interval, self._probes = health, interval_s, probes
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Self:
+        for name, probe in self._probes.items():
+            self._health.probed(name, "not asked yet")
+            # A thread that hangs in a probe must not hold up the end of the process.
+            threading.Thread(target=self._watch, args=(name, probe), name=f"probe-{name}", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+    def _watch(self, name: str, probe: Probe) -> None:
+        while not self._stop.is_set():
+            try:
+                problem = probe()
+            except Exception as error:  # whatever a client raises, the answer is no
+                problem = str(error) or type(error).__name__
+            self._health.probed(name, problem)
+            self._stop.wait(self._interval)
+
+
+def wrong_device(wanted: str, found: str | None) -> str | None:
+    """What is wrong where the model is asked to run on ``wanted`` and runs on ``found``; None: cannot be known."""
+    if wanted == "any" or found == wanted:
+        return None
+    return f"the model runs on {found or 'a device that cannot be known'}, inference.device asks for {wanted}"
+
+
+class HealthServer:
+    """Serves ``/metrics``, ``/healthz`` and ``/readyz`` in a thread, while the context lasts."""
+
+    def __init__(self, health: Health, settings: MetricsSettings) -> None:
+        """Listen at once; raises OSError where the port is taken."""
+        self._health = health
+        self._metrics = make_wsgi_app()
+        self._server = make_server(
+            settings.address, settings.port, self._answer, server_class=_Server, handler_class=_Handler
+        )
+        self.port: int = self._server.server_port
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _answer(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == "/healthz":
+            return _respond(start_response, "alive", self._health.alive())
+        if path == "/readyz":
+            return _respond(start_response, "ready", self._health.ready())
+        if path == "/metrics":
+            self._health.update_metrics()
+            return cast("Iterable[bytes]", self._metrics(environ, start_response))
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"/metrics, /healthz and /readyz are here\n"]
+
+
+def _respond(start_response: StartResponse, question: str, checks: Checks) -> Iterable[bytes]:
+    good = not any(checks.values())
+    body: dict[str, Any] = {question: good, "checks": {name: problem or "ok" for name, problem in checks.items()}}
+    start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", _JSON)])
+    return [json.dumps(body, indent=1).encode() + b"\n"]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    timeout: ClassVar[float] = _REQUEST_TIMEOUT_S  # whoever connects and says nothing is let go
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)

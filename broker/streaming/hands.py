@@ -1,0 +1,50 @@
+"""A thread that works while another one looks after Kafka."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+R = TypeVar("R")
+
+
+class Hands:
+    """Does one thing after the other, always in the same thread.
+
+    That thread does not keep the process from ending: a call that never returns has to be left alone, which the
+    executors of concurrent.futures do not.
+    """
+
+    def __init__(self) -> None:
+        """Start the thread."""
+        self._actions: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="hands", daemon=True)
+        self._thread.start()
+
+    def do(self, action: Callable[[], R]) -> Future[R]:
+        """Have something done after what was asked for before."""
+        future: Future[R] = Future()
+
+        def act() -> None:
+            try:
+                result = action()
+            except BaseException as error:  # for whoever asks for the result
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._actions.put(act)
+        return future
+
+    def let_go(self, seconds: float) -> bool:
+        """End the thread after what it does; whether it has ended within ``seconds``."""
+        self._actions.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (action := self._actions.get()) is not None:
+            action()

@@ -1,0 +1,84 @@
+"""One worker as a process: signals, health, and an end within a bounded time."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+from broker.config import Settings
+from broker.health import Health, HealthServer
+from broker.streaming.books import Books
+from broker.streaming.service import Control
+from broker.streaming.worker import worker
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 0.1
+_SIGNALLED: Final = 128
+"""Added to a signal's number for the exit code, as shells do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a worker ended that was told to stop."""
+
+    books: Books
+    hangs: bool
+    """Whether a thread still waits for something, so that the process has to be ended by force."""
+
+
+def supervise(settings: Settings) -> Outcome:
+    """Run a worker until SIGTERM or SIGINT, and serve metrics and health meanwhile. For the main thread.
+
+    The worker has ``pipeline.stop_timeout_s`` to end after the signal; a second signal ends the process at once.
+    Raises what ends the worker otherwise, and OSError where the port of the metrics is taken.
+    """
+    control = Control(Health(settings.metrics))
+    done: Future[bool] = Future()
+
+    def work() -> None:
+        try:
+            with worker(settings, control=control) as service:
+                service.run()
+                hangs = service.hangs
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(hangs)
+
+    def on_signal(number: int, frame: Any) -> None:
+        if control.stop.is_set():
+            log.error("second signal: the process ends at once, the batch in hand is given back")
+            logging.shutdown()
+            os._exit(_SIGNALLED + number)
+        log.info("%s: the batch in hand is finished or given back", signal.Signals(number).name)
+        control.stop.set()
+
+    with ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            stack.callback(signal.signal, number, signal.signal(number, on_signal))
+        if settings.metrics.port:
+            stack.enter_context(HealthServer(control.health, settings.metrics))
+        # The main thread has nothing else to do than to look: a signal is handled between two of its steps, and so
+        # would not be while it waits in a library.
+        thread = threading.Thread(target=work, name="worker", daemon=True)
+        thread.start()
+        deadline: float | None = None
+        while thread.is_alive():
+            thread.join(_LOOK_S)
+            if deadline is None and control.stop.is_set():
+                deadline = time.monotonic() + settings.pipeline.stop_timeout_s
+            elif deadline is not None and time.monotonic() > deadline and thread.is_alive():
+                log.error(
+                    "still waiting %.0f s after the signal: the process ends, and gives back the batch in hand",
+                    settings.pipeline.stop_timeout_s,
+                )
+                return Outcome(control.books, hangs=True)
+        return Outcome(control.books, hangs=done.result())
