@@ -200,12 +200,12 @@ class RedisStore:
         arguments: list[str | float] = [self._prefix]
         arguments += [math.radians(r / ARCSEC) ** 2 for r in (radius, self._limits.spectrum_radius)]
         arguments.append(MAX_YEARS)
-        for (survey, object_id), at, around in zip(objects, positions, cells, strict=True):
-            arguments += [survey, object_id, at.ra, at.dec, at.mjd, len(around), *around]
-        ra, dec, mjd = (np.array([getattr(p, name) for p in positions]) for name in ("ra", "dec", "mjd"))
+        for (survey, object_id), place, around in zip(objects, positions, cells, strict=True):
+            arguments += [survey, object_id, place.ra, place.dec, place.mjd, len(around), *around]
+        at = np.array([_place(p) for p in positions]).T
         if not self._primed:
             self._prime()
-        request = self._catalogs.request(ra, dec)
+        request = self._catalogs.request(at[0], at[1])
 
         def read() -> tuple[Any, Any]:
             pipeline = self._client.pipeline(transaction=False)
@@ -218,7 +218,10 @@ class RedisStore:
             batch.add_object(*row)
         for row in spectra:
             batch.add_spectrum(*row)
-        return self._catalogs.match(request, values, ra, dec, mjd)
+        if self._catalogs.prime(values[0]):  # a catalogue came, went or was replaced: once, one more trip
+            request = self._catalogs.request(at[0], at[1])
+            values = self._call(lambda: self._client.mget(request.keys))
+        return self._catalogs.match(request, values, *at)
 
     def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> None:
         """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip."""
@@ -264,6 +267,13 @@ class RedisStore:
             return action()
         except (redis.ConnectionError, redis.TimeoutError) as error:  # BusyLoadingError is a ConnectionError
             raise DependencyUnavailableError(f"Redis is away: {error}") from error
+
+
+def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
+    """Where and when to look in catalogues: nowhere for what moves through the solar system."""
+    if isinstance(position, Alert) and is_moving(position):
+        return math.nan, math.nan, math.nan
+    return position.ra, position.dec, position.mjd
 
 
 @dataclass(frozen=True, slots=True)

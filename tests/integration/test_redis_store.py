@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
 
 from broker.anomaly.reference_set import ReferenceSet
+from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
 from broker.records import BAND_CODE, Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
@@ -62,17 +70,19 @@ def test_order_and_repetition_do_not_matter(store: RedisStore) -> None:
     assert_same(final_states(store, ALERTS), expected)
 
 
-def test_a_batch_takes_two_round_trips(server: RedisServer) -> None:
+def test_a_batch_takes_two_round_trips(server: RedisServer, tmp_path: Path) -> None:
     """Whatever there is: objects of both surveys, counterparts, spectra, catalogues. Counted by a proxy."""
     alerts = two_surveys(512)
     with CountingProxy(server.port) as proxy, closing(RedisStore(f"redis://127.0.0.1:{proxy.port}/0")) as store:
         store.put_observed([spectrum_of(alert) for alert in alerts[:50]])
+        load_catalog(server, tmp_path, alerts[:100])
         store.remember(alerts[:10])
         before = proxy.round_trips
         states = store.remember(alerts)
         assert proxy.round_trips - before <= 2
     assert sum(bool(state.associated) for state in states) > 100
     assert sum(state.spectrum is not None for state in states) >= 50
+    assert sum(state.metadata is not None for state in states) >= 100
 
 
 def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server: RedisServer) -> None:
@@ -217,3 +227,28 @@ def test_objects_of_version_1_are_migrated_in_place_or_at_once(store: RedisStore
     other = others[0]
     (found,) = store.remember([point("lsst", "1", other.ra, other.dec, 60002.0)])
     assert found.associated == (f"ztf:{other.object_id}",)
+
+
+def load_catalog(server: RedisServer, folder: Path, alerts: list[Alert], magnitude: float = 15.0) -> None:
+    """Stars of a catalogue at the places of alerts."""
+    columns = {"ra": [a.ra for a in alerts], "dec": [a.dec for a in alerts]}
+    columns |= {"phot_g_mean_mag": [magnitude] * len(alerts), "pmra": [0.0] * len(alerts), "pmdec": [0.0] * len(alerts)}
+    path = folder / "stars.parquet"
+    pq.write_table(pa.table(columns), path)
+    command = [sys.executable, "-m", "broker.cli", "catalog", "load", "stars", str(path), "--replace"]
+    environment = os.environ | {"TRIFID_REDIS__URL": server.url}
+    subprocess.run([*command, "--preset", "gaia"], env=environment, check=True, capture_output=True)
+
+
+def test_catalogues_that_come_and_go_are_noticed_at_once(
+    store: RedisStore, server: RedisServer, tmp_path: Path
+) -> None:
+    alert = point("ztf", "ZTF18a", 10.0, 20.0, 61000.0)
+    (before,) = store.remember([alert])
+    assert before.metadata is None
+    for magnitude in (15.0, 16.0):
+        load_catalog(server, tmp_path, [alert], magnitude)
+        star, body = store.remember([alert, replace(alert, object_id="sso:1", solar_system=True)])
+        assert star.metadata is not None
+        assert star.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == magnitude
+        assert body.metadata is None

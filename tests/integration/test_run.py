@@ -253,7 +253,7 @@ def lsst_packet(ra: float, dec: float) -> bytes:
     """A packet of LSST's schema 9.0 at a position, of one detection."""
     schema = lsst_schema(900)
     record = generate_one(schema)
-    record |= {name: None for name in ("ssSource", "MPCORB", "prvDiaSources", "prvDiaForcedSources")}
+    record |= dict.fromkeys(("ssSource", "MPCORB", "prvDiaSources", "prvDiaForcedSources"))
     record["diaSource"] |= {
         "ra": ra, "dec": dec, "midpointMjdTai": 61000.0, "band": "r", "psfFlux": 5e4, "psfFluxErr": 100.0,
         "diaObjectId": 123456, "ssObjectId": None,
