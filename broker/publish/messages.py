@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from broker.batch import BatchResult, DeadLetter
 from broker.publish.annotation import AvroWriter, mjd_now, to_record
 from broker.publish.topics import Topics
+
+CUT_FROM: Final = "cut-from-bytes"
+"""Header of a dead letter whose payload was cut: its size before."""
+_MAX_HEADER: Final = 8000
+"""Bytes; what comes from an exception may be of any length, and counts as part of the message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,16 @@ class Publisher:
                 "source-timestamp": str(origin.timestamp_ms),
             }
         if len(payload) > self._limit:
-            headers["cut-from-bytes"] = str(len(payload))
+            headers[CUT_FROM] = str(len(payload))
         return OutgoingMessage(
             self.topics.dead_letter,
             payload[: self._limit],
-            headers=tuple((name, text.encode()) for name, text in headers.items()),
+            headers=tuple((name, _header(text)) for name, text in headers.items()),
         )
+
+
+def _header(text: str) -> bytes:
+    """The text, in UTF-8 whatever is in it, without the middle of one that is too long."""
+    data = text.encode("utf-8", "backslashreplace")
+    half = _MAX_HEADER // 2
+    return data if len(data) <= _MAX_HEADER else data[:half] + b" ... " + data[-half:]
