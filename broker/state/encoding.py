@@ -23,6 +23,7 @@ from broker.records import BAND_CODE, BANDS, Alert, LightCurve, SourceMetadata, 
 VERSION: Final = 2
 _HEADER: Final = struct.Struct("<BcI")  # version, kind, number of points
 _LATEST_1: Final = struct.Struct("<ddd")  # ra, dec, mjd
+_REVISION: Final = struct.Struct("<I")
 _LATEST: Final = struct.Struct("<dddqqffBBB")
 """Of the latest alert: ra, dec, mjd, alert id, source id, real/bogus, star score, band, whether it is of a moving
 object, and how many catalogue values of its packet follow."""
@@ -38,13 +39,27 @@ class StateError(TrifidError):
     """Stored bytes that this version cannot read."""
 
 
-def encode_object(curve: LightCurve, latest: Alert) -> bytes:
-    """A light curve and the object's latest alert, without that alert's own light curve."""
+STAMP_BYTES: Final = _HEADER.size + _REVISION.size
+"""So many bytes at the head of a stored object tell whether another worker has written it meanwhile."""
+
+
+def encode_object(curve: LightCurve, latest: Alert, before: bytes | None = None) -> bytes:
+    """A light curve and the object's latest alert, without that alert's own light curve.
+
+    ``before`` is what was stored; it is returned where nothing has changed, and otherwise decides the revision.
+    """
+    revision = _REVISION.unpack_from(before, _HEADER.size)[0] if before and is_current(before) else 0
+    value = _encode(curve, latest, revision)
+    return value if value == before else _encode(curve, latest, (revision + 1) % 2**32)
+
+
+def _encode(curve: LightCurve, latest: Alert, revision: int) -> bytes:
     values = [] if latest.metadata is None else latest.metadata.values.tolist()
     known = [(index, value) for index, value in enumerate(values) if value == value]
     return b"".join(
         [
             _HEADER.pack(VERSION, b"L", len(curve)),
+            _REVISION.pack(revision),
             _LATEST.pack(
                 latest.ra, latest.dec, latest.mjd, latest.alert_id, latest.source_id,
                 _number(latest.real_bogus), _number(latest.star_score),
@@ -71,6 +86,7 @@ def decode_object(data: bytes, survey: str, object_id: str) -> tuple[LightCurve,
             real_bogus = star_score = float("nan")
             band, solar_system = _NO_BAND, False
         else:
+            start += _REVISION.size
             ra, dec, mjd, alert_id, source_id, real_bogus, star_score, band, solar_system, known = _LATEST.unpack_from(
                 data, start
             )
@@ -106,7 +122,7 @@ def decode_object(data: bytes, survey: str, object_id: str) -> tuple[LightCurve,
 
 def is_current(data: bytes) -> bool:
     """Whether a stored object is of the present version."""
-    return data[:1] == bytes([VERSION])
+    return len(data) > STAMP_BYTES and data[0] == VERSION
 
 
 def encode_spectrum(spectrum: Spectrum) -> bytes:

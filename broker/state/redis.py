@@ -21,6 +21,7 @@ from broker.errors import DependencyUnavailableError
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.sky import ARCSEC
 from broker.state.encoding import (
+    STAMP_BYTES,
     StateError,
     decode_metadata,
     decode_object,
@@ -36,7 +37,9 @@ from broker.state.places import MAX_YEARS, Place, own_cells, search_cells
 LOG: Final = logging.getLogger(__name__)
 DAY: Final = 86400
 _READ: Final = resources.files(__package__).joinpath("read.lua").read_text("utf-8")
-_WRITE: Final = resources.files(__package__).joinpath("write.lua").read_text("utf-8")
+_WRITE: Final = (
+    resources.files(__package__).joinpath("write.lua").read_text("utf-8").replace("STAMP_BYTES", str(STAMP_BYTES))
+)
 _SCAN: Final = 1000
 _NOBODY: Final = ("", "")
 T = TypeVar("T")
@@ -45,7 +48,7 @@ T = TypeVar("T")
 class RedisStore:
     """Remembers objects in Redis, as docs/state.md says.
 
-    One worker writes one object at a time, since the stream is keyed by object; there is no lock.
+    Without a lock: an object that another worker has written in the meantime is read and merged again.
     """
 
     def __init__(
@@ -76,7 +79,11 @@ class RedisStore:
         names = [(alert.survey, alert.object_id) for alert in alerts]
         catalogued = self._read(batch, alerts, cells, names, self._limits.association_radius)
         states = batch.objects.merge(alerts, cells, catalogued)
-        self._write(batch, names)
+        changed = self._write(batch, names)
+        if changed:
+            again = [row for row, name in enumerate(names) if name in changed]
+            for row, state in zip(again, self.remember([alerts[row] for row in again]), strict=True):
+                states[row] = state
         return states
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
@@ -155,22 +162,9 @@ class RedisStore:
                 yield False
                 continue
             place = b"" if is_moving(latest) else Place(latest.ra, latest.dec, latest.mjd).pack()
-            cell = own_cells([latest])[0]
-            new = [f"{survey}:{object_id}", encode_object(curve, latest), place, cell, ""]
-            yield self._call(lambda key=key, value=value, new=new: self._replace(key, value, new))  # type: ignore[misc]
-
-    def _replace(self, key: bytes, before: bytes, new: list[Any]) -> bool:
-        with self._client.pipeline() as pipeline:
-            pipeline.watch(key)  # type: ignore[no-untyped-call]
-            if pipeline.get(key) != before:
-                return False
-            pipeline.multi()
-            pipeline.eval(_WRITE, 0, self._prefix, self._expiry, *new)
-            try:
-                pipeline.execute()
-            except redis.WatchError:
-                return False
-        return True
+            new = [f"{survey}:{object_id}", encode_object(curve, latest), value[:STAMP_BYTES], place]
+            arguments = [self._prefix, self._expiry, *new, own_cells([latest])[0], ""]
+            yield not self._call(lambda given=arguments: self._client.eval(_WRITE, 0, *given))  # type: ignore[misc]
 
     def _prime(self) -> None:
         """Learn which catalogues there are; afterwards each batch brings that along."""
@@ -223,33 +217,39 @@ class RedisStore:
             values = self._call(lambda: self._client.mget(request.keys))
         return self._catalogs.match(request, values, *at)
 
-    def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> None:
-        """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip."""
+    def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> set[ObjectName]:
+        """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip.
+
+        Returns the objects that were not written, since another worker has written them.
+        """
         arguments: list[str | float | bytes] = [self._prefix, self._expiry]
         known = [
             (name, latest) for name in dict.fromkeys(names) if (latest := batch.objects.known[name].latest) is not None
         ]
         cells = own_cells([latest for _, latest in known])
         for (name, latest), cell in zip(known, cells, strict=True):
-            value = encode_object(batch.objects.known[name].light_curve, latest)
             before = batch.before.get(name, _Before(None, None))
+            value = encode_object(batch.objects.known[name].light_curve, latest, before.value)
             if value == before.value:
-                arguments += [":".join(name), b"", b"", "", ""]
+                arguments += [":".join(name), b"", b"", b"", "", ""]
                 continue
+            stamp = (before.value or b"")[:STAMP_BYTES]
             place = batch.objects.places.place(name)
             left = "" if before.cell is None or before.cell == cell else before.cell
-            arguments += [":".join(name), value, b"" if place is None else place.pack(), cell, left]
+            arguments += [":".join(name), value, stamp, b"" if place is None else place.pack(), cell, left]
 
-        def write() -> None:
+        def write() -> list[bytes]:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.eval(_WRITE, 0, *arguments)
             for key, value in batch.damaged.items():
                 pipeline.set(f"{self._prefix}:{key}:damaged", value, ex=self._expiry)
                 if not key.endswith(":lc"):
                     pipeline.delete(f"{self._prefix}:{key}")
-            pipeline.execute()
+            changed: list[bytes] = pipeline.execute()[0]
+            return changed
 
-        self._call(write)
+        parts = (name.decode().partition(":") for name in self._call(write))
+        return {(survey, object_id) for survey, _, object_id in parts}
 
     def _put(self, values: Mapping[str, bytes]) -> None:
         def write() -> None:

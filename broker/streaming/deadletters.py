@@ -12,9 +12,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -335,7 +335,8 @@ def _messages(reader: Consumer, topic: str, partition: int, start: int, end: int
 
 
 def _letter(message: Message) -> Letter:
-    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in message.headers() or []}
+    pairs = cast("list[tuple[str, bytes | None]]", message.headers() or [])
+    headers = {name: (value or b"").decode("utf-8", "replace") for name, value in pairs}
     topic, partition, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None
     assert partition is not None

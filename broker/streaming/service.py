@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar, cast
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.config import KafkaSettings, PipelineSettings
@@ -138,11 +138,11 @@ class Service:
         self._health.beat()
         self._lost_partitions = False
         messages = self._take(consumer)
-        if self._lost_partitions:
-            raise _GivenUpError  # some of these may come from before it
         self._measure_lag(consumer, cached=True)
         if not messages:
             return
+        if self._lost_partitions:
+            raise _GivenUpError  # some of these may come from before it
         received = mjd_now()
         batch = [_incoming(message, received) for message in messages]
         result, outgoing = self._patiently(
@@ -167,11 +167,11 @@ class Service:
             if left <= 0 or self._stop.is_set():
                 break
             taken = consumer.consume(min(_CHUNK, self._pacing.batch_size - len(messages)), left)
-            if self._lost_partitions:
-                break
             alerts = [message for message in taken if not _is_event(message)]
             messages += alerts
             size += sum(len(message) for message in alerts)
+            if self._lost_partitions:
+                break
         return messages
 
     def _patiently(self, consumer: Consumer, action: Callable[[], R]) -> R:
@@ -308,7 +308,7 @@ class Service:
 
 
 def _check_fenced(error: KafkaException) -> None:
-    if error.args[0].fatal():
+    if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
         raise WorkerFencedError(
             f"Kafka shut this worker out, as it does where two workers have one kafka.worker_id: {error.args[0].str()}"
         ) from error

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -252,3 +253,19 @@ def test_catalogues_that_come_and_go_are_noticed_at_once(
         assert star.metadata is not None
         assert star.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == magnitude
         assert body.metadata is None
+
+
+def test_workers_at_the_same_object_lose_nothing(server: RedisServer) -> None:
+    """Ten threads, each with its own store, on the same few objects, as a topic that is not keyed would have it."""
+    alerts = [point("ztf", f"ZTF18{row % 3}", 10.0 + row % 3, 0.0, 60000.0 + row) for row in range(300)]
+
+    def work(number: int) -> None:
+        with closing(RedisStore(server.url)) as store:
+            for start in range(number, len(alerts), 50):
+                store.remember(alerts[start : start + 50 : 10])
+
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(work, range(10)))
+    with closing(RedisStore(server.url)) as store:
+        for state in store.remember(alerts[:3]):
+            assert len(state.light_curve) == 100

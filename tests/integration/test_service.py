@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.publish.annotation import read
+from broker.streaming import clients
 from broker.streaming.replay import Replay
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
@@ -146,10 +148,6 @@ class Group:
     def wait_for(self, count: int, seconds: float = 90.0) -> None:
         wait_until(lambda: len(self.published()) + len(self.published(self.letters)) >= count, seconds, *self.workers)
 
-    def trifid(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "broker.cli", *arguments, "--config", str(self.config)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
-
     def __enter__(self) -> Group:
         return self
 
@@ -218,3 +216,233 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
         assert min(handled) > 0
         assert all("the books balance" in line for line in books)
         print("alerts by worker:", handled)
+
+
+def hang(server: KafkaServer | RedisServer) -> None:
+    """The server neither answers nor closes its connections."""
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGSTOP)
+
+
+def go_on(server: KafkaServer | RedisServer) -> None:
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("away", ["redis", "kafka"])
+def test_stops_in_time_whatever_hangs(servers: Servers, tmp_path: Path, away: str) -> None:
+    server: KafkaServer | RedisServer = getattr(servers, away)
+    with Group(servers, tmp_path, f"stop-{away}") as group:
+        worker = group.start("one")
+        worker.wait_until_ready()
+        sender = threading.Thread(target=group.send, args=(PACKETS[:400], 40.0))
+        sender.start()
+        group.wait_for(20)
+        hang(server)
+        try:
+            time.sleep(1.5)
+            start = time.monotonic()
+            books = worker.stop()
+            print(f"{away} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
+        finally:
+            go_on(server)
+        assert "the books balance" in books
+        sender.join()
+        worker.start()
+        worker.wait_until_ready()
+        group.wait_for(400)
+        assert "the books balance" in worker.stop()
+        assert group.counts() == Counter(IDS[:400])
+
+
+def test_stops_in_time_where_inference_hangs_and_says_so_before(servers: Servers, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with Group(
+            servers, tmp_path, "silent", inference={"engine": "triton"}, triton={"url": f"127.0.0.1:{port}"}
+        ) as group:
+            worker = group.start("one")
+            wait_until(lambda: worker.get("/healthz")[0] == 200, 30, worker)
+            wait_until(lambda: "triton" in worker.get("/readyz")[1]["checks"], 30, worker)
+            status, body = worker.get("/readyz")
+            assert status == 503
+            assert body["checks"]["model"] == "not loaded yet"
+            assert body["checks"]["triton"] == "not asked yet"
+            assert "alerts in 0 = " in worker.stop()
+
+
+def test_a_second_signal_ends_at_once(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "twice") as group:
+        worker = group.start("one")
+        worker.wait_until_ready()
+        hang(servers.redis)
+        try:
+            group.send(PACKETS[:10])
+            time.sleep(1.5)
+            worker.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+            start = time.monotonic()
+            worker.process.send_signal(signal.SIGTERM)
+            assert worker.process.wait(5) == 128 + signal.SIGTERM
+            assert time.monotonic() - start < 1
+        finally:
+            go_on(servers.redis)
+
+
+def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "health") as group:
+        worker = group.start("one")
+        worker.wait_until_ready()
+        checks = worker.get("/readyz")[1]["checks"]
+        assert set(checks) == {"model", "group", "work", "redis", "onnx", "kafka", "lag", "loop", "batch"}
+        servers.redis.kill()
+        try:
+            wait_until(lambda: worker.get("/readyz")[0] == 503, 10, worker)
+            assert worker.get("/readyz")[1]["checks"]["redis"] == "does not answer"
+            group.send(PACKETS[:50])
+            wait_until(lambda: "Redis is away" in worker.get("/readyz")[1]["checks"]["work"], 10, worker)
+            assert worker.get("/healthz")[0] == 200
+        finally:
+            servers.redis.start()
+        worker.wait_until_ready()
+        group.wait_for(50)
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics") as response:
+            metrics = response.read().decode()
+        assert "trifid_ready 1.0" in metrics
+        assert 'trifid_check_failed{check="redis"} 0.0' in metrics
+        assert "trifid_dead_letter_ratio 0.0" in metrics
+        worker.stop()
+
+
+def test_a_spare_worker_is_ready_too(servers: Servers, tmp_path: Path) -> None:
+    """One of five, for four partitions, has nothing to do; and no worker may have another's name."""
+    with Group(servers, tmp_path, "spare") as group:
+        for number in range(5):
+            group.start(f"w{number}")
+        for worker in group.workers:
+            worker.wait_until_ready()
+        group.start("w0")
+        assert group.workers[0].process.wait(30) == 1
+        assert "shut this worker out" in group.workers[0].tail()
+
+
+def test_a_stream_of_rubbish_stops_the_service(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "limit", pipeline={"dead_letter_min_alerts": 50}) as group:
+        group.send(PACKETS[:200])
+        worker = group.start("one")
+        group.wait_for(200)
+        before = len(group.published(group.letters))
+        group.send([b"rubbish"] * 900)
+        assert worker.process.wait(30) == 3
+        assert "max_dead_letter_ratio = 0.5 allows" in worker.tail()
+        assert "neither an Avro container" in worker.tail()
+        first = len(group.published(group.letters)) - before
+        assert first <= 200
+        # A new start has forgotten the good ones, and takes no more than it needs to see.
+        worker.start()
+        assert worker.process.wait(30) == 3
+        assert len(group.published(group.letters)) - first - before < 50
+        # Let through on purpose.
+        worker.command.insert(1, "TRIFID_PIPELINE__MAX_DEAD_LETTER_RATIO=1")
+        worker.start()
+        group.wait_for(200 + 900)
+        worker.stop()
+        assert len(group.published(group.letters)) == 900
+        assert group.counts() == Counter(IDS[:200])
+
+
+def dead_letters(group: Group, *arguments: str) -> str:
+    """The output of ``trifid deadletter``."""
+    result = subprocess.run([*DEAD_LETTER, *arguments, "--config", str(group.config)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+DEAD_LETTER = [sys.executable, "-c", "from broker.cli.deadletter import deadletter; deadletter()"]
+
+
+def partition_with_a_message(kafka: KafkaServer, topic: str) -> int:
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "look"})
+    partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+    found = [p for p in partitions if consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1]]
+    consumer.close()
+    return found[0]
+
+
+def put_letters(group: Group, letters: list[tuple[bytes, dict[str, str]]]) -> None:
+    """Write dead letters as a worker does, a transaction for every seven of them."""
+    producer = clients.producer(group.kafka, transactional=True)
+    producer.init_transactions(10)
+    for start in range(0, len(letters), 7):
+        producer.begin_transaction()
+        for payload, headers in letters[start : start + 7]:
+            producer.produce(group.letters, payload, headers=headers)
+        producer.commit_transaction(10)
+
+
+def test_dead_letters_are_shown_and_replayed_once(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "letters") as group:
+        servers.kafka.create_topics([group.letters], partitions=3)
+        whole = b"the whole message " + b"x" * 100
+        group.send([whole])
+        source = {"source-topic": group.input, "source-partition": "1", "source-offset": "0"}
+        wrong = [(b"%d" % n, {"reason": "wrong\x1b[2J", "survey": "ztf", **source}) for n in range(60)]
+        odd = [(b"odd", {"reason": "odd", "survey": "unknown", **source}) for _ in range(20)]
+        there = {**source, "source-partition": str(partition_with_a_message(servers.kafka, group.input))}
+        cut = [
+            (b"the wh", {"reason": "cut", "survey": "unknown", "cut-from-bytes": "118", **there}),
+            (b"gone", {"reason": "cut", "survey": "unknown", "cut-from-bytes": "9999", **there, "source-offset": "77"}),
+            (b"no source", {"reason": "cut", "survey": "unknown"}),
+        ]
+        put_letters(group, wrong + odd + cut)
+
+        lines = dead_letters(group, "show", "--limit", "5").splitlines()
+        assert len(lines) == 5
+        assert "6 B of 118  cut" in "\n".join(lines)
+        records = [
+            json.loads(line)
+            for line in dead_letters(
+                group, "show", "--from-beginning", "--json", "--reason", "^wr", "--save", str(tmp_path / "saved")
+            ).splitlines()
+        ]
+        assert len(records) == 60
+        assert {record["reason"] for record in records} == {"wrong\x1b[2J"}
+        assert records[0]["source"] == {"topic": group.input, "partition": 1, "offset": 0}
+        assert sorted(path.read_bytes() for path in (tmp_path / "saved").iterdir()) == sorted(p for p, _ in wrong)
+        assert "\x1b" not in dead_letters(group, "show", "--reason", "wrong")
+
+        # A filter, a limit and then the rest: each of them once.
+        before = Counter(group.published(group.input))
+        assert dead_letters(group, "replay", "--reason", "wrong", "--limit", "10").startswith(
+            "dead letters 83 = replayed 10 + replayed before 0 + left out 73"
+        )
+        assert dead_letters(group, "replay", "--survey", "unknown").startswith("dead letters 83 = replayed 21 + ")
+        assert dead_letters(group, "replay").startswith(
+            "dead letters 83 = replayed 50 + replayed before 31 + left out 0"
+        )
+        assert dead_letters(group, "replay") == (
+            "dead letters 83 = replayed 0 + replayed before 81 + left out 0 + not replayable 2"
+        )
+        sent = Counter(group.published(group.input)) - before
+        assert sent == Counter([p for p, _ in wrong + odd] + [whole])
+
+
+def test_an_interrupted_replay_neither_repeats_nor_loses(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "interrupted") as group:
+        servers.kafka.create_topics([group.letters, "interrupted.again"], partitions=3)
+        payloads = [b"%06d" % n + b"." * 20_000 for n in range(6000)]
+        put_letters(group, [(payload, {"reason": "x", "survey": "ztf"}) for payload in payloads])
+        replay = [*DEAD_LETTER, "replay", "--to-topic", "interrupted.again", "--config", str(group.config)]
+        kills = 0
+        for _ in range(4):
+            seen = len(group.published("interrupted.again"))
+            with subprocess.Popen(replay, stdout=subprocess.DEVNULL) as process:
+                while process.poll() is None and len(group.published("interrupted.again")) < seen + 200:
+                    pass
+                kills += process.poll() is None
+                process.kill()
+        total = dead_letters(group, "replay", "--to-topic", "interrupted.again")
+        assert total.startswith("dead letters 6000 = replayed ")
+        assert Counter(group.published("interrupted.again")) == Counter(payloads)
+        print(f"killed {kills} times; then: {total}")
+        assert kills >= 1

@@ -9,6 +9,7 @@ import pytest
 from broker.assemble.metadata import METADATA_FEATURES
 from broker.records import LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
+    STAMP_BYTES,
     StateError,
     decode_metadata,
     decode_object,
@@ -47,8 +48,17 @@ def test_objects_come_back_exactly() -> None:
     for name in ("ra", "dec", "mjd", "alert_id", "source_id", "band", "real_bogus", "star_score", "solar_system"):
         assert getattr(again, name) == getattr(latest, name)
     assert len(again.light_curve) == 0
-    assert len(data) == 57 + 2 * 5 + 22 * len(CURVE)
+    assert len(data) == 61 + 2 * 5 + 22 * len(CURVE)
     assert is_current(data)
+
+
+def test_a_change_is_told_by_the_first_bytes_and_nothing_new_changes_nothing() -> None:
+    first = encode_object(CURVE, ALERT)
+    assert encode_object(CURVE, ALERT, first) == first
+    second = encode_object(CURVE, replace(ALERT, ra=1.0), first)
+    third = encode_object(CURVE, ALERT, second)
+    assert len({value[:STAMP_BYTES] for value in (first, second, third)}) == 3
+    assert third[STAMP_BYTES:] == first[STAMP_BYTES:]
 
 
 def test_an_object_of_version_1_is_read() -> None:

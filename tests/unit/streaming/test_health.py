@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from broker.config import MetricsSettings
+from broker.health import Health, HealthServer, LagTrend, Probes, wrong_device
+
+SETTINGS = MetricsSettings(address="127.0.0.1", port=0, probe_interval_s=1.0, alive_limit_s=60.0, batch_limit_s=600.0)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def problems(checks: object) -> set[str]:
+    assert isinstance(checks, dict)
+    return {name for name, problem in checks.items() if problem}
+
+
+def test_is_ready_when_each_check_is() -> None:
+    health = Health(SETTINGS, Clock())
+    assert problems(health.ready()) == {"model", "group"}
+    health.report("model", None)
+    health.probed("redis", "not asked yet")
+    health.report("group", None)
+    assert problems(health.ready()) == {"redis"}
+    health.probed("redis", None)
+    assert not problems(health.ready())
+    health.report("work", "waits: Redis is away")
+    assert health.ready()["work"] == "waits: Redis is away"
+
+
+def test_a_probe_without_an_answer_is_none() -> None:
+    clock = Clock()
+    health = Health(SETTINGS, clock)
+    health.probed("triton", None)
+    clock.now += 2.9
+    assert health.ready()["triton"] is None
+    clock.now += 0.2
+    assert health.ready()["triton"] == "has not answered for 3 s"
+
+
+def test_is_alive_while_the_loop_comes_round_and_a_batch_ends() -> None:
+    clock = Clock()
+    health = Health(SETTINGS, clock)
+    health.begin()
+    for _ in range(11):
+        clock.now += 55
+        health.beat()
+    assert health.alive() == {"loop": None, "batch": "has been in hand for 605 s"}
+    health.end()
+    assert not problems(health.alive())
+    clock.now += 61
+    assert problems(health.alive()) == {"loop"}
+    assert "loop" in problems(health.ready())
+
+
+@pytest.mark.parametrize(
+    ("lag", "grows"),
+    [
+        (lambda t: 10_000, False),
+        (lambda t: 10_000 + 20 * t, True),
+        (lambda t: 10_000 - 20 * t, False),
+        (lambda t: t, False),  # below the floor
+        # LSST's bursts: 10,000 alerts every 40 s, worked off in 30.
+        (lambda t: max(0.0, 10_000 - (t % 40) * 333), False),
+        (lambda t: max(0.0, 10_000 - (t % 40) * 333) + 30 * t, True),
+    ],
+)
+def test_lag_that_grows(lag: object, grows: bool) -> None:
+    assert callable(lag)
+    clock = Clock()
+    trend = LagTrend(300.0, 2000, clock)
+    for second in range(1000):
+        clock.now = 1000.0 + second
+        trend.add(int(lag(second)))
+        if second < 250:
+            assert trend.problem() is None
+    assert (trend.problem() is not None) == grows
+    trend.clear()
+    assert trend.problem() is None
+
+
+def test_the_device() -> None:
+    assert wrong_device("any", None) is None
+    assert wrong_device("gpu", "gpu") is None
+    assert wrong_device("gpu", "cpu") == "the model runs on cpu, inference.device asks for gpu"
+    assert "cannot be known" in str(wrong_device("cpu", None))
+
+
+def get(port: int, path: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_answers_over_http() -> None:
+    health = Health(SETTINGS)
+    with (
+        HealthServer(health, SETTINGS) as server,
+        # Somebody who connects and is silent holds up nobody.
+        socket.create_connection(("127.0.0.1", server.port)),
+    ):
+        status, body = get(server.port, "/healthz")
+        assert (status, json.loads(body)) == (200, {"alive": True, "checks": {"loop": "ok", "batch": "ok"}})
+        status, body = get(server.port, "/readyz")
+        assert status == 503
+        answer = json.loads(body)
+        assert not answer["ready"]
+        assert answer["checks"]["model"] == "not loaded yet"
+        health.report("model", None)
+        health.report("group", None)
+        assert get(server.port, "/readyz")[0] == 200
+        metrics = get(server.port, "/metrics")[1].decode()
+        assert "trifid_ready 1.0" in metrics
+        assert 'trifid_check_failed{check="model"} 0.0' in metrics
+        assert get(server.port, "/etc/passwd")[0] == 404
+
+
+def test_probes_report_what_they_find_and_what_they_raise() -> None:
+    health = Health(SETTINGS)
+    asked = threading.Event()
+
+    def away() -> str | None:
+        raise OSError("no route")
+
+    def there() -> str | None:
+        asked.set()
+        return None
+
+    with Probes(health, 0.01, {"away": away, "there": there}):
+        assert asked.wait(5)
+        for _ in range(500):
+            if health.ready()["away"] == "no route" and health.ready()["there"] is None:
+                break
+            threading.Event().wait(0.01)
+        assert problems(health.ready()) == {"model", "group", "away"}
