@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 RUN_FOLDER ?= runs/trifid
 
-.PHONY: demo test lint bench train clean
+.PHONY: demo test lint audit bench train clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Installed packages against the known vulnerabilities; says so where the service cannot be reached.
+audit: $(VENV)/.all
+	$(BIN)/python deploy/security/audit.py
 
 bench: $(VENV)/.all .venv-triton/.ready
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done

@@ -176,6 +176,8 @@ class RedisSettings(_Section):
             "ssl_keyfile": self.key_location,
         }
         query = urlencode({key: str(path) for key, path in given.items() if path is not None})
+        if self.username is None and self.password is None and not query:
+            return self.url.get_secret_value()
         return urlunsplit(
             parts._replace(
                 netloc=f"{name}:{word}@{host}" if name or word else host,

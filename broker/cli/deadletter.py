@@ -99,10 +99,11 @@ def replay(
 
 
 def _dead_letters(settings: Settings) -> DeadLetters:
-    from broker.build import build_publisher
+    from broker.publish.topics import Topics
     from broker.streaming.deadletters import DeadLetters
 
-    return DeadLetters(settings.kafka, build_publisher(settings).topics.dead_letter)
+    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
+    return DeadLetters(settings.kafka, topics.dead_letter)
 
 
 def _record(letter: Letter) -> dict[str, Any]:

@@ -37,6 +37,8 @@ fi
 # Subscribers: read what is published. Without --group, `trifid subscribe` makes up a group of this prefix.
 allow "$SUBSCRIBER" --operation Read --resource-pattern-type prefixed "${published[@]}" --group trifid-subscriber-
 
-# The operator: sends alerts and spectra (`trifid replay`, `trifid spectra send`), reads the dead letters.
-allow "$OPERATOR" --operation Write "${inputs[@]}"
-allow "$OPERATOR" --operation Read --topic "$PREFIX.deadletter" --group "$GROUP-deadletter"
+# The operator: sends alerts and spectra (`trifid replay`, `trifid spectra send`), shows and replays dead letters. What
+# was too large for a dead letter is fetched from the input topic.
+allow "$OPERATOR" --operation Read --operation Write "${inputs[@]}"
+allow "$OPERATOR" --operation Read --topic "$PREFIX.deadletter" --group "$GROUP-deadletter-replay"
+allow "$OPERATOR" --operation Write --transactional-id "$GROUP-deadletter-replay"

@@ -27,6 +27,8 @@ SESSION_S: Final = 6.0
 TRANSACTION_S: Final = 10.0
 RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
+JOINED: Final = "partitions that come"
+"""What a worker logs when it is in the group."""
 _SETTLE_S: Final = 2.0
 """How long to wait for what must not come."""
 _STOP_S: Final = 15.0
@@ -86,7 +88,10 @@ class Worker:
         lines = [
             line
             for section, values in {"": config.get("", {}), **config}.items()
-            for line in [f"[{section}]" if section else "", *(f"{k} = {json.dumps(v)}" for k, v in values.items())]
+            for line in [
+                f"[{section}]" if section else "",
+                *(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in values.items()),
+            ]
         ]
         self.config.write_text("\n".join(lines))
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("TRIFID_")}
@@ -196,9 +201,7 @@ class Case:
         for worker in self.workers:
             worker.kill()
 
-    def worker(
-        self, name: str, changes: Config | None = None, environment: Mapping[str, str] | None = None
-    ) -> Worker:
+    def worker(self, name: str, changes: Config | None = None, environment: Mapping[str, str] | None = None) -> Worker:
         """Start a worker; ``changes`` are settings by section that win over those of all."""
         config: dict[str, dict[str, Any]] = {
             "": {"surveys": ["broker.surveys.ztf"]},
@@ -232,7 +235,7 @@ class Case:
         self.wait(few, seconds)
         # The first ones come before all workers are at work.
         for worker in self.workers:
-            worker.wait_for("partitions that come")
+            worker.wait_for(JOINED)
         begun, before = time.monotonic(), self.ledger.accounted
         self.wait(max(round(share * len(alerts)), before + few), seconds)
         return (self.ledger.accounted - before) / (time.monotonic() - begun)

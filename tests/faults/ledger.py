@@ -80,6 +80,7 @@ class Output:
     time: float
     alert_id: int
     detections: int
+    ingest_mjd: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,7 @@ class Ledger:
     def row(self, name: str, recovery_s: float | None, note: str = "") -> Row:
         """The line of the table."""
         books = self._books()
-        return Row(
-            name, len(self.sent), len(books.lost), len(books.duplicated), len(self.letters), recovery_s, note
-        )
+        return Row(name, len(self.sent), len(books.lost), len(books.duplicated), len(self.letters), recovery_s, note)
 
     def complaint(self) -> str:
         """What is wrong, empty where everything that went in came out exactly once."""
@@ -269,5 +268,5 @@ class Ledger:
             self._accounted.add(place)
             return
         for annotation in read(message.value() or b"", message.topic() or ""):
-            self.outputs.append(Output(now, annotation.alert_id, annotation.detections))
+            self.outputs.append(Output(now, annotation.alert_id, annotation.detections, annotation.ingest_mjd))
             self._accounted.add(annotation.alert_id)

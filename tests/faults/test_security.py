@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import Producer
 
+from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.kafka import KafkaSecurity, KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
@@ -96,6 +99,7 @@ class Site:
             "PIPELINE__FIRST_BACKOFF_S": "0.2",
             "PIPELINE__MAX_BACKOFF_S": "1",
             "METRICS__ADDRESS": "127.0.0.1",
+            "METRICS__PROBE_INTERVAL_S": "1",
             "METRICS__PORT": str(self.metrics_port),
         } | variables
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRIFID_")}
@@ -107,6 +111,25 @@ class Site:
         path = self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         path.write_text(f"{text}\n")
         return str(path)
+
+    def get(self, path: str) -> str:
+        """What the service's HTTP server answers, nothing where there is none yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/{path}", timeout=5) as response:
+                return str(response.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.read().decode()
+        except OSError:
+            return ""
+
+    def wait_for(self, path: str, text: str, seconds: float = 30.0) -> None:
+        """Until the service's HTTP server says so."""
+        end = time.monotonic() + seconds
+        while text not in (answer := self.get(path)):
+            assert not told(answer)
+            assert time.monotonic() < end, f"{text!r} is not in:\n{answer}"
+            time.sleep(0.2)
 
     def trifid(self, environment: dict[str, str], *arguments: str) -> str:
         """Run a command to its end, which has to be a good one."""
@@ -216,9 +239,7 @@ def catalogue(folder: Path) -> str:
     ra, dec = np.array(list(stars.values())).T
     path = folder / "gaia.parquet"
     pq.write_table(
-        pa.table(
-            {"ra": ra, "dec": dec, **{name: np.full(len(ra), 2.0) for name in ("parallax", "j_mag", "h_mag", "k_mag")}}
-        ),
+        pa.table({"ra": ra, "dec": dec, **{name: np.full(len(ra), 5.0) for name in METADATA_FEATURES}}),
         path,
     )
     return str(path)
@@ -262,8 +283,15 @@ def test_users_of_the_least_rights_get_everything_done(site: Site, tmp_path: Pat
         )
         assert len(again.splitlines()) == len(PACKETS) + 2
         site.trifid(operator, "state", "migrate")
-        with urllib.request.urlopen(f"http://127.0.0.1:{site.metrics_port}/metrics") as response:
-            assert not told(response.read().decode())
+
+        producer = Producer(site.kafka.client_options(OPERATOR))
+        producer.produce("alerts.ztf", b"no alert")
+        assert producer.flush(20) == 0
+        site.wait_for("metrics", 'trifid_alerts_out_total{outcome="dead_lettered",survey="unknown"} 1.0')
+        assert "neither an Avro container" in site.trifid(operator, "deadletter", "show")
+        assert "replayed 1" in site.trifid(operator, "deadletter", "replay")
+        site.wait_for("metrics", 'trifid_alerts_out_total{outcome="dead_lettered",survey="unknown"} 2.0')
+        assert not told(site.get("metrics"))
         worker.stop()
         assert "the books balance" in worker.output
         assert "cannot be read and is set aside" in worker.output
@@ -282,7 +310,7 @@ def test_users_of_the_least_rights_get_everything_done(site: Site, tmp_path: Pat
         ({"REDIS__PASSWORD_FILE": WRONG}, "Redis refuses the login: invalid username-password pair"),
         ({"REDIS__CA_LOCATION": "stranger"}, "Redis is away: Error 1 connecting to 127.0.0.1"),
         ({"TRITON__ROOT_CERTIFICATES": "stranger"}, "CERTIFICATE_VERIFY_FAILED"),
-        ({"TRITON__CERTIFICATE_CHAIN": "", "TRITON__PRIVATE_KEY": ""}, "waiting"),
+        ({"TRITON__CERTIFICATE_CHAIN": "", "TRITON__PRIVATE_KEY": ""}, "Socket closed"),
     ],
     ids=["Kafka's password", "Kafka's authority", "Redis's password", "Redis's authority", "Triton's authority",
          "no certificate for Triton"],
@@ -296,6 +324,7 @@ def test_a_refused_login_is_told_and_waited_for(
     with Worker(environment, tmp_path / "run.log", "--log-level", "DEBUG") as worker:
         worker.wait_for(message)
         worker.wait_for("waiting")
+        site.wait_for("readyz", message.removeprefix("Redis is away: "))
         assert worker.process.poll() is None
         worker.stop()
     assert "Traceback" not in worker.output
@@ -320,13 +349,13 @@ def test_a_missing_right_ends_the_service_and_is_named(
     """Waiting would not bring it; and it is no fault of the alerts, which must not become dead letters."""
     operator = site.environment(OPERATOR, OPERATOR, KAFKA__CREATE_TOPICS="false")
     site.trifid(operator, "replay", archive(tmp_path, PACKETS[:1]), "--topic", "alerts.ztf")
+    site.trifid(operator, "reference", "load")  # which the service does by itself, if it may
     if change.get("REDIS__USERNAME"):
         change = {**change, "REDIS__PASSWORD_FILE": site.secret(REDIS_PASSWORDS["weak"])}
     with Worker(site.environment(**change), tmp_path / "run.log") as worker:
         assert worker.ends() == 2, worker.output
-    last = worker.output.splitlines()[-1]
-    assert last.startswith("Error: ")
-    assert message in last
+    (error,) = [line for line in worker.output.splitlines() if line.startswith("Error: ")]
+    assert message in error
     assert "dead-lettered 1" not in worker.output
     assert "Traceback" not in worker.output
     assert not told(worker.output)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import NewCase
-from tests.faults.harness import RECOVERY_S
+from tests.faults.harness import JOINED, RECOVERY_S
 from tests.faults.ledger import stream
 
 LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
@@ -28,9 +26,9 @@ def test_workers_killed_at_random_moments(new_case: NewCase, full: bool) -> None
         done, slowest = 0, 0.0
         while done < kills:
             for worker in workers:
-                worker.wait_for("partitions that come")
+                worker.wait_for(JOINED)
             before = case.ledger.accounted
-            case.ledger.send(alerts[len(case.ledger.sent) :][: chunk])
+            case.ledger.send(alerts[len(case.ledger.sent) :][:chunk])
             # Seldom before the first of them are out: that is a kill of a worker that has just come back.
             case.wait(before + chance.choice((0, 1, chunk // 4)))
             time.sleep(chance.uniform(0.0, 0.5))
@@ -59,7 +57,7 @@ def test_workers_come_and_go(new_case: NewCase, full: bool) -> None:
         full_rate = case.begin(alerts, 0.1)
         later = [case.worker(f"w{number}") for number in range(1, most)]
         for worker in later:
-            worker.wait_for("partitions that come")
+            worker.wait_for(JOINED)
         for number, worker in enumerate(later[1:]):
             if number % 2:
                 worker.kill()
@@ -72,4 +70,37 @@ def test_workers_come_and_go(new_case: NewCase, full: bool) -> None:
         recovery = case.ledger.recovery(changed, full_rate)
         assert first.running
         case.finish(f"workers: 1, {most}, 2, 1", recovery, "since the last change")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
+    """One worker's wall clock jumps by hours, forward and back, while it works; its monotonic clock goes on."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        pytest.skip("no libfaketime here: apt-get install faketime")
+    alerts = stream(6000 if full else 2000, seed=8)
+    clock = tmp_path / "clock"
+    clock.write_text("+0\n")
+    faked = {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_CACHE_DURATION": "1",
+        # A real clock that is set does not change the monotonic one either.
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    with new_case("clock") as case:
+        case.worker("jumps", environment=faked)
+        case.worker("steady")
+        full_rate = case.begin(alerts, 0.2)
+        for number, jump in enumerate(("+5h", "-5h", "+0")):
+            clock.write_text(f"{jump}\n")
+            jumped = time.monotonic()
+            case.wait(round(len(alerts) * (0.4 + 0.2 * number)))
+        recovery = case.ledger.recovery(jumped, full_rate)
+        hours = {round(24 * (o.ingest_mjd - case.ledger.outputs[0].ingest_mjd)) for o in case.ledger.outputs}
+        assert {-5, 5} <= hours, f"the clock did not jump: {hours}"
+        assert all(worker.running for worker in case.workers), case.tails()
+        assert "partitions that go" not in case.workers[0].output
+        case.finish("clock: 5 h forward, 10 h back, 5 h forward", recovery, "since the last jump")
     assert recovery < RECOVERY_S

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,27 +18,38 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from broker.config import KafkaSettings
+from broker.batch import BatchResult, DeadLetter, IncomingMessage
+from broker.cli.deadletter import deadletter
+from broker.config import KafkaSettings, MetricsSettings, PipelineSettings
 from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
+from broker.embedded.process import ServerProcess
 from broker.embedded.redis import RedisServer
+from broker.embedded.triton import TritonServer, triton_installed
+from broker.health import Health
+from broker.metrics import BATCHES_GIVEN_UP
 from broker.publish.annotation import read
+from broker.publish.messages import Publisher
+from broker.publish.topics import Topics
 from broker.streaming import clients
+from broker.streaming.books import Books
 from broker.streaming.replay import Replay
+from broker.streaming.service import Control, Service
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO, build_random_repository
 
-PACKETS = [a.payload for a in simulate_alerts(1500, 2, seed=3)]
+PACKETS = [a.payload for a in simulate_alerts(1300, 2, seed=3)]
 IDS = [alert.alert_id for payload in PACKETS for alert in Decoder().decode(payload)]
 STOP_S = 10.0
 
@@ -117,6 +129,7 @@ class Group:
             "pipeline": {"batch_size": 32, "first_backoff_s": 0.2, "max_backoff_s": 1.0},
             "publish": {"topic_prefix": name},
             "metrics": {"address": "127.0.0.1", "probe_interval_s": 1.0},
+            "triton": {},
         }  # fmt: skip
         lines: list[str] = []
         for section, values in sections.items():
@@ -198,7 +211,7 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
     with Group(servers, tmp_path, "scale") as group:
         first = group.start("w1")
         first.wait_until_ready()
-        sender = threading.Thread(target=group.send, args=(PACKETS, 90.0))
+        sender = threading.Thread(target=group.send, args=(PACKETS, 80.0))
         sender.start()
         others = [group.start(f"w{number}") for number in (2, 3, 4)]
         for worker in others:
@@ -218,44 +231,161 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
         print("alerts by worker:", handled)
 
 
-def hang(server: KafkaServer | RedisServer) -> None:
+class Threads:
+    """Workers in threads of this process, with a pipeline that makes a dead letter of everything, in its own time."""
+
+    def __init__(self, kafka: KafkaServer, name: str, pace: Callable[[], float], **settings: object) -> None:
+        self.kafka, self.name, self.pace = kafka, name, pace
+        kafka.create_topics([f"{name}.in", f"{name}.deadletter"], partitions=4)
+        self.settings = KafkaSettings.model_validate(
+            {
+                "bootstrap_servers": kafka.bootstrap, "group_id": name, "input_topics": [f"{name}.in"],
+                "spectra_topic": "", "create_topics": False, "session_timeout_s": 6.0, **settings,
+            }
+        )  # fmt: skip
+        self.running: list[tuple[Service, threading.Thread]] = []
+        self.books: list[Books] = []
+
+    def process(self, batch: Sequence[IncomingMessage]) -> BatchResult:
+        time.sleep(self.pace())
+        return BatchResult(
+            alerts_in=Counter(ztf=len(batch)), dead_letters=[DeadLetter(message, "ztf", "a test") for message in batch]
+        )
+
+    def start(self) -> None:
+        worker_id = f"w{len(self.running) + len(self.books)}"
+        service = Service(
+            self.settings.model_copy(update={"worker_id": worker_id}),
+            PipelineSettings(batch_size=20, batch_wait_s=0.1, first_backoff_s=0.1, max_dead_letter_ratio=1.0),
+            lambda: self.process,
+            Publisher(Topics(self.name, 0.9), "Trifid", 1000),
+            Control(Health(MetricsSettings())),
+        )
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        self.running.append((service, thread))
+
+    def send(self, payloads: list[bytes]) -> None:
+        with Replay(self.settings, f"{self.name}.in") as replay:
+            for payload in payloads:
+                replay.send(payload)
+
+    def stop(self, number: int) -> None:
+        service, thread = self.running.pop(number)
+        service.stop()
+        thread.join(15)
+        assert not thread.is_alive()
+        self.books.append(service.books)
+
+    def out(self) -> list[bytes]:
+        return committed(self.kafka, f"{self.name}.deadletter")
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self.running:
+            self.stop(0)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None:
+    rng = random.Random(6)
+    payloads = [b"%d" % number for number in range(2000)]
+    name = f"churn-{static}".lower()
+    with Threads(servers.kafka, name, lambda: rng.choice((0.0, 0.05, 0.2, 0.5)), static_membership=static) as group:
+        group.send(payloads)
+        given_up = BATCHES_GIVEN_UP._value.get()
+        group.start()
+        for _ in range(5):
+            group.start()
+            time.sleep(rng.uniform(0.5, 2.0))
+            if len(group.running) > 3:
+                group.stop(rng.randrange(len(group.running)))
+        wait_until(lambda: len(group.out()) >= len(payloads), 60)
+        while group.running:
+            group.stop(0)
+        assert Counter(group.out()) == Counter(payloads)
+        assert sum(books.dead_lettered for books in group.books) == len(payloads)
+        print(f"6 workers came, {BATCHES_GIVEN_UP._value.get() - given_up:.0f} batches given up")
+
+
+def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    """Longer than max.poll.interval; and then another worker joins while one is in hand."""
+    pace = iter([9.0, 7.0])
+    payloads = [b"%d" % number for number in range(40)]
+    with Threads(servers.kafka, "long", lambda: next(pace, 0.0), max_poll_interval_s=6.0) as group:
+        group.send(payloads)
+        with caplog.at_level("INFO"):
+            group.start()
+            wait_until(lambda: len(group.out()) == 20, 30)
+            assert "lost" not in caplog.text
+            assert "given back" not in caplog.text
+            group.start()
+            wait_until(lambda: len(group.out()) == 40, 40)
+            assert "lost" not in caplog.text
+        assert Counter(group.out()) == Counter(payloads)
+
+
+def hang(server: ServerProcess) -> None:
     """The server neither answers nor closes its connections."""
     assert server.pid is not None
     os.kill(server.pid, signal.SIGSTOP)
 
 
-def go_on(server: KafkaServer | RedisServer) -> None:
+def go_on(server: ServerProcess) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGCONT)
 
 
-@pytest.mark.parametrize("away", ["redis", "kafka"])
-def test_stops_in_time_whatever_hangs(servers: Servers, tmp_path: Path, away: str) -> None:
-    server: KafkaServer | RedisServer = getattr(servers, away)
-    with Group(servers, tmp_path, f"stop-{away}") as group:
-        worker = group.start("one")
-        worker.wait_until_ready()
-        sender = threading.Thread(target=group.send, args=(PACKETS[:400], 40.0))
-        sender.start()
-        group.wait_for(20)
-        hang(server)
-        try:
-            time.sleep(1.5)
-            start = time.monotonic()
-            books = worker.stop()
-            print(f"{away} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
-        finally:
-            go_on(server)
-        assert "the books balance" in books
-        sender.join()
-        worker.start()
-        worker.wait_until_ready()
-        group.wait_for(400)
-        assert "the books balance" in worker.stop()
-        assert group.counts() == Counter(IDS[:400])
+def stops_in_time(group: Group, server: ServerProcess, payloads: list[bytes], rate: float) -> None:
+    """A worker at work is told to stop while a server hangs; the next one takes up what it gave back."""
+    worker = group.start("one")
+    worker.wait_until_ready()
+    sender = threading.Thread(target=group.send, args=(payloads, rate))
+    sender.start()
+    group.wait_for(20)
+    hang(server)
+    try:
+        time.sleep(1.5)
+        start = time.monotonic()
+        books = worker.stop()
+        print(f"{type(server).__name__} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
+    finally:
+        go_on(server)
+    assert "the books balance" in books
+    sender.join()
+    worker.start()
+    worker.wait_until_ready()
+    group.wait_for(len(payloads))
+    assert "the books balance" in worker.stop()
+    assert group.counts() == Counter(alert.alert_id for p in payloads for alert in Decoder().decode(p))
 
 
-def test_stops_in_time_where_inference_hangs_and_says_so_before(servers: Servers, tmp_path: Path) -> None:
+def test_stops_in_time_where_redis_hangs(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "stop-redis") as group:
+        stops_in_time(group, servers.redis, PACKETS[:400], 40)
+
+
+def test_stops_in_time_where_kafka_hangs(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "stop-kafka") as group:
+        stops_in_time(group, servers.kafka, PACKETS[:400], 40)
+
+
+def test_stops_in_time_where_triton_hangs(servers: Servers, tmp_path: Path) -> None:
+    if not triton_installed():
+        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+    payloads = [a.payload for a in simulate_alerts(8, 40, seed=5)]
+    with (
+        TritonServer(servers.models) as triton,
+        Group(
+            servers, tmp_path, "stop-triton", inference={"engine": "triton"}, triton={"url": triton.grpc_url}
+        ) as group,
+    ):
+        stops_in_time(group, triton, payloads, 40)
+
+
+def test_stops_in_time_before_the_model_is_there_and_says_so(servers: Servers, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         with Group(
@@ -267,7 +397,7 @@ def test_stops_in_time_where_inference_hangs_and_says_so_before(servers: Servers
             status, body = worker.get("/readyz")
             assert status == 503
             assert body["checks"]["model"] == "not loaded yet"
-            assert body["checks"]["triton"] == "not asked yet"
+            assert body["checks"]["triton"] in ("not asked yet", "is not ready")
             assert "alerts in 0 = " in worker.stop()
 
 
@@ -353,9 +483,9 @@ def test_a_stream_of_rubbish_stops_the_service(servers: Servers, tmp_path: Path)
 
 def dead_letters(group: Group, *arguments: str) -> str:
     """The output of ``trifid deadletter``."""
-    result = subprocess.run([*DEAD_LETTER, *arguments, "--config", str(group.config)], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    result = CliRunner().invoke(deadletter, [*arguments, "--config", str(group.config)])
+    assert result.exit_code == 0, result.output
+    return result.output.strip()
 
 
 DEAD_LETTER = [sys.executable, "-c", "from broker.cli.deadletter import deadletter; deadletter()"]
@@ -430,11 +560,11 @@ def test_dead_letters_are_shown_and_replayed_once(servers: Servers, tmp_path: Pa
 def test_an_interrupted_replay_neither_repeats_nor_loses(servers: Servers, tmp_path: Path) -> None:
     with Group(servers, tmp_path, "interrupted") as group:
         servers.kafka.create_topics([group.letters, "interrupted.again"], partitions=3)
-        payloads = [b"%06d" % n + b"." * 20_000 for n in range(6000)]
+        payloads = [b"%06d" % n + b"." * 20_000 for n in range(4000)]
         put_letters(group, [(payload, {"reason": "x", "survey": "ztf"}) for payload in payloads])
         replay = [*DEAD_LETTER, "replay", "--to-topic", "interrupted.again", "--config", str(group.config)]
         kills = 0
-        for _ in range(4):
+        for _ in range(3):
             seen = len(group.published("interrupted.again"))
             with subprocess.Popen(replay, stdout=subprocess.DEVNULL) as process:
                 while process.poll() is None and len(group.published("interrupted.again")) < seen + 200:
@@ -442,7 +572,7 @@ def test_an_interrupted_replay_neither_repeats_nor_loses(servers: Servers, tmp_p
                 kills += process.poll() is None
                 process.kill()
         total = dead_letters(group, "replay", "--to-topic", "interrupted.again")
-        assert total.startswith("dead letters 6000 = replayed ")
+        assert total.startswith("dead letters 4000 = replayed ")
         assert Counter(group.published("interrupted.again")) == Counter(payloads)
         print(f"killed {kills} times; then: {total}")
         assert kills >= 1

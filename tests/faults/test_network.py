@@ -1,0 +1,121 @@
+"""Networks that are slow, silent or gone."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.faults.conftest import NewCase
+from tests.faults.harness import JOINED, RECOVERY_S, SESSION_S, TRANSACTION_S, Kafka, Worker
+from tests.faults.ledger import Sent, stream
+from tests.faults.proxy import BadNetwork
+
+ROUND_TRIP_S = 0.3
+HANG_S = 20.0
+PARTED_S = max(SESSION_S, TRANSACTION_S) + 5.0
+
+
+@pytest.fixture
+def alerts(full: bool) -> list[Sent]:
+    return stream(6000 if full else 2000, seed=6)
+
+
+def redis_through(network: BadNetwork) -> dict[str, dict[str, str]]:
+    return {"redis": {"url": f"redis://127.0.0.1:{network.port}/0"}}
+
+
+@pytest.mark.timeout(400)
+def test_redis_that_is_slow(new_case: NewCase, alerts: list[Sent]) -> None:
+    """300 ms a round trip, for as long as a tenth of the alerts take."""
+    with BadNetwork() as network, new_case("slow") as case:
+        network.target_port = case.redis.port
+        case.worker("one", redis_through(network))
+        full_rate = case.begin(alerts)
+        network.delay(ROUND_TRIP_S)
+        slow = case.ledger.accounted
+        case.wait(slow + len(alerts) // 10)
+        network.heal()
+        healed = time.monotonic()
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(healed, full_rate)
+        case.finish("Redis: 300 ms a round trip", recovery, "since it was quick again")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_redis_that_hangs(new_case: NewCase, alerts: list[Sent]) -> None:
+    """20 s without an answer, which is longer than its timeout and the session's; then the answers come."""
+    with BadNetwork() as network, new_case("hangs") as case:
+        network.target_port = case.redis.port
+        case.worker("one", redis_through(network))
+        full_rate = case.begin(alerts)
+        network.hold()
+        time.sleep(HANG_S)
+        network.heal()
+        healed = time.monotonic()
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(healed, full_rate)
+        (worker,) = case.workers
+        assert "partitions that go" not in worker.output
+        case.finish("Redis: hangs for 20 s", recovery, "since it answered; the worker kept its partitions")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_redis_cut_off(new_case: NewCase, alerts: list[Sent]) -> None:
+    """Connections end and none can be made; for one of two workers only."""
+    with BadNetwork() as network, new_case("cut") as case:
+        network.target_port = case.redis.port
+        case.worker("one", redis_through(network))
+        case.worker("two")
+        full_rate = case.begin(alerts)
+        network.cut()
+        time.sleep(PARTED_S)
+        network.heal()
+        healed = time.monotonic()
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(healed, full_rate)
+        case.finish("Redis: cut off for 15 s, one worker of two", recovery, "since it was back")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("how", ["hold", "cut"])
+def test_kafka_out_of_reach_of_one_worker(new_case: NewCase, kafka: Kafka, alerts: list[Sent], how: str) -> None:
+    """For longer than its session and its transaction last: the other one takes over, and it is fenced or goes on."""
+    half = len(alerts) // 2
+    with new_case(f"parted-{how}") as case:
+        parted = case.worker("parted", {"kafka": {"bootstrap_servers": kafka.through_network}})
+        case.worker("other")
+        try:
+            full_rate = case.begin(alerts[:half], 0.4)
+            kafka.network.hold() if how == "hold" else kafka.network.cut()
+            time.sleep(PARTED_S)
+        finally:
+            kafka.network.heal()
+        healed = time.monotonic()
+        joined = parted.output.count(JOINED)
+        # The other worker has done what there was: this is for both again.
+        case.ledger.send(alerts[half:])
+        fate = after_partition(parted, joined)
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(healed, full_rate)
+        what = "silent" if how == "hold" else "cut off"
+        case.finish(f"Kafka: {what} for 15 s, one worker of two", recovery, f"since it was back; the worker {fate}")
+    assert recovery < RECOVERY_S
+
+
+def after_partition(worker: Worker, joined: int) -> str:
+    """What became of the worker; one that was fenced is started again, as a service manager would."""
+    end = time.monotonic() + RECOVERY_S
+    while worker.running and worker.output.count(JOINED) == joined:
+        assert time.monotonic() < end, f"neither back in the group nor ended:\n{worker.output[-3000:]}"
+        time.sleep(0.1)
+    if worker.running:
+        return "went on"
+    assert worker.exit_code == 1, worker.output[-3000:]
+    assert "shut this worker out" in worker.output
+    worker.start()
+    worker.wait_for(JOINED)
+    return "was fenced and started again"

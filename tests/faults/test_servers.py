@@ -1,0 +1,178 @@
+"""Kafka, Redis and Triton killed and brought back, and a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from broker.embedded.kafka import find_kafka_home
+from broker.embedded.redis import RedisServer
+from broker.embedded.triton import TritonServer
+from tests.faults.conftest import NewCase
+from tests.faults.harness import JOINED, RECOVERY_S, Case, Kafka
+from tests.faults.ledger import Row, Sent, stream
+
+AWAY_S = 4.0
+
+
+@pytest.fixture
+def alerts(full: bool) -> list[Sent]:
+    return stream(6000 if full else 2000, seed=3)
+
+
+@pytest.mark.timeout(400)
+def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: list[Sent]) -> None:
+    """On the same port and folder."""
+    with new_case("broker") as case:
+        for name in ("one", "two"):
+            case.worker(name)
+        full_rate = case.begin(alerts)
+        kafka.kill()
+        time.sleep(AWAY_S)
+        kafka.start()
+        back = time.monotonic()
+        case.wait(len(alerts), 150)
+        recovery = case.ledger.recovery(back, full_rate)
+        assert all(worker.running for worker in case.workers), case.tails()
+        case.finish("Kafka: kill -9, back on the same folder", recovery, "since it answered")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) -> None:
+    """With its data: ``appendonly yes``, ``appendfsync always``."""
+    with new_case("redis") as case:
+        for name in ("one", "two"):
+            case.worker(name)
+        full_rate = case.begin(alerts)
+        objects = len(list(case.redis.client().scan_iter("trifid:ztf:*:lc")))
+        case.redis.kill()
+        time.sleep(AWAY_S)
+        case.redis.start()
+        back = time.monotonic()
+        assert len(list(case.redis.client().scan_iter("trifid:ztf:*:lc"))) >= objects > 0
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(back, full_rate)
+        case.finish("Redis: kill -9, with persistence", recovery, "since it answered")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_redis_comes_back_empty(new_case: NewCase, alerts: list[Sent]) -> None:
+    """Without persistence: still one annotation an alert, from at least what its packet carries."""
+    with new_case("forgetful", redis=RedisServer()) as case:
+        for name in ("one", "two"):
+            case.worker(name)
+        full_rate = case.begin(alerts)
+        case.redis.kill()
+        time.sleep(AWAY_S)
+        case.redis.start()
+        back = time.monotonic()
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(back, full_rate)
+        points = {sent.alert_id: sent.points for sent in alerts}
+        short = [o for o in case.ledger.outputs if o.detections < points[o.alert_id]]
+        assert not short, f"fewer points than in their packets: {short[:5]}"
+        case.finish("Redis: kill -9, without persistence", recovery, "since it answered; histories begin again")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_triton_killed_in_the_middle_of_a_batch(new_case: NewCase, triton: TritonServer, alerts: list[Sent]) -> None:
+    """Three times, at random moments."""
+    chance = random.Random(4)
+    engine = {"inference": {"engine": "triton"}, "triton": {"url": triton.grpc_url}}
+    with new_case("triton") as case:
+        case.worker("one", engine)
+        full_rate = case.begin(alerts, 0.15)
+        for _ in range(3):
+            case.wait(case.ledger.accounted + 100)
+            time.sleep(chance.uniform(0.0, 0.5))
+            triton.kill()
+            time.sleep(1.0)
+            triton.start()
+            back = time.monotonic()
+        case.wait(len(alerts))
+        recovery = case.ledger.recovery(back, full_rate)
+        assert not case.ledger.letters
+        case.finish("Triton: kill -9, 3 times", recovery, "since it answered the last time")
+    assert recovery < RECOVERY_S
+
+
+@pytest.mark.timeout(400)
+def test_topic_that_takes_no_dead_letter(new_case: NewCase, kafka: Kafka, alerts: list[Sent]) -> None:
+    """The service stops with a clear error rather than dropping one; once the topic is mended it goes on."""
+    garbage = Sent(random.Random(5).randbytes(20_000), b"garbage")
+    alerts = [*alerts[: len(alerts) // 2], garbage, *alerts[len(alerts) // 2 :]]
+    with new_case("letters", dead_letter_topic={"max.message.bytes": "10000"}) as case:
+        worker = case.worker("one")
+        case.ledger.send(alerts)
+        code = worker.wait_for_end(90)
+        assert code == 2, case.tails()
+        assert "lower publish.dead_letter_max_bytes" in worker.output
+        assert not case.ledger.letters
+        topic = f"{case.prefix}.deadletter"
+        change = ("--alter", "--entity-type", "topics", "--entity-name", topic)
+        kafka.tool("configs", *change, "--add-config", "max.message.bytes=1000000")
+        worker.start()
+        started = time.monotonic()
+        worker.wait_for(JOINED)
+        case.wait(len(alerts))
+        (letter,) = case.ledger.letters
+        assert "neither an Avro container" in letter.reason
+        recovery = letter.time - started
+        case.finish("dead letters refused by their topic", recovery, "stopped with exit code 2; start to dead letter")
+    assert recovery < RECOVERY_S
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own for a broker, in memory; skipped where none may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = "size=700m"
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)], check=False).returncode
+    ):
+        pytest.skip("a small disk cannot be mounted here (it needs root)")
+    yield folder
+    # Lazily: whatever holds a file in it is gone soon.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.timeout(500)
+def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], None], alerts: list[Sent]) -> None:
+    """Kafka's disk fills up with what comes out, and Kafka halts; with room again it is started again."""
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    filler = small_disk / "filler"
+    with Kafka(small_disk / "kafka") as kafka, Case(kafka, tmp_path, report, "disk") as case:
+        for name in ("one", "two"):
+            case.worker(name)
+        full_rate = case.begin(alerts)
+        space = os.statvfs(small_disk)
+        with filler.open("wb") as file, suppress(OSError):
+            for _ in range(space.f_bavail * space.f_frsize // 65536 + 1):
+                file.write(bytes(65536))
+                file.flush()
+        stalled = time.monotonic()
+        while kafka.running and time.monotonic() < stalled + 30:
+            time.sleep(0.2)
+        halted = not kafka.running
+        filler.unlink()
+        kafka.kill()
+        kafka.start()
+        back = time.monotonic()
+        case.wait(len(alerts), 150)
+        recovery = case.ledger.recovery(back, full_rate)
+        note = f"Kafka {'halted by itself' if halted else 'was killed'}; since it answered again"
+        case.finish("full disk of Kafka", recovery, note)
+    assert recovery < RECOVERY_S
