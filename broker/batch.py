@@ -43,6 +43,8 @@ class DeadLetter:
     reason: str
     alert_id: int | None = None
     """Which alert of the message; None where the message could not be decoded."""
+    traceback: str | None = None
+    """Of an exception that nobody meant to raise; None where the reason says it all."""
 
 
 @dataclass(slots=True)

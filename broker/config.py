@@ -253,6 +253,8 @@ class InferenceSettings(_Section):
     """Triton model repository with its ``manifest.json``; of it ``triton`` needs the manifest only."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of ``onnx``; 0 for one a core."""
+    device: Literal["any", "cpu", "gpu"] = "any"
+    """Where the model has to run; ``/readyz`` says no where it runs elsewhere."""
 
 
 class AnomalySettings(_Section):

@@ -36,6 +36,19 @@ def isolate(
         return isolate(items[:middle], annotate_all, failed) + isolate(items[middle:], annotate_all, failed)
 
 
+_FRAMES = 12
+
+
+def trace(error: Exception) -> str | None:
+    """The traceback with its last frames in full, and those of the exceptions behind it.
+
+    None for an error raised on purpose: its message is meant to say all.
+    """
+    if isinstance(error, TrifidError):
+        return None
+    return "".join(traceback.format_exception(error, limit=-_FRAMES))
+
+
 def describe(error: Exception) -> str:
     """Why an alert failed: the message of an error raised on purpose, else its kind, message and place."""
     if isinstance(error, TrifidError):

@@ -14,7 +14,7 @@ from broker.batch import SPECTRA, BatchResult, DeadLetter, IncomingMessage
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
-from broker.isolation import describe, isolate
+from broker.isolation import describe, isolate, trace
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, STAGE_SECONDS
 from broker.publish.annotate import annotate
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
@@ -73,12 +73,14 @@ class Pipeline:
         BATCH_SIZE.observe(len(received))
 
         def failed(item: Received, error: Exception) -> list[Annotation]:
-            letter = DeadLetter(item.message, item.alert.survey, describe(error), item.alert.alert_id)
+            letter = DeadLetter(
+                item.message, item.alert.survey, describe(error), item.alert.alert_id, traceback=trace(error)
+            )
             result.dead_letters.append(letter)
             return []
 
         def spectrum_failed(item: ReceivedSpectrum, error: Exception) -> list[Annotation]:
-            result.dead_letters.append(DeadLetter(item.message, SPECTRA, describe(error)))
+            result.dead_letters.append(DeadLetter(item.message, SPECTRA, describe(error), traceback=trace(error)))
             return []
 
         result.annotations = isolate(received, self.annotate, failed)

@@ -9,6 +9,7 @@ import click
 from broker import __version__
 from broker.cli.catalog import catalog
 from broker.cli.classify import classify
+from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
 from broker.cli.reference import reference
 from broker.cli.replay import replay
@@ -51,5 +52,5 @@ def main() -> None:
     """
 
 
-for _command in (catalog, classify, demo, reference, replay, run, spectra, state, subscribe):
+for _command in (catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe):
     main.add_command(_command)

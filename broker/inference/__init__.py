@@ -34,5 +34,11 @@ class Engine(Protocol):
     def ready(self) -> bool:
         """Whether the engine can serve now."""
 
+    def device(self) -> str | None:
+        """Where the models run: ``gpu`` if all of them do, ``cpu``, or None where it cannot be known.
+
+        Raises DependencyUnavailableError when the server is away.
+        """
+
     def close(self) -> None:
         """Release the engine's connections and memory."""

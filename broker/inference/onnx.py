@@ -15,6 +15,7 @@ from broker.inference.encode import Signature, Tensors, TensorSpec, check_signat
 from broker.inference.manifest import MODELS, Manifest, load_manifest
 
 _DATATYPES: Final = {"tensor(float)": "FP32", "tensor(bool)": "BOOL"}
+_GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionProvider", "ROCMExecutionProvider"})
 _ERROR_SEVERITY: Final = 3  # OrtLoggingLevel: warnings of the graph optimizer tell an operator nothing
 
 
@@ -77,6 +78,13 @@ class OnnxEngine:
     def ready(self) -> bool:
         """Whether the models are loaded."""
         return bool(self._sessions)
+
+    def device(self) -> str | None:
+        """See ``Engine.device``: ONNX Runtime leaves out a provider that does not start, and says so here only."""
+        first = {session.get_providers()[0] for session in self._sessions.values()}
+        if not first or not first <= {"CPUExecutionProvider", *_GPU_PROVIDERS}:
+            return None
+        return "gpu" if first <= _GPU_PROVIDERS else "cpu"
 
     def close(self) -> None:
         """Release the models' memory; the engine cannot be used afterwards."""

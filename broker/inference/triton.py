@@ -143,6 +143,19 @@ class TritonEngine:
         if missing:
             raise DependencyUnavailableError(f"Triton at {self._url} has not loaded {', '.join(missing)}")
 
+    def device(self) -> str | None:
+        """See ``Engine.device``: by the instance groups that the server made of the models' configurations."""
+        kinds: set[str] = set()
+        try:
+            for model in MODELS:
+                answer = self._client.get_model_config(
+                    model, self.manifest.version_of(model), client_timeout=self._timeout
+                )
+                kinds |= {type(group).Kind.Name(group.kind) for group in answer.config.instance_group}
+        except InferenceServerException as error:
+            raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
+        return {frozenset({"KIND_GPU"}): "gpu", frozenset({"KIND_CPU"}): "cpu"}.get(frozenset(kinds))
+
     def close(self) -> None:
         """Close the connection."""
         self._client.close()

@@ -54,6 +54,8 @@ class Publisher:
         headers = {"reason": letter.reason, "survey": letter.survey}
         if letter.alert_id is not None:
             headers["alert-id"] = str(letter.alert_id)
+        if letter.traceback is not None:
+            headers["traceback"] = letter.traceback
         if origin is not None:
             headers |= {
                 "source-topic": origin.topic,

@@ -28,6 +28,9 @@ _QUIET: Final[dict[str, Any]] = {
     # A broker that is away is asked again twice a second at first, and not twenty times.
     "reconnect.backoff.ms": 500,
     "reconnect.backoff.max.ms": 5000,
+    # librdkafka's own choice, to forget all brokers when none answers, can leave a transaction waiting for ever for
+    # one that it forgot (confluentinc/librdkafka issues 5456 and 5511; seen in tests/faults).
+    "metadata.recovery.strategy": "none",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -143,8 +144,9 @@ class ExactlyOnceDelivery:
 
     def close(self) -> None:
         """Send nothing more; Kafka aborts what is open when the id is used again, or after its timeout."""
-        self._producer.purge()
-        self._producer.flush(CALL_TIMEOUT)
+        with suppress(KafkaException):  # of a producer that was shut out, which is known by then
+            self._producer.purge()
+            self._producer.flush(CALL_TIMEOUT)
 
     def _abort(self) -> None:
         try:
@@ -197,5 +199,6 @@ class AtLeastOnceDelivery:
 
     def close(self) -> None:
         """Drop what Kafka did not take; its alerts come again, since their offsets are not committed."""
-        self._producer.purge()
-        self._producer.flush(CALL_TIMEOUT)
+        with suppress(KafkaException):
+            self._producer.purge()
+            self._producer.flush(CALL_TIMEOUT)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.isolation import describe
+from broker.isolation import describe, trace
 from broker.metrics import STAGE_SECONDS
 from broker.publish.messages import OutgoingMessage, Publisher
 
@@ -34,7 +34,7 @@ def handle(process: Process, publisher: Publisher, messages: Sequence[IncomingMe
     except Exception as error:  # one message must not hold up the stream
         if len(messages) == 1:
             log.exception("message %s cannot be handled", messages[0].origin)
-            letter = DeadLetter(messages[0], "unknown", describe(error))
+            letter = DeadLetter(messages[0], "unknown", describe(error), traceback=trace(error))
             result = BatchResult(alerts_in=Counter(unknown=1), dead_letters=[letter])
             return result, list(publisher.messages(result))
         middle = len(messages) // 2

@@ -21,6 +21,8 @@ from broker.streaming.worker import worker
 log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.1
+_STUCK: Final = 1
+"""Exit code of a worker that hangs."""
 _SIGNALLED: Final = 128
 """Added to a signal's number for the exit code, as shells do."""
 
@@ -37,7 +39,8 @@ class Outcome:
 def supervise(settings: Settings) -> Outcome:
     """Run a worker until SIGTERM or SIGINT, and serve metrics and health meanwhile. For the main thread.
 
-    The worker has ``pipeline.stop_timeout_s`` to end after the signal; a second signal ends the process at once.
+    The worker has ``pipeline.stop_timeout_s`` to end after the signal; a second signal ends the process at once. So
+    does a loop that has not come round for ``metrics.alive_limit_s``.
     Raises what ends the worker otherwise, and OSError where the port of the metrics is taken.
     """
     control = Control(Health(settings.metrics))
@@ -73,6 +76,12 @@ def supervise(settings: Settings) -> Outcome:
         deadline: float | None = None
         while thread.is_alive():
             thread.join(_LOOK_S)
+            stuck = control.health.alive()["loop"]
+            if stuck is not None and not control.stop.is_set():
+                # In a call of a library that nothing gets it out of: only another process can go on.
+                log.critical("the worker %s: the process ends, to be started again", stuck)
+                logging.shutdown()
+                os._exit(_STUCK)
             if deadline is None and control.stop.is_set():
                 deadline = time.monotonic() + settings.pipeline.stop_timeout_s
             elif deadline is not None and time.monotonic() > deadline and thread.is_alive():

@@ -11,7 +11,7 @@ from broker.batch import BatchResult
 from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
 from broker.config import Settings
 from broker.errors import DependencyUnavailableError
-from broker.health import Health, Probe, Probes
+from broker.health import Health, Probe, Probes, wrong_device
 from broker.pipeline import Pipeline
 from broker.streaming import clients
 from broker.streaming.handling import Process
@@ -48,6 +48,7 @@ def worker(
             "redis": lambda: None if store.ready() else "does not answer",
             settings.inference.engine: lambda: None if engine.ready() else "is not ready",
             "kafka": _kafka_probe(settings),
+            "device": lambda: wrong_device(settings.inference.device, engine.device()),
         }
         if control is None:
             yield Service(

@@ -424,7 +424,7 @@ def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
         worker = group.start("one")
         worker.wait_until_ready()
         checks = worker.get("/readyz")[1]["checks"]
-        assert set(checks) == {"model", "group", "work", "redis", "onnx", "kafka", "lag", "loop", "batch"}
+        assert set(checks) == {"model", "group", "work", "redis", "onnx", "kafka", "device", "lag", "loop", "batch"}
         servers.redis.kill()
         try:
             wait_until(lambda: worker.get("/readyz")[0] == 503, 10, worker)

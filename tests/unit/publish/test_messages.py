@@ -87,6 +87,14 @@ def test_dead_letters_say_why_and_where_from() -> None:
     }  # fmt: skip
 
 
+def test_dead_letters_of_a_bug_have_the_end_of_its_traceback() -> None:
+    message = IncomingMessage(b"x", 61000.0)
+    letters = (DeadLetter(message, "ztf", "KeyError: 'x'", 5, traceback="y" * 100_000 + "KeyError: 'x'"),)
+    headers = dict(publish(letters=letters)[0].headers)
+    assert len(headers["traceback"]) < 8100
+    assert headers["traceback"].endswith(b"KeyError: 'x'")
+
+
 @pytest.mark.parametrize("change", [lambda b: b[:-20], lambda b: b"nothing", lambda b: b""])
 def test_bytes_that_are_no_annotation_are_refused(change: object) -> None:
     assert callable(change)
