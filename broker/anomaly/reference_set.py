@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from broker.errors import ConfigurationError, DependencyUnavailableError
 
 _KEY: Final = "trifid:reference_set"
+_TIMEOUT_S: Final = 10.0
+"""A set of 20,000 embeddings has 20 MB."""
 _ARRAYS: Final = ("version", "embeddings", "object_ids", "class_names", "k", "calibration_distances")
 
 
@@ -86,7 +88,7 @@ class ReferenceSet:
 
     def to_redis(self, url: str) -> None:
         """Store the set in the Redis at ``url``, replacing an earlier one at once."""
-        with redis.Redis.from_url(url) as client:
+        with _client(url) as client:
             try:
                 client.set(_KEY, self.to_bytes())
             except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -95,9 +97,13 @@ class ReferenceSet:
     @staticmethod
     def from_redis(url: str) -> ReferenceSet | None:
         """The set stored in the Redis at ``url``, None where there is none."""
-        with redis.Redis.from_url(url) as client:
+        with _client(url) as client:
             try:
                 data = client.get(_KEY)
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 raise DependencyUnavailableError(f"Redis is away: {error}") from error
         return None if data is None else ReferenceSet.from_bytes(bytes(data), _KEY)
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
