@@ -58,7 +58,7 @@ def build_store(settings: Settings) -> RedisStore:
     """The store in Redis; it connects when it is used."""
     state = settings.state
     return RedisStore(
-        settings.redis.url.get_secret_value(),
+        settings.redis.address(),
         Limits(state.max_points, state.association_radius_arcsec, state.spectrum_radius_arcsec),
         expiry_days=state.expiry_days,
     )
@@ -82,7 +82,7 @@ def reference_set_in_redis(settings: Settings) -> ReferenceSet:
 
     Raises DependencyUnavailableError where Redis is away, ConfigurationError where the set cannot be used.
     """
-    url = settings.redis.url.get_secret_value()
+    url = settings.redis.address()
     stored = ReferenceSet.from_redis(url)
     if stored is not None:
         return stored

@@ -11,7 +11,8 @@ import numpy as np
 import redis
 from numpy.typing import NDArray
 
-from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.errors import ConfigurationError
+from broker.redis_errors import redis_errors
 
 _KEY: Final = "trifid:reference_set"
 _TIMEOUT_S: Final = 10.0
@@ -88,20 +89,14 @@ class ReferenceSet:
 
     def to_redis(self, url: str) -> None:
         """Store the set in the Redis at ``url``, replacing an earlier one at once."""
-        with _client(url) as client:
-            try:
-                client.set(_KEY, self.to_bytes())
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                raise DependencyUnavailableError(f"Redis is away: {error}") from error
+        with _client(url) as client, redis_errors():
+            client.set(_KEY, self.to_bytes())
 
     @staticmethod
     def from_redis(url: str) -> ReferenceSet | None:
         """The set stored in the Redis at ``url``, None where there is none."""
-        with _client(url) as client:
-            try:
-                data = client.get(_KEY)
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                raise DependencyUnavailableError(f"Redis is away: {error}") from error
+        with _client(url) as client, redis_errors():
+            data = client.get(_KEY)
         return None if data is None else ReferenceSet.from_bytes(bytes(data), _KEY)
 
 

@@ -34,6 +34,7 @@ from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable, Chunk, expand
 from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
 from broker.records import SourceMetadata
+from broker.redis_errors import redis_errors
 
 NAME: Final = r"[A-Za-z0-9_.-]+"
 """Pattern of catalogue names, which are part of keys."""
@@ -396,17 +397,11 @@ class CatalogStore:
     @contextmanager
     def _calls(self, where: str = "") -> Iterator[None]:
         """Errors of Redis as ours; ``where`` says how far the work got."""
-        end = f" {where}" if where else ""
         try:
-            yield
-        except redis.ConnectionError as error:
-            raise DependencyUnavailableError(f"Redis is away{end}: {error}") from error
-        except redis.TimeoutError as error:
-            raise DependencyUnavailableError(f"Redis does not answer{end}: {error}") from error
-        except redis.OutOfMemoryError as error:
-            raise DependencyUnavailableError(f"Redis is full (maxmemory){end}: {error}") from error
+            with redis_errors(where):
+                yield
         except redis.RedisError as error:
-            raise DependencyUnavailableError(f"Redis{end}: {error}") from error
+            raise DependencyUnavailableError(f"Redis {where}: {error}") from error
 
 
 def _stored_columns(table: CatalogTable, fixed_epoch: bool) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def load(
         console=Console(stderr=True),
         transient=True,
     )
-    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store, bar:
+    with closing(CatalogStore(load_settings(config).redis.address())) as store, bar:
         task = bar.add_task(f"{name}: looking at the positions", total=None, rows=0, rate=0.0)
         start: list[tuple[float, int]] = []
 
@@ -118,7 +118,7 @@ def list_catalogs(config: Path | None) -> None:
     from broker.catalog.store import CatalogStore
     from broker.config import load_settings
 
-    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+    with closing(CatalogStore(load_settings(config).redis.address())) as store:
         entries = store.entries()
         for entry in entries:
             if entry.current is not None:
@@ -141,7 +141,7 @@ def drop(name: str, config: Path | None) -> None:
     from broker.config import load_settings
     from broker.errors import InputFileError
 
-    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+    with closing(CatalogStore(load_settings(config).redis.address())) as store:
         if not store.drop(name):
             known = ", ".join(entry.name for entry in store.entries()) or "none"
             raise InputFileError(f"there is no catalogue {name}; there are: {known}")
@@ -163,7 +163,7 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
     from broker.catalog.store import CatalogStore
     from broker.config import load_settings
 
-    with closing(CatalogStore(load_settings(config).redis.url.get_secret_value())) as store:
+    with closing(CatalogStore(load_settings(config).redis.address())) as store:
         found = store.match(ra, dec, mjd)
     names = METADATA_FEATURES if found is not None else ()
     numbers = found.values.tolist() if found is not None else ()

@@ -26,5 +26,5 @@ def load(config: Path | None) -> None:
 
     settings = load_settings(config)
     reference_set = load_reference_set(settings)
-    reference_set.to_redis(settings.redis.url.get_secret_value())
+    reference_set.to_redis(settings.redis.address())
     click.echo(f"reference set {reference_set.version}: {len(reference_set)} objects")

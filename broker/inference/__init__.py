@@ -40,5 +40,8 @@ class Engine(Protocol):
         Raises DependencyUnavailableError when the server is away.
         """
 
+    def check(self) -> None:
+        """As ``ready``; raises DependencyUnavailableError that says why not."""
+
     def close(self) -> None:
         """Release the engine's connections and memory."""

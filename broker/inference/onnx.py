@@ -86,6 +86,9 @@ class OnnxEngine:
             return None
         return "gpu" if first <= _GPU_PROVIDERS else "cpu"
 
+    def check(self) -> None:
+        """The models are loaded when the engine is made."""
+
     def close(self) -> None:
         """Release the models' memory; the engine cannot be used afterwards."""
         self._sessions.clear()

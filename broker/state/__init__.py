@@ -38,5 +38,8 @@ class Store(Protocol):
     def ready(self) -> bool:
         """Whether the store answers now."""
 
+    def check(self) -> None:
+        """As ``ready``; raises DependencyUnavailableError or ConfigurationError that says why not."""
+
     def close(self) -> None:
         """Close the connections."""

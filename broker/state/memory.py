@@ -44,6 +44,9 @@ class MemoryStore:
         """See ``Store.ready``."""
         return True
 
+    def check(self) -> None:
+        """See ``Store.check``."""
+
     def close(self) -> None:
         """See ``Store.close``."""
         self._objects = Objects(self._objects.limits)

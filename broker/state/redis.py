@@ -17,8 +17,9 @@ import numpy as np
 import redis
 
 from broker.catalog.match import CatalogReader
-from broker.errors import DependencyUnavailableError
+from broker.errors import TrifidError
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
 from broker.state.encoding import (
     STAMP_BYTES,
@@ -134,10 +135,15 @@ class RedisStore:
     def ready(self) -> bool:
         """See ``Store.ready``."""
         try:
-            self._prime()
-            return bool(self._client.ping())
-        except (redis.RedisError, DependencyUnavailableError):
+            self.check()
+        except TrifidError:
             return False
+        return True
+
+    def check(self) -> None:
+        """See ``Store.check``."""
+        self._prime()
+        self._call(self._client.ping)
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -263,10 +269,8 @@ class RedisStore:
 
     @staticmethod
     def _call(action: Callable[[], T]) -> T:
-        try:
+        with redis_errors():
             return action()
-        except (redis.ConnectionError, redis.TimeoutError) as error:  # BusyLoadingError is a ConnectionError
-            raise DependencyUnavailableError(f"Redis is away: {error}") from error
 
 
 def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:

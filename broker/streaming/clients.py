@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
@@ -12,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from broker.config import KafkaSettings
-from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,13 @@ CALL_TIMEOUT: Final = 5.0
 """Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
 _CREATE_TIMEOUT: Final = 30.0
 _REPEAT_S: Final = 30.0
+_RIGHTS: Final = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "inputs need Read, outputs Write, and Create where kafka.create_topics",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "kafka.group_id needs Read",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "ids that begin with kafka.group_id and - need Write",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the user has no right at the cluster",
+}
+"""Errors of the authorizer, and what is missing."""
 _QUIET: Final[dict[str, Any]] = {
     # What librdkafka itself would write to stderr comes to log_error as well.
     "log_level": 2,
@@ -98,9 +106,9 @@ def reader(settings: KafkaSettings, group_id: str) -> Consumer:
     )
 
 
-def admin(settings: KafkaSettings) -> AdminClient:
-    """A client for questions about topics."""
-    return _client(AdminClient, {"error_cb": log_error, **_QUIET, **settings.client_options()})
+def admin(settings: KafkaSettings, on_error: Callable[[KafkaError], None] = log_error) -> AdminClient:
+    """A client for questions about topics; ``on_error`` is told of the connection's errors when it is polled."""
+    return _client(AdminClient, {"error_cb": on_error, **_QUIET, **settings.client_options()})
 
 
 def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
@@ -123,6 +131,24 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
     return _client(Producer, options)
 
 
+def failure(error: KafkaError, what: str = "") -> TrifidError:
+    """Kafka's refusal as ours; ``what`` names what was refused.
+
+    A missing right is a ConfigurationError: waiting would not bring it. A login that is refused is waited for, since
+    passwords are changed on one side first.
+    """
+    told = f"{what}: {error.str()}" if what else error.str()
+    if error.code() in _RIGHTS:
+        return ConfigurationError(f"Kafka does not allow it: {told}; {_RIGHTS[error.code()]} (docs/security.md)")
+    return DependencyUnavailableError(f"Kafka: {told}")
+
+
+def hear(client: AdminClient | Producer) -> None:
+    """Have log_error told what a client knows of its connection, such as a refused login: nobody polls it otherwise."""
+    with suppress(KafkaException):  # a fatal error, which the caller has already
+        client.poll(0)
+
+
 def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
     """Create those of ``names`` that do not exist; raises DependencyUnavailableError where Kafka is away."""
     client = admin(settings)
@@ -135,13 +161,14 @@ def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None
         ]
         created = client.create_topics(missing, request_timeout=_CREATE_TIMEOUT) if missing else {}
     except KafkaException as error:
-        raise DependencyUnavailableError(f"Kafka: {error}") from error
+        hear(client)
+        raise failure(error.args[0]) from error
     for name, future in created.items():
         try:
             future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another worker was faster
-                raise DependencyUnavailableError(f"Kafka cannot create topic {name}: {error}") from error
+                raise failure(error.args[0], f"creating topic {name}") from error
     if created:
         log.info("created %d topics", len(created))
 

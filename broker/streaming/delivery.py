@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
 from broker.metrics import DEPENDENCY_WAITS
 from broker.publish.messages import OutgoingMessage
+from broker.streaming import clients
 from broker.streaming.clients import CALL_TIMEOUT
 
 _PURGED: Final = (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT)
@@ -57,6 +58,7 @@ class _Outbox:
     def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None]) -> None:
         self._producer, self._stop, self._beat = producer, stop, beat
         self.error: KafkaError | None = None
+        self._topic = ""
 
     def put(self, messages: Sequence[OutgoingMessage]) -> None:
         self.error = None
@@ -80,12 +82,16 @@ class _Outbox:
             self._producer.poll(0)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and error.code() not in _PURGED:
-            self.error = self.error or error
+        if error is not None and error.code() not in _PURGED and self.error is None:
+            self.error, self._topic = error, message.topic() or ""
 
     def failure(self, error: KafkaError) -> TrifidError:
         """The error to raise for one of Kafka's: the message's own, where one was refused, says more."""
+        topic = f"topic {self._topic}" if self.error is not None else ""
         error = self.error or error
+        refused = clients.failure(error, topic)
+        if isinstance(refused, ConfigurationError):  # before what is fatal, which a refused transactional id is, too
+            return refused
         if error.fatal():
             return WorkerFencedError(f"Kafka shut this worker out: {error}")
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
@@ -94,7 +100,7 @@ class _Outbox:
                 "raise the topic's max.message.bytes and kafka.max_message_bytes"
             )
         DEPENDENCY_WAITS.labels("kafka").inc()
-        return DependencyUnavailableError(f"Kafka: {error}")
+        return refused
 
 
 class ExactlyOnceDelivery:
@@ -120,6 +126,7 @@ class ExactlyOnceDelivery:
         try:
             self._producer.init_transactions(CALL_TIMEOUT)
         except KafkaException as error:
+            clients.hear(self._producer)
             raise self._outbox.failure(error.args[0]) from error
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:

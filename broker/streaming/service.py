@@ -19,7 +19,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.config import KafkaSettings, PipelineSettings
-from broker.errors import DependencyUnavailableError
+from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.health import Health
 from broker.metrics import BATCHES_GIVEN_UP, CONSUMER_LAG, STAGE_SECONDS
 from broker.publish.annotation import mjd_now
@@ -240,10 +240,10 @@ class Service:
             self._stop.wait(_POLL_S)
         consumer.pause(assigned)  # partitions that came since the last time as well
         message = consumer.poll(_POLL_S if assigned else 0)
-        if self._lost_partitions:
-            raise _GivenUpError
-        if message is not None and not _is_event(message):
-            raise _GivenUpError  # of a partition that came just now: rewinding brings this one again
+        # Events first: Kafka tells of a topic that may not be read only once.
+        taken = message is not None and not _is_event(message)
+        if taken or self._lost_partitions:
+            raise _GivenUpError  # a message is of a partition that came just now: rewinding brings it again
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that come: %s", _names(partitions))
@@ -320,6 +320,9 @@ def _is_event(message: Message) -> bool:
     if error is None:
         return False
     _check_fenced(KafkaException(error))
+    refused = clients.failure(error, f"topic {message.topic()}" if message.topic() else "")
+    if isinstance(refused, ConfigurationError):
+        raise refused
     log.warning("Kafka: %s", error)
     return True
 

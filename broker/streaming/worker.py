@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from typing import Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from broker.batch import BatchResult
 from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
 from broker.config import Settings
-from broker.errors import DependencyUnavailableError
 from broker.health import Health, Probe, Probes, wrong_device
 from broker.pipeline import Pipeline
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.service import Control, Service
+
+_KEPT_ERRORS: Final = 20
 
 
 @contextmanager
@@ -37,16 +39,14 @@ def worker(
 
         def prepare() -> Process:
             # Before the group hands out partitions: a worker that cannot work should not hold any.
-            if not store.ready():
-                raise DependencyUnavailableError("Redis does not answer")
-            if not engine.ready():
-                raise DependencyUnavailableError("Triton is not ready")
+            store.check()
+            engine.check()
             reference = reference_set_in_redis(settings)
             return Pipeline(decoder, store, engine, engine.manifest, reference).process
 
         probes: dict[str, Probe] = {
-            "redis": lambda: None if store.ready() else "does not answer",
-            settings.inference.engine: lambda: None if engine.ready() else "is not ready",
+            "redis": store.check,
+            settings.inference.engine: engine.check,
             "kafka": _kafka_probe(settings),
             "device": lambda: wrong_device(settings.inference.device, engine.device()),
         }
@@ -61,13 +61,19 @@ def worker(
 
 def _kafka_probe(settings: Settings) -> Probe:
     """Asks through a client of its own: the consumer's may be closed meanwhile."""
-    client = clients.admin(settings.kafka)
+    heard: list[KafkaError] = []
+    client = clients.admin(settings.kafka, heard.append)
 
     def probe() -> str | None:
         try:
             client.list_topics(f"{settings.publish.topic_prefix}.deadletter", timeout=clients.CALL_TIMEOUT)
         except KafkaException as error:
-            return str(error.args[0].str())
+            clients.hear(client)
+            # Why there is no connection says more than that there is none.
+            why = [e for e in heard if e.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)] or [error.args[0]]
+            del heard[:-_KEPT_ERRORS]
+            return str(why[-1].str())
+        heard.clear()
         return None
 
     return probe
