@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,8 @@ class KafkaSettings(_Section):
     this is for one that hangs."""
     transaction_timeout_s: PositiveFloat = 60.0
     max_message_bytes: PositiveInt = 10_485_760
-    """Largest message taken in or sent out."""
+    """Largest message sent out, and how much is fetched at once. What comes in is bounded by the input topic's
+    ``max.message.bytes``: a consumer takes larger messages than it asks for, one at a time."""
     consumer_queue_mib: PositiveInt = 32
     """Alerts fetched ahead, MiB; one fetch may go beyond."""
     producer_queue_mib: PositiveInt = 64
@@ -112,7 +114,25 @@ class KafkaSettings(_Section):
     ssl_key_location: Path | None = None
     ssl_key_password: SecretStr | None = None
     options: dict[str, str | int | float | bool] = {}
-    """Any further librdkafka property, for consumer, producer and administration alike."""
+    """Any further librdkafka property, for consumer, producer and administration alike; no secrets."""
+
+    @field_validator("options")
+    @classmethod
+    def _no_secrets(cls, options: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        """These are printed like any setting."""
+        for name in options:
+            if re.search(r"password|secret|ssl\.key\.pem|oauthbearer\.config", name):
+                raise ValueError(f"{name} is a secret: use the setting of its own")
+        return options
+
+    @model_validator(mode="after")
+    def _security_is_meant(self) -> Self:
+        """Refuse settings that would do nothing: whoever gives them believes the connection is protected."""
+        if "SSL" not in self.security_protocol and (self.ssl_ca_location or self.ssl_certificate_location):
+            raise ValueError("ssl_* is given, but security_protocol is not SSL or SASL_SSL")
+        if "SASL" not in self.security_protocol and self.sasl_username:
+            raise ValueError("sasl_* is given, but security_protocol is not SASL_PLAINTEXT or SASL_SSL")
+        return self
 
     def client_options(self) -> dict[str, str | int | float | bool]:
         """librdkafka properties that every client of this cluster needs; contains the secrets in clear."""

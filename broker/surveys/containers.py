@@ -13,7 +13,7 @@ import pyarrow as pa
 from broker.errors import DecodeError
 
 CONTAINER_MAGIC: Final = b"Obj\x01"
-MAX_BLOCK_BYTES: Final = 256_000_000
+MAX_BLOCK_BYTES: Final = 64_000_000
 """Largest size that one block of a container may inflate to: 420 packets of ZTF in one file take 30 MB."""
 _SYNC_BYTES: Final = 16
 _MAX_HEADER_BYTES: Final = 4_000_000

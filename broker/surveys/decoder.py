@@ -31,6 +31,8 @@ MAX_SCHEMA_BYTES: Final = 1_000_000
 """Of a container's own schema; LSST's have 55,000."""
 MAX_BLOCKS: Final = 10_000
 """Of one container."""
+MAX_OBJECT_ID: Final = 256
+"""Characters of an object id, which becomes a key in Redis and in Kafka; surveys' have 20."""
 _CACHED_SCHEMAS: Final = 64
 _RECENT_HEADERS: Final = 8
 _MAX_RUN_BYTES: Final = 64_000_000
@@ -147,6 +149,8 @@ class Decoder:
                     continue
                 if isinstance(alert, DecodeError):
                     results[position] = alert
+                elif len(alert.object_id) > MAX_OBJECT_ID:
+                    results[position] = DecodeError(f"an object id of more than {MAX_OBJECT_ID} characters")
                 else:
                     result.append(alert)
             first = done.stopped

@@ -43,3 +43,20 @@ def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hush" not in repr(settings)
     assert "hush" not in settings.model_dump_json()
     assert settings.kafka.client_options()["sasl.password"] == "hush"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("TRIFID_KAFKA__OPTIONS", '{"sasl.password": "hush"}', "sasl.password is a secret"),
+        ("TRIFID_KAFKA__SSL_CA_LOCATION", "/ca.pem", "security_protocol is not SSL"),
+        ("TRIFID_KAFKA__SASL_USERNAME", "me", "security_protocol is not SASL"),
+    ],
+)
+def test_settings_that_only_seem_to_protect_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        load_settings()
+    assert "hush" not in str(caught.value)

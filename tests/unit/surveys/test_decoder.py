@@ -325,6 +325,7 @@ def test_a_field_that_the_writer_lacks_is_unknown() -> None:
     ("changes", "reason"),
     [
         ({"objectId": ""}, "empty objectId"),
+        ({"objectId": "Z" * 257}, "object id of more than 256 characters"),
         ({"candidate": {"fid": 4}}, "fid 4 is no filter of ZTF"),
         ({"candidate": {"ra": 361.0}}, "ra 361.0, dec .* is no position"),
         ({"candidate": {"dec": float("nan")}}, "dec nan is no position"),
