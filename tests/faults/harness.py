@@ -29,6 +29,7 @@ RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
 JOINED: Final = "partitions that come"
 """What a worker logs when it is in the group."""
+_LOOK_S: Final = 0.5
 _SETTLE_S: Final = 2.0
 """How long to wait for what must not come."""
 _STOP_S: Final = 15.0
@@ -98,12 +99,9 @@ class Worker:
         self._environment = {**inherited, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._begin = 0
-        self.killed = False
-        """Whether its latest end was by force."""
 
     def start(self) -> None:
         self._begin = self.log.stat().st_size if self.log.exists() else 0
-        self.killed = False
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "broker.cli", "run", "--config", str(self.config)],
@@ -143,7 +141,6 @@ class Worker:
 
     def kill(self) -> None:
         """As a crash would (kill -9)."""
-        self.killed = True
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -175,6 +172,7 @@ class Case:
         self._report = report
         self.redis = redis or RedisServer(persistent=True)
         self.workers: list[Worker] = []
+        self.restarts = 0
         self._stack = ExitStack()
         self._dead_letter_topic = dead_letter_topic
 
@@ -240,11 +238,25 @@ class Case:
         self.wait(max(round(share * len(alerts)), before + few), seconds)
         return (self.ledger.accounted - before) / (time.monotonic() - begun)
 
-    def wait(self, count: int, seconds: float = 90.0) -> None:
-        """Until so many alerts are accounted for."""
-        assert self.ledger.wait(count, seconds), (
-            f"only {self.ledger.accounted} of {count} came in {seconds:.0f} s\n{self.tails()}"
-        )
+    def wait(self, count: int, seconds: float = 90.0, *, restart: bool = False) -> None:
+        """Until so many alerts are accounted for.
+
+        With ``restart`` workers that end with exit code 1 are started again, as a service manager does.
+        """
+        end = time.monotonic() + seconds
+        while not self.ledger.wait(count, _LOOK_S):
+            if restart:
+                self.look_after()
+            assert time.monotonic() < end, (
+                f"only {self.ledger.accounted} of {count} came in {seconds:.0f} s\n{self.tails()}"
+            )
+
+    def look_after(self) -> None:
+        """Start workers again that ended with exit code 1."""
+        for worker in self.workers:
+            if worker.exit_code == 1:
+                worker.start()
+                self.restarts += 1
 
     def finish(self, name: str, recovery_s: float | None = None, note: str = "", *, seconds: float = 120.0) -> Row:
         """Wait for everything, stop the workers in order, and balance the ledger."""

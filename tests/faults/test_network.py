@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.faults.conftest import NewCase
-from tests.faults.harness import JOINED, RECOVERY_S, SESSION_S, TRANSACTION_S, Kafka, Worker
+from tests.faults.harness import JOINED, RECOVERY_S, SESSION_S, TRANSACTION_S, Kafka
 from tests.faults.ledger import Sent, stream
 from tests.faults.proxy import BadNetwork
 
@@ -98,24 +98,14 @@ def test_kafka_out_of_reach_of_one_worker(new_case: NewCase, kafka: Kafka, alert
         joined = parted.output.count(JOINED)
         # The other worker has done what there was: this is for both again.
         case.ledger.send(alerts[half:])
-        fate = after_partition(parted, joined)
-        case.wait(len(alerts))
+        while not case.restarts and parted.output.count(JOINED) == joined:
+            assert time.monotonic() < healed + RECOVERY_S, case.tails()
+            case.look_after()
+            time.sleep(0.1)
+        case.wait(len(alerts), restart=True)
         recovery = case.ledger.recovery(healed, full_rate)
+        assert case.workers[1].running
         what = "silent" if how == "hold" else "cut off"
+        fate = "was fenced and started again" if case.restarts else "went on by itself"
         case.finish(f"Kafka: {what} for 15 s, one worker of two", recovery, f"since it was back; the worker {fate}")
     assert recovery < RECOVERY_S
-
-
-def after_partition(worker: Worker, joined: int) -> str:
-    """What became of the worker; one that was fenced is started again, as a service manager would."""
-    end = time.monotonic() + RECOVERY_S
-    while worker.running and worker.output.count(JOINED) == joined:
-        assert time.monotonic() < end, f"neither back in the group nor ended:\n{worker.output[-3000:]}"
-        time.sleep(0.1)
-    if worker.running:
-        return "went on"
-    assert worker.exit_code == 1, worker.output[-3000:]
-    assert "shut this worker out" in worker.output
-    worker.start()
-    worker.wait_for(JOINED)
-    return "was fenced and started again"

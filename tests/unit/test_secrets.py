@@ -38,7 +38,9 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file = tmp_path / "secret"
     file.write_text(f"{SECRET}\n")
     toml = tmp_path / "trifid.toml"
-    toml.write_text('[kafka]\nsasl_password = "the file of a secret wins"\nsasl_username = "trifid"\n')
+    toml.write_text(
+        '[kafka]\nsasl_password = "the file of a secret wins"\nsasl_username = "trifid"\nsecurity_protocol = "SASL_SSL"\n'
+    )
     for name in ("KAFKA__SASL_PASSWORD", "REDIS__PASSWORD", "SCHEMA_REGISTRY__PASSWORD", "KAFKA__SSL_KEY_PASSWORD"):
         monkeypatch.setenv(f"TRIFID_{name}_FILE", str(file))
     settings = load_settings(toml)
