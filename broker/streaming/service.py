@@ -85,6 +85,7 @@ class Service:
         self._hands = Hands()
         self._in_hand: Future[object] | None = None
         self._lost_partitions = False
+        self._new_partitions = False
 
     def stop(self) -> None:
         """Finish the batch in hand and leave; safe to call from a signal handler or another thread."""
@@ -137,6 +138,10 @@ class Service:
     def _next_batch(self, consumer: Consumer, process: Process, delivery: Delivery) -> None:
         self._health.beat()
         self._lost_partitions = False
+        if self._new_partitions:
+            # Whatever left them paused: one that is would never be read, and nobody would notice.
+            self._new_partitions = False
+            _unpause(consumer, consumer.assignment())
         messages = self._take(consumer)
         self._measure_lag(consumer, cached=True)
         if not messages:
@@ -248,10 +253,12 @@ class Service:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that come: %s", _names(partitions))
         self._health.report("group", None)
+        self._new_partitions = True
         self._partitions_changed()
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that go: %s", _names(partitions))
+        _unpause(consumer, partitions)
         if self._in_hand is not None:
             # Nobody else has these partitions before this returns: the batch's objects are written in peace.
             self._wait_for_hands(self._in_hand)
@@ -260,6 +267,7 @@ class Service:
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.warning("partitions that are lost: %s", _names(partitions))
+        _unpause(consumer, partitions)
         self._lost_partitions = True
         self._health.report("group", "put out of the group")
         self._partitions_changed()
@@ -305,6 +313,12 @@ class Service:
             self._health.lag(total)
         except KafkaException as error:
             log.info("no lag to be had: %s", error)
+
+
+def _unpause(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    """Let partitions be read. librdkafka remembers that one was paused even while another worker has it."""
+    with suppress(KafkaException):  # of one that is gone already
+        consumer.resume(partitions)
 
 
 def _check_fenced(error: KafkaException) -> None:
