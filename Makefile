@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 RUN_FOLDER ?= runs/trifid
 
-.PHONY: demo test lint audit bench train clean
+.PHONY: demo test faults lint audit bench train clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -39,7 +39,8 @@ def test_a_secret_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     file.write_text(f"{SECRET}\n")
     toml = tmp_path / "trifid.toml"
     toml.write_text(
-        '[kafka]\nsasl_password = "the file of a secret wins"\nsasl_username = "trifid"\nsecurity_protocol = "SASL_SSL"\n'
+        '[kafka]\nsasl_password = "the file of a secret wins"\n'
+        'sasl_username = "trifid"\nsecurity_protocol = "SASL_SSL"\n'
     )
     for name in ("KAFKA__SASL_PASSWORD", "REDIS__PASSWORD", "SCHEMA_REGISTRY__PASSWORD", "KAFKA__SSL_KEY_PASSWORD"):
         monkeypatch.setenv(f"TRIFID_{name}_FILE", str(file))
