@@ -27,7 +27,7 @@ SESSION_S: Final = 6.0
 TRANSACTION_S: Final = 10.0
 RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
-HANG_S: Final = 120.0
+GIVE_UP_S: Final = 120.0
 """A worker that does not come back for so long is taken for one that hangs."""
 JOINED: Final = "partitions that come"
 """What a worker logs when it is in the group."""

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.faults.conftest import NewCase
-from tests.faults.harness import HANG_S, JOINED, SESSION_S, TRANSACTION_S, Kafka, check_recovery
+from tests.faults.harness import GIVE_UP_S, JOINED, SESSION_S, TRANSACTION_S, Kafka, check_recovery
 from tests.faults.ledger import Sent, stream
 from tests.faults.proxy import BadNetwork
 
@@ -99,7 +99,7 @@ def test_kafka_out_of_reach_of_one_worker(new_case: NewCase, kafka: Kafka, alert
         # The other worker has done what there was: this is for both again.
         case.ledger.send(alerts[half:])
         while not case.restarts and parted.output.count(JOINED) == joined:
-            assert time.monotonic() < healed + HANG_S, case.tails()
+            assert time.monotonic() < healed + GIVE_UP_S, case.tails()
             case.look_after()
             time.sleep(0.1)
         case.wait(len(alerts), restart=True)
