@@ -20,6 +20,7 @@ from pathlib import Path
 import fastavro
 import numpy as np
 import pytest
+import redis
 from confluent_kafka import Consumer
 from fastavro.utils import generate_one
 
@@ -229,6 +230,8 @@ def test_a_follow_up_spectrum_and_a_counterpart_change_the_annotation(servers: S
     packets = [p for p, i in zip(PACKETS, IDS, strict=True) if i <= star.alert_id][-200:]
     lsst = lsst_packet(star.ra, star.dec + 0.3 / 3600)
     spectrum = ObservedSpectrum("follow-up", star.ra, star.dec, 61000.0, SPECTRUM)
+    with redis.Redis.from_url(servers.redis.url) as client:
+        client.flushall()  # other tests have sent later alerts of the star
     with Worker(servers, tmp_path, "spectra") as worker:
         worker.send(packets)
         worker.annotations(len(packets))

@@ -428,7 +428,7 @@ def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
         servers.redis.kill()
         try:
             wait_until(lambda: worker.get("/readyz")[0] == 503, 10, worker)
-            assert worker.get("/readyz")[1]["checks"]["redis"] == "does not answer"
+            assert "Redis is away" in worker.get("/readyz")[1]["checks"]["redis"]
             group.send(PACKETS[:50])
             wait_until(lambda: "Redis is away" in worker.get("/readyz")[1]["checks"]["work"], 10, worker)
             assert worker.get("/healthz")[0] == 200
