@@ -84,13 +84,17 @@ def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
     with new_case("clock") as case:
         case.worker("jumps", environment=environment)
         case.worker("steady")
-        full_rate = case.begin(alerts, 0.2)
-        for share, hours in ((0.4, "5"), (1.0, "-5")):
+        for worker in case.workers:  # both have partitions before the first alert, and so a part in each phase
+            worker.wait_for(f"{JOINED}: clock.in")
+        third = len(alerts) // 3
+        full_rate = case.begin(alerts[:third], 1.0)
+        for end, hours in ((2 * third, "5"), (len(alerts), "-5")):
             # In one step: it is read all the while.
             clock.with_suffix(".new").write_text(hours)
             clock.with_suffix(".new").rename(clock)
             jumped = time.monotonic()
-            case.wait(round(len(alerts) * share))
+            case.ledger.send(alerts[end - third if end < len(alerts) else 2 * third : end])
+            case.wait(end)
         recovery = case.ledger.recovery(jumped, full_rate)
         ahead = {round(24 * (o.ingest_mjd - mjd_now())) for o in case.ledger.outputs}
         assert ahead == {-5, 0, 5}, f"the clock did not jump: {ahead}"

@@ -182,7 +182,7 @@ def test_killed_it_goes_on(store: CatalogStore, server: RedisServer, client: red
         killed += process.returncode == -signal.SIGKILL
     assert killed >= 3
     if not store.entries()[0].current:
-        assert 0 < store.contents("gaia", store.entries()[0].loading).rows < N  # type: ignore[arg-type]
+        assert 0 < store.contents("gaia", store.entries()[0].loading).rows <= N  # type: ignore[arg-type]
     result = store.load("gaia", [tmp_path / "a.parquet"], GAIA)
     assert result.contents.rows == N
     assert contents(client) == expected
