@@ -85,7 +85,9 @@ class Service:
         self._hands = Hands()
         self._in_hand: Future[object] | None = None
         self._lost_partitions = False
-        self._new_partitions = False
+        self._paused: list[TopicPartition] = []
+        """Only these may be resumed: librdkafka takes a resume for a new beginning, and one that it gets while it
+        looks for where to read a new partition leaves that unread."""
 
     def stop(self) -> None:
         """Finish the batch in hand and leave; safe to call from a signal handler or another thread."""
@@ -138,10 +140,6 @@ class Service:
     def _next_batch(self, consumer: Consumer, process: Process, delivery: Delivery) -> None:
         self._health.beat()
         self._lost_partitions = False
-        if self._new_partitions:
-            # Whatever left them paused: one that is would never be read, and nobody would notice.
-            self._new_partitions = False
-            _unpause(consumer, consumer.assignment())
         messages = self._take(consumer)
         self._measure_lag(consumer, cached=True)
         if not messages:
@@ -204,7 +202,7 @@ class Service:
         while time.monotonic() < end and not self._stop.is_set():
             self._poll_without_taking(consumer)
         self._measure_lag(consumer, cached=False)
-        consumer.resume(consumer.assignment())
+        self._resume(consumer)
 
     def _with_hands(self, consumer: Consumer, action: Callable[[], R]) -> R:
         """Have something done by the other thread; what it raises is raised here.
@@ -230,7 +228,7 @@ class Service:
                     paused = True
                     self._poll_without_taking(consumer)
             if paused:
-                consumer.resume(consumer.assignment())
+                self._resume(consumer)
             return future.result()
         finally:
             self._in_hand = None
@@ -243,22 +241,35 @@ class Service:
         if not assigned:
             # Before it subscribed, the consumer has no group to answer, and polling does not wait.
             self._stop.wait(_POLL_S)
-        consumer.pause(assigned)  # partitions that came since the last time as well
+        came = [p for p in assigned if p not in self._paused]
+        consumer.pause(came)
+        self._paused += came
         message = consumer.poll(_POLL_S if assigned else 0)
         # Events first: Kafka tells of a topic that may not be read only once.
         taken = message is not None and not _is_event(message)
         if taken or self._lost_partitions:
             raise _GivenUpError  # a message is of a partition that came just now: rewinding brings it again
 
+    def _resume(self, consumer: Consumer) -> None:
+        """Read on where it was paused."""
+        paused, self._paused = self._paused, []
+        consumer.resume(paused)
+
+    def _forget_paused(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Of partitions that go: librdkafka remembers that one was paused while another worker has it."""
+        paused = [p for p in self._paused if p in partitions]
+        self._paused = [p for p in self._paused if p not in partitions]
+        with suppress(KafkaException):  # of one that is gone already
+            consumer.resume(paused)
+
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that come: %s", _names(partitions))
         self._health.report("group", None)
-        self._new_partitions = True
         self._partitions_changed()
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that go: %s", _names(partitions))
-        _unpause(consumer, partitions)
+        self._forget_paused(consumer, partitions)
         if self._in_hand is not None:
             # Nobody else has these partitions before this returns: the batch's objects are written in peace.
             self._wait_for_hands(self._in_hand)
@@ -267,7 +278,7 @@ class Service:
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.warning("partitions that are lost: %s", _names(partitions))
-        _unpause(consumer, partitions)
+        self._forget_paused(consumer, partitions)
         self._lost_partitions = True
         self._health.report("group", "put out of the group")
         self._partitions_changed()
@@ -287,7 +298,7 @@ class Service:
             self._health.beat()
             try:
                 assigned = consumer.assignment()
-                consumer.resume(assigned)
+                self._resume(consumer)
                 # Rebalances happen within poll and consume only: the partitions stay the same until the end of this.
                 for p in consumer.committed(assigned, clients.CALL_TIMEOUT) if assigned else []:
                     offset = p.offset if p.offset >= 0 else OFFSET_BEGINNING
@@ -313,12 +324,6 @@ class Service:
             self._health.lag(total)
         except KafkaException as error:
             log.info("no lag to be had: %s", error)
-
-
-def _unpause(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-    """Let partitions be read. librdkafka remembers that one was paused even while another worker has it."""
-    with suppress(KafkaException):  # of one that is gone already
-        consumer.resume(partitions)
 
 
 def _check_fenced(error: KafkaException) -> None:
