@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
-from broker.records import Annotation
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def isolate(
     items: Sequence[T],
-    annotate_all: Callable[[Sequence[T]], list[Annotation]],
-    failed: Callable[[T, Exception], list[Annotation]],
-) -> list[Annotation]:
-    """Annotate a batch; where it fails, its halves, down to the one alert to blame.
+    handle_all: Callable[[Sequence[T]], list[R]],
+    failed: Callable[[T, Exception], list[R]],
+) -> list[R]:
+    """Handle a batch; where that fails, its halves, down to the one item to blame.
 
     ``failed`` is given that one and says what takes its place. Passes on errors that concern all alerts alike:
     DependencyUnavailableError, ConfigurationError.
@@ -26,14 +26,14 @@ def isolate(
     if not items:
         return []
     try:
-        return annotate_all(items)
+        return handle_all(items)
     except (DependencyUnavailableError, ConfigurationError):
         raise
     except Exception as error:  # whatever one alert sets off must not hold up the others
         if len(items) == 1:
             return failed(items[0], error)
         middle = len(items) // 2
-        return isolate(items[:middle], annotate_all, failed) + isolate(items[middle:], annotate_all, failed)
+        return isolate(items[:middle], handle_all, failed) + isolate(items[middle:], handle_all, failed)
 
 
 _FRAMES = 12

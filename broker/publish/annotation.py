@@ -19,7 +19,6 @@ import fastavro
 from broker import __version__
 from broker.errors import DecodeError
 from broker.records import Annotation, Neighbour
-from broker.surveys.wire import container_message
 from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
 
 _MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
@@ -141,26 +140,6 @@ def to_json(record: dict[str, Any]) -> str:
         default=lambda time: time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         allow_nan=False,
     )
-
-
-def _without_docs(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        return {name: _without_docs(value) for name, value in schema.items() if name != "doc"}
-    return [_without_docs(item) for item in schema] if isinstance(schema, list) else schema
-
-
-class AvroWriter:
-    """Makes one Avro object container of each record (Avro 1.11 specification, "Object Container Files")."""
-
-    def __init__(self) -> None:
-        # The schema goes with every message, without the documentation that would double its size.
-        self._schema_json = json.dumps(_without_docs(json.loads(SCHEMA_TEXT))).encode()
-
-    def __call__(self, record: dict[str, Any]) -> bytes:
-        """The message for one record of ``to_record``."""
-        body = io.BytesIO()
-        fastavro.schemaless_writer(body, SCHEMA, record)
-        return container_message(self._schema_json, body.getvalue())
 
 
 def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from broker.batch import BatchResult, DeadLetter
-from broker.publish.annotation import AvroWriter, mjd_now, to_record
+from broker.publish.annotation import SCHEMA_TEXT, mjd_now, to_record
 from broker.publish.topics import Topics
+from broker.surveys.containers import ContainerWriter
 
 CUT_FROM: Final = "cut-from-bytes"
 """Header of a dead letter whose payload was cut: its size before."""
@@ -36,7 +37,7 @@ class Publisher:
         self.topics = topics
         self._broker_name = broker_name
         self._limit = dead_letter_max_bytes
-        self._write = AvroWriter()
+        self._write = ContainerWriter(SCHEMA_TEXT)
 
     def messages(self, result: BatchResult) -> Iterator[OutgoingMessage]:
         """One message for each topic of each annotation, keyed by object id, and one for each dead letter."""

@@ -13,7 +13,7 @@ import numpy as np
 from broker.errors import DecodeError
 from broker.records import ObservedSpectrum
 from broker.spectra.normalise import MAX_PIXELS, RawSpectrum, UnusableSpectrumError, normalise
-from broker.surveys.containers import container_message
+from broker.surveys.containers import ContainerWriter
 
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("spectrum.avsc").read_text("utf-8")
 """The schema with its documentation."""
@@ -29,13 +29,7 @@ _PRIMITIVES: Final = frozenset({"boolean", "int", "long", "float", "double", "by
 """Those that take at least one byte: all but null."""
 
 
-def _without_docs(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        return {name: _without_docs(value) for name, value in schema.items() if name != "doc"}
-    return [_without_docs(item) for item in schema] if isinstance(schema, list) else schema
-
-
-_SENT_SCHEMA: Final = json.dumps(_without_docs(json.loads(SCHEMA_TEXT))).encode()
+_write_record: Final = ContainerWriter(SCHEMA_TEXT)
 
 
 def write(
@@ -53,7 +47,6 @@ def write(
     The arrays are sent as they are. Without further words they are what ``read_spectra`` gives; otherwise the
     fields of ``spectrum.avsc`` say what they are, and the reader converts.
     """
-    body = io.BytesIO()
     record = {
         "spectrumId": spectrum.spectrum_id,
         "ra": float(spectrum.ra),
@@ -71,8 +64,7 @@ def write(
         "instrument": instrument,
         "resolution": resolution,
     }
-    fastavro.schemaless_writer(body, SCHEMA, record)
-    return container_message(_SENT_SCHEMA, body.getvalue())
+    return _write_record(record)
 
 
 def read(payload: bytes) -> list[ObservedSpectrum]:

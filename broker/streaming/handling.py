@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
-from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.isolation import describe, trace
+from broker.isolation import describe, isolate, trace
 from broker.metrics import STAGE_SECONDS
 from broker.publish.messages import OutgoingMessage, Publisher
 
@@ -25,22 +25,22 @@ def handle(process: Process, publisher: Publisher, messages: Sequence[IncomingMe
     raises what it should not, an annotation that Avro does not take) is found here, by halving the batch. Passes on
     DependencyUnavailableError and ConfigurationError, which concern all messages alike.
     """
-    try:
-        result = process(messages)
-        with STAGE_SECONDS.labels("publish").time():
-            return result, list(publisher.messages(result))
-    except (DependencyUnavailableError, ConfigurationError):
-        raise
-    except Exception as error:  # one message must not hold up the stream
-        if len(messages) == 1:
-            log.exception("message %s cannot be handled", messages[0].origin)
-            letter = DeadLetter(messages[0], "unknown", describe(error), traceback=trace(error))
-            result = BatchResult(alerts_in=Counter(unknown=1), dead_letters=[letter])
-            return result, list(publisher.messages(result))
-        middle = len(messages) // 2
-        first, first_messages = handle(process, publisher, messages[:middle])
-        second, second_messages = handle(process, publisher, messages[middle:])
-        return _together(first, second), first_messages + second_messages
+
+    def handle_all(batch: Sequence[IncomingMessage]) -> list[Handled]:
+        return [_publish(process(batch), publisher)]
+
+    def failed(message: IncomingMessage, error: Exception) -> list[Handled]:
+        log.error("message %s cannot be handled", message.origin, exc_info=error)
+        letter = DeadLetter(message, "unknown", describe(error), traceback=trace(error))
+        return [_publish(BatchResult(alerts_in=Counter(unknown=1), dead_letters=[letter]), publisher)]
+
+    parts = isolate(messages, handle_all, failed)
+    return reduce(_together, (r for r, _ in parts), BatchResult()), [m for _, outgoing in parts for m in outgoing]
+
+
+def _publish(result: BatchResult, publisher: Publisher) -> Handled:
+    with STAGE_SECONDS.labels("publish").time():
+        return result, list(publisher.messages(result))
 
 
 def _together(first: BatchResult, second: BatchResult) -> BatchResult:

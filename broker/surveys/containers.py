@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import fastavro
 import pyarrow as pa
 
 from broker.errors import DecodeError
@@ -132,6 +134,28 @@ def container_message(schema_json: bytes, record: bytes) -> bytes:
         out += [write_long(len(name)), name.encode(), write_long(len(value)), value]
     out += [write_long(0), sync, write_long(1), write_long(len(record)), record, sync]
     return b"".join(out)
+
+
+class ContainerWriter:
+    """Makes one container of each record. Its schema is sent with every message, and is made ready once."""
+
+    def __init__(self, schema_text: str) -> None:
+        """``schema_text`` is the schema in JSON; the documentation in it, which would double its size, is not sent."""
+        schema = json.loads(schema_text)
+        self._schema = fastavro.parse_schema(schema)
+        self._schema_json = json.dumps(_without_docs(schema)).encode()
+
+    def __call__(self, record: dict[str, Any]) -> bytes:
+        """The message for one record."""
+        body = io.BytesIO()
+        fastavro.schemaless_writer(body, self._schema, record)
+        return container_message(self._schema_json, body.getvalue())
+
+
+def _without_docs(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {name: _without_docs(value) for name, value in schema.items() if name != "doc"}
+    return [_without_docs(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def _read_bytes(data: bytes, position: int) -> tuple[bytes, int]:
