@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from typing import Any, Final, TypeVar
 
@@ -214,8 +215,7 @@ class RedisStore:
             return tuple(pipeline.execute())
 
         (found, spectra), values = self._call(read)
-        for row in found:
-            batch.add_object(*row)
+        batch.add_objects(found)
         for row in spectra:
             batch.add_spectrum(*row)
         if self._catalogs.prime(values[0]):  # a catalogue came, went or was replaced: once, one more trip
@@ -298,25 +298,26 @@ class _Batch:
         self.damaged: dict[str, bytes] = {}
         """Stored values that cannot be read, by key; they are set aside under ``<key>:damaged``, not lost."""
 
-    def add_object(
-        self, name: bytes, place: bytes, curve: bytes | None, spectrum: bytes | None, metadata: bytes | None
-    ) -> None:
-        """One object that ``read.lua`` found."""
-        text = name.decode()
-        survey, _, object_id = text.partition(":")
-        known = RememberedObject()
-        cell = None
-        read = self._read(f"{text}:lc", curve, lambda data: decode_object(data, survey, object_id))
-        if read is not None:
-            known.light_curve, known.latest = read
-            (cell,) = own_cells([known.latest])
+    def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Objects that ``read.lua`` found: name, place, light curve, spectrum and catalogue values of each."""
+        seen: list[tuple[ObjectName, Alert, bytes]] = []
+        for key, place, curve, spectrum, metadata in rows:
+            text = key.decode()
+            survey, _, object_id = text.partition(":")
+            name = (survey, object_id)
+            known = self.objects.known[name] = RememberedObject()
+            read = self._read(f"{text}:lc", curve, partial(decode_object, survey=survey, object_id=object_id))
+            if read is not None:
+                known.light_curve, known.latest = read
+                seen.append((name, known.latest, place))
+            if curve is not None:
+                self.before[name] = _Before(curve, None)
+            known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
+            known.metadata = self._read(f"{text}:md", metadata, decode_metadata)
+        for (name, _, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
+            self.before[name] = replace(self.before[name], cell=cell)
             if place:
-                self.objects.places.put((survey, object_id), Place.unpack(place), cell)
-        if curve is not None:
-            self.before[survey, object_id] = _Before(curve, cell)
-        known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
-        known.metadata = self._read(f"{text}:md", metadata, decode_metadata)
-        self.objects.known[survey, object_id] = known
+                self.objects.places.put(name, Place.unpack(place), cell)
 
     def add_spectrum(self, name: bytes, place: bytes, value: bytes | None) -> None:
         """One spectrum that ``read.lua`` found."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from broker.assemble.metadata import METADATA_FEATURES
 from broker.records import BAND_CODE, LightCurve, PhotometryKind, SourceMetadata
 from broker.surveys.machine import NULL, OTHER
+from broker.surveys.reader import Rows
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -120,10 +121,14 @@ class Checks:
                 filled = (v[row].item() if isinstance(v, np.ndarray) else v[row] for v in values)
                 self.reasons[row] = reason.format(*filled)
 
-    def position(self, ra: Numbers, dec: Numbers) -> None:
-        """ICRS degrees that are none."""
+    def position(self, packet: Rows) -> tuple[Numbers, Numbers]:
+        """The columns ``ra`` and ``dec``; refused where they are missing or are no ICRS degrees."""
+        ra, dec = packet.numbers("ra"), packet.numbers("dec")
+        self.refuse(packet.is_null("ra"), "the packet has no ra")
+        self.refuse(packet.is_null("dec"), "the packet has no dec")
         good = (ra >= 0) & (ra <= 360) & (dec >= -90) & (dec <= 90)
         self.refuse(~good, "ra {}, dec {} is no position", ra, dec)
+        return ra, dec
 
     def time(self, mjd: Numbers) -> None:
         """MJD that is none."""

@@ -109,10 +109,7 @@ class Lsst:
         unknown = np.array([name is None for name in names], np.bool_)
         if unknown.any():
             checks.refuse(unknown, "{!r} is no filter of LSST", [label_text(band) for band in bands.tolist()])
-        ra, dec = packet.numbers("ra"), packet.numbers("dec")
-        checks.refuse(packet.is_null("ra"), "the packet has no ra")
-        checks.refuse(packet.is_null("dec"), "the packet has no dec")
-        checks.position(ra, dec)
+        ra, dec = checks.position(packet)
         checks.time(own_mjd)
 
         versions = map(_version, records.texts("lsst_schema_version"), records.schema_names())
