@@ -86,8 +86,7 @@ class Service:
         self._in_hand: Future[object] | None = None
         self._lost_partitions = False
         self._paused: list[TopicPartition] = []
-        """Only these may be resumed: librdkafka takes a resume for a new beginning, and one that it gets while it
-        looks for where to read a new partition leaves that unread."""
+        """Only these are resumed: for librdkafka a resume can be a seek."""
 
     def stop(self) -> None:
         """Finish the batch in hand and leave; safe to call from a signal handler or another thread."""

@@ -230,14 +230,14 @@ class Case:
 
     def begin(self, alerts: Sequence[Sent], share: float = 0.25, seconds: float = 90.0) -> float:
         """Send all, and wait until this share of them is out; the rate at which they came, in alerts a second."""
+        for worker in self.workers:  # all are at work before there is any
+            worker.wait_for(f"{JOINED}: {self.prefix}.in")
         self.ledger.send(alerts)
         few = max(1, round(0.05 * len(alerts)))
         self.wait(few, seconds)
-        # The first ones come before all workers are at work.
-        for worker in self.workers:
-            worker.wait_for(JOINED)
         begun, before = time.monotonic(), self.ledger.accounted
-        self.wait(max(round(share * len(alerts)), before + few), seconds)
+        # The first ones come at once where a worker was quicker than the sending.
+        self.wait(min(len(alerts), max(round(share * len(alerts)), before + few)), seconds)
         return (self.ledger.accounted - before) / (time.monotonic() - begun)
 
     def wait(self, count: int, seconds: float = 90.0, *, restart: bool = False) -> None:

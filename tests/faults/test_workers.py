@@ -84,8 +84,6 @@ def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
     with new_case("clock") as case:
         case.worker("jumps", environment=environment)
         case.worker("steady")
-        for worker in case.workers:  # both have partitions before the first alert, and so a part in each phase
-            worker.wait_for(f"{JOINED}: clock.in")
         third = len(alerts) // 3
         full_rate = case.begin(alerts[:third], 1.0)
         for end, hours in ((2 * third, "5"), (len(alerts), "-5")):
