@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import SecretStr
-
 from broker.anomaly.reference_set import ReferenceSet
-from broker.config import InferenceSettings, Settings, TritonSettings
+from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
 from broker.publish.messages import Publisher
@@ -36,19 +34,15 @@ def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEn
 def build_decoder(settings: Settings) -> Decoder:
     """What decodes messages, with the schema registry where one is set; raises ConfigurationError."""
     registry = settings.schema_registry
-
-    def secret(value: SecretStr | None) -> str | None:
-        return None if value is None else value.get_secret_value()
-
     schemas = SchemaRegistry(
         registry.url,
         cache_dir=registry.cache_dir,
         username=registry.username,
-        password=secret(registry.password),
+        password=in_clear(registry.password),
         ca_location=registry.ca_location,
         certificate_location=registry.certificate_location,
         key_location=registry.key_location,
-        key_password=secret(registry.key_password),
+        key_password=in_clear(registry.key_password),
         timeout_s=registry.timeout_s,
     )
     return Decoder(settings.surveys, schemas)

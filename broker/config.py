@@ -136,18 +136,18 @@ class KafkaSettings(_Section):
 
     def client_options(self) -> dict[str, str | int | float | bool]:
         """librdkafka properties that every client of this cluster needs; contains the secrets in clear."""
-        given: dict[str, str | int | float | bool | Path | SecretStr | None] = {
+        given: dict[str, str | Path | None] = {
             "bootstrap.servers": self.bootstrap_servers,
             "security.protocol": self.security_protocol,
             "sasl.mechanism": self.sasl_mechanism,
             "sasl.username": self.sasl_username,
-            "sasl.password": self.sasl_password,
+            "sasl.password": in_clear(self.sasl_password),
             "ssl.ca.location": self.ssl_ca_location,
             "ssl.certificate.location": self.ssl_certificate_location,
             "ssl.key.location": self.ssl_key_location,
-            "ssl.key.password": self.ssl_key_password,
+            "ssl.key.password": in_clear(self.ssl_key_password),
         }
-        return {name: _plain(value) for name, value in given.items() if value is not None} | self.options
+        return {name: str(value) for name, value in given.items() if value is not None} | self.options
 
 
 class SchemaRegistrySettings(_Section):
@@ -457,7 +457,6 @@ def _unknown_keys(table: Mapping[str, Any], model: type[BaseModel], prefix: str 
             yield from _unknown_keys(value, type(field.default), f"{prefix}{key}.")
 
 
-def _plain(value: str | int | float | bool | Path | SecretStr) -> str | int | float | bool:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    return str(value) if isinstance(value, Path) else value
+def in_clear(secret: SecretStr | None) -> str | None:
+    """What a client is to be given; never print it."""
+    return None if secret is None else secret.get_secret_value()

@@ -31,9 +31,6 @@ class Engine(Protocol):
     def predict(self, inputs: ModelInputs) -> Predictions:
         """Run encoders and classifier; raises DependencyUnavailableError when the server is away."""
 
-    def ready(self) -> bool:
-        """Whether the engine can serve now."""
-
     def device(self) -> str | None:
         """Where the models run: ``gpu`` if all of them do, ``cpu``, or None where it cannot be known.
 
@@ -41,7 +38,7 @@ class Engine(Protocol):
         """
 
     def check(self) -> None:
-        """As ``ready``; raises DependencyUnavailableError that says why not."""
+        """Raise DependencyUnavailableError that says why the engine cannot serve now."""
 
     def close(self) -> None:
         """Release the engine's connections and memory."""

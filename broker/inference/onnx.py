@@ -75,10 +75,6 @@ class OnnxEngine:
         """
         return predict_batch(inputs, self._signatures, self._run_models)
 
-    def ready(self) -> bool:
-        """Whether the models are loaded."""
-        return bool(self._sessions)
-
     def device(self) -> str | None:
         """See ``Engine.device``: ONNX Runtime leaves out a provider that does not start, and says so here only."""
         first = {session.get_providers()[0] for session in self._sessions.values()}

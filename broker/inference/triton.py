@@ -122,16 +122,8 @@ class TritonEngine:
             served = self._served = self._ask_what_is_served()
         return predict_batch(inputs, served.signatures, partial(self._run_models, served.max_batch))
 
-    def ready(self) -> bool:
-        """Whether the server has loaded the manifest's versions of all models."""
-        try:
-            self.check()
-        except DependencyUnavailableError:
-            return False
-        return True
-
     def check(self) -> None:
-        """As ``ready``; raises DependencyUnavailableError that says why not, such as a certificate not trusted."""
+        """See ``Engine.check``: whether the server has loaded the manifest's versions of all models."""
         try:
             missing = [
                 model

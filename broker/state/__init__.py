@@ -35,11 +35,8 @@ class Store(Protocol):
         The alerts come without their light curves.
         """
 
-    def ready(self) -> bool:
-        """Whether the store answers now."""
-
     def check(self) -> None:
-        """As ``ready``; raises DependencyUnavailableError or ConfigurationError that says why not."""
+        """Raise DependencyUnavailableError, or ConfigurationError, that says why the store does not answer now."""
 
     def close(self) -> None:
         """Close the connections."""

@@ -40,10 +40,6 @@ class MemoryStore:
         found = [self._objects.objects_of(s, cells) for s, cells in zip(spectra, around, strict=True)]
         return [self._objects.latest_states(names, [None] * len(names)) for names in found]
 
-    def ready(self) -> bool:
-        """See ``Store.ready``."""
-        return True
-
     def check(self) -> None:
         """See ``Store.check``."""
 

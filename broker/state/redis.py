@@ -18,7 +18,6 @@ import numpy as np
 import redis
 
 from broker.catalog.match import CatalogReader
-from broker.errors import TrifidError
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
@@ -132,14 +131,6 @@ class RedisStore:
         catalogued = self._read(batch, latest, self._cells(latest), wanted, self._limits.association_radius)
         states = dict(zip(wanted, batch.objects.latest_states(wanted, catalogued), strict=True))
         return [[states[name] for name in several if name in states] for several in names]
-
-    def ready(self) -> bool:
-        """See ``Store.ready``."""
-        try:
-            self.check()
-        except TrifidError:
-            return False
-        return True
 
     def check(self) -> None:
         """See ``Store.check``."""

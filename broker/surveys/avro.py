@@ -9,6 +9,7 @@ over: runs of fields of one kind become one instruction. The encoding is that of
 from __future__ import annotations
 
 import bisect
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -24,6 +25,8 @@ AvroSchema = dict[str, Any]
 
 MAX_STEPS: Final = 50_000
 """Fields of all types, written out. LSST's largest schema has about 600."""
+_MAX_SAID: Final = 200
+"""Characters of what somebody else's code says of a schema."""
 _MAX_PATH: Final = 200
 """Characters of a field's path that are told: a schema may have names of any length."""
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
@@ -504,6 +507,22 @@ def lay_out(programs: Sequence[Program]) -> tuple[NDArray[np.int64], NDArray[np.
     """All programs in one array of code, and where each begins (n,)."""
     starts = np.cumsum([0, *(len(p.code) for p in programs)])[:-1]
     return np.concatenate([p.code for p in programs]), starts.astype(np.int64)
+
+
+def read_schema(text: str | bytes, max_bytes: int) -> AvroSchema:
+    """The schema of a record from its JSON.
+
+    Raises ValueError, whose text goes on from "the schema", where it is none or larger than ``max_bytes``.
+    """
+    if len(text) > max_bytes:
+        raise ValueError(f"has more than {max_bytes} bytes")
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON: {str(error)[:_MAX_SAID]}") from error
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        raise ValueError("is not that of a record")
+    return schema
 
 
 def check_schema(schema: AvroSchema) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Final
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, ObservedSpectrum
-from broker.surveys.avro import NOTHING, AvroSchema, Layout, Program, WriterSchema, compile_schema
+from broker.surveys.avro import NOTHING, AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
 from broker.surveys.containers import (
     CONTAINER_MAGIC,
     MAX_BLOCK_BYTES,
@@ -159,7 +158,7 @@ class Decoder:
         """How to read a message, None where it holds spectra, and its records."""
         if payload.startswith(CONTAINER_MAGIC):
             header = self._header(payload)
-            reader = self._reader(header.schema_json, lambda: _container_schema(header.schema_json))
+            reader = self._reader(header.schema_json, lambda: _container_schema(header))
             if reader is None:
                 return None, []
             blocks = []
@@ -227,16 +226,11 @@ def _layout(survey: Survey) -> Layout:
         raise ConfigurationError(f"survey {survey.name!r}: {error}") from error
 
 
-def _container_schema(schema_json: bytes) -> AvroSchema:
-    if len(schema_json) > MAX_SCHEMA_BYTES:
-        raise DecodeError(f"Avro container: its schema has more than {MAX_SCHEMA_BYTES} bytes")
+def _container_schema(header: Header) -> AvroSchema:
     try:
-        schema = json.loads(schema_json)
-    except (ValueError, RecursionError) as error:
-        raise DecodeError(f"Avro container: its schema is not JSON: {error}") from error
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        raise DecodeError("Avro container: its schema is not that of a record")
-    return schema
+        return read_schema(header.schema_json, MAX_SCHEMA_BYTES)
+    except ValueError as error:
+        raise DecodeError(f"Avro container: its schema {error}") from error
 
 
 def _spectra(payload: bytes) -> Decoded:
@@ -252,7 +246,7 @@ def split_container(payload: bytes) -> list[bytes]:
     Whether the records are any survey's is not asked.
     """
     header = read_header(payload)
-    program = compile_schema(WriterSchema.parse(_container_schema(header.schema_json)), NOTHING)
+    program = compile_schema(WriterSchema.parse(_container_schema(header)), NOTHING)
     blocks = list(read_blocks(payload, header))
     parts: list[bytes] = []
     first = 0

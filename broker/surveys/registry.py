@@ -6,7 +6,6 @@ happens when it is away, and LSST's own addresses: docs/schemas.md.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistry
 from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.surveys.avro import AvroSchema, check_schema
+from broker.surveys.avro import AvroSchema, check_schema, read_schema
 from broker.surveys.wire import lsst_schema
 
 log = logging.getLogger(__name__)
@@ -260,19 +259,12 @@ class SchemaRegistry:
 
 def _parsed(text: str | bytes) -> AvroSchema:
     """The schema in a text; raises ValueError, with the reason, where it is not a valid one of a record."""
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise ValueError(f"has more than {MAX_SCHEMA_BYTES} bytes")
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {_shortened(error)}") from error
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        raise ValueError("is not the schema of an Avro record")
+    schema = read_schema(text, MAX_SCHEMA_BYTES)
     try:
         check_schema(schema)
     except DecodeError as error:
         raise ValueError(f"is of no use: {_shortened(error)}") from error
-    return cast(AvroSchema, schema)
+    return schema
 
 
 def _address(url: str) -> tuple[str, str]:

@@ -127,10 +127,9 @@ class _Object:
         supernova = rng.random() < _SUPERNOVA_SHARE
         class_name = SUPERNOVA if supernova else CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
         nights = _FIRST_MJD + np.cumsum(rng.exponential(_DAYS_BETWEEN_NIGHTS, (visits + 1) // 2) + 0.5)
+        nights += rng.uniform(0.0, 0.3, len(nights))
         # Both filters in one night, an hour or more apart.
-        mjd = np.stack([nights, nights + rng.uniform(0.04, 0.12, len(nights))], axis=1).ravel()[:visits]
-        mjd += rng.uniform(0.0, 0.3, visits)
-        mjd.sort()
+        mjd = np.stack([nights, nights + rng.uniform(1 / 24, 1 / 8, len(nights))], axis=1).ravel()[:visits]
         band = np.tile([1, 2], len(nights))[:visits]
         mean = rng.uniform(14.5, 18.0)
         color = rng.uniform(0.0, 0.6)

@@ -13,14 +13,14 @@ from typing import Final, Self
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
+from broker.errors import DecodeError
 from broker.publish.annotation import read
-from broker.records import PhotometryKind
+from broker.records import Alert, PhotometryKind
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 
 _POLL_S: Final = 0.05
 _DELIVERY_S: Final = 120.0
-_SPARE: Final = 20
 _NAMED: Final = 10
 """How many ids a failure names."""
 WINDOW_S: Final = 2.0
@@ -45,15 +45,16 @@ class Sent:
 def stream(count: int, seed: int, alerts_per_object: int = 12) -> list[Sent]:
     """Exactly ``count`` simulated alerts in order of time, their objects mixed; the same for one seed."""
     # Objects that are often too faint to be detected give fewer alerts than asked for.
-    packets = list(simulate_alerts(2 * count // alerts_per_object + 10, alerts_per_object, seed))[: count + _SPARE]
-    decoded = Decoder().decode_batch([packet.payload for packet in packets])
-    sent: dict[int, Sent] = {}
-    for packet, (alert,) in zip(packets, decoded, strict=True):
+    packets = list(simulate_alerts(2 * count // alerts_per_object + 10, alerts_per_object, seed))[:count]
+    assert len(packets) == count
+    sent = []
+    for packet, decoded in zip(packets, Decoder().decode_batch([packet.payload for packet in packets]), strict=True):
+        assert not isinstance(decoded, DecodeError)
+        (alert,) = decoded
+        assert isinstance(alert, Alert)
         seen = int((alert.light_curve.kind == PhotometryKind.DETECTION).sum())
-        # Two objects that are seen at one moment may have one number, if seldom.
-        sent.setdefault(alert.alert_id, Sent(packet.payload, packet.object_id.encode(), alert.alert_id, seen))
-    assert len(sent) >= count
-    return list(sent.values())[:count]
+        sent.append(Sent(packet.payload, packet.object_id.encode(), alert.alert_id, seen))
+    return sent
 
 
 @dataclass(frozen=True, slots=True)

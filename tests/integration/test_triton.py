@@ -50,6 +50,14 @@ def _assert_same(got: Predictions, expected: Predictions) -> None:
     np.testing.assert_allclose(got.embeddings, expected.embeddings, atol=1e-4, rtol=0)
 
 
+def _ready(engine: TritonEngine) -> bool:
+    try:
+        engine.check()
+    except DependencyUnavailableError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("batch", [1, 7, 600])  # 600 is above the server's max_batch_size
 def test_gives_what_onnx_runtime_gives_in_process(triton: TritonEngine, onnx: OnnxEngine, batch: int) -> None:
     present = mixed_presence(batch, seed=batch)
@@ -58,7 +66,7 @@ def test_gives_what_onnx_runtime_gives_in_process(triton: TritonEngine, onnx: On
     _assert_same(triton.predict(inputs), expected)
     np.testing.assert_array_equal(expected.probabilities.any(axis=1), present.any(axis=1))
     assert triton.model_version == onnx.model_version
-    assert triton.ready()
+    triton.check()
 
 
 def test_answers_belong_to_their_requests_where_the_server_batches_them(
@@ -94,14 +102,14 @@ def test_goes_on_after_the_server_crashed_and_came_back(
     server.kill()
     try:
         assert len(shared_memory - _shared_memory()) == len(MODELS)
-        assert not engine.ready()
+        assert not _ready(engine)
         for _ in range(2):  # once with a request, once with the question what is served
             with pytest.raises(DependencyUnavailableError, match=server.grpc_url):
                 engine.predict(inputs)
     finally:
         server.start()
     deadline = time.monotonic() + 10
-    while not engine.ready():  # the channel pauses between its attempts to connect
+    while not _ready(engine):  # the channel pauses between its attempts to connect
         assert time.monotonic() < deadline
         time.sleep(0.05)
     _assert_same(engine.predict(inputs), expected)
@@ -123,7 +131,8 @@ def test_a_server_of_other_models(server: TritonServer, repository: Path, tmp_pa
     text = (repository / "manifest.json").read_text()
     (tmp_path / "manifest.json").write_text(text.replace("classifier/1/", "classifier/2/"))
     engine = TritonEngine(server.grpc_url, tmp_path)
-    assert not engine.ready()
+    with pytest.raises(DependencyUnavailableError, match="has not loaded classifier"):
+        engine.check()
     with pytest.raises(ConfigurationError, match="does not serve"):
         engine.predict(random_inputs(np.ones((1, 3), bool)))
     engine.close()
@@ -131,7 +140,7 @@ def test_a_server_of_other_models(server: TritonServer, repository: Path, tmp_pa
 
 def test_a_server_that_never_was(repository: Path) -> None:
     engine = TritonEngine(f"127.0.0.1:{free_port()}", repository, retries=0)
-    assert not engine.ready()
+    assert not _ready(engine)
     with pytest.raises(DependencyUnavailableError):
         engine.predict(random_inputs(np.ones((1, 3), bool)))
     engine.close()

@@ -275,8 +275,8 @@ def test_a_wrong_path_is_not_taken_for_the_registry_s_word(server: StandIn) -> N
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        (answer('"string"'), "not the schema of an Avro record"),
-        (answer('{"type": "enum", "name": "e", "symbols": ["a"]}'), "not the schema of an Avro record"),
+        (answer('"string"'), "not that of a record"),
+        (answer('{"type": "enum", "name": "e", "symbols": ["a"]}'), "not that of a record"),
         (answer('{"type": "record", "name": "r"}'), "of no use: records of this schema have no bytes"),
         (answer('{"type": "record", "name": "r", "fields": [{"name": "a", "type": "b"}]}'), "not a valid Avro schema"),
         (answer("syntax = proto3;"), "not JSON"),

@@ -40,3 +40,11 @@ def test_forced_photometry_agrees_with_the_detections() -> None:
         for time, flux, kind in zip(curve.mjd, curve.flux, curve.kind, strict=True):
             if kind == PhotometryKind.DETECTION and time in forced:
                 np.testing.assert_allclose(flux, forced[time], rtol=1e-4)
+
+
+def test_visits_to_an_object_are_an_hour_apart() -> None:
+    """So that the time and the object make an alert's number unique."""
+    decoder = Decoder()
+    for simulated in simulate_alerts(300, 12, seed=5):
+        curve = decode(decoder, simulated.payload).light_curve
+        assert np.all(np.diff(np.unique(curve.mjd)) > 0.999 / 24)
