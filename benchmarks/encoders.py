@@ -1,4 +1,4 @@
-"""What an object costs before it is classified: light-curve encoder against Informer, period against nifty-ls.
+"""What a light curve costs to encode: Trifid's encoder against AstroM3's Informer.
 
 Both encoders have random weights, are exported as for service and run in ONNX Runtime on one thread. CPU time,
 not wall time, so that other work on the machine does not count; the two take turns, and medians are compared.
@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from period import report as report_period
 
 from broker.assemble.lightcurve import (
     FOLDED_CHANNELS,
@@ -72,8 +71,6 @@ def main() -> None:
     print(f"light-curve encoder, batches of {BATCH}, one thread, median of {REPEATS}, CPU time an object:")
     print(f"Trifid {1e3 * ours:.3f} ms, Informer {1e3 * informer:.3f} ms")
     print(f"ratio 1/{informer / ours:.0f}, bar 1/{1 / BAR:.0f}: {verdict}")
-    print("period search, CPU time an object:")
-    report_period()
 
 
 if __name__ == "__main__":

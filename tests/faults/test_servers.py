@@ -40,7 +40,7 @@ def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: 
         back = time.monotonic()
         case.wait(len(alerts), 120, restart=True)
         recovery = case.ledger.recovery(back, full_rate)
-        note = f"since it answered; {case.restarts} workers ended and were started again"
+        note = f"since it answered; workers that ended and were started again: {case.restarts}"
         case.finish("Kafka: kill -9, back on the same folder", recovery, note)
     check_recovery(recovery)
 
@@ -172,6 +172,6 @@ def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], Non
         back = time.monotonic()
         case.wait(len(alerts), 120, restart=True)
         recovery = case.ledger.recovery(back, full_rate)
-        note = f"Kafka {'halted by itself' if halted else 'was killed'}; {case.restarts} workers started again"
+        note = f"Kafka {'halted by itself' if halted else 'was killed'}; workers started again: {case.restarts}"
         case.finish("full disk of Kafka", recovery, note)
     check_recovery(recovery)
