@@ -13,6 +13,7 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.records import Neighbour
 
 _CHUNK: Final = 1024
+_BLOCK: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,9 +69,33 @@ def _most_similar(
     similarity: NDArray[np.float32], reference: NDArray[np.float32], embeddings: NDArray[np.float32], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Distances and indices (batch, k), in no order, of the k of ``reference`` with the largest ``similarity``."""
-    index = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+    index = _largest(similarity, k)
     distance: NDArray[np.float32] = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
     return distance, index
+
+
+def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Indices (batch, k), in no order, of the k largest of each row of ``values`` (batch, n).
+
+    Only the k blocks with the largest maxima can hold them: most values are looked at once, and never sorted.
+    """
+    rows, n = values.shape
+    blocks = n // _BLOCK
+    if blocks <= k:
+        return _partitioned(values, k)
+    end = blocks * _BLOCK
+    maxima = values[:, :end].reshape(rows, blocks, _BLOCK).max(axis=2)
+    best = _partitioned(maxima, k)
+    inside = (best[:, :, None] * _BLOCK + np.arange(_BLOCK)).reshape(rows, -1)
+    rest = np.broadcast_to(np.arange(end, n), (rows, n - end))
+    candidates = np.concatenate([inside, rest], axis=1)
+    found = _partitioned(np.take_along_axis(values, candidates, axis=1), k)
+    return np.take_along_axis(candidates, found, axis=1)
+
+
+def _partitioned(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    first = values.shape[1] - k
+    return np.argpartition(values, first, axis=1)[:, first:]
 
 
 def leave_one_out_distances(

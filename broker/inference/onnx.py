@@ -50,6 +50,8 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = _ERROR_SEVERITY
+        # Its idle threads would take the cores from assembly and scores, and from other workers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions: dict[str, Any] = {}
         for model in MODELS:
             path = model_repository / self.manifest.path_of(model)

@@ -25,8 +25,9 @@ def reference(n: int = 300, k: int = 5) -> ReferenceSet:
     return ReferenceSet("v1", embeddings, names, np.full(n, "EW"), k, distances)
 
 
-def test_nearest_are_those_of_a_plain_search() -> None:
-    stored, queries = unit(200), unit(20)
+@pytest.mark.parametrize("size", [7, 200, 512, 1000])
+def test_nearest_are_those_of_a_plain_search(size: int) -> None:
+    stored, queries = unit(size), unit(20)
     distance, index = nearest(stored, queries, 7)
     plain = np.linalg.norm(stored[None] - queries[:, None], axis=2)
     np.testing.assert_array_equal(index, np.argsort(plain, axis=1)[:, :7])
