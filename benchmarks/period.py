@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from threadpoolctl import threadpool_limits
 
+from broker.assemble import warm_up
 from broker.assemble.period import MAX_FREQUENCY, find_period
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "css_v.parquet"
@@ -29,6 +30,7 @@ def report() -> None:
     if not DATA.exists():
         print(f"{DATA} does not exist: nothing to measure", file=sys.stderr)
         return
+    warm_up()
     table = pq.read_table(DATA, columns=["mjd", "vmag", "period"])
     rows = np.random.default_rng(0).choice(len(table), STARS, replace=False)
     good = {"Trifid": 0, "nifty-ls": 0}

@@ -9,7 +9,7 @@ from typing import Final
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
-from broker.assemble import assemble
+from broker.assemble import assemble, warm_up
 from broker.batch import SPECTRA, BatchResult, DeadLetter, IncomingMessage
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
@@ -60,6 +60,7 @@ class Pipeline:
     ) -> None:
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
+        warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
         """Annotate every alert of a batch; what cannot be decoded or handled becomes a dead letter.

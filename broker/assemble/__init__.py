@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from broker.assemble.harmonics import warm_up
 from broker.assemble.inputs import ModelInputs
 from broker.assemble.lightcurve import assemble_light_curves
 from broker.assemble.metadata import assemble_metadata
 from broker.assemble.spectrum import assemble_spectra
 from broker.records import ObjectState
+
+__all__ = ["assemble", "warm_up"]
 
 
 def assemble(states: Sequence[ObjectState]) -> ModelInputs:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
-from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period, harmonic_fit
+from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
 from broker.records import BANDS, LightCurve, PhotometryKind
 
 POINTS: Final = 200

@@ -16,6 +16,8 @@ import finufft
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.assemble.harmonics import harmonic_fit
+
 MAX_FREQUENCY: Final = 24.0
 """Highest frequency searched, cycles/day: delta Scuti stars reach periods of about 0.04 day."""
 SAMPLES_PER_PEAK: Final = 2
@@ -80,63 +82,18 @@ def coarse_power(
     bands = -(-count // modes)
     cycles = time * step
     # A transform gives modes -modes/2 .. modes/2 - 1 around the band's middle; the first band's lowest is 1.
-    shift = np.mod(np.outer(np.arange(bands) * modes + modes // 2 + 1, cycles), 1.0).astype(np.float32)
-    shift *= np.float32(-2.0 * np.pi)
+    turns = np.outer(np.arange(bands) * modes + modes // 2 + 1, cycles)
+    turns -= np.rint(turns)  # np.mod takes 20 times as long
+    shift = turns.astype(np.float32) * np.float32(-2.0 * np.pi)
     strength = np.empty(shift.shape, np.complex64)
     weighted32 = weighted.astype(np.float32)
     np.multiply(weighted32, np.cos(shift), out=strength.real)
     np.multiply(weighted32, np.sin(shift), out=strength.imag)
-    angle = (2.0 * np.pi * (np.mod(cycles + 0.5, 1.0) - 0.5)).astype(np.float32)
+    angle = (2.0 * np.pi * (cycles - np.rint(cycles))).astype(np.float32)
     plan = _PLANS.get(modes, bands)
     plan.setpts(angle)
     amplitude = plan.execute(strength if bands > 1 else strength[0]).reshape(-1)[:count]
     return step, np.square(amplitude.real) + np.square(amplitude.imag)
-
-
-def harmonic_fit(
-    time: NDArray[np.float64],
-    value: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    frequency: NDArray[np.float64],
-    harmonics: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted least-squares fit of a constant and ``harmonics`` sines and cosines at each frequency.
-
-    ``time``, ``value``, ``weight`` (n,), weights summing to 1; ``frequency`` (k,). Returns R^2 (k,) and the
-    coefficients (k, 1 + 2 harmonics): constant, cosines, sines. The normal equations come from sums of
-    powers of exp(2 pi i f t), as in the multi-harmonic periodogram of Palmer (2009, ApJ 695, 496).
-    """
-    phase = np.mod(np.outer(frequency, time), 1.0).astype(np.float32) * np.float32(2 * np.pi)
-    rotation = np.cos(phase) + 1j * np.sin(phase)
-    weights = np.stack([weight, weight * value], axis=1).astype(np.complex64)
-    sums = np.empty((2 * harmonics + 1, len(frequency), 2), np.complex128)
-    sums[0] = weights.sum(axis=0)
-    power = np.ones_like(rotation)
-    for k in range(1, 2 * harmonics + 1):
-        power *= rotation
-        sums[k] = power @ weights
-    window, signal = sums[..., 0], sums[: harmonics + 1, :, 1]
-    order = np.arange(1, harmonics + 1)
-    total, difference = window[order[:, None] + order], window[np.abs(order[:, None] - order)]
-    sign = np.sign(order[:, None] - order)[..., None]
-    size = 1 + 2 * harmonics
-    normal = np.empty((size, size, len(frequency)))
-    normal[0, 0] = 1.0
-    normal[0, 1 : harmonics + 1] = normal[1 : harmonics + 1, 0] = window[order].real
-    normal[0, harmonics + 1 :] = normal[harmonics + 1 :, 0] = window[order].imag
-    normal[1 : harmonics + 1, 1 : harmonics + 1] = 0.5 * (difference.real + total.real)
-    normal[harmonics + 1 :, harmonics + 1 :] = 0.5 * (difference.real - total.real)
-    # cos(j) sin(k) = (sin(k+j) + sin(k-j)) / 2, rows j (cosine), columns k (sine)
-    cross = 0.5 * (total.imag - sign * difference.imag)
-    normal[1 : harmonics + 1, harmonics + 1 :] = cross
-    normal[harmonics + 1 :, 1 : harmonics + 1] = cross.transpose(1, 0, 2)
-    right = np.concatenate([signal[:1].real, signal[1:].real, signal[1:].imag])
-    # A ridge far below the noise keeps gaps in phase coverage from blowing the fit up.
-    matrix = normal.transpose(2, 0, 1) + 1e-4 * np.eye(size)
-    coefficients = np.linalg.solve(matrix, right.T[..., None])[..., 0]
-    variance = float(np.sum(weight * value**2) - np.sum(weight * value) ** 2)
-    explained = np.einsum("kj,jk->k", coefficients, right) - float(np.sum(weight * value)) ** 2
-    return np.clip(explained / max(variance, 1e-30), 0.0, 1.0), coefficients
 
 
 def find_period(
@@ -165,7 +122,7 @@ def find_period(
     candidate, quality = grid[rows, best_step], r_squared[rows, best_step]
     best = int(np.argmax(quality))
     ratio = candidate / candidate[best]
-    related = np.isclose(ratio, np.round(ratio), atol=0.01) | np.isclose(1 / ratio, np.round(1 / ratio), atol=0.01)
+    related = _whole(ratio) | _whole(1 / ratio)
     fine = np.maximum(candidate[best] + step / 8.0 * _FINE_STEPS, 0.25 * step)
     fine_quality = harmonic_fit(time, value, weight, fine, harmonics)[0]
     chosen = int(np.argmax(fine_quality))
@@ -175,6 +132,11 @@ def find_period(
     return PeriodSearch(
         float(fine[chosen]), float(fine_quality[chosen]), float(candidate[second]), float(quality[second])
     )
+
+
+def _whole(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
+    nearest = np.round(ratio)
+    return np.abs(ratio - nearest) <= 0.01 + 1e-5 * nearest
 
 
 def _highest_peaks(power: NDArray[np.float32], count: int) -> NDArray[np.intp]:

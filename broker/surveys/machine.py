@@ -4,7 +4,7 @@ The bytes come from outside. Every read is checked against the end of its block;
 lengths below zero, branches and symbols that do not exist, and arrays of more items than there are bytes left end the
 message, with the place. An error concerns its message alone: rows already written of it are taken back.
 
-Numba's cache on disk is renewed when this file changes, so that whatever is compiled in must be defined here.
+What is compiled in must be defined in this file: see ``broker.compiled``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
+
+from broker.compiled import compiled
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -489,11 +491,8 @@ _SIGNATURE: Final = types.UniTuple(types.int64, 2)(  # type: ignore[no-untyped-c
 
 @cache
 def machine() -> Callable[..., tuple[int, int]]:
-    """The machine; compiled at the first call, or taken from Numba's cache on disk (see NUMBA_CACHE_DIR)."""
-    try:
-        return cast(Callable[..., tuple[int, int]], njit(_SIGNATURE, nogil=True, cache=True)(_messages))
-    except Exception:  # no place to write a cache to, as in a read-only container, or a damaged cache
-        return cast(Callable[..., tuple[int, int]], njit(_SIGNATURE, nogil=True)(_messages))
+    """The machine; compiled at the first call, or taken from Numba's cache on disk."""
+    return compiled(_messages, _SIGNATURE)
 
 
 def warm_up() -> None:

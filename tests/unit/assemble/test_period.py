@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from broker.assemble.period import NO_PERIOD, coarse_power, find_period, harmonic_fit
+from broker.assemble.harmonics import harmonic_fit
+from broker.assemble.period import NO_PERIOD, coarse_power, find_period
 
 
 def survey_times(rng: np.random.Generator, nights: int = 1500, points: int = 200) -> NDArray[np.float64]:
@@ -40,6 +41,25 @@ def test_harmonic_fit_recovers_coefficients() -> None:
     assert r_squared[0] > 0.999
     assert r_squared[1] < 0.2
     np.testing.assert_allclose(coefficients[0], [0.5, 1.5, 0, 0.2, 0, -0.7, 0], atol=5e-3)
+
+
+@pytest.mark.parametrize(("points", "harmonics"), [(10, 1), (17, 2), (60, 4), (301, 4)])
+def test_harmonic_fit_is_that_of_least_squares(points: int, harmonics: int) -> None:
+    rng = np.random.default_rng(points)
+    time, value = np.sort(rng.uniform(0, 300, points)), rng.normal(size=points)
+    weight = rng.uniform(0.2, 1.0, points)
+    weight /= weight.sum()
+    value -= np.sum(weight * value)
+    frequency = rng.uniform(0.01, 24.0, 20)
+    r_squared, coefficients = harmonic_fit(time, value, weight, frequency, harmonics)
+    for f, r2, found in zip(frequency, r_squared, coefficients, strict=True):
+        angle = 2 * np.pi * f * np.outer(time, np.arange(1, harmonics + 1))
+        design = np.hstack([np.ones((points, 1)), np.cos(angle), np.sin(angle)])
+        normal = design.T @ (weight[:, None] * design) + 1e-4 * np.eye(1 + 2 * harmonics)
+        expected = np.linalg.solve(normal, design.T @ (weight * value))
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+        explained = expected @ (design.T @ (weight * value)) / np.sum(weight * value**2)
+        assert r2 == pytest.approx(explained, abs=1e-4)
 
 
 @pytest.mark.parametrize("period", [0.0613, 0.33, 0.5672, 2.871, 41.3, 287.0])

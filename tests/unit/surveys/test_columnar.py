@@ -14,7 +14,7 @@ import pytest
 
 from broker.errors import ConfigurationError, DecodeError
 from broker.sources import iter_packets
-from broker.surveys import machine, reader
+from broker.surveys import reader
 from broker.surveys.avro import (
     NOTHING,
     Column,
@@ -580,21 +580,6 @@ def test_a_union_may_hold_a_branch_that_cannot_serve_until_it_comes() -> None:
 def test_tables_that_cannot_be_filled_are_refused(tables: dict[str, Table], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         Layout(tables)
-
-
-def test_without_a_place_for_numbas_cache_it_compiles_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_it, asked = machine.njit, []
-
-    def njit(*arguments: Any, **options: Any) -> Any:
-        asked.append(options.get("cache", False))
-        if options.get("cache"):
-            raise RuntimeError("cannot cache function: no locator available")
-        return compile_it(*arguments, **options)
-
-    monkeypatch.setattr(machine, "njit", njit)
-    monkeypatch.setattr(reader, "machine", machine.machine.__wrapped__)
-    assert not read(SCHEMA, TABLES, b"".join(GOOD.values())).errors
-    assert asked == [True, False]
 
 
 def test_a_message_of_too_many_records_is_refused() -> None:
