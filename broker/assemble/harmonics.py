@@ -56,7 +56,7 @@ def _fit(
     explained: NDArray[np.float64],
     coefficients: NDArray[np.float64],
 ) -> None:
-    """Fill ``explained`` (k,), the weighted sum of squares of the fitted values, and ``coefficients`` (k, size).
+    """Fill ``explained`` (k,), what each fit takes off the weighted sum of squares, and ``coefficients`` (k, size).
 
     ``cosine``, ``sine`` (k, n) of the first harmonic's phase; ``weighted`` (n,) is weight times value.
     """
