@@ -29,9 +29,7 @@ def harmonic_fit(
     coefficients (k, 1 + 2 harmonics): constant, cosines, sines. The normal equations come from sums of
     powers of exp(2 pi i f t), as in the multi-harmonic periodogram of Palmer (2009, ApJ 695, 496).
     """
-    cycles = np.outer(frequency, time)
-    cycles -= np.rint(cycles)  # np.mod takes 20 times as long
-    phase = cycles.astype(np.float32) * np.float32(2 * np.pi)
+    phase = turn_fraction(np.outer(frequency, time)).astype(np.float32) * np.float32(2 * np.pi)
     weighted = weight * value
     explained = np.empty(len(frequency))
     coefficients = np.empty((len(frequency), 1 + 2 * harmonics))
@@ -41,6 +39,11 @@ def harmonic_fit(
     mean = float(np.sum(weighted))
     variance = float(np.sum(weighted * value)) - mean**2
     return np.clip((explained - mean**2) / max(variance, 1e-30), 0.0, 1.0), coefficients
+
+
+def turn_fraction(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turns less whole ones, -1/2 to 1/2; np.mod takes 20 times as long."""
+    return turns - np.rint(turns)
 
 
 def warm_up() -> None:

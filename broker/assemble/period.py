@@ -16,7 +16,7 @@ import finufft
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.harmonics import harmonic_fit
+from broker.assemble.harmonics import harmonic_fit, turn_fraction
 
 MAX_FREQUENCY: Final = 24.0
 """Highest frequency searched, cycles/day: delta Scuti stars reach periods of about 0.04 day."""
@@ -82,14 +82,13 @@ def coarse_power(
     bands = -(-count // modes)
     cycles = time * step
     # A transform gives modes -modes/2 .. modes/2 - 1 around the band's middle; the first band's lowest is 1.
-    turns = np.outer(np.arange(bands) * modes + modes // 2 + 1, cycles)
-    turns -= np.rint(turns)  # np.mod takes 20 times as long
-    shift = turns.astype(np.float32) * np.float32(-2.0 * np.pi)
+    shift = turn_fraction(np.outer(np.arange(bands) * modes + modes // 2 + 1, cycles)).astype(np.float32)
+    shift *= np.float32(-2.0 * np.pi)
     strength = np.empty(shift.shape, np.complex64)
     weighted32 = weighted.astype(np.float32)
     np.multiply(weighted32, np.cos(shift), out=strength.real)
     np.multiply(weighted32, np.sin(shift), out=strength.imag)
-    angle = (2.0 * np.pi * (cycles - np.rint(cycles))).astype(np.float32)
+    angle = (2.0 * np.pi * turn_fraction(cycles)).astype(np.float32)
     plan = _PLANS.get(modes, bands)
     plan.setpts(angle)
     amplitude = plan.execute(strength if bands > 1 else strength[0]).reshape(-1)[:count]

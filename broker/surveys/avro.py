@@ -25,8 +25,6 @@ AvroSchema = dict[str, Any]
 
 MAX_STEPS: Final = 50_000
 """Fields of all types, written out. LSST's largest schema has about 600."""
-_MAX_SAID: Final = 200
-"""Characters of what somebody else's code says of a schema."""
 _MAX_PATH: Final = 200
 """Characters of a field's path that are told: a schema may have names of any length."""
 PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
@@ -519,7 +517,7 @@ def read_schema(text: str | bytes, max_bytes: int) -> AvroSchema:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {str(error)[:_MAX_SAID]}") from error
+        raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise ValueError("is not that of a record")
     return schema

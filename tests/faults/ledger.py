@@ -54,6 +54,7 @@ def stream(count: int, seed: int, alerts_per_object: int = 12) -> list[Sent]:
         assert isinstance(alert, Alert)
         seen = int((alert.light_curve.kind == PhotometryKind.DETECTION).sum())
         sent.append(Sent(packet.payload, packet.object_id.encode(), alert.alert_id, seen))
+    assert len({s.alert_id for s in sent}) == count
     return sent
 
 
