@@ -52,6 +52,33 @@ def test_grouping_does_not_matter(a: LightCurve, b: LightCurve, c: LightCurve, m
     assert same(merge(merge(a, b, most), c, most), merge(a, merge(b, c, most), most))
 
 
+def detections(mjd: np.ndarray[tuple[int], np.dtype[np.float64]]) -> LightCurve:
+    size = len(mjd)
+    return LightCurve(
+        mjd, np.full(size, 10, np.float32), np.ones(size, np.float32), np.zeros(size, np.float32),
+        np.zeros(size, np.uint8), np.zeros(size, np.uint8),
+    )  # fmt: skip
+
+
+@given(st.floats(50000, 70000), st.floats(-1.9e-6, 1.9e-6))
+def test_what_is_one_exposure_does_not_depend_on_where_a_bin_ends(mjd: float, shift: float) -> None:
+    merged = merge(detections(np.array([mjd])), detections(np.array([mjd + shift])))
+    assert merged.mjd.tolist() == [max(mjd, mjd + shift)]
+
+
+@given(st.floats(50000, 70000), st.floats(2.1e-6, 1.0))
+def test_exposures_further_apart_stay_two(mjd: float, shift: float) -> None:
+    merged = merge(detections(np.array([mjd])), detections(np.array([mjd + shift])))
+    assert merged.mjd.tolist() == [mjd, mjd + shift]
+
+
+def test_a_chain_of_close_times_does_not_become_one_point() -> None:
+    mjd = 59000 + 1e-6 * np.arange(3000)  # 12 frames a second
+    merged = merge(detections(mjd), LightCurve.empty(), 0)
+    assert 1000 <= len(merged) <= 1500
+    assert np.diff(merged.mjd).max() < 4.1e-6
+
+
 def test_one_exposure_in_many_packets_is_one_point() -> None:
     curve = LightCurve(
         np.array([59000.1, 59000.1 + 5e-7, 59000.1]),
