@@ -13,13 +13,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# The position of a band in this tuple is its code in stored light curves: append, never reorder.
-BANDS: Final[tuple[str, ...]] = (
-    "ztf:g", "ztf:r", "ztf:i",
-    "lsst:u", "lsst:g", "lsst:r", "lsst:i", "lsst:z", "lsst:y",
-    "asas:V", "css:V",
-)  # fmt: skip
-BAND_CODE: Final[dict[str, int]] = {name: code for code, name in enumerate(BANDS)}
+from broker.bands import BAND_CODE as BAND_CODE
+from broker.bands import BANDS as BANDS
 
 JD_OF_MJD_0: Final = 2_400_000.5
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)

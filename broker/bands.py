@@ -1,0 +1,34 @@
+"""The bands of all surveys that can be read, each with its wavelength: to the model a band is a wavelength.
+
+Effective wavelengths for Vega's spectrum are those of the SVO Filter Profile Service (Rodrigo & Solano 2020,
+https://svo2.cab.inta-csic.es/theory/fps/), rounded to 1 nm; EROS-2's are from Tisserand et al. (2007, A&A 469, 387).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BANDS: Final[tuple[tuple[str, int], ...]] = (
+    ("ztf:g", 475), ("ztf:r", 637), ("ztf:i", 783),
+    ("lsst:u", 369), ("lsst:g", 473), ("lsst:r", 614), ("lsst:i", 750), ("lsst:z", 867), ("lsst:y", 971),
+    ("asas:V", 547), ("css:V", 547),  # Catalina observes without a filter and gives magnitudes on the V scale
+    ("sdss:u", 361), ("sdss:g", 467), ("sdss:r", 614), ("sdss:i", 746), ("sdss:z", 892),
+    ("ps1:g", 481), ("ps1:r", 616), ("ps1:i", 750), ("ps1:z", 867), ("ps1:y", 961),
+    ("gaia:G", 582), ("gaia:BP", 504), ("gaia:RP", 762),
+    ("asassn:V", 547), ("asassn:g", 475),
+    ("atlas:c", 518), ("atlas:o", 663),
+    ("johnson:U", 355), ("johnson:B", 437), ("johnson:V", 547), ("cousins:R", 641), ("cousins:I", 787),
+    ("tess:T", 745), ("kepler:Kp", 599), ("hipparcos:Hp", 502),
+    ("ogle:V", 535), ("ogle:I", 788),
+    ("eros:B", 570), ("eros:R", 770),
+)  # fmt: skip
+"""Name and effective wavelength in nm. The position in this tuple is the band's code in stored light curves: append,
+never reorder."""
+
+BANDS: Final[tuple[str, ...]] = tuple(name for name, _ in _BANDS)
+BAND_CODE: Final[dict[str, int]] = {name: code for code, name in enumerate(BANDS)}
+WAVELENGTH: Final[NDArray[np.float64]] = np.array([wavelength for _, wavelength in _BANDS], np.float64)
+"""(len(BANDS),) effective wavelengths, nm."""
