@@ -14,6 +14,7 @@ from broker.config import Settings
 from broker.embedded.redis import RedisServer
 from broker.metrics import STAGE_SECONDS
 from broker.pipeline import Pipeline
+from broker.publish.annotation import mjd_now
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
@@ -36,11 +37,11 @@ def run(payloads: list[bytes], batch: int) -> float:
         closing(build_engine(settings.inference, settings.triton)) as engine,
     ):
         pipeline = Pipeline(Decoder(), store, engine, engine.manifest, load_reference_set(settings))
-        pipeline.process([IncomingMessage(payloads[0], 0.0)])
+        pipeline.process([IncomingMessage(payloads[0], mjd_now())])
         start = time.perf_counter()
         done = 0
         for first in range(0, len(payloads), batch):
-            messages = [IncomingMessage(payload, 0.0) for payload in payloads[first : first + batch]]
+            messages = [IncomingMessage(payload, mjd_now()) for payload in payloads[first : first + batch]]
             result = pipeline.process(messages)
             done += len(result.annotations)
             list(publisher.messages(result))

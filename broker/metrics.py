@@ -15,6 +15,12 @@ ALERTS_OUT: Final = Counter(
     ["survey", "outcome"],
 )
 CLASSIFIED: Final = Counter("trifid_classified_total", "Classified alerts by most probable class.", ["class_name"])
+POINTS_LEFT_OUT: Final = Counter(
+    "trifid_points_left_out_total",
+    "Photometric points of packets that were not used, by reason: no_value, flagged, sign, band, before_survey, "
+    "after_receipt, after_detection or flux (broker/surveys/columns.py).",
+    ["survey", "reason"],
+)
 SPECTRA: Final = Counter("trifid_spectra_total", "Spectra received, by outcome: stored or dead_lettered.", ["outcome"])
 RECLASSIFIED: Final = Counter(
     "trifid_reclassified_total", "Objects classified again upon a new spectrum of theirs.", ["survey"]

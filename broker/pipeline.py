@@ -131,7 +131,10 @@ class Pipeline:
     ) -> tuple[list[Received], list[ReceivedSpectrum]]:
         received: list[Received] = []
         spectra: list[ReceivedSpectrum] = []
-        decoded = self._decoder.decode_batch([message.payload for message in messages])
+        decoded = self._decoder.decode_batch(
+            [message.payload for message in messages], [message.received_mjd for message in messages]
+        )
+        result.points_left_out = self._decoder.take_left_out()
         for message, records in zip(messages, decoded, strict=True):
             if isinstance(records, DecodeError) or not records:
                 reason = describe(records) if isinstance(records, DecodeError) else "the message holds no alert"

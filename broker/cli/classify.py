@@ -34,6 +34,8 @@ def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, c
     put together, in the order in which they come. Each alert, or each object of the table, gives one line. The
     exit code is 1 where a packet could not be read.
     """
+    from collections import Counter
+
     from broker.build import build_engine, load_reference_set
     from broker.cli import text
     from broker.config import load_settings
@@ -49,6 +51,7 @@ def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, c
     settings = load_settings(config)
     size = settings.pipeline.batch_size
     done, unreadable, start = 0, 0, time.monotonic()
+    left_out: Counter[tuple[str, str]] = Counter()
 
     def show(annotations: Iterable[Annotation]) -> None:
         nonlocal done
@@ -72,9 +75,12 @@ def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, c
         for result in classify_packets(pipeline, paths, size):
             show(result.annotations)
             unreadable += len(result.dead_letters)
+            left_out += result.points_left_out
             for letter in result.dead_letters:
                 name = letter.message.origin.topic if letter.message.origin else ""
                 click.echo(f"{name}: {letter.reason}", err=True)
+    for (survey, reason), points in sorted(left_out.items()):
+        click.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
     click.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)
     if unreadable:
         raise SystemExit(1)

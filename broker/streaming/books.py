@@ -14,6 +14,7 @@ from broker.metrics import (
     ALERTS_OUT,
     ANOMALY_SCORE,
     CLASSIFIED,
+    POINTS_LEFT_OUT,
     RECLASSIFIED,
     SPECTRA,
 )
@@ -55,6 +56,8 @@ class Books:
         for survey, count in result.alerts_in.items():
             self.alerts_in += count
             ALERTS_IN.labels(survey).inc(count)
+        for (survey, reason), points in result.points_left_out.items():
+            POINTS_LEFT_OUT.labels(survey, reason).inc(points)
         self.spectra_in += result.spectra_in
         self.spectra_stored += result.spectra_stored
         SPECTRA.labels("stored").inc(result.spectra_stored)

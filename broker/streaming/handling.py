@@ -46,6 +46,7 @@ def _publish(result: BatchResult, publisher: Publisher) -> Handled:
 def _together(first: BatchResult, second: BatchResult) -> BatchResult:
     return BatchResult(
         alerts_in=first.alerts_in + second.alerts_in,
+        points_left_out=first.points_left_out + second.points_left_out,
         spectra_in=first.spectra_in + second.spectra_in,
         spectra_stored=first.spectra_stored + second.spectra_stored,
         annotations=first.annotations + second.annotations,

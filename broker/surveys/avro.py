@@ -46,6 +46,8 @@ _READ: Final[dict[tuple[str, Kind], Op]] = {
     ("int", Kind.LABEL): Op.LONG_LABEL,
     ("long", Kind.LABEL): Op.LONG_LABEL,
     ("boolean", Kind.LABEL): Op.BOOLEAN_LABEL,
+    ("float", Kind.LABEL): Op.FLOAT_LABEL,
+    ("double", Kind.LABEL): Op.DOUBLE_LABEL,
 }
 _WORDS: Final = 4
 _FIXED_SIZES: Final = {"null": 0, "boolean": 1, "float": 4, "double": 8}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import pairwise
 from typing import Any, Final
 
@@ -11,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.metadata import METADATA_FEATURES
-from broker.records import BAND_CODE, LightCurve, PhotometryKind, SourceMetadata
+from broker.records import BAND_CODE, BANDS, LightCurve, PhotometryKind, SourceMetadata
 from broker.surveys.machine import NULL, OTHER
 from broker.surveys.reader import Rows
 
@@ -20,14 +22,64 @@ Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 TAI_MINUS_UTC: Final = 37.0 / 86400.0
-"""Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); no alert of LSST is older."""
+"""Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); at most a second more than before that."""
 MAX_MJD: Final = 1e10
-"""Times outside of 0 to this are no numbers of days. Generous, since LSST's official sample packets hold times
-near MJD 1.5e9; what is too far off for a light curve is left out when that is assembled."""
+"""Times outside of 0 to this are no numbers of days, whatever the survey: LSST's official sample packets hold times
+near MJD 1.5e9."""
+MAX_FLUX: Final = 3.631e10
+"""nJy, AB magnitude 5: ZTF saturates near 12.5 mag (Bellm et al. 2019, PASP 131, 018002), LSST near 16; a brighter
+"measurement", or an error as large, is a code or damage."""
+CLOCK_ALLOWANCE: Final = 0.05
+"""Days by which a detection may be later than the receipt of its alert, since the clocks of workers differ."""
+HISTORY_ALLOWANCE: Final = 1.0
+"""Days by which points of a packet may be later than its own detection. Surveys send earlier points only; packets
+that brokers wrote again hold the whole night (up to 0.25 d later in 95 of 420 packets of ZTF)."""
 LIMIT_SIGMA: Final = 5.0
 """Upper limits are published at five sigma, by ZTF as by LSST."""
 UNKNOWN_BAND: Final = 255
 _COLUMN: Final = {name: index for index, name in enumerate(METADATA_FEATURES)}
+
+
+@dataclass(frozen=True, slots=True)
+class TimeRange:
+    """When a survey can have observed, MJD UTC."""
+
+    first: float = 0.0
+    last: float = MAX_MJD
+    """For real surveys the alert's receipt is the bound that matters."""
+    simulated: bool = False
+    """Whether times are not those of the sky above us, so that they may be later than the alert's receipt."""
+
+    def latest(self, received: Numbers) -> Numbers:
+        """The latest time (n,) that detections in alerts received at these MJD (n,) can have."""
+        if self.simulated:
+            return np.full(len(received), self.last)
+        return np.minimum(received + CLOCK_ALLOWANCE, self.last)
+
+
+ANY_TIME: Final = TimeRange()
+
+
+class LeftOut(IntEnum):
+    """Why a point of a packet is not used."""
+
+    NOT = 0
+    """It is used."""
+    NO_VALUE = 1
+    """No time, flux or positive error: nulls, NaN and the survey's codes for a missing value."""
+    FLAGGED = 2
+    """The survey itself says that the measurement failed, or is withdrawn."""
+    SIGN = 3
+    """The sign of a difference flux is not given, or in an unknown spelling."""
+    BAND = 4
+    """A band that the survey does not have."""
+    BEFORE_SURVEY = 5
+    AFTER_RECEIPT = 6
+    """Later than the receipt of the alert that it came in."""
+    AFTER_DETECTION = 7
+    """Later than the detection of which the packet tells the past."""
+    FLUX = 8
+    """Flux or error beyond MAX_FLUX."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,23 +96,37 @@ class Points:
     """(n,) index into BANDS, or UNKNOWN_BAND."""
     kind: NDArray[np.uint8]
     """(n,) PhotometryKind."""
+    left_out: NDArray[np.uint8] | None = None
+    """(n,) LeftOut of what the survey's module leaves out by itself; None for nothing."""
 
 
-def light_curves(points: Points, count: int) -> list[LightCurve]:
+def light_curves(
+    points: Points,
+    count: int,
+    *,
+    times: TimeRange = ANY_TIME,
+    detected: Numbers | None = None,
+    received: Numbers | None = None,
+    left_out: Counter[str] | None = None,
+) -> list[LightCurve]:
     """The light curves of ``count`` records, each in order of time; points of one time stay in the order given.
 
-    Points without a usable time, band, flux or error are dropped. The columns are views of one array each.
+    Points are left out as LeftOut says, and counted in ``left_out`` by its names in lower case. ``detected`` and
+    ``received`` (count,) are MJD of each record's own detection and of its receipt, infinite where unknown; None
+    where all are. The columns are views of one array each.
     """
     with np.errstate(over="ignore"):
         flux, error, reference = (
             column.astype(np.float32) for column in (points.flux, points.flux_error, points.reference_flux)
         )
     limit = points.kind == PhotometryKind.LIMIT
-    good = (points.mjd > 0) & (points.mjd < MAX_MJD) & (error > 0) & np.isfinite(error) & (points.band != UNKNOWN_BAND)
-    good &= limit | np.isfinite(flux)
     flux[limit] = np.nan
-    reference[~np.isfinite(reference)] = np.nan
-    kept = np.flatnonzero(good)
+    reference[~(np.abs(reference) <= MAX_FLUX)] = np.nan
+    why = _why_left_out(points, flux, error, limit, times, detected, received)
+    if left_out is not None:
+        found = np.bincount(why, minlength=len(LeftOut)).tolist()
+        left_out.update({reason.name.lower(): found[reason] for reason in LeftOut if reason and found[reason]})
+    kept = np.flatnonzero(why == LeftOut.NOT)
     owner = points.owner[kept]
     order = np.lexsort((points.mjd[kept], owner))
     kept = kept[order]
@@ -70,6 +136,42 @@ def light_curves(points: Points, count: int) -> list[LightCurve]:
     return [
         LightCurve(mjd[a:b], flux[a:b], error[a:b], reference[a:b], band[a:b], kind[a:b]) for a, b in pairwise(ends)
     ]
+
+
+def _why_left_out(
+    points: Points, flux: NDArray[np.float32], error: NDArray[np.float32], limit: Mask, times: TimeRange,
+    detected: Numbers | None, received: Numbers | None,
+) -> NDArray[np.uint8]:  # fmt: skip
+    """LeftOut (n,) of each point, the first that applies of those in the order of its values."""
+    mjd, owner = points.mjd, points.owner
+    checks = [
+        # What is assigned last wins.
+        (LeftOut.FLUX, (np.abs(flux) > MAX_FLUX) | (error > MAX_FLUX)),
+        (LeftOut.AFTER_DETECTION, None if detected is None else mjd > (detected + HISTORY_ALLOWANCE)[owner]),
+        (LeftOut.AFTER_RECEIPT, mjd > (times.last if received is None else times.latest(received)[owner])),
+        (LeftOut.BEFORE_SURVEY, mjd < times.first),
+        (LeftOut.BAND, points.band == UNKNOWN_BAND),
+    ]
+    why = np.zeros(len(mjd), np.uint8)
+    for reason, wrong in checks:
+        if wrong is not None:
+            why[wrong] = reason
+    if points.left_out is not None:
+        np.copyto(why, points.left_out, where=points.left_out != LeftOut.NOT)
+    why[~((mjd > 0) & (mjd < MAX_MJD) & (error > 0) & (limit | ~np.isnan(flux)))] = LeftOut.NO_VALUE
+    return why
+
+
+def plausible(curve: LightCurve, times: TimeRange, latest: float) -> Mask:
+    """Which points (n,) of a stored light curve would be taken from a packet received before MJD ``latest``."""
+    limit = curve.kind == PhotometryKind.LIMIT
+    known = (curve.band < len(BANDS)) & (curve.kind <= max(PhotometryKind))
+    points = Points(
+        np.zeros(len(curve), np.int64), curve.mjd, curve.flux.astype(np.float64), curve.flux_error.astype(np.float64),
+        curve.reference_flux.astype(np.float64), np.where(known, curve.band, UNKNOWN_BAND).astype(np.uint8), curve.kind,
+    )  # fmt: skip
+    why = _why_left_out(points, curve.flux, curve.flux_error, limit, times, None, np.array([latest]))
+    return np.equal(why, LeftOut.NOT)
 
 
 def label(text: str) -> int:
@@ -130,9 +232,20 @@ class Checks:
         self.refuse(~good, "ra {}, dec {} is no position", ra, dec)
         return ra, dec
 
-    def time(self, mjd: Numbers) -> None:
-        """MJD that is none."""
+    def time(self, mjd: Numbers, times: TimeRange = ANY_TIME, received: Numbers | None = None) -> None:
+        """MJD (n,) of the detections that is none, or at which the survey cannot have observed.
+
+        ``received`` (n,) is when the alerts were received, infinite where unknown; None where all are.
+        """
         self.refuse(~((mjd > 0) & (mjd < MAX_MJD)), "MJD {} is no time of observation", mjd)
+        self.refuse(mjd < times.first, f"MJD {{}} is before the survey began (MJD {times.first:.0f})", mjd)
+        if received is not None and not times.simulated:
+            self.refuse(
+                mjd > times.latest(received),
+                "MJD {} is after the alert was received (MJD {:.5f}): its time, or this machine's clock, is wrong",
+                mjd, received,
+            )  # fmt: skip
+        self.refuse(mjd > times.last, f"MJD {{}} is after the survey's last (MJD {times.last:.0f})", mjd)
 
 
 def metadata(count: int, values: Iterable[tuple[str, Numbers]]) -> list[SourceMetadata | None]:

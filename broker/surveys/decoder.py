@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import numpy as np
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, ObservedSpectrum
@@ -57,14 +60,17 @@ class _Work:
     messages: list[Message] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     """Of each of ``messages``, its number in the batch."""
+    received: list[float] = field(default_factory=list)
+    """Of each of ``messages``, MJD UTC, infinite where unknown."""
     size: int = 0
 
-    def add(self, position: int, program: Program, blocks: list[Block]) -> None:
+    def add(self, position: int, program: Program, blocks: list[Block], received: float) -> None:
         """Take a message."""
         if program not in self.programs:
             self.programs.append(program)
         self.messages.append(Message(self.programs.index(program), blocks))
         self.positions.append(position)
+        self.received.append(received)
         for block in blocks:
             self.size += block.end - block.start
 
@@ -87,6 +93,7 @@ class Decoder:
         """By a container's schema or an id; a reason where the schema is no use, None where it is a spectrum's."""
         self._headers: list[tuple[bytes, Header]] = []
         """The headers seen last, latest first."""
+        self._left_out: Counter[tuple[str, str]] = Counter()
         warm_up()
 
     def decode(self, payload: bytes) -> Decoded:
@@ -100,21 +107,37 @@ class Decoder:
             raise decoded
         return decoded
 
-    def decode_batch(self, payloads: Sequence[bytes]) -> list[Decoded | DecodeError]:
+    def decode_batch(
+        self, payloads: Sequence[bytes], received: Sequence[float] | None = None
+    ) -> list[Decoded | DecodeError]:
         """For each message what ``decode`` gives, or the DecodeError that it raises.
 
-        Raises DependencyUnavailableError where a schema cannot be had at present.
+        ``received`` says when each was received, MJD UTC: an alert of a later time is refused, and later points of
+        it are left out. None where that is not known. Raises DependencyUnavailableError where a schema cannot be
+        had at present.
         """
+        times = [math.inf] * len(payloads) if received is None else received
+        counted = self._left_out.copy()
         try:
-            return self._decode(payloads)
+            return self._decode(payloads, times)
         except DependencyUnavailableError:
             raise
         except Exception as error:  # whatever one message sets off must not hurt the others
+            self._left_out = counted
             if len(payloads) != 1:
-                return [result for payload in payloads for result in self.decode_batch([payload])]
+                return [
+                    result
+                    for payload, time in zip(payloads, times, strict=True)
+                    for result in self.decode_batch([payload], [time])
+                ]
             return [DecodeError(f"the packet cannot be read: {type(error).__name__}: {str(error)[:500]}")]
 
-    def _decode(self, payloads: Sequence[bytes]) -> list[Decoded | DecodeError]:
+    def take_left_out(self) -> Counter[tuple[str, str]]:
+        """Points that were left out since this was asked last, by survey and reason (``columns.LeftOut``)."""
+        found, self._left_out = self._left_out, Counter()
+        return found
+
+    def _decode(self, payloads: Sequence[bytes], received: Sequence[float]) -> list[Decoded | DecodeError]:
         results: list[Decoded | DecodeError] = [[] for _ in payloads]
         work: dict[int, _Work] = {}
         for position, payload in enumerate(payloads):
@@ -127,7 +150,7 @@ class Decoder:
                 results[position] = error
                 continue
             todo = work.setdefault(reader.survey, _Work())
-            todo.add(position, reader.program, blocks)
+            todo.add(position, reader.program, blocks, received[position])
             if todo.size > _MAX_RUN_BYTES:
                 self._run(work.pop(reader.survey), reader.survey, results)
         for survey, todo in work.items():
@@ -141,7 +164,12 @@ class Decoder:
             done = run(work.programs, layout, work.messages, first)
             for message, error in done.errors.items():
                 results[work.positions[message]] = error
-            for message, alert in zip(done.records.message.tolist(), survey.to_alerts(done.records), strict=True):
+            records = done.records
+            records.received = np.array(work.received)[records.message]
+            alerts = survey.to_alerts(records)
+            for reason, points in records.left_out.items():
+                self._left_out[survey.name, reason] += points
+            for message, alert in zip(records.message.tolist(), alerts, strict=True):
                 position = work.positions[message]
                 result = results[position]
                 if isinstance(result, DecodeError):

@@ -11,7 +11,18 @@ import numpy as np
 from broker.errors import DecodeError
 from broker.records import Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
-from broker.surveys.columns import TAI_MINUS_UTC, Checks, Numbers, Points, band_codes, label, label_text, or_none
+from broker.surveys.columns import (
+    TAI_MINUS_UTC,
+    Checks,
+    LeftOut,
+    Numbers,
+    Points,
+    TimeRange,
+    band_codes,
+    label,
+    label_text,
+    or_none,
+)
 from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
 
 BANDS: Final = {**{band: f"lsst:{band}" for band in "ugrizy"}, "Y": "lsst:y"}
@@ -28,6 +39,20 @@ _MAX_PROPER_MOTION: Final = 11_000.0
 """mas a year; Barnard's star, the fastest, has 10,393 (Gaia DR3)."""
 
 
+TIMES: Final = TimeRange(first=56_000.0)
+"""Rubin's own images begin in 2024; alerts of the images by which its software was tested (HiTS, DECam, from 2013 on;
+Forster et al. 2016, ApJ 832, 155) are sent under the same schemas."""
+_FLAGS: Final = (
+    "psfFlux_flag", "psfFlux_flag_edge", "psfFlux_flag_noGoodPixels", "pixelFlags_offimage", "pixelFlags_nodataCenter",
+    "pixelFlags_saturatedCenter", "pixelFlags_interpolatedCenter", "pixelFlags_crCenter", "pixelFlags_injectedCenter",
+    "pixelFlags_injected_templateCenter",
+)  # fmt: skip
+"""Flags of a source, of schemas from 7.0 on, by which its flux is not that of a star: the fit failed, the pixels at its
+center are missing, saturated, interpolated or hit by a cosmic ray, or the source was put in by the survey as a test.
+Those of the whole footprint say less, and say it of many good ones. The bits of ``flags``, which schemas before 7.0
+have, are documented nowhere."""
+
+
 def _number(*names: str) -> Column:
     return Column(Kind.NUMBER, names)
 
@@ -42,6 +67,7 @@ class Lsst:
     name: str = "lsst"
     flux_unit: float = 1.0
     """nJy."""
+    times: TimeRange = TIMES
     # Second names are those of schemas before 5.0.
     tables: Final = {
         "packet": Table(
@@ -75,6 +101,9 @@ class Lsst:
                 "science": _number("scienceFlux", "totFlux"),
                 "template": _number("templateFlux"),
                 "noise": _number("diaNoise"),
+                "science_failed": _integer("forced_PsfFlux_flag"),
+                "withdrawn": _number("timeWithdrawnMjdTai"),
+                **{name: _integer(name) for name in _FLAGS},
             },
         ),
     }
@@ -87,13 +116,12 @@ class Lsst:
         """An Alert a record, times from TAI to UTC, or what identifies or places the detection and is missing.
 
         A point's reference flux is ``scienceFlux - psfFlux``, else ``templateFlux``, else unknown. Non-detections,
-        which schemas before 8.0 have, come with the noise of the image at that place.
+        which schemas before 8.0 have, come with the noise of the image at that place. Sources that the survey flags
+        as badly measured (_FLAGS) or has withdrawn are not used.
         """
         count = len(records)
         packet, points = records.tables["packet"], records.tables["points"]
         mjd = points.numbers("mjd") - TAI_MINUS_UTC
-        curves = columns.light_curves(self._points(points, mjd), count)
-
         rows = np.flatnonzero(points.path == _SOURCE)
         own = points.owner[rows]
         missing = np.ones(count, np.bool_)
@@ -102,6 +130,10 @@ class Lsst:
         checks.refuse(missing, "the packet has no diaSource")
         bands, own_mjd = np.full(count, NULL), np.full(count, np.nan)
         bands[own], own_mjd[own] = points.integers("band")[rows], mjd[rows]
+        curves = columns.light_curves(
+            self._points(points, mjd), count,
+            times=self.times, detected=own_mjd, received=records.received, left_out=records.left_out,
+        )  # fmt: skip
         source = packet.integers("source")
         checks.refuse(source == NULL, "the packet has no diaSourceId")
         checks.refuse(bands == NULL, "the packet has no band")
@@ -110,7 +142,7 @@ class Lsst:
         if unknown.any():
             checks.refuse(unknown, "{!r} is no filter of LSST", [label_text(band) for band in bands.tolist()])
         ra, dec = checks.position(packet)
-        checks.time(own_mjd)
+        checks.time(own_mjd, self.times, records.received)
 
         versions = map(_version, records.texts("lsst_schema_version"), records.schema_names())
         return [
@@ -147,7 +179,8 @@ class Lsst:
     def _points(self, points: Rows, mjd: Numbers) -> Points:
         unit, path = self.flux_unit, points.path
         kind = _KINDS[path]
-        flux, science = points.numbers("flux"), points.numbers("science")
+        flux = points.numbers("flux")
+        science = np.where(points.integers("science_failed") == 1, np.nan, points.numbers("science"))
         with np.errstate(over="ignore", invalid="ignore"):
             reference = unit * np.where(np.isnan(science), points.numbers("template"), science - flux)
             error = unit * np.where(kind == PhotometryKind.LIMIT, points.numbers("noise"), points.numbers("error"))
@@ -156,9 +189,14 @@ class Lsst:
         order = np.argsort(path.astype(np.uint8), kind="stable")
         band = band_codes(points.integers("band"), _BAND_OF_LABEL)
         reference = np.where(kind == PhotometryKind.LIMIT, np.nan, reference)
+        flagged = points.numbers("withdrawn") > 0
+        for name in _FLAGS:
+            flagged |= points.integers(name) == 1
+        left_out = np.where(flagged, np.uint8(LeftOut.FLAGGED), np.uint8(LeftOut.NOT))
         return Points(
-            points.owner[order], mjd[order], flux[order], error[order], reference[order], band[order], kind[order]
-        )
+            points.owner[order], mjd[order], flux[order], error[order], reference[order], band[order], kind[order],
+            left_out[order],
+        )  # fmt: skip
 
 
 SURVEY: Final = Lsst()

@@ -52,7 +52,7 @@ class Kind(IntEnum):
     """Where the bytes stand in their block (offset, length), checked to be UTF-8."""
     LABEL = 3
     """A string of up to eight bytes in one int64, first byte lowest; OTHER for a longer one; NULL for null.
-    Numbers of one digit and booleans become the strings that stand for them."""
+    Whole numbers and booleans become the strings that stand for them, a fraction OTHER, NaN null."""
 
 
 class Op(IntEnum):
@@ -86,6 +86,8 @@ class Op(IntEnum):
     STRING_LABEL = 25
     LONG_LABEL = 26
     BOOLEAN_LABEL = 27
+    FLOAT_LABEL = 28
+    DOUBLE_LABEL = 29
 
 
 # What went wrong, as the machine says it.
@@ -190,6 +192,29 @@ def _whole(value: float) -> Any:
 
 
 @_compiled
+def _digits(value: int) -> Any:
+    """A whole number in decimal digits, as a label; OTHER where these are more than eight characters."""
+    if value < -9_999_999 or value > 99_999_999:
+        return np.int64(OTHER)
+    left = abs(value)
+    label = np.int64(48 + left % 10)
+    left //= 10
+    while left > 0:
+        label = label << 8 | np.int64(48 + left % 10)
+        left //= 10
+    return label << 8 | np.int64(45) if value < 0 else label
+
+
+@_compiled
+def _number_label(value: float) -> Any:
+    """A float as a label, see Kind.LABEL."""
+    if np.isnan(value):
+        return np.int64(NULL)
+    whole = _whole(value)
+    return np.int64(OTHER) if whole == NULL else _digits(whole)
+
+
+@_compiled
 def _record(
     code: Any, pc: int, data: Any, at: int, end: int, cells: Any, numbers: Any, base: Any, capacity: Any, rows: Any,
     begun: Any, stack: Any,
@@ -220,22 +245,26 @@ def _record(
                     continue
                 if branch != (1 - null) << 1:
                     return BRANCH, pc, at - 1
-            if op == Op.FLOAT_NUMBER or op == Op.FLOAT_INTEGER:
+            if op == Op.FLOAT_NUMBER or op == Op.FLOAT_INTEGER or op == Op.FLOAT_LABEL:
                 if end - at < 4:
                     return CUT, pc, at
                 single = np.float64(np.uint32(_bits32(data, at)).view(np.float32))
                 at += 4
                 if op == Op.FLOAT_NUMBER:
                     numbers[cell] = single
+                elif op == Op.FLOAT_LABEL:
+                    cells[cell] = _number_label(single)
                 else:
                     cells[cell] = _whole(single)
-            elif op == Op.DOUBLE_NUMBER or op == Op.DOUBLE_INTEGER:
+            elif op == Op.DOUBLE_NUMBER or op == Op.DOUBLE_INTEGER or op == Op.DOUBLE_LABEL:
                 if end - at < 8:
                     return CUT, pc, at
                 bits = _bits64(data, at)
                 at += 8
                 if op == Op.DOUBLE_NUMBER:
                     cells[cell] = bits
+                elif op == Op.DOUBLE_LABEL:
+                    cells[cell] = _number_label(np.int64(bits).view(np.float64))
                 else:
                     cells[cell] = _whole(np.int64(bits).view(np.float64))
             elif op == Op.BOOLEAN_NUMBER or op == Op.BOOLEAN_INTEGER or op == Op.BOOLEAN_LABEL:
@@ -261,7 +290,7 @@ def _record(
                 elif op == Op.LONG_INTEGER:
                     cells[cell] = value
                 elif op == Op.LONG_LABEL:
-                    cells[cell] = 48 + value if 0 <= value <= 9 else OTHER
+                    cells[cell] = _digits(value)
                 else:
                     if value < 0:
                         return NEGATIVE, pc, at

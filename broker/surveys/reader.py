@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -124,6 +125,10 @@ class Records:
         self._block: Final[list[int]] = cells[1].tolist()
         self._data = [block.data for message in messages for block in message.blocks]
         self._messages, self._programs = messages, programs
+        self.received: NDArray[np.float64] = np.full(len(self._block), np.inf)
+        """(n,) when each record was received, MJD UTC; infinite where that is not known."""
+        self.left_out: Final[Counter[str]] = Counter()
+        """Points that the survey's module left out, by reason (``columns.LeftOut``)."""
 
     def __len__(self) -> int:
         return len(self._block)

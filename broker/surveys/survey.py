@@ -25,7 +25,10 @@ one may take packets that an earlier one would take, too."""
 
 @runtime_checkable
 class Survey(Protocol):
-    """One survey's packets."""
+    """One survey's packets.
+
+    A module may also have ``times``, a ``columns.TimeRange``: outside of it, ``trifid state repair`` removes points.
+    """
 
     @property
     def name(self) -> str:

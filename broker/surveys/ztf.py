@@ -17,8 +17,10 @@ from broker.surveys.columns import (
     UNKNOWN_BAND,
     Checks,
     Integers,
+    LeftOut,
     Numbers,
     Points,
+    TimeRange,
     band_codes,
     label,
     label_text,
@@ -35,7 +37,17 @@ MAX_SOLAR_SYSTEM_DISTANCE: Final = 5.0
 """Arcsec within which the nearest known moving object is taken for the detection."""
 _MISSING: Final = -99.0
 """Magnitudes, distances and fluxes are -999 or -99999 where they are missing."""
-_SIGN: Final = {"t": 1.0, "1": 1.0, "true": 1.0, "f": -1.0, "0": -1.0, "false": -1.0}
+TIMES: Final = TimeRange(first=58_000.0)
+"""The camera saw its first light on 2017 November 1, MJD 58058 (Bellm et al. 2019, PASP 131, 018002)."""
+_SIGN: Final = {
+    **dict.fromkeys(("t", "true", "1", "+1", "1.0", "+"), 1.0),
+    **dict.fromkeys(("f", "false", "0", "0.0", "-1", "-1.0", "-"), -1.0),
+}
+"""Spellings of ``isdiffpos``: ZTF's own are t, f, 1 and 0; packets that others wrote again have booleans and 1, -1."""
+_PROCESSED: Final = "0"
+"""The only ``procstatus`` of forced photometry that was measured without a fault. Of 543 points in 671 real packets
+286 have it, stars without a source in the reference image among them; the others are 56, which have fluxes off by many
+sigma (bad pixels; Masci et al. 2023, arXiv:2305.16279), and 55 and 61, which have none."""
 _CANDIDATE: Final = 0  # the first of the paths of candidates
 _NUMBERS: Final = (
     "ra", "dec", "drb", "rb", "ssdistnr", "sgscore1", "distpsnr1", "sgmag1", "srmag1", "neargaia", "maggaia",
@@ -50,6 +62,7 @@ class Ztf:
     """The survey for the decoder, see ``broker.surveys.survey.Survey``."""
 
     name: Final = "ztf"
+    times: Final = TIMES
     tables: Final = {
         "packet": Table(
             ("",),
@@ -63,7 +76,7 @@ class Ztf:
         "candidates": Table(
             ("candidate", "prv_candidates[]"),
             {
-                **_numbers("jd", "magpsf", "sigmapsf", "diffmaglim", "distnr", "magnr"),
+                **_numbers("jd", "magpsf", "sigmapsf", "diffmaglim", "distnr", "magnr", "nbad"),
                 "fid": Column(Kind.INTEGER, ("fid",)),
                 "isdiffpos": Column(Kind.LABEL, ("isdiffpos",)),
             },
@@ -73,6 +86,7 @@ class Ztf:
             {
                 **_numbers("jd", "forcediffimflux", "forcediffimfluxunc", "magzpsci", "distnr", "magnr"),
                 "fid": Column(Kind.INTEGER, ("fid",)),
+                "procstatus": Column(Kind.LABEL, ("procstatus",)),
             },
         ),
     }
@@ -85,20 +99,24 @@ class Ztf:
         """An Alert a record, or what identifies or places the detection and is missing.
 
         Difference fluxes are PSF magnitudes with the sign of ``isdiffpos``; a point's reference flux is that of
-        ``magnr`` within MAX_REFERENCE_DISTANCE. Earlier candidates without a magnitude are upper limits.
+        ``magnr`` within MAX_REFERENCE_DISTANCE. Earlier candidates without a magnitude are upper limits. Candidates
+        with bad pixels in the 5 x 5 around them (``nbad``, which ZTF advises to leave out) are not used, and of forced
+        photometry only what was processed without a fault.
         """
         count = len(records)
         packet, candidates = records.tables["packet"], records.tables["candidates"]
         band = band_codes(candidates.integers("fid"), BANDS)
         mjd = candidates.numbers("jd") - JD_OF_MJD_0
-        curves = columns.light_curves(_points(candidates, records.tables["forced"], mjd, band), count)
-
         rows = np.flatnonzero(candidates.path == _CANDIDATE)
         own = candidates.owner[rows]
         missing = np.ones(count, np.bool_)
         missing[own] = False
         fid, own_band, own_mjd = np.full(count, NULL), np.full(count, UNKNOWN_BAND, np.uint8), np.full(count, np.nan)
         fid[own], own_band[own], own_mjd[own] = candidates.integers("fid")[rows], band[rows], mjd[rows]
+        curves = columns.light_curves(
+            _points(candidates, records.tables["forced"], mjd, band), count,
+            times=TIMES, detected=own_mjd, received=records.received, left_out=records.left_out,
+        )  # fmt: skip
         checks = Checks.of(count)
         checks.refuse(missing, "the packet has no candidate")
         checks.refuse(fid == NULL, "the packet has no fid")
@@ -109,7 +127,7 @@ class Ztf:
         checks.refuse(packet.is_null("objectId"), "the packet has no objectId")
         checks.refuse(np.array([name == "" for name in names], np.bool_), "the packet has an empty objectId")
         checks.refuse(candid == NULL, "the packet has no candid")
-        checks.time(own_mjd)
+        checks.time(own_mjd, TIMES, records.received)
 
         real_bogus = np.where(packet.is_null("drb"), packet.numbers("rb"), packet.numbers("drb"))
         moving = packet.numbers("ssdistnr")
@@ -158,16 +176,23 @@ def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8
     limit_flux, _ = magnitude_to_flux(_known(candidates.numbers("diffmaglim")), np.zeros(len(candidates)))
     forced_flux, forced_error = _forced_flux(forced)
     kind = np.where(limit, np.uint8(PhotometryKind.LIMIT), np.uint8(PhotometryKind.DETECTION))
+    signs = _signs(candidates.integers("isdiffpos"))
+    left_out = np.where(~limit & np.isnan(signs), np.uint8(LeftOut.SIGN), np.uint8(LeftOut.NOT))
+    left_out[~limit & (candidates.numbers("nbad") > 0)] = LeftOut.FLAGGED
+    processed = _texts_are(forced.integers("procstatus"), _PROCESSED)
     return Points(
         owner=np.concatenate([candidates.owner[order], forced.owner]),
         mjd=np.concatenate([mjd[order], forced.numbers("jd") - JD_OF_MJD_0]),
-        flux=np.concatenate([(_signs(candidates.integers("isdiffpos")) * flux)[order], forced_flux]),
+        flux=np.concatenate([(np.where(np.isnan(signs), 1.0, signs) * flux)[order], forced_flux]),
         flux_error=np.concatenate([np.where(limit, limit_flux / LIMIT_SIGMA, error)[order], forced_error]),
         reference_flux=np.concatenate(
             [np.where(limit, np.nan, _reference_flux(candidates))[order], _reference_flux(forced)]
         ),
         band=np.concatenate([band[order], band_codes(forced.integers("fid"), BANDS)]),
         kind=np.concatenate([kind[order], np.full(len(forced), PhotometryKind.FORCED, np.uint8)]),
+        left_out=np.concatenate(
+            [left_out[order], np.where(processed, np.uint8(LeftOut.NOT), np.uint8(LeftOut.FLAGGED))]
+        ),
     )
 
 
@@ -187,6 +212,15 @@ def _signs(labels: Integers) -> Numbers:
     for other in np.unique(labels[np.isnan(signs) & (labels != NULL)]).tolist():
         signs[labels == other] = _SIGN.get(label_text(other).strip().lower(), math.nan)
     return signs
+
+
+def _texts_are(labels: Integers, text: str) -> NDArray[np.bool_]:
+    """Which labels (n,) are a text, whatever blanks are around it."""
+    same: NDArray[np.bool_] = labels == label(text)
+    for other in np.unique(labels[~same & (labels != NULL)]).tolist():
+        if label_text(other).strip() == text:
+            same |= labels == other
+    return same
 
 
 def _reference_flux(rows: Rows) -> Numbers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from broker.batch import SPECTRA, IncomingMessage, Origin
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import DependencyUnavailableError
 from broker.inference.onnx import OnnxEngine
+from broker.metrics import POINTS_LEFT_OUT
 from broker.pipeline import Pipeline
 from broker.records import Alert, ObjectState, ObservedSpectrum, Spectrum
 from broker.spectra.message import write
@@ -21,6 +24,7 @@ from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO
 
+CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
 PACKETS = [a.payload for a in simulate_alerts(10, 40, seed=2)]
 
 
@@ -161,3 +165,18 @@ def test_a_poisonous_spectrum_is_a_dead_letter_and_the_books_balance(engine: Onn
     assert books.balanced
     assert "alerts in 1 = " in str(books)
     assert "spectra in 3 = stored 2 + dead-lettered 1, upon which 0 objects" in str(books)
+
+
+def test_alerts_of_the_future_are_dead_letters_and_points_left_out_are_counted_once(engine: OnnxEngine) -> None:
+    line = pipeline(engine, MemoryStore())
+    sent = [message(PACKETS[0], 0), replace(message(PACKETS[1], 1), received_mjd=58_000.5)]
+    result = line.process([*sent, message((CASES / "19-ztf-procstatus" / "bad.avro").read_bytes(), 2)])
+    (letter,) = result.dead_letters
+    assert letter.message is sent[1]
+    assert "is after the alert was received (MJD 58000.50000)" in letter.reason
+    assert result.points_left_out == {("ztf", "flagged"): 23}
+    before = POINTS_LEFT_OUT.labels("ztf", "flagged")._value.get()
+    books = Books()
+    books.add(result, 3, 0)
+    assert books.balanced
+    assert POINTS_LEFT_OUT.labels("ztf", "flagged")._value.get() == before + 23

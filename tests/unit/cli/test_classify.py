@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
@@ -11,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from broker.cli import main
-from broker.surveys.simulator import simulate_alerts
+from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from broker.taxonomy import CLASS_NAMES
+
+CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
 
 
 def run(*arguments: object) -> tuple[int, list[str], str]:
@@ -101,3 +105,26 @@ def test_a_table_without_what_is_needed_is_an_error_in_one_line(tmp_path: Path, 
     assert code == 2
     assert reason in errors
     assert "Traceback" not in errors + "".join(lines)
+
+
+def test_forced_photometry_that_ztf_calls_bad_does_not_change_the_class() -> None:
+    """../shared/cases/19: with points of status 61 the star was M, 0.67."""
+    code, lines, errors = run(CASES / "19-ztf-procstatus" / "bad.avro", "--json")
+    last = json.loads(lines[-1])
+    best = max(last["classifications"], key=lambda c: c["probability"])
+    assert (code, len(lines), best["className"], last["detections"]) == (0, 24, "RRAB", 30)
+    assert "23 points of ztf left out: flagged" in errors
+
+
+def test_an_alert_of_the_future_is_named_and_refused(tmp_path: Path) -> None:
+    good = [a.payload for a in simulate_alerts(1, 6, seed=2)]
+    record = next(fastavro.reader(io.BytesIO(good[-1])))
+    record["candidate"]["jd"] += 50 * 365.25  # type: ignore[index, call-overload]
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.parse_schema(json.loads(SCHEMA_JSON)), [record])
+    for number, payload in enumerate([*good[:-1], out.getvalue()]):
+        (tmp_path / f"{number}.avro").write_bytes(payload)
+    code, lines, errors = run(tmp_path, "--json")
+    assert (code, len(lines)) == (1, len(good) - 1)
+    assert f"{len(good) - 1}.avro: MJD " in errors
+    assert "is after the alert was received" in errors

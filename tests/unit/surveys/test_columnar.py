@@ -91,9 +91,13 @@ def same(kind: Kind, value: Any, cell: Any, is_null: bool) -> bool:
         return bool(cell == (int(value) if whole else NULL))
     if isinstance(value, bool):
         value = "true" if value else "false"
+    if isinstance(value, float):
+        if np.isnan(value):
+            return bool(cell == NULL)
+        if not np.isfinite(value) or value != int(value) or abs(value) > 2**53:
+            return bool(cell == OTHER)
+        value = int(value)
     raw = value if isinstance(value, bytes) else str(value).encode()
-    if isinstance(value, int) and not 0 <= value <= 9:
-        return bool(cell == OTHER)
     return bool(cell == (int.from_bytes(raw.ljust(8, b"\0"), "little", signed=True) if len(raw) <= 8 else OTHER))
 
 
@@ -143,8 +147,8 @@ KINDS = {
     "boolean": (Kind.NUMBER, Kind.INTEGER, Kind.LABEL),
     "int": (Kind.NUMBER, Kind.INTEGER, Kind.LABEL),
     "long": (Kind.NUMBER, Kind.INTEGER, Kind.LABEL),
-    "float": (Kind.NUMBER, Kind.INTEGER),
-    "double": (Kind.NUMBER, Kind.INTEGER),
+    "float": (Kind.NUMBER, Kind.INTEGER, Kind.LABEL),
+    "double": (Kind.NUMBER, Kind.INTEGER, Kind.LABEL),
     "string": (Kind.TEXT, Kind.LABEL),
     "bytes": (),
 }
@@ -527,7 +531,7 @@ def test_a_schema_of_no_use_is_refused_with_the_reason(schema: Any, reason: str)
         (Kind.NUMBER, ["null", "bytes"], "field x is of type bytes, which is no number"),
         (Kind.INTEGER, {"type": "array", "items": "int"}, "field x is of type array, which is no integer"),
         (Kind.TEXT, ["null", "int", "float"], "field x is of type float or int, which is no text"),
-        (Kind.LABEL, "double", "field x is of type double, which is no label"),
+        (Kind.LABEL, {"type": "map", "values": "int"}, "field x is of type map, which is no label"),
     ],
 )
 def test_a_wanted_field_of_a_type_that_cannot_serve_is_named(kind: Kind, type_name: Any, reason: str) -> None:

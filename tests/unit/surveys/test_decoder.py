@@ -72,10 +72,13 @@ def expected_counts(survey: str, record: dict[str, Any]) -> tuple[int, int, int]
     """Detections, forced points and limits, counted point by point."""
     if survey == "ztf":
         candidates = [record["candidate"], *(record["prv_candidates"] or [])]
-        detections = sum(c.get("magpsf") is not None and c["sigmapsf"] > 0 for c in candidates)
+        detections = sum(c.get("magpsf") is not None and c["sigmapsf"] > 0 and not c.get("nbad") for c in candidates)
         limits = sum(c.get("magpsf") is None and (c["diffmaglim"] or -999) > -99 for c in candidates)
         forced = sum(
-            f["forcediffimflux"] is not None and f["forcediffimflux"] > -99999 and f["forcediffimfluxunc"] > 0
+            f["procstatus"] == "0"
+            and f["forcediffimflux"] is not None
+            and f["forcediffimflux"] > -99999
+            and f["forcediffimfluxunc"] > 0
             for f in record.get("fp_hists") or []
         )
         return detections, forced, limits
@@ -83,7 +86,8 @@ def expected_counts(survey: str, record: dict[str, Any]) -> tuple[int, int, int]
     def usable(point: dict[str, Any]) -> bool:
         flux = point.get("psfFlux", point.get("psFlux"))
         error = point.get("psfFluxErr", point.get("psFluxErr"))
-        return flux is not None and error is not None and np.isfinite(flux) and error > 0
+        failed = any(point.get(name) for name in ("psfFlux_flag", "psfFlux_flag_edge", "psfFlux_flag_noGoodPixels"))
+        return flux is not None and error is not None and np.isfinite(flux) and error > 0 and not failed
 
     detections = [record["diaSource"], *(record["prvDiaSources"] or [])]
     limits = [p for p in record.get("prvDiaNondetectionLimits") or [] if p["diaNoise"] > 0]
@@ -136,6 +140,8 @@ def test_ztf_fluxes_are_those_of_the_magnitudes(shared: Path) -> None:
     for packet in iter_packets([shared / "alerts" / "ztf" / "native.tar"]):
         (alert,) = alerts_of(decoder.decode(packet.payload))
         candidate = plain(packet.payload)["candidate"]
+        if candidate.get("nbad"):
+            continue
         row = np.flatnonzero(
             (alert.light_curve.mjd == candidate["jd"] - 2400000.5)
             & (alert.light_curve.kind == PhotometryKind.DETECTION)
@@ -248,13 +254,21 @@ def with_signs(sign: Any) -> dict[str, Any]:
     [
         *[(["null", "string"], text, 1) for text in ("t", "1", "true", "T", "True", "TRUE", " t", "t ", "true  ")],
         *[(["null", "string"], text, -1) for text in ("f", "0", "false", "F", "False", " f ", "\tf\n")],
-        *[(["null", "string"], text, 0) for text in ("", "x", "tt", "2", "-1", "positively so", "\u00e9", "trueeeee")],
+        *[(["null", "string"], text, 0) for text in ("", "x", "tt", "2", "-2", "positively so", "\u00e9", "trueeeee")],
+        *[(["null", "string"], text, 1) for text in ("+1", "+", "1.0")],
+        *[(["null", "string"], text, -1) for text in ("-1", " -1", "-", "0.0", "-1.0")],
         (["null", "boolean"], True, 1),
         (["null", "boolean"], False, -1),
         *[
             (["null", kind], number, sign)
             for kind in ("int", "long")
-            for number, sign in ((1, 1), (0, -1), (2, 0), (-1, 0))
+            for number, sign in ((1, 1), (0, -1), (2, 0), (-1, -1), (10, 0), (-10, 0), (123_456_789, 0))
+        ],
+        *[
+            (["null", kind], number, sign)
+            for kind in ("float", "double")
+            for number, sign in ((1.0, 1), (-1.0, -1), (0.0, -1), (0.5, 0), (float("nan"), 0), (1e300, 0))
+            if kind == "double" or number < 1e30
         ],
         (["boolean", "null", "string"], "t", 1),
         (["boolean", "null", "string"], False, -1),
@@ -262,14 +276,17 @@ def with_signs(sign: Any) -> dict[str, Any]:
     ],
 )
 def test_every_spelling_of_the_sign(type_of: Any, sign: Any, expected: int) -> None:
-    (alert,) = alerts_of(Decoder().decode(ztf(retyped("isdiffpos", type_of), **with_signs(sign))))
+    decoder = Decoder()
+    (alert,) = alerts_of(decoder.decode(ztf(retyped("isdiffpos", type_of), **with_signs(sign))))
     detected = alert.light_curve.flux[alert.light_curve.kind == PhotometryKind.DETECTION]
     count = 1 + sum(c["magpsf"] is not None for c in RECORD["prv_candidates"])
     assert count > 2
     if expected:
         assert np.sign(detected).tolist() == [expected] * count
+        assert not decoder.take_left_out()
     else:
         assert not len(detected)  # without a sign there is no flux
+        assert decoder.take_left_out() == {("ztf", "sign"): count}
 
 
 def test_types_of_a_kind_serve_for_each_other() -> None:
