@@ -103,6 +103,25 @@ def julian_year(mjd: Array) -> Array:
     return 2000.0 + (mjd - MJD_OF_J2000) / JULIAN_YEAR
 
 
+def angle(text: str, *, hours: bool) -> float | None:
+    """Degrees of a number in degrees or a sexagesimal text (``17:57:48.5``, ``17h57m48.5s``, ``+4 41 36``).
+
+    A sexagesimal one is in hours where ``hours``, as right ascensions are. None for what is no angle.
+    """
+    from astropy import units
+    from astropy.coordinates import Angle
+
+    text = text.strip()
+    try:
+        degrees = float(text)
+    except ValueError:
+        try:
+            degrees = float(Angle(text, units.hourangle if hours else units.deg).deg)
+        except (ValueError, TypeError, units.UnitsError):
+            return None
+    return degrees if np.isfinite(degrees) else None
+
+
 def _offset(ra: Array, dec: Array, offset: NDArray[Any]) -> tuple[Array, Array]:
     """Positions at a complex ``offset`` in arcsec, east + i north, along a great circle."""
     distance = np.radians(np.abs(offset) / ARCSEC)

@@ -1,20 +1,21 @@
 """Catalogue tables, a piece at a time: Parquet, CSV, FITS and VOTable to columns of ours.
 
 Parquet and CSV (also tab separated, as VizieR writes it, and ECSV; gzip too) are read in batches, FITS tables
-through a memory map in slices. A VOTable is read as a whole: convert large ones. Which format a file has is told
-by its first bytes.
+through a memory map in slices, unpacked into a temporary file first where they have gzip. A VOTable is parsed once, as
+a whole, and its numbers are kept in a temporary file: convert large ones. Which format a file has is told by its first
+bytes. Nothing that a table names outside itself is read.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import warnings
+import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, cast
+from typing import IO, Any, Final, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,13 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import MAGNITUDES
+from broker import votable
 from broker.catalog.layout import EPOCH
+from broker.catalog.plausible import POSITION, Counts, plausible
 from broker.catalog.presets import FIELDS, Preset, Source
 from broker.errors import InputFileError
+from broker.fits_files import check_fits
+from broker.local_files import GZIP, HEAD_BYTES, Unpacked, foreign, is_xml, open_unpacked, require_regular
 from broker.sky import Array
 
 SUFFIXES: Final = (
@@ -34,11 +38,18 @@ SUFFIXES: Final = (
 """Of the files that are read from a folder."""
 _CSV_BLOCK: Final = 8 << 20
 """Bytes of a CSV file that are parsed at once; a row cannot be longer."""
-_NULLS: Final = ["", "null", "NULL", "Null", "nan", "NaN", "NAN", "NA", "N/A", "None", "--", "\\N"]
+_LONGEST_LINE: Final = 1 << 20
+_NULLS: Final = [
+    "", "null", "NULL", "Null", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "none", "NONE", "-",
+    "--", "---", "masked", "INDEF", "\\N",
+]  # fmt: skip
 _BLANKS: Final = [" " * n for n in range(1, 40)]
 """VizieR pads columns to a width."""
-_BRIGHTEST, _FAINTEST = -30.0, 40.0
-"""Magnitudes outside are codes for a missing value, such as 99.999."""
+_NO_VALUE: Final = frozenset(null.lower() for null in _NULLS)
+_MOST_UNPACKED: Final = 1 << 36
+"""Bytes of a FITS file after decompression."""
+_NO_VALUES: Final = "no value"
+_UNEVEN: Final = "another number of cells than the header"
 _UNITS: Final = {
     "ra": "deg", "dec": "deg", EPOCH: "yr", "parallax": "mas", "parallax_error": "mas",
     "pmra": "mas/yr", "pmra_error": "mas/yr", "pmdec": "mas/yr", "pmdec_error": "mas/yr", "pm": "mas/yr",
@@ -64,6 +75,8 @@ class Chunk:
     """Rows of this piece without a position or without any value."""
     bytes_read: int
     """About how far into the file that is."""
+    unknown: Counts = field(default_factory=dict)
+    """Values of all rows of this piece that are unknown, and rows that are left out ("position", "row"), by reason."""
 
 
 class _Table(Protocol):
@@ -72,6 +85,11 @@ class _Table(Protocol):
     names: list[str]
     units: Mapping[str, str]
     """Of columns that have one."""
+    uneven: int
+    """Rows left out so far for having another number of cells than the header."""
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Columns that will be asked for, and no others."""
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
         """Columns from row ``start`` on, at most ``size`` rows at once, and the bytes read so far."""
@@ -87,6 +105,8 @@ class CatalogTable:
             self._table = _open(path)
         self._sources = self._choose(preset)
         self._factors = {ours: self._factor(ours, source.name) for ours, source in self._sources.items()}
+        with _as_input_error(path):
+            self._table.keep(list(dict.fromkeys(source.name for source in self._sources.values())))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -96,26 +116,31 @@ class CatalogTable:
     def chunks(self, start: int = 0, size: int = 100_000) -> Iterator[Chunk]:
         """The table from its row ``start`` on, about ``size`` rows at a time; raises InputFileError."""
         done = start
+        uneven = 0
         for columns, bytes_read in self._pieces(tuple(self._sources), start, size):
             read = len(columns["ra"])
             done += read
             ra, dec = columns.pop("ra"), columns.pop("dec")
-            epoch = columns.pop(EPOCH, np.full(read, np.nan))
-            values = {name: _plausible(name, column) for name, column in columns.items()}
-            with np.errstate(invalid="ignore"):
-                usable = (ra >= -180.0) & (ra <= 360.0) & (np.abs(dec) <= 90.0)
-            usable &= np.any([np.isfinite(column) for column in values.values()], axis=0)
+            placed, unknown = _placed(ra, dec)
+            values, of_values = plausible(columns)
+            unknown |= of_values
+            epoch = values.pop(EPOCH, np.full(read, np.nan))
+            usable = placed & np.any([np.isfinite(column) for column in values.values()], axis=0)
+            left_out = {_NO_VALUES: int((placed & ~usable).sum()), _UNEVEN: self._table.uneven - uneven}
+            uneven = self._table.uneven
+            unknown["row"] = {reason: count for reason, count in left_out.items() if count}
+            counts = {name: reasons for name, reasons in unknown.items() if reasons}
             yield Chunk(
                 np.mod(ra[usable], 360.0), dec[usable], epoch[usable],
                 {name: column[usable] for name, column in values.items()},
-                done, read - int(usable.sum()), bytes_read,
+                done, read - int(usable.sum()), bytes_read, counts,
             )  # fmt: skip
 
     def positions(self, size: int = 1_000_000) -> Iterator[tuple[Array, Array]]:
         """Right ascensions and declinations of all rows that have them; raises InputFileError."""
         for columns, _ in self._pieces(("ra", "dec"), 0, size):
             ra, dec = columns["ra"], columns["dec"]
-            known = np.isfinite(ra) & (np.abs(dec) <= 90.0)
+            known, _ = _placed(ra, dec)
             yield ra[known], dec[known]
 
     def _pieces(self, ours: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
@@ -188,12 +213,16 @@ def expand(paths: Iterable[Path]) -> list[Path]:
 class _ParquetTable:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as raw, pq.ParquetFile(raw) as file:
             self.names = list(file.schema_arrow.names)
         self.units: Mapping[str, str] = {}
+        self.uneven = 0
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Nothing is read ahead."""
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        with pq.ParquetFile(self._path) as file:
+        with self._path.open("rb") as raw, pq.ParquetFile(raw) as file:
             length = self._path.stat().st_size
             total = max(file.metadata.num_rows, 1)
             # Whole row groups before the start need not be read.
@@ -214,21 +243,47 @@ class _ParquetTable:
 class _CsvTable:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._open() as (_, file):
+        with open_unpacked(path) as (_, file):
             self.names, self._delimiter, units = _read_header(file, path)
         self.units: Mapping[str, str] = units
+        self.uneven = 0
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Nothing is read ahead."""
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        with self._open() as (raw, file):
+        self.uneven = 0
+        done = start
+        try:
+            for columns, bytes_read in self._rows(names, start, size, pa.float64()):
+                done += len(columns[names[0]])
+                yield columns, bytes_read
+        except pa.ArrowInvalid as error:
+            if "conversion error" not in str(error):
+                raise
+            # Text in a column of numbers, which is read slowly from there on.
+            yield from self._rows(names, done, size, pa.binary())
+
+    def _rows(
+        self, names: Sequence[str], start: int, size: int, kind: pa.DataType
+    ) -> Iterator[tuple[dict[str, Array], int]]:
+        uneven = 0
+
+        def skip(row: Any) -> Literal["skip", "error"]:
+            # Rows of another length, such as a comment at the end, are no rows of the table.
+            nonlocal uneven
+            uneven += not row.text.lstrip().startswith("#")
+            return "skip"
+
+        with open_unpacked(self._path) as (raw, file):
             _read_header(file, self._path)
             try:
                 reader = pa_csv.open_csv(
                     file,
                     pa_csv.ReadOptions(block_size=_CSV_BLOCK, column_names=self.names),
-                    # Rows of another length, such as a comment at the end, are no rows of the table.
-                    pa_csv.ParseOptions(delimiter=self._delimiter, invalid_row_handler=lambda _: "skip"),
+                    pa_csv.ParseOptions(delimiter=self._delimiter, invalid_row_handler=skip),
                     pa_csv.ConvertOptions(
-                        column_types=dict.fromkeys(names, pa.float64()),
+                        column_types=dict.fromkeys(names, kind),
                         include_columns=list(names),
                         null_values=[*_NULLS, *_BLANKS],
                     ),
@@ -239,28 +294,23 @@ class _CsvTable:
                 raise
             with reader:
                 for columns in _regroup(reader, start, size):
+                    self.uneven = max(self.uneven, uneven)
                     yield columns, raw.tell()
-
-    @contextmanager
-    def _open(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-        """The file, and its contents with gzip taken off."""
-        with self._path.open("rb") as raw:
-            if raw.peek(2)[:2] == _GZIP:
-                with gzip.open(raw) as unpacked:
-                    yield raw, cast(IO[bytes], unpacked)
-            else:
-                yield raw, raw
 
 
 class _FitsTable:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with self._open() as table:
+        with open_unpacked(path) as (_, file), self._table(file, memmap=False) as table:
             self.names = list(table.columns.names)
             self.units: Mapping[str, str] = {c.name: c.unit for c in table.columns if c.unit}
+        self.uneven = 0
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Nothing is read ahead."""
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        with self._open() as table:
+        with self._plain() as plain, plain.open("rb") as file, self._table(file, memmap=True) as table:
             total, length = len(table.data), self._path.stat().st_size
             nulls = {c.name: c.null for c in table.columns if c.null is not None}
             for first in range(start, total, size):
@@ -273,12 +323,22 @@ class _FitsTable:
                 yield columns, length * min(first + size, total) // total
 
     @contextmanager
-    def _open(self) -> Iterator[Any]:
-        """The first binary table of the file."""
+    def _plain(self) -> Iterator[Path]:
+        """The file without gzip."""
+        with self._path.open("rb") as file:
+            packed = file.read(2) == GZIP
+        unpacked = Unpacked(self._path, _MOST_UNPACKED) if packed else None
+        yield self._path if unpacked is None else unpacked.path
+
+    @contextmanager
+    def _table(self, file: IO[bytes], *, memmap: bool) -> Iterator[Any]:
+        """The first binary table of a file."""
         from astropy.io import fits
 
-        with fits.open(self._path, memmap=True) as file:
-            table = next((hdu for hdu in file if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
+        check_fits(file)
+        file.seek(0)
+        with fits.open(file, mode="readonly", memmap=memmap, disable_image_compression=True) as found:
+            table = next((hdu for hdu in found if isinstance(hdu, fits.BinTableHDU | fits.TableHDU)), None)
             if table is None:
                 raise InputFileError(f"{self._path}: no table in this FITS file")
             yield table
@@ -286,47 +346,51 @@ class _FitsTable:
 
 class _VoTable:
     def __init__(self, path: Path) -> None:
-        from astropy.io import votable
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on what the standard asks for and services do not keep
-            table = votable.parse_single_table(path, verify="ignore")
+        with open_unpacked(path) as (_, file):
+            table = votable.read(file).get_first_table()
         # The name is what the catalogue calls a column; the ID, a name made fit for XML, keys the array.
         self._ids = {field.name or field.ID: field.ID for field in table.fields}
         self.names = list(self._ids)
         self.units: Mapping[str, str] = {
             field.name or field.ID: str(field.unit) for field in table.fields if field.unit is not None
         }
+        self.uneven = 0
         self._array = table.array
         self._length = path.stat().st_size
+        self._kept: list[str] = []
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Keep these columns on disk, one array a row of the file, and nothing in memory."""
+        self._kept = list(names)
+        columns = []
+        for name in names:
+            column = self._array[self._ids[name]]
+            columns.append(_numbers(name, np.ma.getdata(column), np.ma.getmaskarray(column)))
+        with tempfile.NamedTemporaryFile(prefix="trifid-", suffix=".npy", delete=False) as file:
+            self._file = Path(file.name)
+            self._delete = weakref.finalize(self, self._file.unlink, missing_ok=True)
+            np.save(file, np.stack(columns))
+        self._array = None
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        total = len(self._array)
+        columns = np.load(self._file, mmap_mode="r")
+        total = columns.shape[1]
         for first in range(start, total, size):
-            rows = self._array[first : first + size]
-            columns = {}
-            for name in names:
-                column = rows[self._ids[name]]
-                columns[name] = _numbers(name, np.ma.getdata(column), np.ma.getmaskarray(column))
-            yield columns, self._length * min(first + size, total) // total
-
-
-_GZIP: Final = b"\x1f\x8b"
+            rows = {name: np.array(columns[self._kept.index(name), first : first + size]) for name in names}
+            yield rows, self._length * min(first + size, total) // total
 
 
 def _open(path: Path) -> _Table:
-    with path.open("rb") as file:
-        start = file.peek(2)[:2]
-        if start == _GZIP:
-            with gzip.open(file) as unpacked:
-                start = unpacked.read(2000)
-        else:
-            start = file.read(2000)
+    require_regular(path)
+    with open_unpacked(path) as (_, file):
+        start = file.read(HEAD_BYTES)
     if start.startswith(b"PAR1"):
         return _ParquetTable(path)
     if start.startswith(b"SIMPLE  ="):
         return _FitsTable(path)
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    if (reason := foreign(start)) is not None:
+        raise InputFileError(f"{path}: {reason}")
+    if is_xml(start):
         return _VoTable(path)
     if b"\0" in start:
         raise InputFileError(f"{path}: neither Parquet, FITS, VOTable nor CSV")
@@ -335,19 +399,26 @@ def _open(path: Path) -> _Table:
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[list[str], str, dict[str, str]]:
     """Column names, delimiter and units of a CSV table; ``file`` is left at its first row."""
+
+    def read_line() -> bytes:
+        raw = file.readline(_LONGEST_LINE)
+        if len(raw) == _LONGEST_LINE:
+            raise InputFileError(f"{path}: a line of more than {_LONGEST_LINE:,} bytes before the first row: no table")
+        return raw
+
     line = "#"
     while line.startswith("#") or not line.strip():
-        raw = file.readline()
+        raw = read_line()
         if not raw:
             raise InputFileError(f"{path}: no header line")
         line = raw.decode("utf-8-sig", "replace").rstrip("\r\n")
     delimiter = max(",\t;| ", key=line.count)
     names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
     if len(set(names)) != len(names):
-        raise InputFileError(f"{path}: two columns have the same name: {', '.join(names)}")
+        raise InputFileError(f"{path}: two columns have the same name: {', '.join(names)[:500]}")
     # VizieR puts a line of units and one of dashes below the names.
     start = file.tell()
-    below, dashes = (file.readline().decode("utf-8", "replace").rstrip("\r\n") for _ in range(2))
+    below, dashes = (read_line().decode("utf-8", "replace").rstrip("\r\n") for _ in range(2))
     if dashes.startswith("--") and not dashes.strip("-" + delimiter):
         return names, delimiter, {n: u.strip() for n, u in zip(names, below.split(delimiter), strict=False) if u}
     file.seek(start)
@@ -378,6 +449,11 @@ def _arrays(batches: list[pa.RecordBatch]) -> dict[str, Array]:
     columns = {}
     for name in table.column_names:
         column = table.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if any(is_text(column.type) for is_text in _TEXTS):
+            columns[name] = _from_texts(name, column.to_pylist())
+            continue
         if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
             try:
                 column = column.cast(pa.float64())
@@ -387,25 +463,65 @@ def _arrays(batches: list[pa.RecordBatch]) -> dict[str, Array]:
     return columns
 
 
+_TEXTS: Final = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+
+
 def _numbers(name: str, values: NDArray[Any], missing: NDArray[np.bool_] | None) -> Array:
     """A column as float64, NaN where missing."""
-    if values.ndim != 1 or values.dtype.kind not in "fiub":
+    if values.ndim == 1 and values.dtype.kind in "SUO":
+        numbers = _from_texts(name, values.tolist())
+    elif values.ndim == 1 and values.dtype.kind in "fiub":
+        numbers = values.astype(np.float64)
+    else:
         raise ValueError(f"column {name} holds {values.dtype} of shape {values.shape[1:]}, not numbers")
-    numbers = values.astype(np.float64)
     if missing is not None:
         numbers[missing] = np.nan
     return numbers
 
 
-def _plausible(name: str, column: Array) -> Array:
-    """A column without infinities and codes for missing values."""
+def _from_texts(name: str, texts: Iterable[Any]) -> Array:
+    """Numbers of texts: NaN for blanks and words for unknown values, infinity for other text.
+
+    Raises ValueError where none of a piece is a number, though some are no blanks: then it is not that column.
+    """
+    numbers = np.array([_number_of(text) for text in texts], np.float64)
+    if np.isinf(numbers).any() and not np.isfinite(numbers).any():
+        example = next(text for text in texts if np.isinf(_number_of(text)))
+        shown = example.decode("utf-8", "replace") if isinstance(example, bytes) else str(example)
+        raise ValueError(f"column {name} holds text such as {shown[:40]!r}, not numbers")
+    return numbers
+
+
+def _number_of(text: Any) -> float:
+    if text is None:
+        return np.nan
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    text = str(text).strip()
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if text.lower() in _NO_VALUE:
+        return np.nan
+    try:
+        return float(text.lower().replace("d", "e"))  # Fortran's exponents
+    except ValueError:
+        return np.inf
+
+
+def _placed(ra: Array, dec: Array) -> tuple[NDArray[np.bool_], Counts]:
+    """Which rows have a position, and why the others have none."""
+    blank = np.isnan(ra) | np.isnan(dec)
     with np.errstate(invalid="ignore"):
-        bad = ~np.isfinite(column)
-        if name in MAGNITUDES:
-            bad |= (column < _BRIGHTEST) | (column > _FAINTEST)
-        elif name.startswith("e_") or name.endswith("_error"):
-            bad |= column < 0
-    return np.where(bad, np.nan, column)
+        inside = (ra >= -180.0) & (ra <= 360.0) & (np.abs(dec) <= 90.0)
+    zero = (ra == 0.0) & (dec == 0.0)
+    counts = {
+        "blank": int(blank.sum()),
+        "0, 0": int(zero.sum()),
+        "not in degrees": int((~blank & ~inside).sum()),
+    }
+    return inside & ~zero, {POSITION: {reason: count for reason, count in counts.items() if count}}
 
 
 @contextmanager

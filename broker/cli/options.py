@@ -6,6 +6,28 @@ from pathlib import Path
 
 import click
 
+
+def ra(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Callback of a right ascension: degrees from a number or, in hours, from a sexagesimal text."""
+    return _angle(value, 0.0, 360.0, "17:57:48.5 or 17h57m48.5s", hours=True)
+
+
+def dec(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Callback of a declination: degrees from a number or a sexagesimal text."""
+    return _angle(value, -90.0, 90.0, "+04:41:36 or 4d41m36s", hours=False)
+
+
+def _angle(value: str | None, low: float, high: float, form: str, *, hours: bool) -> float | None:
+    from broker.sky import angle
+
+    if value is None:
+        return None
+    degrees = angle(value, hours=hours)
+    if degrees is None or not low <= degrees <= high:
+        raise click.BadParameter(f"{value!r}: degrees of {low:g} to {high:g}, or such as {form}")
+    return degrees
+
+
 config = click.option(
     "--config",
     type=click.Path(path_type=Path, dir_okay=False),

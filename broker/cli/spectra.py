@@ -25,8 +25,8 @@ def _describing(command: Callable[..., None]) -> Callable[..., None]:
             click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."),
             click.option("--survey", help="Survey of the object they are of, ztf or lsst; with --object-id."),
             click.option("--object-id", help="The object's name there; where not given the position tells."),
-            click.option("--ra", type=float, help="Right ascension, ICRS degrees; with --dec."),
-            click.option("--dec", type=float, help="Declination, ICRS degrees."),
+            click.option("--ra", callback=options.ra, help="Right ascension, ICRS, degrees or 17:57:48.5; with --dec."),
+            click.option("--dec", callback=options.dec, help="Declination, ICRS, degrees or +04:41:36."),
             click.option("--redshift", type=float, help="Radial velocity / c; that of the file by default."),
             click.option("--air/--vacuum", default=None, help="In what the wavelengths are; vacuum by default."),
             click.option("--wavelength-unit", help="Such as nm; that of the file, else Angstrom, by default."),
@@ -55,22 +55,24 @@ def load(paths: tuple[Path, ...], config: Path | None, **described: Any) -> None
     PATH is a file or a folder. Each object's next alert is classified with its spectrum. The exit code is 1 where
     a file could not be read, 2 where none could.
     """
+    from contextlib import closing
+
     from broker.build import build_store
     from broker.config import load_settings
 
     given, rest_frame = _given(described)
-    store = build_store(load_settings(config))
     waiting: list[ObservedSpectrum] = []
+    with closing(build_store(load_settings(config))) as store:
 
-    def put(spectrum: ObservedSpectrum) -> None:
-        waiting.append(spectrum)
-        if len(waiting) >= _STORED_AT_ONCE:
+        def put(spectrum: ObservedSpectrum) -> None:
+            waiting.append(spectrum)
+            if len(waiting) >= _STORED_AT_ONCE:
+                store.put_observed(waiting)
+                waiting.clear()
+
+        done, failures = _each(paths, given, rest_frame, put)
+        if waiting:
             store.put_observed(waiting)
-            waiting.clear()
-
-    done, failures = _each(paths, given, rest_frame, put)
-    if waiting:
-        store.put_observed(waiting)
     _finish(f"{done} spectra stored", done, failures)
 
 
@@ -123,28 +125,30 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
         )
     for path in _files(paths, failures):
         try:
-            found = read_raw(path, given)
+            for raw in read_raw(path, given):
+                try:
+                    spectrum = normalise(raw, rest_frame=rest_frame, placed=False)
+                except UnusableSpectrumError as error:
+                    failures.append(f"{path}: {raw.spectrum_id[:80]}: {error}")
+                    continue
+                done += 1
+                line = summary(raw, spectrum, rest_frame=rest_frame)
+                click.echo(json.dumps({"file": str(path), **line}) if as_json else _line(line))
         except InputFileError as error:
             failures.append(str(error))
-            continue
-        for raw in found:
-            try:
-                line = summary(raw, normalise(raw, rest_frame=rest_frame), rest_frame=rest_frame)
-            except UnusableSpectrumError as error:
-                failures.append(f"{path}: {raw.spectrum_id[:80]}: {error}")
-                continue
-            done += 1
-            if as_json:
-                click.echo(json.dumps({"file": str(path), **line}))
-                continue
-            mjd = "" if line["mjd"] is None else f"{line['mjd']:.2f}"
-            span = f"{line['wavelength_min']:.0f}-{line['wavelength_max']:.0f}"
-            click.echo(
-                f"{line['spectrum_id']:<32} {line['ra']:>10.5f} {line['dec']:>10.5f} {mjd:>9}  {span:<12} "
-                f"{line['pixels']:>6} {line['good_pixels']:>6} {line['signal_to_noise']:>6.1f}  "
-                f"{line['format']}, {line['medium']}; {line['frame']}"
-            )
     _finish(f"{done} spectra understood", done, failures)
+
+
+def _line(line: dict[str, Any]) -> str:
+    """What was understood of a spectrum, for people."""
+    ra, dec = ("unknown" if line[name] is None else f"{line[name]:.5f}" for name in ("ra", "dec"))
+    mjd = "" if line["mjd"] is None else f"{line['mjd']:.2f}"
+    span = f"{line['wavelength_min']:.0f}-{line['wavelength_max']:.0f}"
+    return (
+        f"{line['spectrum_id']:<32} {ra:>10} {dec:>10} {mjd:>9}  {span:<12} "
+        f"{line['pixels']:>6} {line['good_pixels']:>6} {line['signal_to_noise']:>6.1f}  "
+        f"{line['format']}, {line['medium']}; {line['frame']}"
+    )
 
 
 def _given(described: dict[str, Any]) -> tuple[Given, bool]:
@@ -158,14 +162,22 @@ def _given(described: dict[str, Any]) -> tuple[Given, bool]:
 
 
 def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
-    """All files, those of folders in the order of their names; paths that do not exist are failures."""
+    """All files, those of folders in the order of their names; what does not exist or is no file is a failure."""
+    from broker.errors import InputFileError
+    from broker.local_files import require_regular
+
     for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.is_file())
-        elif path.exists():
-            yield path
+        try:
+            if path.is_dir():
+                yield from sorted(p for p in path.rglob("*") if p.is_file())
+                continue
+            require_regular(path)
+        except InputFileError as error:
+            failures.append(str(error))
+        except OSError as error:
+            failures.append(f"{path}: {error.strerror or error}")
         else:
-            failures.append(f"{path}: does not exist")
+            yield path
 
 
 def _each(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from broker.errors import DecodeError, InputFileError
+from broker.local_files import GZIP, foreign, is_xml, require_regular
 from broker.records import ObservedSpectrum
 from broker.spectra import message, tables
 from broker.spectra.fits import read_fits
@@ -18,9 +19,12 @@ from broker.surveys.containers import CONTAINER_MAGIC
 
 MAX_FILE_BYTES: Final = 512_000_000
 """Also after decompression."""
+MAX_TEXT_BYTES: Final = 64_000_000
+"""Of a file that is none of the binary formats: MAX_PIXELS lines of 640 characters."""
+MAX_VOTABLE_BYTES: Final = 256_000_000
+_HEAD: Final = 4000
 _REASONS: Final = 5
 """That are listed of a file with several unusable spectra."""
-_GZIP: Final = b"\x1f\x8b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,54 +67,84 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
     Raises InputFileError, with the file's name and the reason, where it cannot be read; where some of its spectra
     cannot be used, after all others were given.
     """
-    found = read_raw(path, given)
     problems = []
-    for raw in found:
+    count = 0
+    for raw in read_raw(path, given):
+        count += 1
         try:
             yield normalise(raw, rest_frame=rest_frame)
         except UnusableSpectrumError as error:
-            problems.append(f"{raw.spectrum_id[:80]}: {error}" if len(found) > 1 else str(error))
+            problems.append((raw.spectrum_id[:80], str(error)))
     if problems:
-        count = f"{len(problems)} of {len(found)} spectra: " if len(found) > 1 else ""
+        of = f"{len(problems)} of {count} spectra: " if count > 1 else ""
+        listed = "; ".join(f"{name}: {reason}" if count > 1 else reason for name, reason in problems[:_REASONS])
         more = f"; and {len(problems) - _REASONS} more" if len(problems) > _REASONS else ""
-        raise InputFileError(f"{path}: {count}{'; '.join(problems[:_REASONS])}{more}")
+        raise InputFileError(f"{path}: {of}{listed}{more}")
 
 
-def read_raw(path: Path, given: Given = Given()) -> list[RawSpectrum]:
-    """The spectra of a file as they stand there; raises InputFileError as ``read_spectra`` does."""
+def read_raw(path: Path, given: Given = Given()) -> Iterator[RawSpectrum]:
+    """The spectra of a file as they stand there, one at a time; raises InputFileError as ``read_spectra`` does."""
+    number = 0
     try:
-        data = _content(path)
-        found = _read(data)
+        for raw in _read(_content(path)):
+            number += 1
+            yield given.apply(raw, number, path.name)
     except (UnusableSpectrumError, DecodeError) as error:
         raise InputFileError(f"{path}: {error}") from error
+    except InputFileError:
+        raise
     except Exception as error:  # damaged files make the readers of their formats raise many kinds
         raise InputFileError(f"{path}: cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
-    if not found:
+    if not number:
         raise InputFileError(f"{path}: no spectrum in it")
-    return [given.apply(raw, number, path.name) for number, raw in enumerate(found, 1)]
 
 
 def _content(path: Path) -> bytes:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UnusableSpectrumError(f"more than {MAX_FILE_BYTES} bytes")
-    data = path.read_bytes()
-    if data[:2] != _GZIP:
-        return data
-    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    data = inflater.decompress(data, MAX_FILE_BYTES)
-    if not inflater.eof:
-        raise UnusableSpectrumError(f"cut short, or more than {MAX_FILE_BYTES} bytes when decompressed")
-    return data
+    if require_regular(path) > MAX_FILE_BYTES:
+        raise UnusableSpectrumError(f"more than {MAX_FILE_BYTES:,} bytes, the most that are read")
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        limit = _limit(head)
+        if not head.startswith(GZIP):
+            data = head + file.read(limit - len(head) + 1)
+            if len(data) > limit:
+                raise UnusableSpectrumError(_too_long(limit))
+            return data
+        packed = head + file.read(MAX_FILE_BYTES)
+    head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(packed, _HEAD)
+    limit = _limit(head)
+    unpacked = bytearray()
+    while packed.startswith(GZIP):  # several members one after another are one file
+        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        unpacked += inflater.decompress(packed, limit + 1 - len(unpacked))
+        if len(unpacked) > limit:
+            raise UnusableSpectrumError(_too_long(limit))
+        if not inflater.eof:
+            raise UnusableSpectrumError("cut short: the gzip data have no end")
+        packed = inflater.unused_data
+    return bytes(unpacked)
 
 
-def _read(data: bytes) -> list[RawSpectrum]:
+def _limit(head: bytes) -> int:
+    """How many bytes of a file, by its first ones, are read: more of a format that holds many spectra."""
+    if head.startswith((GZIP, b"SIMPLE  =", b"PAR1", CONTAINER_MAGIC)):
+        return MAX_FILE_BYTES
+    return MAX_VOTABLE_BYTES if is_xml(head) else MAX_TEXT_BYTES
+
+
+def _too_long(limit: int) -> str:
+    return f"more than {limit:,} bytes when decompressed, the most that are read of such a file"
+
+
+def _read(data: bytes) -> Iterator[RawSpectrum]:
     if data.startswith(b"SIMPLE  ="):
         return read_fits(data)
     if data.startswith(CONTAINER_MAGIC):
-        return message.read_raw(data)
+        return iter(message.read_raw(data))
     if data.startswith(b"PAR1"):
-        return list(tables.spectra(tables.read_parquet(data), "Parquet"))
-    start = data[:2000].lstrip()
-    if start.startswith(b"<") and b"VOTABLE" in start.upper():
-        return list(tables.spectra(tables.read_votable(data), "VOTable"))
-    return list(tables.spectra(tables.read_text(data), "text"))
+        return (raw for table in tables.read_parquet(data) for raw in tables.spectra(table, "Parquet"))
+    if (reason := foreign(data[:_HEAD])) is not None:
+        raise UnusableSpectrumError(reason)
+    if is_xml(data[:_HEAD]):
+        return tables.spectra(tables.read_votable(data), "VOTable")
+    return tables.spectra(tables.read_text(data), "text")

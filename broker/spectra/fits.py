@@ -1,22 +1,26 @@
-"""Spectra in FITS: LAMOST, SDSS, tables and one-dimensional images.
+"""Spectra in FITS: LAMOST, SDSS, DESI, IRAF, tables and one-dimensional images.
 
 Layouts: LAMOST, "Data Production Description" of each release (www.lamost.org); SDSS, the data model of ``spec`` and
-``spSpec`` files (data.sdss.org/datamodel, classic.sdss.org/dr7/dm/flatFiles/spSpec.php); wavelengths of images,
-Greisen et al. 2006, A&A 446, 747, and IRAF's DC-FLAG.
+``spSpec`` files (data.sdss.org/datamodel, classic.sdss.org/dr7/dm/flatFiles/spSpec.php); DESI, the data model of
+``coadd``, ``spectra`` and ``frame`` files (desidatamodel.readthedocs.io); wavelengths of images, Greisen et al. 2006,
+A&A 446, 747, and ``iraf.py``.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from broker.spectra.normalise import MAX_PIXELS, RawSpectrum, UnusableSpectrumError, error_of_ivar
+from broker.fits_files import check_fits
+from broker.spectra import iraf
+from broker.spectra.normalise import MAX_PIXELS, MIN_PIXELS, RawSpectrum, UnusableSpectrumError, error_of_ivar
 from broker.spectra.tables import Column, Table, described, is_air, redshift_of, spectra, time_of
 
 Array = NDArray[np.float64]
@@ -27,20 +31,38 @@ the inverse variance 0 already (https://www.sdss3.org/dr10/algorithms/bitmask_sp
 SDSS_UNIT: Final = "1e-17 erg/s/cm2/Angstrom"
 _ROWS: Final = 5
 """Of the primary image of LAMOST's files up to DR7, and of SDSS's up to DR7."""
+_MOST_PIXELS: Final = 100_000_000
+"""Of one image: DESI's files of 500 spectra have 15 million in their largest."""
+_MOST_IN_AN_IMAGE: Final = 5000
+_ARM: Final = re.compile(r"(?:(.*?)_)?WAVELENGTH")
+_UNITS_OF_FLUX: Final = "1e-17 erg/s/cm2/Angstrom"
 
 
-def read_fits(data: bytes) -> list[RawSpectrum]:
-    """All spectra of a FITS file; raises UnusableSpectrumError where it has none of a known layout."""
+def read_fits(data: bytes) -> Iterator[RawSpectrum]:
+    """All spectra of a FITS file; raises UnusableSpectrumError where it has none of a known layout, and what
+    ``check_fits`` raises for one that claims more than it has."""
+    file = io.BytesIO(data)
+    check_fits(file, _MOST_PIXELS)
+    file.seek(0)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of headers that are not quite to the standard but can be read
-        with fits.open(io.BytesIO(data), memmap=False) as file:
-            return list(_read(file))
+        hdus = fits.open(file, memmap=False, disable_image_compression=True)
+    with hdus:
+        found = _read(hdus)
+        while True:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                raw = next(found, None)
+            if raw is None:
+                return
+            yield raw
 
 
 def _read(file: Any) -> Iterator[RawSpectrum]:
     primary = file[0]
     maker = " ".join(str(primary.header.get(key, "")) for key in ("TELESCOP", "ORIGIN")).upper()
-    layers = primary.data.shape[0] if primary.data is not None and primary.data.ndim == 2 else 0
+    layers = primary.shape[0] if len(primary.shape) == 2 else 0
+    arms = _arms(file)
     if "LAMOST" in maker:
         yield _lamost(file, layers)
     elif "V_ASTRA" in primary.header and "SDSS_ID" in primary.header:
@@ -49,13 +71,15 @@ def _read(file: Any) -> Iterator[RawSpectrum]:
         yield _sdss(file)
     elif layers == _ROWS and "COEFF0" in primary.header and "RAOBJ" in primary.header:
         yield _sdss_old(primary)
+    elif arms:
+        yield from _desi(file, arms)
     else:
         found = [Table(_columns(hdu), _header(file, hdu)) for hdu in file[1:] if _is_spectrum(hdu)]
         if found:
             for table in found:
                 yield from spectra(table, "FITS table")
-        elif primary.data is not None:
-            yield _image(primary)
+        elif primary.shape:
+            yield from _images(primary)
         else:
             names = "; ".join(
                 f"{hdu.name or number}: {', '.join(sorted(_names(hdu)))}" for number, hdu in enumerate(file)
@@ -172,36 +196,172 @@ def _mwm_star(file: Any) -> Iterator[RawSpectrum]:
         raise UnusableSpectrumError("no BOSS spectrum with wavelengths (APOGEE's infrared is not used, nor mwmVisit)")
 
 
-def _image(primary: Any) -> RawSpectrum:
-    """A spectrum as an image of one row, or of several bands as IRAF's ``onedspec`` writes them."""
-    header = primary.header
-    image = np.asarray(primary.data, np.float64)
-    bands = image.reshape(-1, image.shape[-1]) if image.size else image
-    one_object = image.ndim == 1 or (image.ndim == 2 and len(bands) == 1) or (image.ndim == 3 and image.shape[1] == 1)
-    if not one_object or "CRVAL1" not in header or image.shape[-1] > MAX_PIXELS:
-        shape = " x ".join(map(str, image.shape))
-        raise UnusableSpectrumError(f"an image of {shape} pixels is not one spectrum with wavelengths in its header")
-    step = header.get("CD1_1", header.get("CDELT1", 1.0))
-    pixel = np.arange(image.shape[-1]) + 1.0 - header.get("CRPIX1", 1.0)
+def _arms(file: Any) -> list[str]:
+    """Prefixes of the extensions that hold wavelengths, fluxes and inverse variances: B_, R_, Z_, BRZ_ or none."""
+    names = {str(hdu.name).upper() for hdu in file}
+    prefixes = (f"{match[1]}_" if match[1] else "" for name in names if (match := _ARM.fullmatch(name)))
+    return sorted(prefix for prefix in prefixes if {f"{prefix}FLUX", f"{prefix}IVAR"} <= names)
+
+
+def _desi(file: Any, arms: list[str]) -> Iterator[RawSpectrum]:
+    """DESI's spectra, one a row of FIBERMAP, each from its arms; where two overlap each has its half.
+
+    ``coadd`` has a row for each target, ``spectra`` one for each exposure of it, ``cframe`` the fibres of one camera.
+    Fibres on the sky are left out. Wavelengths are in vacuum, of the solar system's barycentre.
+    """
+    layers: dict[str, list[Any]] = {}
+    counts: set[int] = set()
+    for arm in arms:
+        wavelength = np.asarray(file[f"{arm}WAVELENGTH"].data, np.float64)
+        mask = file[f"{arm}MASK"].data if f"{arm}MASK" in file else None
+        flux, ivar = file[f"{arm}FLUX"].data, file[f"{arm}IVAR"].data
+        shape = flux.shape[-1:]
+        if wavelength.shape[-1:] != shape or any(x is not None and x.shape != flux.shape for x in (ivar, mask)):
+            raise UnusableSpectrumError(f"{arm}WAVELENGTH, FLUX, IVAR and MASK are not of one size")
+        # One grid for all, or one a spectrum.
+        layers[arm] = [
+            None if x is None else np.asarray(x).reshape(-1, *shape)
+            for x in (np.broadcast_to(wavelength, flux.shape), flux, ivar, mask)
+        ]
+        counts.add(flux.size // max(flux.shape[-1], 1))
+    if len(counts) != 1:
+        raise UnusableSpectrumError(f"arms {', '.join(arms)} have different numbers of spectra")
+    (count,) = counts
+    header = {key.lower(): value for key, value in file[0].header.items()}
+    targets = file["FIBERMAP"].data if "FIBERMAP" in file else None
+    if targets is not None and len(targets) != count:
+        raise UnusableSpectrumError(f"{count} spectra, but {len(targets)} rows in FIBERMAP")
+    named = {} if targets is None else {name.lower(): name for name in targets.names}
+    several = targets is not None and "targetid" in named and len(np.unique(targets[named["targetid"]])) < count
+    unit = str(file[f"{arms[0]}WAVELENGTH"].header.get("BUNIT", "")).strip() or "Angstrom"
+    flux_unit = str(file[f"{arms[0]}FLUX"].header.get("BUNIT", "")).strip() or _UNITS_OF_FLUX
+    for row in range(count):
+        about = {key: targets[name][row] for key, name in named.items()} if targets is not None else {}
+        if str(about.get("objtype", "TGT")).strip().upper() == "SKY":
+            continue
+        parts = [[None if x is None else x[row] for x in layers[arm]] for arm in arms]
+        wavelength, flux, ivar, mask = _joined(parts)
+        place = {name: about[f"target_{name}"] for name in ("ra", "dec") if f"target_{name}" in about}
+        times = {"mjd": next((about[k] for k in ("mean_mjd", "mjd", "min_mjd") if k in about), header.get("mjd-obs"))}
+        exposure = f"-{about['expid']}" if several and "expid" in about else ""
+        yield RawSpectrum(
+            wavelength=wavelength,
+            flux=flux,
+            error=error_of_ivar(ivar),
+            bad=mask != 0,
+            wavelength_unit=unit,
+            flux_unit=flux_unit,
+            ra=float(place.get("ra", np.nan)),
+            dec=float(place.get("dec", np.nan)),
+            mjd=time_of(times),
+            spectrum_id=f"desi:{about['targetid']}{exposure}" if "targetid" in about else "",
+            format=f"DESI, arms {' '.join(arm.strip('_') for arm in arms)}" if all(arms) else "DESI",
+        )
+
+
+def _joined(parts: Sequence[Sequence[Any]]) -> tuple[Array, Array, Array, Array]:
+    """Arms of one spectrum, each up to the middle of what it shares with the next: pixels do not interleave."""
+    parts = sorted(parts, key=lambda part: float(np.nanmedian(part[0])))
+    found: list[list[Array]] = []
+    for number, part in enumerate(parts):
+        wavelength: Array = part[0]
+        columns = [np.zeros(len(wavelength)) if x is None else np.asarray(x, np.float64) for x in part]
+        use = np.ones(len(wavelength), np.bool_)
+        if number:
+            use &= wavelength >= _middle(parts[number - 1][0], wavelength)
+        if number + 1 < len(parts):
+            use &= wavelength < _middle(wavelength, parts[number + 1][0])
+        found.append([column[use] for column in columns])
+    whole = [np.concatenate(columns) for columns in zip(*found, strict=True)]
+    return whole[0], whole[1], whole[2], whole[3]
+
+
+def _middle(blue: Array, red: Array) -> float:
+    """Where the bluer of two arms ends and the redder begins: half way through what they share, or the gap."""
+    return float(np.nanmax(blue) + np.nanmin(red)) / 2.0
+
+
+def _images(primary: Any) -> Iterator[RawSpectrum]:
+    """Spectra in an image: one in one row, IRAF's apertures and bands, or a row of wavelengths above one of flux."""
+    header, shape = primary.header, primary.shape
+    # IRAF: pixels, apertures, bands.
+    apertures, pixels = (shape[-2] if len(shape) > 1 else 1), shape[-1]
+    cards = iraf.attributes(header)
+    described_by_iraf = cards.get("wtype") == "multispec" or cards.get("system") in ("multispec", "equispec")
+    usable = 0 < pixels <= MAX_PIXELS and len(shape) <= 3 and 0 < apertures <= _MOST_IN_AN_IMAGE
+    if not usable or not (described_by_iraf or apertures == 1 or _is_wavelength_row(primary)):
+        raise UnusableSpectrumError(
+            f"an image of {' x '.join(map(str, shape))} pixels is not one spectrum with wavelengths in its header, nor "
+            "rows of IRAF's (multispec, equispec), nor a row of wavelengths above one of flux (and one of errors)"
+        )
+    image = np.asarray(primary.data, np.float64).reshape(-1, apertures, pixels)
+    values = {key.lower(): value for key, value in header.items()}
+    if not described_by_iraf and apertures > 1:
+        rows = image[0]
+        yield RawSpectrum(
+            wavelength=rows[0],
+            flux=rows[1],
+            error=rows[2] if apertures == 3 else None,
+            flux_unit=str(header.get("BUNIT", "")).strip() or None,
+            air=is_air(None, values),
+            format="FITS image, wavelengths in row 0",
+            **described(values),
+        )
+        return
+    sigma = [n for n in range(len(image)) if "sigma" in str(header.get(f"BANDID{n + 1}", "")).lower()]
+    about = described(values)
+    if apertures > 1:
+        # What the header says of one object is not true of all: the telescope's position, and a name.
+        about = {key: value for key, value in about.items() if key in ("mjd",)}
+    for number in range(apertures):
+        unit, name = str(header.get("CUNIT1", "")).strip() or cards.get("units"), "FITS image"
+        if cards.get("wtype") == "multispec" or f"spec{number + 1}" in cards:
+            wavelength, aperture = iraf.dispersion(cards, number + 1, pixels, header)
+            name = f"IRAF multispec, aperture {aperture}"
+        elif described_by_iraf:
+            wavelength, name = _linear(header, pixels), f"IRAF equispec, aperture {number + 1}"
+        else:
+            wavelength = _linear(header, pixels)
+        yield RawSpectrum(
+            wavelength=wavelength,
+            flux=image[0, number],
+            error=image[sigma[0], number] if sigma else None,
+            wavelength_unit=unit or "Angstrom",
+            flux_unit=str(header.get("BUNIT", "")).strip() or None,
+            air=is_air(None, values),
+            format=name,
+            **about,
+        )
+
+
+def _linear(header: Any, pixels: int) -> Array:
+    """Wavelengths (pixels,) of one axis: linear, logarithmic, or IRAF's decadic logarithm."""
+    if "CRVAL1" not in header:
+        raise UnusableSpectrumError(f"an image of {pixels} pixels without wavelengths in its header (CRVAL1)")
+    step = float(header.get("CD1_1", header.get("CDELT1", 1.0)))
+    pixel = np.arange(pixels) + 1.0 - float(header.get("CRPIX1", 1.0))
     first, kind = float(header["CRVAL1"]), str(header.get("CTYPE1", "")).strip().upper()
     if kind.endswith("-LOG"):
-        wavelength = first * np.exp(step * pixel / first)
-    elif header.get("DC-FLAG", 0) == 1 or (first < 10 and "CUNIT1" not in header):
-        wavelength = 10.0 ** (first + step * pixel)
-    else:
-        wavelength = first + step * pixel
-    values = {key.lower(): value for key, value in header.items()}
-    sigma = [n for n in range(len(bands)) if "sigma" in str(header.get(f"BANDID{n + 1}", "")).lower()]
-    return RawSpectrum(
-        wavelength=wavelength,
-        flux=bands[0],
-        error=bands[sigma[0]] if sigma else None,
-        wavelength_unit=str(header.get("CUNIT1", "")).strip() or "Angstrom",
-        flux_unit=str(header.get("BUNIT", "")).strip() or None,
-        air=is_air(None, values),
-        format="FITS image",
-        **described(values),
-    )
+        return np.asarray(first * np.exp(step * pixel / first), np.float64)
+    if header.get("DC-FLAG", 0) == 1 or (first < 10 and "CUNIT1" not in header):
+        return np.asarray(10.0 ** (first + step * pixel), np.float64)
+    return np.asarray(first + step * pixel, np.float64)
+
+
+def _is_wavelength_row(primary: Any) -> bool:
+    """Whether a header that says nothing of wavelengths has an image whose first row can be nothing else.
+
+    Of 100 numbers and more that all rise or all fall, and are of the size of optical wavelengths; the third of three
+    rows has to be one of errors.
+    """
+    if len(primary.shape) != 2 or primary.shape[0] not in (2, 3) or "CRVAL1" in primary.header:
+        return False
+    rows = np.asarray(primary.data, np.float64)
+    step = np.diff(rows[0])
+    risen = len(step) >= MIN_PIXELS - 1 and bool((step > 0).all() or (step < 0).all())
+    if not risen or not (rows[0] > 0).all() or (np.diff(rows[1]) > 0).all():
+        return False
+    return len(rows) == 2 or bool((rows[2] >= 0).all() and np.nanmedian(rows[2]) < np.nanmedian(np.abs(rows[1])))
 
 
 def _is_spectrum(hdu: Any) -> bool:

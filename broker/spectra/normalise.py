@@ -93,14 +93,15 @@ class RawSpectrum:
 
 
 @np.errstate(all="ignore")  # values that overflow become inf, and their pixels bad
-def normalise(raw: RawSpectrum, *, rest_frame: bool = True) -> ObservedSpectrum:
+def normalise(raw: RawSpectrum, *, rest_frame: bool = True, placed: bool = True) -> ObservedSpectrum:
     """The spectrum as the model wants it; raises UnusableSpectrumError where it cannot be.
 
     A redshift of at most 0.01 is a star's velocity and is taken out (unless not ``rest_frame``); with a larger one
     the spectrum stays as observed, since for a star, which alone is of interest here, such a value is wrong.
     Pixels are sorted, repeated wavelengths dropped; bad ones have the error inf, and flux 0 where it is not
     finite. Where two pixels are more than MAX_GAP apart, a bad one next to each keeps them from being spread
-    over the gap.
+    over the gap. Without a position, which an object needs, it is refused where ``placed``; else its ``ra`` and
+    ``dec`` are NaN.
     """
     size = len(raw.wavelength)
     for name, column in (("flux", raw.flux), ("error", raw.error), ("mask", raw.bad)):
@@ -109,7 +110,7 @@ def normalise(raw: RawSpectrum, *, rest_frame: bool = True) -> ObservedSpectrum:
     if not MIN_PIXELS <= size <= MAX_PIXELS:
         raise UnusableSpectrumError(f"{size} pixels: {MIN_PIXELS} to {MAX_PIXELS} can be used")
     _check_names(raw)
-    ra, dec = _position(raw)
+    ra, dec = _position(raw, placed)
     wavelength = to_angstrom(raw.wavelength, raw.wavelength_unit)
     if raw.air:
         wavelength = air_to_vacuum(wavelength)
@@ -158,8 +159,8 @@ def summary(raw: RawSpectrum, observed: ObservedSpectrum, *, rest_frame: bool = 
         "spectrum_id": observed.spectrum_id,
         "survey": observed.survey,
         "object_id": observed.object_id,
-        "ra": observed.ra,
-        "dec": observed.dec,
+        "ra": observed.ra if np.isfinite(observed.ra) else None,
+        "dec": observed.dec if np.isfinite(observed.dec) else None,
         "mjd": observed.mjd if np.isfinite(observed.mjd) else None,
         "wavelength_min": float(spectrum.wavelength[0]),
         "wavelength_max": float(spectrum.wavelength[-1]),
@@ -257,16 +258,17 @@ def _check_names(raw: RawSpectrum) -> None:
             raise UnusableSpectrumError(f"a name of {len(name)} characters; 1 to {_MAX_NAME} can be used")
 
 
-def _position(raw: RawSpectrum) -> tuple[float, float]:
-    if not (np.isfinite(raw.ra) and np.isfinite(raw.dec)):
-        raise UnusableSpectrumError("its position is not known")
-    if not (-360.0 <= raw.ra <= 360.0 and -90.0 <= raw.dec <= 90.0):
+def _position(raw: RawSpectrum, placed: bool) -> tuple[float, float]:
+    known = bool(np.isfinite(raw.ra) and np.isfinite(raw.dec))
+    if placed and not known:
+        raise UnusableSpectrumError("its position is not known: give --ra and --dec, or ra and dec in the file")
+    if known and not (-360.0 <= raw.ra <= 360.0 and -90.0 <= raw.dec <= 90.0):
         raise UnusableSpectrumError(f"({raw.ra:g}, {raw.dec:g}) is no position in degrees")
     if np.isfinite(raw.mjd) and not MJD_RANGE[0] < raw.mjd < MJD_RANGE[1]:
         raise UnusableSpectrumError(f"{raw.mjd:g} is no MJD")
     if raw.redshift is not None and not (np.isfinite(raw.redshift) and raw.redshift > -1):
         raise UnusableSpectrumError(f"{raw.redshift:g} is no redshift")
-    return float(raw.ra % 360.0), float(raw.dec)
+    return (float(raw.ra % 360.0), float(raw.dec)) if known else (float("nan"), float("nan"))
 
 
 def _in_order(wavelength: Array, bad: NDArray[np.bool_]) -> NDArray[np.intp]:

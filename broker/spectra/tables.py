@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,9 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from broker import votable
 from broker.publish.annotation import mjd_of
 from broker.records import JD_OF_MJD_0
-from broker.spectra.normalise import MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
+from broker.sky import angle
+from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
 
 Array = NDArray[np.float64]
 
@@ -49,7 +52,19 @@ _UNITS_IN_NAMES: Final = {
 }  # fmt: skip
 _MEDIA_IN_NAMES: Final = {"air": True, "vac": False, "vacuum": False}
 _BRACKETS: Final = re.compile(r"^(.*?)\s*[\[(](.+)[\])]\s*$")
-_NO_VALUE: Final = frozenset({"", "--", "-", "null", "none", "masked", "n/a"})
+_NO_VALUE: Final = frozenset({"", "--", "-", "---", "null", "none", "masked", "n/a", "na", "indef", "nan"})
+_COMMENT: Final = ("#", "!", "%", ";", "\\", "//", "*")
+"""With which a line begins that is no row: of most programs, IRAF and Fortran, LaTeX, IDL, IPAC, C."""
+_AFTER_A_ROW: Final = re.compile(r"\s+[#!].*$")
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
+_NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x19\x1b-\x1f]")
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+_SEPARATORS: Final = (";", "\t", ",", "|", None)
+_MAX_LINES: Final = 2 * MAX_PIXELS
+_MAX_CHUNK_VALUES: Final = 50_000_000
+"""In one column of a row group of a Parquet file, which is decoded at once."""
+_SPECTRA_AT_ONCE: Final = 16
 _KEYWORD: Final = re.compile(r"^\s*([A-Za-z][\w\- ]{0,30}?)\s*[:=]\s*(.+?)\s*$")
 _TRUE: Final = frozenset({"t", "true", "1", "yes"})
 
@@ -76,55 +91,172 @@ class Table:
 
 
 def read_text(data: bytes) -> Table:
-    """A table in CSV, ECSV or separated by white space.
+    """A table in CSV, ECSV, IPAC's form or separated by white space, in UTF-8, UTF-16 or Latin-1.
 
-    Comments begin with ``#``; those of the form ``name: value`` or ``name = value`` are the header. The names of the
-    columns are in the first line that is no comment, or in the last comment before the numbers; without any, the
-    columns are wavelength, flux and, if there is a third, error.
+    Comments begin with ``#``, ``!``, ``%``, ``;``, ``\\``, ``//`` or ``*``; those of the form ``name: value`` or
+    ``name = value`` are the header. The names of the columns are in a line above the numbers, or in the last comment
+    there; without any, the columns are wavelength, flux and, if there is a third, error. Numbers may have Fortran's
+    D exponents and, where the separator is no comma, decimal commas.
+
+    Raises UnusableSpectrumError for what is no such table, with the line that does not fit.
     """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UnusableSpectrumError("neither FITS, Parquet, VOTable nor text") from error
+    text = _decoded(data)
     if text.startswith("# %ECSV"):
         return _read_ecsv(text)
     comments: list[str] = []
-    rows: list[str] = []
-    for line in text.splitlines():
+    titles: list[str] = []
+    rows: list[tuple[int, str]] = []
+    separator: str | None = None
+    for number, line in enumerate(itertools.islice(_lines(text), _MAX_LINES + 1), 1):
+        if number > _MAX_LINES:
+            raise UnusableSpectrumError(f"more than {_MAX_LINES:,} lines: no spectrum, or many in one text")
         stripped = line.strip()
-        if stripped.startswith(("#", "%")):
+        if stripped.startswith(_COMMENT):
             if not rows:
-                comments.append(stripped.lstrip("#% \t"))
+                comments.append(stripped.lstrip("#!%;\\/* \t"))
+        elif rows:
+            if stripped:
+                rows.append((number, stripped))
         elif stripped:
-            rows.append(stripped)
-    if not rows:
+            separator = _separator(stripped)
+            if _is_number(_split(stripped, separator)[0], separator != ","):
+                rows.append((number, stripped))
+            else:
+                titles.append(stripped)
+    if not rows and not titles:
         raise UnusableSpectrumError("a text without a table")
-    separator = next((s for s in (",", ";", "\t", "|") if s in rows[0]), None)
-    cells = [line.split() for line in rows] if separator is None else list(csv.reader(rows, delimiter=separator))
-    if not _is_number(cells[0][0]):
-        names = cells.pop(0)
-    else:
-        commented = (line.split(separator) for line in reversed(comments))
-        names = next((n for n in commented if _is_header(n, len(cells[0]))), ["wavelength", "flux", "error"])
-        names = names if len(cells[0]) > 2 else names[:2]
-    uneven = next((row for row in cells if len(row) != len(names)), None)
-    if uneven is not None:
-        raise UnusableSpectrumError(
-            f"a row of {len(uneven)} values under {len(names)} columns: {', '.join(names)[:200]}"
-        )
-    header = {match[1].strip(): match[2] for line in comments if (match := _KEYWORD.match(line))}
-    columns = [Column(name.strip(), _cells([row[i] for row in cells])) for i, name in enumerate(names)]
-    return Table(columns, header)
+    if len(rows) > MAX_PIXELS:
+        raise UnusableSpectrumError(f"{len(rows):,} rows; a spectrum has {MAX_PIXELS:,} pixels at most")
+    cells = [_split(_AFTER_A_ROW.sub("", row), separator) for _, row in rows]
+    names, units, others = _titles(titles, comments, separator, len(cells[0]) if cells else 0)
+    for (number, row), values in zip(rows, cells, strict=True):
+        if len(values) == len(names) + 1 and not values[-1].strip():  # a separator at the end of the line
+            values.pop()
+        if len(values) != len(names):
+            raise UnusableSpectrumError(
+                f"line {number}, {row[:60]!r}: a row of {len(values)} values under {len(names)} columns: "
+                f"{', '.join(names)[:200]}"
+            )
+    header = {match[1].strip(): match[2] for line in (*others, *comments) if (match := _KEYWORD.match(line))}
+    comma = separator != ","
+    return Table(
+        [
+            Column(name.strip(), _cells([row[i] for row in cells], comma), unit)
+            for i, (name, unit) in enumerate(zip(names, units, strict=True))
+        ],
+        header,
+    )
 
 
-def read_parquet(data: bytes) -> Table:
-    """A Parquet table; a field's metadata may name its ``unit``."""
-    table = pq.read_table(io.BytesIO(data))
+def _decoded(data: bytes) -> str:
+    try:
+        if data.startswith(_UTF_16):
+            return data.decode("utf-16")
+        if _CONTROL.search(data):
+            raise UnusableSpectrumError("neither FITS, Parquet, VOTable nor text")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text; unlike ``splitlines``, letters of Latin-1 do not end one."""
+    start = 0
+    for end in _LINE_END.finditer(text):
+        yield text[start : end.start()]
+        start = end.end()
+    yield text[start:]
+
+
+def _separator(row: str) -> str | None:
+    """What separates the cells of a row: the first by which all are numbers, else the first that it has."""
+    for separator in _SEPARATORS:
+        cells = _split(row, separator)
+        if len(cells) > 1 and all(_is_number(cell, separator != ",") for cell in cells):
+            return separator
+    return next((s for s in (",", ";", "\t", "|") if s in row.strip("|")), None)
+
+
+def _split(row: str, separator: str | None) -> list[str]:
+    if separator is None:
+        return row.split() or [""]
+    if separator == "|":
+        row = row.strip().strip("|")
+    return next(csv.reader([row], delimiter=separator), [""])
+
+
+def _titles(
+    titles: list[str], comments: list[str], separator: str | None, size: int
+) -> tuple[list[str], list[str | None], list[str]]:
+    """Names and units of ``size`` columns (0: of no rows), and the lines above the numbers that are neither."""
+    for lines in (titles, comments):
+        for number in reversed(range(len(lines))):
+            names = next((n for n in _readings(lines[number], separator) if _is_header(n, size)), None)
+            if names is None:
+                continue
+            below = lines[number + 1] if number + 1 < len(lines) else ""
+            units = next((u for u in _readings(below, separator) if len(u) == len(names)), [])
+            known = [u.strip() if re.search("[a-zA-Z]", u) else None for u in units] or [None] * len(names)
+            if lines is comments or not _are_units(known):
+                known = [None] * len(names)
+            return names, known, titles[:number] if lines is titles else titles
+    if titles and (not size or len(_split(titles[-1], _separator(titles[-1]))) == size):
+        names = _split(titles[-1], _separator(titles[-1]) if not size else separator)
+        return names, [None] * len(names), titles[:-1]
+    names = ["wavelength", "flux", "error"] if size > 2 else ["wavelength", "flux"]
+    return names, [None] * len(names), titles
+
+
+def _readings(line: str, separator: str | None) -> Iterator[list[str]]:
+    """A line of names in the ways it may be meant: as the rows are, or by another separator."""
+    if line.startswith("|"):  # IPAC
+        yield [name.strip() for name in line.strip("|").split("|")]
+    for way in dict.fromkeys((separator, _separator(line), None)):
+        yield _split(line, way)
+
+
+def _are_units(units: list[str | None]) -> bool:
+    """Whether a line below the names is of units: Angstrom and the like for the wavelength."""
+    return any(u is not None and _is_wavelength_unit(u) for u in units)
+
+
+def _is_wavelength_unit(text: str) -> bool:
+    from broker.spectra.normalise import to_angstrom
+
+    try:
+        to_angstrom(np.ones(1), text)
+    except UnusableSpectrumError:
+        return False
+    return True
+
+
+def read_parquet(data: bytes) -> Iterator[Table]:
+    """A Parquet table, rows of arrays a few at a time; a field's metadata may name its ``unit``.
+
+    Raises UnusableSpectrumError where columns hold more values than are read at once.
+    """
+    with pq.ParquetFile(io.BytesIO(data)) as file:
+        groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
+        most = max((g.column(n).num_values for g in groups for n in range(g.num_columns)), default=0)
+        nested = any(pa.types.is_nested(column.type) for column in file.schema_arrow)
+        if most > _MAX_CHUNK_VALUES or (not nested and file.metadata.num_rows > MAX_PIXELS):
+            raise UnusableSpectrumError(
+                f"{file.metadata.num_rows:,} rows, {most:,} values in one column of a row group: {MAX_PIXELS:,} rows "
+                f"of one spectrum, {_MAX_CHUNK_VALUES:,} values of arrays are the most that are read"
+            )
+        if not nested:
+            yield _parquet_table(file.read())
+            return
+        for batch in file.iter_batches(_SPECTRA_AT_ONCE):
+            yield _parquet_table(pa.Table.from_batches([batch], file.schema_arrow))
+
+
+def _parquet_table(table: pa.Table) -> Table:
     columns = []
     for number, column_field in enumerate(table.schema):
         column: Any = table.column(number)
-        nested = pa.types.is_nested(column_field.type)
-        values = column.to_pylist() if nested else column.to_numpy()
+        lists = pa.types.is_list(column_field.type) or pa.types.is_large_list(column_field.type)
+        values = column.to_pylist() if pa.types.is_nested(column_field.type) and not lists else column.to_numpy()
         unit = (column_field.metadata or {}).get(b"unit")
         columns.append(Column(column_field.name, values, unit.decode("utf-8", "replace") if unit else None))
     header: dict[str, Any] = {}
@@ -135,13 +267,9 @@ def read_parquet(data: bytes) -> Table:
 
 
 def read_votable(data: bytes) -> Table:
-    """The first table of a VOTable."""
-    from astropy.io.votable import parse
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        file = parse(io.BytesIO(data), verify="ignore")
-        table = file.get_first_table()
+    """The first table of a VOTable; raises what ``broker.votable.read`` does."""
+    file = votable.read(io.BytesIO(data))
+    table = file.get_first_table()
     columns = [
         Column(f.name or f.ID, _filled(table.array[f.ID or f.name]), str(f.unit) if f.unit else None, f.ucd or "")
         for f in table.fields
@@ -207,9 +335,10 @@ def described(header: Mapping[str, Any]) -> dict[str, Any]:
     """Id, position, time and redshift, where a header (names in lower case) has them, as fields of RawSpectrum."""
     found: dict[str, Any] = {}
     for name, keys in (("ra", ("ra", "raj2000", "raobj", "ra_obj")), ("dec", ("dec", "dej2000", "decobj", "dec_obj"))):
-        angle = _angle(next((header[k] for k in keys if k in header), None), hours=name == "ra")
-        if angle is not None:
-            found[name] = angle
+        value = next((header[k] for k in keys if k in header), None)
+        degrees = angle(value, hours=name == "ra") if isinstance(value, str) else _number(value)
+        if degrees is not None:
+            found[name] = degrees
     found["redshift"] = next((redshift_of(header[k]) for k in ("redshift", "z") if k in header), None)
     found["mjd"] = time_of(header)
     for name, names in _NAMES.items():
@@ -266,7 +395,10 @@ def _read_ecsv(text: str) -> Table:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = AstropyTable.read(text, format="ascii.ecsv")
+        # As lines: a text of one line would be taken for the name of a file or an address.
+        table = AstropyTable.read(list(_lines(text)), format="ascii.ecsv")
+    if len(table) > MAX_PIXELS:
+        raise UnusableSpectrumError(f"{len(table):,} rows; {MAX_PIXELS:,} are the most that are read")
     columns = [Column(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames]
     return Table(columns, dict(table.meta))
 
@@ -279,24 +411,40 @@ def _filled(values: Any) -> Any:
     return np.ma.getdata(array)
 
 
-def _cells(texts: list[str]) -> Any:
+def _cells(texts: list[str], comma: bool) -> Any:
     """Numbers, NaN where there is none; the texts where they are not numbers."""
     try:
-        return np.array([np.nan if t.strip().lower() in _NO_VALUE else float(t) for t in texts], np.float64)
+        return np.array(texts, np.float64)
+    except ValueError:
+        pass
+    try:
+        return np.array([_number_of(text, comma) for text in texts], np.float64)
     except ValueError:
         return texts
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, comma: bool) -> bool:
     try:
-        float(text)
+        _number_of(text, comma)
     except ValueError:
-        return text.strip().lower() in _NO_VALUE
+        return False
     return True
 
 
+def _number_of(text: str, comma: bool) -> float:
+    """The number, NaN for words that mean none; raises ValueError for other text. ``comma``: it may be a decimal."""
+    text = text.strip()
+    if text.lower() in _NO_VALUE:
+        return float("nan")
+    if comma and text.count(",") == 1 and "." not in text:
+        text = text.replace(",", ".")
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return float(text.lower().replace("d", "e"))
+
+
 def _is_header(names: list[str], size: int) -> bool:
-    return len(names) == size and any(_base(name) in (*_WAVELENGTH, *_LOG_WAVELENGTH) for name in names)
+    return len(names) == (size or len(names)) and any(_base(name) in (*_WAVELENGTH, *_LOG_WAVELENGTH) for name in names)
 
 
 def _tokens(name: str) -> list[str]:
@@ -338,17 +486,3 @@ def _number(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return number if np.isfinite(number) else None
-
-
-def _angle(value: Any, hours: bool) -> float | None:
-    """Degrees; text with colons, blanks or letters is sexagesimal, right ascension then in hours."""
-    number = _number(value)
-    if number is not None or not isinstance(value, str):
-        return number
-    from astropy import units
-    from astropy.coordinates import Angle
-
-    try:
-        return float(Angle(value.strip(), units.hourangle if hours else units.deg).deg)
-    except ValueError:
-        return None

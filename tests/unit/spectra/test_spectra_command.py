@@ -19,6 +19,10 @@ STAR = fake_files.made_up()
 class FakeStore:
     def __init__(self) -> None:
         self.stored: list[ObservedSpectrum] = []
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         self.stored += spectra
@@ -50,6 +54,7 @@ def test_load_stores_what_can_be_read_and_lists_the_rest(store: FakeStore, folde
     assert [s.spectrum_id for s in store.stored] == ["lamost:101008", "sdss:266-51630-5"]
     assert "c.txt: no column wavelength" in result.stderr
     assert "2 spectra stored, 1 failed" in result.stderr
+    assert store.closed
 
 
 def test_load_ends_well_or_with_2(store: FakeStore, folder: Path) -> None:
@@ -60,7 +65,7 @@ def test_load_ends_well_or_with_2(store: FakeStore, folder: Path) -> None:
     assert run("load", folder / "c.txt").exit_code == 2
     missing = run("load", folder / "d.txt")
     assert missing.exit_code == 2
-    assert "d.txt: does not exist" in missing.stderr
+    assert "d.txt: No such file" in missing.stderr
 
 
 def test_many_are_stored_in_parts(store: FakeStore, folder: Path) -> None:

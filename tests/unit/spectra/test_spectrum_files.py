@@ -195,7 +195,7 @@ def test_tables_of_all_formats_give_the_same(tmp_path: Path) -> None:
     for name in ("t.ecsv", "t.fits", "t.xml", "t.parquet"):
         [found] = read_spectra(tmp_path / name, Given(spectrum_id="file:it.dat"))
         assert same(found, wanted), name
-    formats = {read_raw(tmp_path / n)[0].format for n in ("t.ecsv", "t.fits", "t.xml", "t.parquet")}
+    formats = {next(read_raw(tmp_path / n)).format for n in ("t.ecsv", "t.fits", "t.xml", "t.parquet")}
     assert formats == {"text", "FITS table", "VOTable", "Parquet"}
 
 

@@ -1,0 +1,132 @@
+"""Which catalogue values can be measurements; the others are codes for unknown ones.
+
+Tables write an unknown value as -9.99, 0, 99.999, -999, 1e20 and the like. A value counts as unknown where it is
+outside the range that sources on the sky have, or is exactly one of the codes that fall inside that range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.assemble.metadata import MAGNITUDES
+from broker.catalog.layout import EPOCH
+from broker.sky import Array
+
+Counts = dict[str, dict[str, int]]
+"""For each column how many values are unknown, by the reason."""
+BLANK: Final = "blank"
+NOT_A_NUMBER: Final = "not a number"
+CODE: Final = "a code such as -9.99 or 0"
+OTHER: Final = "of an unknown value"
+POSITION: Final = "position"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What values of a column can be."""
+
+    low: float
+    """Values at it or below are no measurements."""
+    high: float
+    """Values at it or above are none."""
+    zero: bool = False
+    """Whether exactly 0 is a measurement."""
+    negative_codes: float = 0.0
+    """From which size on a negative number of nines (9.99, 99.99, 999) is a code; 0: none is."""
+    positive_codes: float = 0.0
+    """The same of positive ones."""
+
+
+_ERRORS_OF: Final = (
+    "phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag", "j_mag", "h_mag", "k_mag", "w1_mag", "w2_mag",
+)  # fmt: skip
+# The brightest stars: Sirius V = -1.46, R Doradus K = -4.0, Betelgeuse W1 = -4; CW Leonis at 12 and 22 micron
+# (47,500 and 30,000 Jy, IRAS) W3 = -8.0 and W4 = -8.9. A K of exactly 9.999 is far more often a code than a star.
+_MAGNITUDE: Final = _Rule(-5.0, 30.0, positive_codes=9.999)
+_FAR_INFRARED: Final = _Rule(-9.5, 30.0, positive_codes=9.999)
+_COLOUR: Final = _Rule(-5.0, 9.99, zero=True)
+# The largest proper motion is Barnard's star's, 10,393 mas/yr; the largest parallax Proxima's, 768 mas. Spurious
+# parallaxes of Gaia DR3 go down to -190.
+_MOTION: Final = _Rule(-10_500.0, 10_500.0, zero=True, negative_codes=99.99, positive_codes=99.99)
+_MOTION_ERROR: Final = _Rule(0.0, 1000.0, positive_codes=99.9)
+_RULES: Final[Mapping[str, _Rule]] = {
+    **dict.fromkeys(MAGNITUDES, _MAGNITUDE),
+    "w3_mag": _FAR_INFRARED, "w4_mag": _FAR_INFRARED,
+    **{f"e_{name}": _Rule(0.0, 5.0) for name in _ERRORS_OF},
+    **dict.fromkeys(("bp_rp", "j_k", "w1_w2", "w3_w4"), _COLOUR),
+    "parallax": _Rule(-250.0, 800.0, negative_codes=9.99, positive_codes=99.9),
+    "parallax_error": _Rule(0.0, 100.0, positive_codes=9.99),
+    "parallax_over_error": _Rule(-1e5, 1e5, zero=True, negative_codes=99.9, positive_codes=999.0),
+    "pmra": _MOTION, "pmdec": _MOTION, "pmra_error": _MOTION_ERROR, "pmdec_error": _MOTION_ERROR,
+    "pm": _Rule(0.0, 10_500.0, positive_codes=99.99),
+    "ruwe": _Rule(0.0, 1000.0, positive_codes=9.999),
+    "cos_l": _Rule(-1.0001, 1.0001, zero=True), "sin_b": _Rule(-1.0001, 1.0001, zero=True),
+    EPOCH: _Rule(1850.0, 2150.0),
+}  # fmt: skip
+_MADE_OF: Final[Mapping[str, tuple[str, ...]]] = {
+    **{f"e_{name}": (name,) for name in _ERRORS_OF},
+    "bp_rp": ("phot_bp_mean_mag", "phot_rp_mean_mag"), "j_k": ("j_mag", "k_mag"),
+    "w1_w2": ("w1_mag", "w2_mag"), "w3_w4": ("w3_mag", "w4_mag"),
+    "parallax_error": ("parallax",), "parallax_over_error": ("parallax", "parallax_error"),
+    "pmra": ("pmdec",), "pmdec": ("pmra",), "pmra_error": ("pmra",), "pmdec_error": ("pmdec",), "pm": ("pmra", "pmdec"),
+}  # fmt: skip
+"""Values that mean nothing where one of these is a code. One component of a motion is none."""
+_NINES: Final = np.array(
+    sorted({float(f"{'9' * digits}e{shift}") for digits in range(3, 7) for shift in range(1 - digits, 5)})
+)
+_SAME: Final = 1.5e-7
+"""Relative: 99.99 as a single-precision number is the same code."""
+
+
+def plausible(columns: Mapping[str, Array]) -> tuple[dict[str, Array], Counts]:
+    """Columns (n,) with NaN for what is no measurement, and how many values are unknown, by column and reason.
+
+    NaN stands for a blank in the table and infinity for text that is no number.
+    """
+    reasons = {name: _reasons(name, column) for name, column in columns.items()}
+    if {"pmra", "pmdec"} <= columns.keys():
+        # Each alone may be a measurement, but not both the same.
+        same = (columns["pmra"] == columns["pmdec"]) & (_is_nines(columns["pmra"], 9.99) | (columns["pmra"] == 0.0))
+        for name in ("pmra", "pmdec"):
+            reasons[name][CODE] = (reasons[name][CODE] | same) & ~reasons[name][_range(name)]
+    none = {name: np.logical_or.reduce([m for r, m in of.items() if r != BLANK]) for name, of in reasons.items()}
+    result, counts = {}, {}
+    for name, column in columns.items():
+        unknown = none[name] | reasons[name][BLANK]
+        parts = [none[part] for part in _MADE_OF.get(name, ()) if part in none]
+        made = np.logical_or.reduce(parts) & ~unknown if parts else np.zeros(len(column), np.bool_)
+        result[name] = np.where(unknown | made, np.nan, column)
+        found = {**reasons[name], OTHER: made}
+        counts[name] = {reason: number for reason, mask in found.items() if (number := int(mask.sum()))}
+    return result, {name: reasons for name, reasons in counts.items() if reasons}
+
+
+def _reasons(name: str, column: Array) -> dict[str, NDArray[np.bool_]]:
+    """For each reason (n,) which values are unknown for it; a value has one reason at most."""
+    rule = _RULES[name]
+    blank, text = np.isnan(column), np.isinf(column)
+    with np.errstate(invalid="ignore"):
+        code = np.zeros(len(column), np.bool_) if rule.zero else column == 0.0
+        inside = (column > rule.low) & (column < rule.high)
+        if rule.negative_codes:
+            code |= (column < 0.0) & _is_nines(column, rule.negative_codes)
+        if rule.positive_codes:
+            code |= (column > 0.0) & _is_nines(column, rule.positive_codes)
+    return {BLANK: blank, NOT_A_NUMBER: text, CODE: code, _range(name): ~(inside | blank | text | code)}
+
+
+def _range(name: str) -> str:
+    return f"not in {_RULES[name].low:g} to {_RULES[name].high:g}"
+
+
+def _is_nines(column: Array, least: float) -> NDArray[np.bool_]:
+    """Which values are, but for the sign, at least three nines and nothing else, ``least`` or more."""
+    size = np.abs(column)
+    near = _NINES[np.minimum(np.searchsorted(_NINES, size * (1.0 - _SAME)), len(_NINES) - 1)]
+    with np.errstate(invalid="ignore"):
+        return np.asarray((np.abs(size - near) <= _SAME * near) & (near >= least * (1.0 - _SAME)))
