@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from broker.lightcurve_files import DEFAULT_BAND, NamedLightCurve, read_light_cu
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotation import mjd_now
 from broker.records import BANDS, Alert, Annotation, ObjectState
-from broker.sources import iter_packets
+from broker.sources import Remark, iter_packets
 from broker.taxonomy import NOT_CLASSIFIED
 
 T = TypeVar("T")
@@ -23,12 +23,14 @@ TABLE: Final = "table"
 """Published as the survey of objects that come from a table of light curves."""
 
 
-def classify_packets(pipeline: Pipeline, paths: Sequence[Path], batch_size: int) -> Iterator[BatchResult]:
+def classify_packets(
+    pipeline: Pipeline, paths: Sequence[Path], batch_size: int, report: Callable[[Remark], None] | None = None
+) -> Iterator[BatchResult]:
     """Classify alert packets in files; the origin of a dead letter names the file.
 
-    Raises InputFileError where a file cannot be read.
+    What cannot be read of a file goes to ``report``, or raises InputFileError without it (see ``iter_packets``).
     """
-    for batch in _batched(enumerate(iter_packets(paths)), batch_size):
+    for batch in _batched(enumerate(iter_packets(paths, report)), batch_size):
         now = mjd_now()
         yield pipeline.process(
             [IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0)) for number, packet in batch]

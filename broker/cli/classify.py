@@ -16,37 +16,43 @@ _REPORT_EVERY: Final = 1000
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path, exists=True), metavar="[PATH]...")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
 @click.option(
     "--lightcurves",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    "tables",
+    type=click.Path(path_type=Path),
+    multiple=True,
     metavar="FILE",
     help="Table of light curves, Parquet or CSV, with the columns name, ra, dec (degrees), mjd or hjd, mag or "
     "vmag, mag_err or vmag_err, and optionally band (V where absent): lists in one row an object, or one row "
-    "a point.",
+    "a point. May be given several times.",
 )
 @options.json_lines
 @options.config
-def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, config: Path | None) -> None:
+def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, config: Path | None) -> None:
     """Classify alert packets or light curves from files, without any server.
 
-    PATH is a packet of ZTF or LSST, a folder, a tar file or an Avro file of packets. Alerts of one object are
-    put together, in the order in which they come. Each alert, or each object of the table, gives one line. The
-    exit code is 1 where a packet could not be read.
+    PATH is a packet of ZTF or LSST, a folder, a tar file, an Avro file or a Parquet table of packets, each
+    compressed or not; - is the standard input. Alerts of one object are put together, in the order in which they
+    come. Each alert, or each object of a table, gives one line. What cannot be read is named with the reason, and
+    the rest is classified; the exit code is then 1.
     """
     from collections import Counter
 
     from broker.build import build_engine, load_reference_set
     from broker.cli import text
     from broker.config import load_settings
+    from broker.errors import InputFileError
+    from broker.files import require_file
     from broker.offline import classify_light_curves, classify_packets
     from broker.pipeline import Pipeline
     from broker.publish.annotation import mjd_now, to_json, to_record
     from broker.records import Annotation
+    from broker.sources import Remark
     from broker.state.memory import MemoryStore
     from broker.surveys import Decoder
 
-    if not paths and lightcurves is None:
+    if not paths and not tables:
         raise click.UsageError("give files with alerts, or --lightcurves FILE")
     settings = load_settings(config)
     size = settings.pipeline.batch_size
@@ -64,21 +70,37 @@ def classify(paths: tuple[Path, ...], lightcurves: Path | None, as_json: bool, c
             if done % _REPORT_EVERY == 0:
                 click.echo(f"{done} done, {done / (time.monotonic() - start):.0f} a second", err=True)
 
+    def lose(message: str) -> None:
+        nonlocal unreadable
+        unreadable += 1
+        click.echo(text.printable(message), err=True)
+
+    def report(remark: Remark) -> None:
+        if remark.lost:
+            lose(str(remark))
+        else:
+            click.echo(text.printable(str(remark)), err=True)
+
     # The models run here, whatever engine the service has.
     inference = settings.inference.model_copy(update={"engine": "onnx"})
     with closing(build_engine(inference, settings.triton)) as engine:
         pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, load_reference_set(settings))
         if not as_json:
             click.echo(text.HEADER)
-        if lightcurves is not None:
-            show(classify_light_curves(pipeline, lightcurves, size))
-        for result in classify_packets(pipeline, paths, size):
+        for table in tables:
+            try:
+                require_file(table)
+                show(classify_light_curves(pipeline, table, size))
+            except InputFileError as error:
+                if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
+                    raise
+                lose(str(error))
+        for result in classify_packets(pipeline, paths, size, report):
             show(result.annotations)
-            unreadable += len(result.dead_letters)
             left_out += result.points_left_out
             for letter in result.dead_letters:
                 name = letter.message.origin.topic if letter.message.origin else ""
-                click.echo(f"{name}: {letter.reason}", err=True)
+                lose(f"{name}: {letter.reason}")
     for (survey, reason), points in sorted(left_out.items()):
         click.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
     click.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)

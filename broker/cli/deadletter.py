@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from broker.cli import options
+from broker.cli.text import printable
 
 if TYPE_CHECKING:
     from broker.config import Settings
@@ -125,12 +126,7 @@ def _record(letter: Letter) -> dict[str, Any]:
 def _line(letter: Letter) -> str:
     source = "?" if letter.source is None else "{}[{}]@{}".format(*letter.source)
     size = f"{len(letter.payload)} B" + ("" if letter.cut_from is None else f" of {letter.cut_from}")
-    return _printable(f"{_iso(letter.timestamp_ms)}  {letter.survey}  {source}  {size}  {letter.reason}")
-
-
-def _printable(text: str) -> str:
-    """Text that came from outside without what a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return printable(f"{_iso(letter.timestamp_ms)}  {letter.survey}  {source}  {size}  {letter.reason}")
 
 
 def _iso(milliseconds: int) -> str:

@@ -10,7 +10,7 @@ from broker.cli import options
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("--topic", required=True, help="Topic to write to, such as alerts.ztf; created where missing.")
 @click.option(
     "--rate", type=click.FloatRange(min=0, min_open=True), help="Alerts a second; as fast as it goes by default."
@@ -28,23 +28,34 @@ def replay(
 ) -> None:
     """Send stored alert packets to Kafka, as the survey did.
 
-    PATH is a packet, a folder, a tar file or an Avro file of packets. Each packet becomes one message, byte
-    for byte.
+    PATH is a packet, a folder, a tar file, an Avro file or a Parquet table of packets, each compressed or not;
+    - is the standard input. Each packet becomes one message, byte for byte. What cannot be read or is too large for
+    Kafka is named with the reason, and the rest is sent; the exit code is then 1.
     """
     from itertools import islice
 
     from rich.console import Console
     from rich.progress import track
 
+    from broker.cli.text import printable
     from broker.config import load_settings
-    from broker.sources import iter_packets
+    from broker.sources import Remark, iter_packets
     from broker.streaming.replay import Replay
 
     kafka = load_settings(config).kafka
     if bootstrap_servers:
         kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
-    packets = islice(iter_packets(paths), limit)
-    with Replay(kafka, topic, rate) as sender:
+    lost = 0
+
+    def report(remark: Remark) -> None:
+        nonlocal lost
+        lost += remark.lost
+        click.echo(printable(str(remark)), err=True)
+
+    packets = islice(iter_packets(paths, report), limit)
+    with Replay(kafka, topic, rate, lambda name, reason: report(Remark(name, reason, lost=True))) as sender:
         for packet in track(packets, "alerts", console=Console(stderr=True), show_speed=True, total=limit):
-            sender.send(packet.payload)
-    click.echo(f"{sender.sent} messages sent to {topic}")
+            sender.send(packet.payload, packet.name)
+    click.echo(f"{sender.sent} messages sent to {topic}" + (f", {lost} not readable or too large" if lost else ""))
+    if lost:
+        raise SystemExit(1)

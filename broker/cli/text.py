@@ -27,3 +27,8 @@ def line(annotation: Annotation) -> str:
         f"{start} {max(annotation.probabilities):>5.2f}  {others:<18} {annotation.detections:>6} "
         f"{period:>11} {anomaly:>7}  {alike}"
     )
+
+
+def printable(text: str) -> str:
+    """Text that came from outside without what a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -17,8 +17,8 @@ from broker.errors import DecodeError
 CONTAINER_MAGIC: Final = b"Obj\x01"
 MAX_BLOCK_BYTES: Final = 64_000_000
 """Largest size that one block of a container may inflate to: 420 packets of ZTF in one file take 30 MB."""
-_SYNC_BYTES: Final = 16
-_MAX_HEADER_BYTES: Final = 4_000_000
+SYNC_BYTES: Final = 16
+MAX_HEADER_BYTES: Final = 4_000_000
 _SNAPPY_RATIO: Final = 22
 """Snappy's shortest copy of 64 bytes takes 3 (format_description.txt of google/snappy, "Copies")."""
 
@@ -62,8 +62,8 @@ def read_header(payload: bytes) -> Header:
             name, position = _read_bytes(payload, position)
             value, position = _read_bytes(payload, position)
             metadata[name.decode("utf-8", "replace")] = value
-            if position > _MAX_HEADER_BYTES:
-                raise DecodeError(f"Avro container: its header has more than {_MAX_HEADER_BYTES} bytes")
+            if position > MAX_HEADER_BYTES:
+                raise DecodeError(f"Avro container: its header has more than {MAX_HEADER_BYTES} bytes")
     if "avro.schema" not in metadata:
         raise DecodeError("Avro container: no schema in its header")
     codec = metadata.get("avro.codec", b"null")
@@ -75,9 +75,9 @@ def read_header(payload: bytes) -> Header:
 
 def read_blocks(payload: bytes, header: Header) -> Iterator[Block]:
     """The blocks of a container that begins with ``header``; raises DecodeError where one is cut short or damaged."""
-    position = len(header.raw) + _SYNC_BYTES
+    position = len(header.raw) + SYNC_BYTES
     sync = payload[len(header.raw) : position]
-    if len(sync) < _SYNC_BYTES:
+    if len(sync) < SYNC_BYTES:
         raise DecodeError("Avro container: cut short in its header")
     number = 0
     while position < len(payload):
@@ -85,7 +85,7 @@ def read_blocks(payload: bytes, header: Header) -> Iterator[Block]:
         count, position = read_long(payload, position)
         size, position = read_long(payload, position)
         end = position + size
-        if count < 0 or size < 0 or end + _SYNC_BYTES > len(payload):
+        if count < 0 or size < 0 or end + SYNC_BYTES > len(payload):
             raise DecodeError(f"Avro container: block {number} is cut short")
         if not payload.startswith(sync, end):
             raise DecodeError(f"Avro container: block {number} does not end with the sync marker")
@@ -94,7 +94,7 @@ def read_blocks(payload: bytes, header: Header) -> Iterator[Block]:
         else:
             data = _CODECS[header.codec](payload[position:end])
             yield Block(count, data, 0, len(data))
-        position = end + _SYNC_BYTES
+        position = end + SYNC_BYTES
 
 
 def read_long(data: bytes, position: int) -> tuple[int, int]:

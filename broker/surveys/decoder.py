@@ -12,13 +12,12 @@ import numpy as np
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, ObservedSpectrum
-from broker.surveys.avro import NOTHING, AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
+from broker.surveys.avro import AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
 from broker.surveys.containers import (
     CONTAINER_MAGIC,
     MAX_BLOCK_BYTES,
     Block,
     Header,
-    container_message,
     read_blocks,
     read_header,
 )
@@ -186,7 +185,7 @@ class Decoder:
         """How to read a message, None where it holds spectra, and its records."""
         if payload.startswith(CONTAINER_MAGIC):
             header = self._header(payload)
-            reader = self._reader(header.schema_json, lambda: _container_schema(header))
+            reader = self._reader(header.schema_json, lambda: container_schema(header))
             if reader is None:
                 return None, []
             blocks = []
@@ -254,7 +253,8 @@ def _layout(survey: Survey) -> Layout:
         raise ConfigurationError(f"survey {survey.name!r}: {error}") from error
 
 
-def _container_schema(header: Header) -> AvroSchema:
+def container_schema(header: Header) -> AvroSchema:
+    """The schema of a container; raises DecodeError where it is too large or not valid JSON."""
     try:
         return read_schema(header.schema_json, MAX_SCHEMA_BYTES)
     except ValueError as error:
@@ -266,25 +266,3 @@ def _spectra(payload: bytes) -> Decoded:
     from broker.spectra.message import read
 
     return list(read(payload))
-
-
-def split_container(payload: bytes) -> list[bytes]:
-    """A container of many records as so many containers of one, not compressed; raises DecodeError for a damaged one.
-
-    Whether the records are any survey's is not asked.
-    """
-    header = read_header(payload)
-    program = compile_schema(WriterSchema.parse(_container_schema(header)), NOTHING)
-    blocks = list(read_blocks(payload, header))
-    parts: list[bytes] = []
-    first = 0
-    while first < len(blocks):
-        done = run([program], NOTHING, [Message(0, [block]) for block in blocks], first)
-        if done.errors:
-            raise done.errors[min(done.errors)]
-        starts = {message: block.start for message, block in enumerate(blocks)}
-        for message, end in zip(done.records.message.tolist(), done.records.ends.tolist(), strict=True):
-            parts.append(container_message(header.schema_json, blocks[message].data[starts[message] : end]))
-            starts[message] = end
-        first = done.stopped
-    return parts

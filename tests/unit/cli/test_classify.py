@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import fastavro
@@ -128,3 +130,49 @@ def test_an_alert_of_the_future_is_named_and_refused(tmp_path: Path) -> None:
     assert (code, len(lines)) == (1, len(good) - 1)
     assert f"{len(good) - 1}.avro: MJD " in errors
     assert "is after the alert was received" in errors
+
+
+def test_several_tables_are_all_classified_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    for name, first in (("a", 0), ("b", 5)):
+        columns = curves()
+        columns["name"] = [f"star {first + n}" for n in range(3)]
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    (tmp_path / "bad.csv").write_text("<html>404</html>")
+    os.mkfifo(tmp_path / "fifo.csv")
+    tables = [tmp_path / name for name in ("a.parquet", "bad.csv", "fifo.csv", "missing.csv", "b.parquet")]
+    packets = [a.payload for a in simulate_alerts(2, 10, seed=0)]
+    (tmp_path / "night").mkdir()
+    (tmp_path / "night" / "x.avro").write_bytes(packets[0])
+    given = [argument for table in tables for argument in ("--lightcurves", table)]
+    code, lines, errors = run(*given, tmp_path / "night", "--json")
+    assert code == 1
+    assert [json.loads(line)["objectId"] for line in lines][:6] == [f"star {n}" for n in (0, 1, 2, 5, 6, 7)]
+    assert len(lines) == 7
+    for said in ("bad.csv", "fifo.csv: a FIFO (named pipe), not a file", "missing.csv: No such file or directory"):
+        assert said in errors
+    assert errors.endswith("7 classified or NotClassified, 3 not readable\n")
+
+
+def test_archives_around_a_cut_off_one_are_classified(tmp_path: Path) -> None:
+    good, bad = (CASES / "09-ztf-archive" / f"ztf_public_2019010{n}.tar.gz" for n in (2, 3))
+    code, lines, errors = run(good, bad, good, "--json")
+    assert code == 1
+    assert len(lines) == 6
+    assert f"{bad}/55931624000000000.avro: cut short: its gzip data end early\n" in errors
+    code, lines, errors = run(good, "--json")
+    assert (code, len(lines)) == (0, 3)
+
+
+def test_names_from_an_archive_cannot_command_the_terminal(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("\x1b[2Jx.avro"))
+    code, _, errors = run(tmp_path / "a.tar")
+    assert code == 1
+    assert "a.tar/\\x1b[2Jx.avro: it is empty" in errors
+
+
+def test_without_any_input_the_usage_is_said() -> None:
+    code, lines, errors = run()
+    assert code == 2
+    assert "give files with alerts, or --lightcurves FILE" in errors
+    assert lines == []
