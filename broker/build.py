@@ -45,7 +45,7 @@ def build_decoder(settings: Settings) -> Decoder:
         key_password=in_clear(registry.key_password),
         timeout_s=registry.timeout_s,
     )
-    return Decoder(settings.surveys, schemas)
+    return Decoder(settings.surveys, schemas, settings.pipeline.future_days)
 
 
 def build_store(settings: Settings) -> RedisStore:

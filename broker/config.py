@@ -290,6 +290,9 @@ class PipelineSettings(_Section):
     """How alerts are put together into batches, and how long to wait for what is away."""
 
     batch_size: PositiveInt = 256
+    future_days: float = Field(default=30.0, ge=0)
+    """An alert whose detection is later than its receipt by more days than this becomes a dead letter, and such points
+    of others are left out (docs/points.md)."""
     batch_wait_s: PositiveFloat = 0.5
     """A batch is processed after so long even where it is not full."""
     batch_mib: PositiveInt = 64

@@ -15,6 +15,12 @@ ALERTS_OUT: Final = Counter(
     ["survey", "outcome"],
 )
 CLASSIFIED: Final = Counter("trifid_classified_total", "Classified alerts by most probable class.", ["class_name"])
+HISTORY: Final = Counter(
+    "trifid_alert_history_total",
+    "Alerts by what was known of their object's past: remembered, packet (which holds all of it) or missing "
+    "(docs/annotation.md).",
+    ["survey", "history"],
+)
 POINTS_LEFT_OUT: Final = Counter(
     "trifid_points_left_out_total",
     "Photometric points of packets that were not used, by reason: no_value, flagged, sign, band, before_survey, "

@@ -131,6 +131,11 @@ class Alert:
     star_score: float | None = None
     """How star-like the source is, 0 to 1 (ZTF ``sgscore1`` of the PS1 source at the position, Tachibana & Miller
     2018, PASP 130, 128001; LSST 1 - ``extendedness``)."""
+    survey_detections: int | None = None
+    """How many detections of the object the survey itself counts, this one included (ZTF ``ndethist``, LSST
+    ``nDiaSources``); None where the packet does not say."""
+    first_detected: float | None = None
+    """When the survey detected it first, MJD UTC (ZTF ``jdstarthist``, LSST ``firstDiaSourceMjdTai``)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +150,10 @@ class ObjectState:
     metadata: SourceMetadata | None = None
     associated: tuple[str, ...] = ()
     """Objects of other surveys at the same place, as ``survey:object id``; ``light_curve`` holds theirs, too."""
+    remembered: int = 0
+    """Points of the object, in its own survey, that the alert's packet does not hold."""
+    history_start: float | None = None
+    """The oldest point of the object in its own survey, MJD UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +204,16 @@ class Annotation:
     star_score: float | None = None
     associated: tuple[str, ...] = ()
     """Objects of other surveys whose light curves were used, too, as ``survey:object id``."""
+    remembered_points: int | None = None
+    """Points of the object, in its own survey, that were remembered and are not in the packet; None where nothing is
+    remembered."""
+    history_start: float | None = None
+    """The oldest point of the object in its own survey, MJD UTC."""
+    survey_detections: int | None = None
+    """How many detections of the object the survey itself counts."""
+    history: Literal["remembered", "packet", "missing", ""] = ""
+    """``remembered`` where points beyond the packet's were; ``missing`` where none were, though the survey counts
+    detections from before the packet's oldest point; otherwise ``packet``."""
     trigger: Literal["alert", "spectrum"] = "alert"
     """What the object was classified upon: a new alert, or a new spectrum, and then the alert is its latest."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import compress
 from math import isfinite
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,8 @@ from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
-from broker.records import Alert, Annotation, ObjectState
+from broker.records import Alert, Annotation, ObjectState, PhotometryKind
+from broker.state.objects import ANOTHER_NIGHT
 from broker.taxonomy import NOT_CLASSIFIED
 
 
@@ -66,9 +68,25 @@ def annotate(
             solar_system=alert.solar_system,
             star_score=alert.star_score,
             associated=states[row].associated,
+            remembered_points=states[row].remembered,
+            history_start=states[row].history_start,
+            survey_detections=alert.survey_detections,
+            history=_history(alert, states[row]),
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]
+
+
+def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet", "missing"]:
+    """Whether points beyond the packet's were remembered, and whether there should have been some."""
+    if state.remembered:
+        return "remembered"
+    curve = alert.light_curve
+    if alert.survey_detections is None or alert.first_detected is None or not len(curve):
+        return "packet"
+    sent = np.count_nonzero(curve.kind == PhotometryKind.DETECTION)
+    reaches_back = alert.first_detected >= curve.mjd[0] - ANOTHER_NIGHT
+    return "packet" if reaches_back or alert.survey_detections <= sent else "missing"
 
 
 def _reason(present: NDArray[np.bool_], detections: int) -> str:

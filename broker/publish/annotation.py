@@ -89,6 +89,10 @@ def to_record(
         "starScore": annotation.star_score,
         "associatedObjects": list(annotation.associated),
         "trigger": annotation.trigger,
+        "rememberedPoints": annotation.remembered_points,
+        "historyStart": annotation.history_start,
+        "surveyDetections": annotation.survey_detections,
+        "history": annotation.history,
     }
 
 
@@ -121,6 +125,10 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         star_score=record["starScore"],
         associated=tuple(record["associatedObjects"]),
         trigger=record["trigger"],
+        remembered_points=record["rememberedPoints"],
+        history_start=record["historyStart"],
+        survey_detections=record["surveyDetections"],
+        history=record["history"],
         topic=topic,
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],

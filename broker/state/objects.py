@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import isnan
+from typing import Final
 
 import numpy as np
 
-from broker.records import Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import (
+    Alert,
+    LightCurve,
+    ObjectState,
+    ObservedSpectrum,
+    PhotometryKind,
+    SourceMetadata,
+    Spectrum,
+)
 from broker.state.merge import MAX_POINTS, merge
 from broker.state.places import Place, Places, own_cells, place_of, search_cells
 
+ANOTHER_NIGHT: Final = 0.5
+"""Days: detections farther apart are of two nights, between which all but the most distant bodies have moved on."""
 ObjectName = tuple[str, str]
 """Survey and object id."""
 
@@ -77,10 +88,19 @@ class Objects:
         states = []
         for alert, around, values, cell in zip(alerts, cells, catalogued, own_cells(alerts), strict=True):
             name = (alert.survey, alert.object_id)
-            latest = self.known[name].merge(alert, self.limits.max_points)
-            state = self.state(name, alert, around, values)
-            if not is_moving(alert) and latest.mjd == alert.mjd:
-                self.places.put(name, place_of(alert, state.metadata), cell)
+            own = self.known[name]
+            before = own.latest
+            had_no_place = before is not None and is_moving(before, own.light_curve)
+            latest = own.merge(alert, self.limits.max_points)
+            # The same where an alert is merged again, as it is when a batch is tried again.
+            remembered = max(0, len(own.light_curve) - len(alert.light_curve))
+            state = replace(self.state(name, alert, around, values), remembered=remembered)
+            if latest.mjd == alert.mjd:
+                if not is_moving(alert, own.light_curve):
+                    self.places.put(name, place_of(alert, state.metadata), cell)
+            elif had_no_place and not is_moving(latest, own.light_curve):
+                # This alert is the history that tells the latest one from a passing body's.
+                self.places.put(name, place_of(latest, state.metadata), own_cells([latest])[0])
             states.append(state)
         return states
 
@@ -96,7 +116,9 @@ class Objects:
         latest = own.latest or at
         others: dict[str, ObjectName] = {}
         spectrum = own.spectrum
-        if not is_moving(at):
+        if is_moving(at, own.light_curve):
+            catalogued = None
+        else:
             for _, other in self.places.near(at, cells, self.limits.association_radius):
                 if other[0] != name[0] and self.limits.association_radius:
                     others.setdefault(other[0], other)
@@ -113,6 +135,8 @@ class Objects:
         return ObjectState(
             name[1], latest.ra, latest.dec, light_curve, spectrum, metadata,
             tuple(sorted(f"{survey}:{object_id}" for survey, object_id in others.values())),
+            remembered=len(own.light_curve),
+            history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
         )  # fmt: skip
 
     def add_spectra(self, spectra: Sequence[ObservedSpectrum]) -> None:
@@ -148,9 +172,24 @@ class Objects:
         ]
 
 
-def is_moving(alert: Alert) -> bool:
-    """Whether an alert is of a body of the solar system, which has no place."""
-    return alert.solar_system or alert.object_id.startswith("sso:")
+def has_no_object(alert: Alert) -> bool:
+    """Whether the survey knows the detection as a body of the solar system alone."""
+    return alert.object_id.startswith("sso:")
+
+
+def is_moving(alert: Alert, curve: LightCurve) -> bool:
+    """Whether an alert is of a body of the solar system, which has no place.
+
+    Bodies pass over stars. An object that was detected on another night, as its survey says or its light curve
+    ``curve`` shows, does not move: the body that the survey names beside it is there by chance. Forced photometry and
+    limits are no sign of it, since packets have them of any place.
+    """
+    if has_no_object(alert) or not alert.solar_system:
+        return has_no_object(alert)
+    if alert.first_detected is not None and alert.first_detected < alert.mjd - ANOTHER_NIGHT:
+        return False
+    elsewhen = np.abs(curve.mjd - alert.mjd) > ANOTHER_NIGHT
+    return not np.any(elsewhen & (curve.kind == PhotometryKind.DETECTION))
 
 
 def _rank(alert: Alert) -> tuple[float, float, float, int, int]:

@@ -32,7 +32,7 @@ from broker.state.encoding import (
     encode_spectrum,
     is_current,
 )
-from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, is_moving
+from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, has_no_object, is_moving
 from broker.state.places import MAX_YEARS, Place, own_cells, search_cells
 
 LOG: Final = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class RedisStore:
                 LOG.error("stored value %s cannot be read: %s", key.decode(), error)
                 yield False
                 continue
-            place = b"" if is_moving(latest) else Place(latest.ra, latest.dec, latest.mjd).pack()
+            place = b"" if is_moving(latest, curve) else Place(latest.ra, latest.dec, latest.mjd).pack()
             new = [f"{survey}:{object_id}", encode_object(curve, latest), value[:STAMP_BYTES], place]
             arguments = [self._prefix, self._expiry, *new, own_cells([latest])[0], ""]
             yield not self._call(lambda given=arguments: self._client.eval(_WRITE, 0, *given))  # type: ignore[misc]
@@ -172,9 +172,9 @@ class RedisStore:
         self._primed = True
 
     def _cells(self, alerts: Sequence[Alert]) -> list[list[int]]:
-        """Where to look for neighbours; nowhere for what moves."""
+        """Where to look for neighbours; nowhere for what has no object."""
         found = search_cells(alerts, self._limits.search_radius)
-        return [[] if is_moving(alert) else cells for alert, cells in zip(alerts, found, strict=True)]
+        return [[] if has_no_object(alert) else cells for alert, cells in zip(alerts, found, strict=True)]
 
     def _read(
         self,
@@ -265,8 +265,8 @@ class RedisStore:
 
 
 def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
-    """Where and when to look in catalogues: nowhere for what moves through the solar system."""
-    if isinstance(position, Alert) and is_moving(position):
+    """Where and when to look in catalogues: nowhere for what has no object."""
+    if isinstance(position, Alert) and has_no_object(position):
         return math.nan, math.nan, math.nan
     return position.ra, position.dec, position.mjd
 

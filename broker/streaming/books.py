@@ -14,6 +14,7 @@ from broker.metrics import (
     ALERTS_OUT,
     ANOMALY_SCORE,
     CLASSIFIED,
+    HISTORY,
     POINTS_LEFT_OUT,
     RECLASSIFIED,
     SPECTRA,
@@ -66,6 +67,8 @@ class Books:
                 self.reclassified += 1
                 RECLASSIFIED.labels(annotation.survey).inc()
                 continue
+            if annotation.history:
+                HISTORY.labels(annotation.survey, annotation.history).inc()
             best = annotation.best_class
             self.classes[best] += 1
             if annotation.reason is None:

@@ -29,8 +29,10 @@ near MJD 1.5e9."""
 MAX_FLUX: Final = 3.631e10
 """nJy, AB magnitude 5: ZTF saturates near 12.5 mag (Bellm et al. 2019, PASP 131, 018002), LSST near 16; a brighter
 "measurement", or an error as large, is a code or damage."""
-CLOCK_ALLOWANCE: Final = 0.05
-"""Days by which a detection may be later than the receipt of its alert, since the clocks of workers differ."""
+FUTURE_DAYS: Final = 30.0
+"""Days by which a detection may be later than the receipt of its alert, where the settings say nothing else
+(``pipeline.future_days``). Simulated streams run ahead of the clock by some days; and what one alert can spoil within
+them, the next ones put right."""
 HISTORY_ALLOWANCE: Final = 1.0
 """Days by which points of a packet may be later than its own detection. Surveys send earlier points only; packets
 that brokers wrote again hold the whole night (up to 0.25 d later in 95 of 420 packets of ZTF)."""
@@ -50,11 +52,9 @@ class TimeRange:
     simulated: bool = False
     """Whether times are not those of the sky above us, so that they may be later than the alert's receipt."""
 
-    def latest(self, received: Numbers) -> Numbers:
-        """The latest time (n,) that detections in alerts received at these MJD (n,) can have."""
-        if self.simulated:
-            return np.full(len(received), self.last)
-        return np.minimum(received + CLOCK_ALLOWANCE, self.last)
+    def bound(self, latest: Numbers) -> Numbers:
+        """The latest time (n,) that detections can have, where by their receipt it is ``latest`` (n,)."""
+        return np.full(len(latest), self.last) if self.simulated else np.minimum(latest, self.last)
 
 
 ANY_TIME: Final = TimeRange()
@@ -106,14 +106,14 @@ def light_curves(
     *,
     times: TimeRange = ANY_TIME,
     detected: Numbers | None = None,
-    received: Numbers | None = None,
+    latest: Numbers | None = None,
     left_out: Counter[str] | None = None,
 ) -> list[LightCurve]:
     """The light curves of ``count`` records, each in order of time; points of one time stay in the order given.
 
-    Points are left out as LeftOut says, and counted in ``left_out`` by its names in lower case. ``detected`` and
-    ``received`` (count,) are MJD of each record's own detection and of its receipt, infinite where unknown; None
-    where all are. The columns are views of one array each.
+    Points are left out as LeftOut says, and counted in ``left_out`` by its names in lower case. ``detected`` (count,)
+    is the MJD of each record's own detection, ``latest`` (count,) see ``Records.latest``; None where not known. The
+    columns are views of one array each.
     """
     with np.errstate(over="ignore"):
         flux, error, reference = (
@@ -122,7 +122,7 @@ def light_curves(
     limit = points.kind == PhotometryKind.LIMIT
     flux[limit] = np.nan
     reference[~(np.abs(reference) <= MAX_FLUX)] = np.nan
-    why = _why_left_out(points, flux, error, limit, times, detected, received)
+    why = _why_left_out(points, flux, error, limit, times, detected, latest)
     if left_out is not None:
         found = np.bincount(why, minlength=len(LeftOut)).tolist()
         left_out.update({reason.name.lower(): found[reason] for reason in LeftOut if reason and found[reason]})
@@ -140,7 +140,7 @@ def light_curves(
 
 def _why_left_out(
     points: Points, flux: NDArray[np.float32], error: NDArray[np.float32], limit: Mask, times: TimeRange,
-    detected: Numbers | None, received: Numbers | None,
+    detected: Numbers | None, latest: Numbers | None,
 ) -> NDArray[np.uint8]:  # fmt: skip
     """LeftOut (n,) of each point, the first that applies of those in the order of its values."""
     mjd, owner = points.mjd, points.owner
@@ -148,7 +148,7 @@ def _why_left_out(
         # What is assigned last wins.
         (LeftOut.FLUX, (np.abs(flux) > MAX_FLUX) | (error > MAX_FLUX)),
         (LeftOut.AFTER_DETECTION, None if detected is None else mjd > (detected + HISTORY_ALLOWANCE)[owner]),
-        (LeftOut.AFTER_RECEIPT, mjd > (times.last if received is None else times.latest(received)[owner])),
+        (LeftOut.AFTER_RECEIPT, mjd > (times.last if latest is None else times.bound(latest)[owner])),
         (LeftOut.BEFORE_SURVEY, mjd < times.first),
         (LeftOut.BAND, points.band == UNKNOWN_BAND),
     ]
@@ -163,7 +163,7 @@ def _why_left_out(
 
 
 def plausible(curve: LightCurve, times: TimeRange, latest: float) -> Mask:
-    """Which points (n,) of a stored light curve would be taken from a packet received before MJD ``latest``."""
+    """Which points (n,) of a stored light curve would be taken from a packet, at MJD ``latest`` at most."""
     limit = curve.kind == PhotometryKind.LIMIT
     known = (curve.band < len(BANDS)) & (curve.kind <= max(PhotometryKind))
     points = Points(
@@ -203,6 +203,16 @@ def or_none(values: Integers) -> list[int | None]:
     return [None if value == NULL else value for value in values.tolist()]
 
 
+def counts(values: Integers) -> list[int | None]:
+    """Numbers of detections (n,), None for what is none."""
+    return [value if 0 < value < 2**31 else None for value in values.tolist()]
+
+
+def times(mjd: Numbers, within: TimeRange) -> list[float | None]:
+    """Times (n,), None for those at which the survey cannot have observed."""
+    return [time if within.first <= time <= within.last else None for time in mjd.tolist()]
+
+
 @dataclass(slots=True)
 class Checks:
     """Finds the first thing wrong with each of n records."""
@@ -232,18 +242,19 @@ class Checks:
         self.refuse(~good, "ra {}, dec {} is no position", ra, dec)
         return ra, dec
 
-    def time(self, mjd: Numbers, times: TimeRange = ANY_TIME, received: Numbers | None = None) -> None:
+    def time(self, mjd: Numbers, times: TimeRange = ANY_TIME, latest: Numbers | None = None) -> None:
         """MJD (n,) of the detections that is none, or at which the survey cannot have observed.
 
-        ``received`` (n,) is when the alerts were received, infinite where unknown; None where all are.
+        ``latest`` (n,) see ``Records.latest``; None where not known.
         """
         self.refuse(~((mjd > 0) & (mjd < MAX_MJD)), "MJD {} is no time of observation", mjd)
         self.refuse(mjd < times.first, f"MJD {{}} is before the survey began (MJD {times.first:.0f})", mjd)
-        if received is not None and not times.simulated:
+        if latest is not None and not times.simulated:
             self.refuse(
-                mjd > times.latest(received),
-                "MJD {} is after the alert was received (MJD {:.5f}): its time, or this machine's clock, is wrong",
-                mjd, received,
+                mjd > latest,
+                "MJD {} is after the alert was received, the latest allowed is {:.3f} (pipeline.future_days): "
+                "its time, or this machine's clock, is wrong",
+                mjd, latest,
             )  # fmt: skip
         self.refuse(mjd > times.last, f"MJD {{}} is after the survey's last (MJD {times.last:.0f})", mjd)
 

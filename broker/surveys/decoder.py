@@ -13,6 +13,7 @@ import numpy as np
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, ObservedSpectrum
 from broker.surveys.avro import AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
+from broker.surveys.columns import FUTURE_DAYS
 from broker.surveys.containers import (
     CONTAINER_MAGIC,
     MAX_BLOCK_BYTES,
@@ -78,13 +79,18 @@ class Decoder:
     """Turns messages of any survey into alerts; the packet itself tells the survey. Not for several threads."""
 
     def __init__(
-        self, surveys: Sequence[str] = MODULES, schema_of_id: Callable[[int], AvroSchema] = lsst_schema
+        self,
+        surveys: Sequence[str] = MODULES,
+        schema_of_id: Callable[[int], AvroSchema] = lsst_schema,
+        future_days: float = FUTURE_DAYS,
     ) -> None:
         """``surveys`` are names of modules. ``schema_of_id`` gives the schema for an id in Confluent's wire format.
 
         It may raise DecodeError for an id that does not exist, DependencyUnavailableError where it cannot say at
-        present. Raises ConfigurationError where a module cannot be used.
+        present. Detections may be later than the receipt of their alert by ``future_days``. Raises
+        ConfigurationError where a module cannot be used.
         """
+        self._future_days = future_days
         self._surveys = load_surveys(surveys)
         self._layouts = [_layout(survey) for survey in self._surveys]
         self._schema_of_id = schema_of_id
@@ -111,9 +117,9 @@ class Decoder:
     ) -> list[Decoded | DecodeError]:
         """For each message what ``decode`` gives, or the DecodeError that it raises.
 
-        ``received`` says when each was received, MJD UTC: an alert of a later time is refused, and later points of
-        it are left out. None where that is not known. Raises DependencyUnavailableError where a schema cannot be
-        had at present.
+        ``received`` says when each was received, MJD UTC: an alert of a later time (by ``future_days``) is refused,
+        and later points of it are left out. None where that is not known. Raises DependencyUnavailableError where a
+        schema cannot be had at present.
         """
         times = [math.inf] * len(payloads) if received is None else received
         counted = self._left_out.copy()
@@ -164,7 +170,7 @@ class Decoder:
             for message, error in done.errors.items():
                 results[work.positions[message]] = error
             records = done.records
-            records.received = np.array(work.received)[records.message]
+            records.latest = np.array(work.received)[records.message] + self._future_days
             alerts = survey.to_alerts(records)
             for reason, points in records.left_out.items():
                 self._left_out[survey.name, reason] += points

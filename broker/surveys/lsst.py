@@ -83,6 +83,8 @@ class Lsst:
                 "dec": _number("diaSource.dec", "diaSource.decl"),
                 "reliability": _number("diaSource.reliability"),
                 "extendedness": _number("diaSource.extendedness"),
+                "detections": _integer("diaObject.nDiaSources"),
+                "first": _number("diaObject.firstDiaSourceMjdTai"),
                 "parallax": _number("diaObject.parallax"),
                 "parallax_error": _number("diaObject.parallaxErr"),
                 "pmra": _number("diaObject.pmRa"),
@@ -132,7 +134,7 @@ class Lsst:
         bands[own], own_mjd[own] = points.integers("band")[rows], mjd[rows]
         curves = columns.light_curves(
             self._points(points, mjd), count,
-            times=self.times, detected=own_mjd, received=records.received, left_out=records.left_out,
+            times=self.times, detected=own_mjd, latest=records.latest, left_out=records.left_out,
         )  # fmt: skip
         source = packet.integers("source")
         checks.refuse(source == NULL, "the packet has no diaSourceId")
@@ -142,7 +144,7 @@ class Lsst:
         if unknown.any():
             checks.refuse(unknown, "{!r} is no filter of LSST", [label_text(band) for band in bands.tolist()])
         ra, dec = checks.position(packet)
-        checks.time(own_mjd, self.times, records.received)
+        checks.time(own_mjd, self.times, records.latest)
 
         versions = map(_version, records.texts("lsst_schema_version"), records.schema_names())
         return [
@@ -163,15 +165,19 @@ class Lsst:
                 real_bogus=real,
                 solar_system=bool(moving),
                 star_score=star,
+                survey_detections=detections,
+                first_detected=first,
             )
             for (
                 reason, alert_id, packet_id, source_id, object_id, moving, alert_ra, alert_dec, alert_mjd, band, curve,
-                version, catalogue, real, star,
+                version, catalogue, real, star, detections, first,
             ) in zip(
                 checks.reasons, or_none(packet.integers("alertId")), or_none(packet.integers("diaSourceId")),
                 source.tolist(), or_none(packet.integers("object")), or_none(packet.integers("moving")),
                 ra.tolist(), dec.tolist(), own_mjd.tolist(), names, curves, versions, _metadata(packet),
                 columns.score(packet.numbers("reliability")), columns.score(1.0 - packet.numbers("extendedness")),
+                columns.counts(packet.integers("detections")),
+                columns.times(packet.numbers("first") - TAI_MINUS_UTC, self.times),
                 strict=True,
             )
         ]  # fmt: skip

@@ -125,8 +125,9 @@ class Records:
         self._block: Final[list[int]] = cells[1].tolist()
         self._data = [block.data for message in messages for block in message.blocks]
         self._messages, self._programs = messages, programs
-        self.received: NDArray[np.float64] = np.full(len(self._block), np.inf)
-        """(n,) when each record was received, MJD UTC; infinite where that is not known."""
+        self.latest: NDArray[np.float64] = np.full(len(self._block), np.inf)
+        """(n,) the latest time that each record's detections can have, MJD UTC, since it was received then or some
+        days before; infinite where that is not known."""
         self.left_out: Final[Counter[str]] = Counter()
         """Points that the survey's module left out, by reason (``columns.LeftOut``)."""
 

@@ -51,6 +51,7 @@ sigma (bad pixels; Masci et al. 2023, arXiv:2305.16279), and 55 and 61, which ha
 _CANDIDATE: Final = 0  # the first of the paths of candidates
 _NUMBERS: Final = (
     "ra", "dec", "drb", "rb", "ssdistnr", "sgscore1", "distpsnr1", "sgmag1", "srmag1", "neargaia", "maggaia",
+    "jdstarthist",
 )  # fmt: skip
 
 
@@ -70,6 +71,7 @@ class Ztf:
                 "objectId": Column(Kind.TEXT, ("objectId",)),
                 "schemavsn": Column(Kind.TEXT, ("schemavsn",)),
                 "candid": Column(Kind.INTEGER, ("candid",)),
+                "ndethist": Column(Kind.INTEGER, ("candidate.ndethist",)),
                 **{name: Column(Kind.NUMBER, (f"candidate.{name}",)) for name in _NUMBERS},
             },
         ),
@@ -115,7 +117,7 @@ class Ztf:
         fid[own], own_band[own], own_mjd[own] = candidates.integers("fid")[rows], band[rows], mjd[rows]
         curves = columns.light_curves(
             _points(candidates, records.tables["forced"], mjd, band), count,
-            times=TIMES, detected=own_mjd, received=records.received, left_out=records.left_out,
+            times=TIMES, detected=own_mjd, latest=records.latest, left_out=records.left_out,
         )  # fmt: skip
         checks = Checks.of(count)
         checks.refuse(missing, "the packet has no candidate")
@@ -127,7 +129,7 @@ class Ztf:
         checks.refuse(packet.is_null("objectId"), "the packet has no objectId")
         checks.refuse(np.array([name == "" for name in names], np.bool_), "the packet has an empty objectId")
         checks.refuse(candid == NULL, "the packet has no candid")
-        checks.time(own_mjd, TIMES, records.received)
+        checks.time(own_mjd, TIMES, records.latest)
 
         real_bogus = np.where(packet.is_null("drb"), packet.numbers("rb"), packet.numbers("drb"))
         moving = packet.numbers("ssdistnr")
@@ -150,15 +152,19 @@ class Ztf:
                 real_bogus=real,
                 solar_system=moves,
                 star_score=star,
+                survey_detections=detections,
+                first_detected=first,
             )
             for (
                 reason, number, name, alert_ra, alert_dec, alert_mjd, alert_fid, curve, version, catalogue, real, moves,
-                star,
+                star, detections, first,
             ) in zip(
                 checks.reasons, candid.tolist(), names, ra.tolist(), dec.tolist(), own_mjd.tolist(), fid.tolist(),
                 curves, records.texts("schemavsn"), _metadata(packet, ps1), columns.score(real_bogus),
                 _within(moving, MAX_SOLAR_SYSTEM_DISTANCE).tolist(),
                 columns.score(np.where(ps1, packet.numbers("sgscore1"), np.nan)),
+                columns.counts(packet.integers("ndethist")),
+                columns.times(packet.numbers("jdstarthist") - JD_OF_MJD_0, TIMES),
                 strict=True,
             )
         ]  # fmt: skip

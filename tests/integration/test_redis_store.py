@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +31,12 @@ from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from broker.surveys.wire import confluent_message, lsst_schema
 from tests.integration.proxy import CountingProxy
 from tests.unit.state.test_encoding import version_1
 from tests.unit.state.test_merge import same
 
+CASES = Path(__file__).resolve().parents[1] / "data" / "cases" / "13-lsst-sso" / "star"
 DECODER = Decoder()
 ALERTS = [DECODER.decode(a.payload)[0] for a in simulate_alerts(20, 30, seed=5)]
 
@@ -270,3 +275,51 @@ def test_workers_at_the_same_object_lose_nothing(server: RedisServer) -> None:
     with closing(RedisStore(server.url)) as store:
         for state in store.remember(alerts[:3]):
             assert len(state.light_curve) == 100
+
+
+def with_body(payload: bytes) -> bytes:
+    """An LSST packet with an ssObjectId beside its diaObjectId."""
+    version = int.from_bytes(payload[1:5], "big")
+    schema = fastavro.parse_schema(lsst_schema(version))
+    record: Any = fastavro.schemaless_reader(io.BytesIO(payload[5:]), schema, None)
+    record["diaSource"]["ssObjectId"] = 77
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, schema, record)
+    return confluent_message(version, out.getvalue())
+
+
+def test_a_star_of_lsst_that_an_asteroid_passes_by_keeps_what_it_has(
+    store: RedisStore, server: RedisServer, tmp_path: Path
+) -> None:
+    """The star of ../shared/cases/13; the packets there have no ssObjectId, which their later ones are to have."""
+    first, second = (DECODER.decode(with_body((CASES / f"{name}.avro").read_bytes()))[0] for name in ("030", "039"))
+    assert isinstance(first, Alert)
+    assert isinstance(second, Alert)
+    assert first.solar_system
+    assert second.solar_system
+    load_catalog(server, tmp_path, [first])
+    store.put_observed([spectrum_of(first)])
+    store.remember([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd - 1)])
+    for alert in (first, second):
+        (state,) = store.remember([alert])
+        assert state.associated == ("ztf:ZTF18a",)
+        assert state.spectrum is not None
+        assert state.metadata is not None
+        assert state.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == 15.0
+    (back,) = store.remember([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd)])
+    assert back.associated == (f"lsst:{first.object_id}",)
+    (((latest, again),),) = store.objects_of([replace(spectrum_of(first), survey="lsst", object_id=first.object_id)])
+    assert latest.object_id == first.object_id
+    assert again.associated == ("ztf:ZTF18a",)
+
+
+def test_how_much_was_remembered_is_said_and_does_not_change_when_a_batch_is_tried_again(store: RedisStore) -> None:
+    early, late = (alert for alert in ALERTS if alert.object_id == ALERTS[-1].object_id), ALERTS[-1]
+    first = next(early)
+    beyond = len(merge(first.light_curve, late.light_curve)) - len(late.light_curve)
+    assert beyond > 0
+    (fresh,) = store.remember([first])
+    assert (fresh.remembered, fresh.history_start) == (0, first.light_curve.mjd[0])
+    for _ in range(2):
+        (state,) = store.remember([late])
+        assert (state.remembered, state.history_start) == (beyond, first.light_curve.mjd[0])

@@ -173,8 +173,8 @@ def test_alerts_of_the_future_are_dead_letters_and_points_left_out_are_counted_o
     result = line.process([*sent, message((CASES / "19-ztf-procstatus" / "bad.avro").read_bytes(), 2)])
     (letter,) = result.dead_letters
     assert letter.message is sent[1]
-    assert "is after the alert was received (MJD 58000.50000)" in letter.reason
-    assert result.points_left_out == {("ztf", "flagged"): 23}
+    assert "is after the alert was received, the latest allowed is 58030.500" in letter.reason
+    assert result.points_left_out == {("ztf", "flagged"): 23, ("ztf", "after_receipt"): 1}
     before = POINTS_LEFT_OUT.labels("ztf", "flagged")._value.get()
     books = Books()
     books.add(result, 3, 0)

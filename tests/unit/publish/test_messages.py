@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 
+import fastavro
 import pytest
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import DecodeError
-from broker.publish.annotation import PublishedAnnotation, published_record, read, to_json
+from broker.publish.annotation import SCHEMA_TEXT, PublishedAnnotation, published_record, read, to_json, to_record
 from broker.publish.messages import OutgoingMessage, Publisher
 from broker.publish.topics import Topics
 from broker.records import Annotation, Neighbour
@@ -19,7 +21,8 @@ ANNOTATION = Annotation(
     modalities=("light_curve", "metadata"), detections=42, period=0.55, prediction_set=("RRAB", "EB"),
     anomaly_score=0.5, anomaly_distance=0.25, neighbours=(Neighbour("asas:1", "RRAB", 0.125),),
     reference_set_version="r1", classifier_name="trifid", model_version="trifid 1", ingest_mjd=61000.5, real_bogus=0.5,
-    star_score=0.75, associated=("lsst:123",), trigger="spectrum",
+    star_score=0.75, associated=("lsst:123",), trigger="spectrum", remembered_points=30, history_start=58500.5,
+    survey_detections=99, history="missing",
 )  # fmt: skip
 NOT_CLASSIFIED = replace(
     ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
@@ -55,7 +58,7 @@ def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
         "modalities",
         "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "neighbours",
         "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
-        "star_score", "associated", "trigger",
+        "star_score", "associated", "trigger", "remembered_points", "history_start", "survey_detections", "history",
     ):  # fmt: skip
         assert getattr(again, name) == getattr(annotation, name), name
     assert again.ingest_mjd == pytest.approx(annotation.ingest_mjd, abs=2e-8)
@@ -100,3 +103,18 @@ def test_bytes_that_are_no_annotation_are_refused(change: object) -> None:
     assert callable(change)
     with pytest.raises(DecodeError):
         read(change(publish(ANNOTATION)[0].value))
+
+
+def test_a_message_of_an_earlier_release_is_read() -> None:
+    """As release cb82431 wrote it, before ``history`` and its like."""
+    old = json.loads(SCHEMA_TEXT)
+    new = {"rememberedPoints", "historyStart", "surveyDetections", "history"}
+    old["fields"] = [field for field in old["fields"] if field["name"] not in new]
+    out = io.BytesIO()
+    record = {k: v for k, v in to_record(ANNOTATION, "Trifid", 61000.6).items() if k not in new}
+    fastavro.writer(out, fastavro.parse_schema(old), [record])
+    (again,) = read(out.getvalue())
+    assert (again.object_id, again.detections) == (ANNOTATION.object_id, ANNOTATION.detections)
+    assert (again.remembered_points, again.history_start, again.survey_detections, again.history) == (
+        None, None, None, "",
+    )  # fmt: skip

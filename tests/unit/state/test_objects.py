@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ from broker.records import (
 )
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
-from broker.state.places import Place
+from broker.state.places import Place, search_cells
 
 RNG = np.random.default_rng(20261124)
 SPECTRUM = Spectrum(np.arange(3850.0, 9000.0, 2.0), *np.ones((2, 2575), np.float32))
@@ -70,12 +72,62 @@ def test_the_nearest_of_each_other_survey_is_taken_and_none_of_the_own() -> None
     assert never.remember([alert("ztf", "a", 1, 1), alert("lsst", "b", 1, 1)])[1].associated == ()
 
 
+def once(body: Alert) -> Alert:
+    """With its own detection alone, and forced photometry of other nights, as packets have it of any place."""
+    kind = np.array([PhotometryKind.FORCED, PhotometryKind.LIMIT, PhotometryKind.DETECTION], np.uint8)
+    return replace(body, light_curve=replace(body.light_curve, kind=kind))
+
+
 def test_moving_bodies_are_nobodys_counterpart() -> None:
     store = MemoryStore()
-    store.remember([alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True), alert("ztf", "ZTF18b", 10.0, 0.0)])
+    store.remember([once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True)), alert("ztf", "ZTF18b", 10.0, 0.0)])
     body, state = store.remember([alert("lsst", "sso:7", 10.0, 0.0), alert("lsst", "8", 10.0, 0.0)])
     assert body.associated == ()
     assert state.associated == ("ztf:ZTF18b",)
+
+
+def values_of_a_star() -> SourceMetadata:
+    values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
+    values[METADATA_FEATURES.index("phot_g_mean_mag")] = 15.0
+    return SourceMetadata(values)
+
+
+@pytest.mark.parametrize(
+    ("passed_by", "has_place"),
+    [
+        # Earlier nights in the packet, as the survey says, or as is remembered.
+        (alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True), True),
+        (once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True, first_detected=59000.0)), True),
+        (once(alert("ztf", "known", 10.0, 0.0, solar_system=True)), True),
+        (once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True)), False),
+        (once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True, first_detected=60999.8)), False),
+        (alert("lsst", "sso:7", 10.0, 0.0, solar_system=True, first_detected=59000.0), False),
+    ],
+)
+def test_a_star_that_a_body_passes_by_keeps_what_it_has(passed_by: Alert, has_place: bool) -> None:
+    store = MemoryStore()
+    other = "lsst" if passed_by.survey == "ztf" else "ztf"
+    store.remember([alert(other, "counterpart", 10.0, 0.0), alert("ztf", "known", 10.0, 0.0, mjd=60000.0)])
+    store.put_observed([ObservedSpectrum("s", 10.0, 0.0, 60000.0, SPECTRUM)])
+    objects = store._objects
+    cells = search_cells([passed_by], 2.0)
+    (state,) = objects.merge([passed_by], cells, [values_of_a_star()])
+    assert (state.spectrum is not None, state.metadata is not None) == (has_place, has_place)
+    assert bool(state.associated) == has_place
+    name = (passed_by.survey, passed_by.object_id)
+    assert (objects.places.place(name) is not None) == has_place
+
+
+def test_the_place_does_not_depend_on_which_alert_came_first() -> None:
+    star = alert("ztf", "ZTF18a", 10.0, 0.0, mjd=60000.0)
+    passed_by = once(alert("ztf", "ZTF18a", 10.0, 0.0001, solar_system=True))
+    places = []
+    for order in ([star, passed_by], [passed_by, star]):
+        store = MemoryStore()
+        for one in order:
+            store.remember([one])
+        places.append(store._objects.places.place(("ztf", "ZTF18a")))
+    assert places[0] == places[1] == Place(10.0, 0.0001, 61000.0)
 
 
 def test_a_fast_star_is_found_where_it_has_gone() -> None:

@@ -149,8 +149,8 @@ NOW = 61_000.0
     ("mjd", "reason"),
     [
         (NOW + 50 * 365.25, "is after the alert was received"),
-        (NOW + 0.1, "is after the alert was received"),
-        (NOW + 0.01, None),
+        (NOW + 30.1, "is after the alert was received, the latest allowed is 61030.000"),
+        (NOW + 29.9, None),
         (NOW - 2000, None),
         (58_001.0, None),
         (57_999.0, r"is before the survey began \(MJD 58000\)"),
@@ -171,11 +171,15 @@ def test_a_packet_of_future_points_keeps_its_past() -> None:
     """As the one that spoilt an object for good: 2,000 points of days to come."""
     decoder = Decoder()
     past = [NOW - 5 + JD_OF_MJD_0, NOW - 3 + JD_OF_MJD_0]
-    future = [NOW + 1 + day + JD_OF_MJD_0 for day in range(2000)]
+    future = [NOW + 1 + day + JD_OF_MJD_0 for day in range(2000)]  # 30 of them are not after the receipt
     (result,) = decoder.decode_batch([with_times(NOW - 1 + JD_OF_MJD_0, [*future, *past, 2_400_100.5])], [NOW])
     (alert,) = alerts_of(result)
     assert alert.light_curve.mjd.tolist() == [NOW - 5, NOW - 3, NOW - 1]
-    assert decoder.take_left_out() == {("ztf", "after_receipt"): 2000, ("ztf", "before_survey"): 1}
+    assert decoder.take_left_out() == {
+        ("ztf", "after_receipt"): 1970,
+        ("ztf", "after_detection"): 30,
+        ("ztf", "before_survey"): 1,
+    }
 
 
 def test_points_long_after_the_detection_are_not_its_past() -> None:
@@ -194,8 +198,15 @@ def test_times_of_lsst(mjd: float, refused: bool) -> None:
 
 
 def test_simulated_times_may_be_later_than_the_receipt() -> None:
-    assert ELASTICC.times.latest(np.array([NOW])).tolist() == [64_000.0]
-    assert TimeRange(first=1.0).latest(np.array([NOW, np.inf])).tolist() == [NOW + 0.05, 1e10]
+    assert ELASTICC.times.bound(np.array([NOW])).tolist() == [64_000.0]
+    assert TimeRange(first=1.0).bound(np.array([NOW, np.inf])).tolist() == [NOW, 1e10]
+
+
+def test_how_far_into_the_future_is_a_setting() -> None:
+    payload = with_times(NOW + 0.5 + JD_OF_MJD_0, [])
+    assert isinstance(Decoder(future_days=0.4).decode_batch([payload], [NOW])[0], DecodeError)
+    assert len(alerts_of(Decoder(future_days=0.6).decode_batch([payload], [NOW])[0])) == 1
+    assert len(alerts_of(Decoder(future_days=0.0).decode(payload))) == 1  # received nobody knows when
 
 
 def test_a_magnitude_that_is_a_code_is_no_measurement() -> None:
