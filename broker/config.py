@@ -165,7 +165,7 @@ class SchemaRegistrySettings(_Section):
     key_location: Path | None = None
     key_password: SecretStr | None = None
     timeout_s: PositiveFloat = 5.0
-    """Longest wait for each step of a request."""
+    """Longest wait for each step of a request (seconds); asking for one schema takes twice as long at most, in all."""
 
 
 class RedisSettings(_Section):

@@ -9,16 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
-from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
@@ -34,6 +36,7 @@ _LARGEST_ID: Final = 2**31 - 1  # ids are Java's int in the registry; the wire f
 _NOT_FOUND: Final = (404, 40403)  # HTTP status and the registry's own code; another 404 is a wrong address
 _TRIES: Final = 2
 _RETRY_PAUSE_MS: Final = 200
+_SLACK_S: Final = 0.5  # for the pause, so that two tries that time out by themselves are told as such
 _REFUSED_FOR_S: Final = 60.0
 _MOST_REFUSED: Final = 1000
 _AWAY_FOR_S: Final = 5.0
@@ -75,8 +78,9 @@ class SchemaRegistry:
         """Set up a client, which connects when it is first asked; without ``url`` LSST's package is all there is.
 
         ``cache_dir`` None is for no files on disk. ``ca_location`` is PEM, a file or a folder; None for the
-        authorities of ``certifi``. ``timeout_s`` (seconds) bounds each wait for the registry, of which a call
-        makes a few at worst. Raises ConfigurationError, without naming a secret, where a setting is wrong.
+        authorities of ``certifi``. A call waits for the registry for at most twice ``timeout_s`` (seconds) in all,
+        name resolution, connection, headers and body; it is asked a second time where that is left. Raises
+        ConfigurationError, without naming a secret, where a setting is wrong.
         """
         self._client: SchemaRegistryClient | None = None
         self._folder: Path | None = None
@@ -86,6 +90,7 @@ class SchemaRegistry:
         self._refused: OrderedDict[int, tuple[float, str]] = OrderedDict()
         self._warned: set[int] = set()
         self._away: tuple[float, str] | None = None
+        self._total_s = _TRIES * timeout_s + _SLACK_S
         if url is None:
             return
         self._address, place = _address(url)
@@ -114,7 +119,7 @@ class SchemaRegistry:
             self._client = SchemaRegistryClient(conf)
         except (ValueError, OSError) as error:  # ssl.SSLError is an OSError
             raise ConfigurationError(f"schema registry {self._address}: {error}") from error
-        _guard(self._client, timeout_s)
+        _guard(self._client)
 
     def __call__(self, schema_id: int) -> AvroSchema:
         """The schema of an id, as ``broker.surveys.wire.lsst_schema`` gives it.
@@ -181,7 +186,7 @@ class SchemaRegistry:
         it has is of no use.
         """
         try:
-            found = client.get_schema(schema_id)
+            found = _Exchange(client, schema_id).result(self._total_s)
         except SchemaRegistryError as error:
             said = f"{_shortened(error.error_message)} (HTTP {error.http_status_code})"
             if (error.http_status_code, error.error_code) == _NOT_FOUND:
@@ -290,12 +295,78 @@ def _shortened(message: object) -> str:
     return " ".join(str(message).split())[:_MOST_SAID]
 
 
-class _BoundedStream(httpx.SyncByteStream):
-    """The body of an answer, given up where it is too large or takes too long."""
+class _Exchange(threading.Thread):
+    """One question to the registry, which is abandoned where the answer takes too long in all.
 
-    def __init__(self, stream: httpx.SyncByteStream, timeout_s: float) -> None:
+    The client's timeout is one for each read: an answer whose headers or body come byte by byte never meets it, and
+    neither does the resolution of a name. Hence a thread, whose connections are shut down where it is late.
+    """
+
+    def __init__(self, client: SchemaRegistryClient, schema_id: int) -> None:
+        super().__init__(name="schema registry", daemon=True)  # a late one must not hold up the end of the process
+        self._client, self._schema_id = client, schema_id
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._abandoned = False
+        self._found: Schema | None = None
+        self._error: Exception | None = None
+
+    def result(self, timeout_s: float) -> Schema:
+        """The answer; raises what the client raises, and TimeoutError after so many seconds."""
+        self.start()
+        if not self._done.wait(timeout_s):
+            with self._lock:
+                self._abandoned = True
+                for connection in self._sockets:
+                    _shut_down(connection)
+            raise TimeoutError(f"no whole answer within {timeout_s:g} s")
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None
+        return self._found
+
+    def run(self) -> None:
+        try:
+            self._found = self._client.get_schema(self._schema_id)
+        except Exception as error:
+            self._error = error
+        finally:
+            self._done.set()
+            with self._lock:
+                for connection in self._sockets:
+                    connection.close()
+                self._sockets.clear()
+
+    def prepare(self, request: httpx.Request) -> None:
+        """Follow a request of this thread; raises TimeoutError where it was abandoned, so that there is no other."""
+        if self._abandoned:
+            raise TimeoutError("abandoned")
+        request.extensions = {**request.extensions, "trace": self._trace}
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        if event != "connection.connect_tcp.complete":
+            return
+        opened = info["return_value"].get_extra_info("socket")
+        with self._lock:
+            # A second descriptor: TLS takes the first over, and the client closes it.
+            connection = socket.socket(fileno=os.dup(opened.fileno()))
+            self._sockets.append(connection)
+            if self._abandoned:
+                _shut_down(connection)
+
+
+def _shut_down(connection: socket.socket) -> None:
+    """End a connection under another thread that waits for it."""
+    with suppress(OSError):  # the other side may have ended it already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedStream(httpx.SyncByteStream):
+    """The body of an answer, given up where it is too large."""
+
+    def __init__(self, stream: httpx.SyncByteStream) -> None:
         self._stream = stream
-        self._end = time.monotonic() + timeout_s
 
     def __iter__(self) -> Iterator[bytes]:
         size = 0
@@ -303,24 +374,27 @@ class _BoundedStream(httpx.SyncByteStream):
             size += len(chunk)
             if size > MAX_SCHEMA_BYTES:
                 raise _TooLargeError(f"the answer has more than {MAX_SCHEMA_BYTES} bytes")
-            if time.monotonic() > self._end:
-                raise TimeoutError("the answer takes too long")
             yield chunk
 
     def close(self) -> None:
         self._stream.close()
 
 
-def _guard(client: SchemaRegistryClient, timeout_s: float) -> None:
-    """Bound what an answer may take; the client's own timeout is one for each read, however many there are.
+def _guard(client: SchemaRegistryClient) -> None:
+    """Bound what an answer may take, for which the client has no setting.
 
-    The client has no setting for it. A connection is not kept either, as a schema is fetched once in months,
-    and answers are not compressed, so that the bound is one of memory.
+    A connection is not kept either, as a schema is fetched once in months, and answers are not compressed, so that
+    the bound is one of memory.
     """
 
+    def follow(request: httpx.Request) -> None:
+        thread = threading.current_thread()
+        if isinstance(thread, _Exchange):
+            thread.prepare(request)
+
     def bound(response: httpx.Response) -> None:
-        response.stream = _BoundedStream(cast(httpx.SyncByteStream, response.stream), timeout_s)
+        response.stream = _BoundedStream(cast(httpx.SyncByteStream, response.stream))
 
     session = client._rest_client.session
     session.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
-    session.event_hooks = {"response": [bound]}
+    session.event_hooks = {"request": [follow], "response": [bound]}

@@ -13,9 +13,11 @@ import base64
 import io
 import json
 import logging
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,7 @@ class StandIn:
         self.authorization: list[str | None] = []
         self.hang = False
         self.drip_s = 0.0
+        self.drip_headers = False
         self._released = threading.Event()
         stand_in = self
 
@@ -65,6 +68,12 @@ class StandIn:
                 stand_in.authorization.append(self.headers["Authorization"])
                 if stand_in.hang:
                     stand_in._released.wait(30)
+                    return
+                if stand_in.drip_headers:
+                    with suppress(BrokenPipeError, ConnectionResetError):
+                        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+                        while not stand_in._released.wait(stand_in.drip_s):
+                            self.wfile.write(b"a")
                     return
                 status, body = stand_in.answers.get(int(number), NOT_FOUND)
                 if folder != f"{PATH}/schemas/ids":
@@ -330,9 +339,40 @@ def test_an_answer_byte_by_byte_is_not_waited_for_long(server: StandIn) -> None:
     server.drip_s = 0.05
     server.answers[FOREIGN] = answer(canonical(1101))
     begin = time.monotonic()
-    with pytest.raises(DependencyUnavailableError, match="takes too long"):
+    with pytest.raises(DependencyUnavailableError, match=r"no whole answer within 1\.1 s"):
         SchemaRegistry(server.url, timeout_s=0.3)(FOREIGN)
     assert time.monotonic() - begin < 2.5
+
+
+def test_headers_byte_by_byte_are_not_waited_for_long_and_leave_no_thread_behind(server: StandIn) -> None:
+    server.drip_s, server.drip_headers = 0.05, True
+    schemas = SchemaRegistry(server.url, timeout_s=0.3)
+    begin = time.monotonic()
+    with pytest.raises(DependencyUnavailableError, match=r"no whole answer within 1\.1 s"):
+        schemas(FOREIGN)
+    assert schemas(1101) == lsst_schema(1101)
+    assert time.monotonic() - begin < 5
+    while any(thread.name == "schema registry" for thread in threading.enumerate()):
+        assert time.monotonic() - begin < 20, "the request goes on"
+        time.sleep(0.05)
+    assert len(server.asked) == 1, "what was abandoned is not asked again"
+
+
+def test_a_name_that_does_not_resolve_for_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def resolve(*arguments: object, **options: object) -> None:
+        released.wait(30)
+        raise socket.gaierror("no such name")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    begin = time.monotonic()
+    try:
+        with pytest.raises(DependencyUnavailableError, match="no whole answer"):
+            SchemaRegistry("http://registry.invalid/x", timeout_s=0.3)(FOREIGN)
+        assert time.monotonic() - begin < 5
+    finally:
+        released.set()
 
 
 def test_several_threads_ask_once(server: StandIn) -> None:
