@@ -114,6 +114,7 @@ def _record(letter: Letter) -> dict[str, Any]:
         "reason": letter.reason,
         "survey": letter.survey,
         "alertId": letter.headers.get("alert-id"),
+        "alertIdStr": letter.headers.get("alert-id"),  # as annotations have it
         "source": None if source is None else dict(zip(("topic", "partition", "offset"), source, strict=True)),
         "bytes": len(letter.payload),
         "cutFromBytes": letter.cut_from,

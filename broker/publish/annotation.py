@@ -21,6 +21,8 @@ from broker.errors import DecodeError
 from broker.records import Annotation, Neighbour
 from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
 
+IDS: Final = ("alertId", "diaSourceId")
+"""Fields that are integers of 64 bits; ids of objects are text already."""
 _MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
 _CLASS_ID: Final = {**CLASS_INDEX, NOT_CLASSIFIED.name: NOT_CLASSIFIED.class_id}
 
@@ -142,12 +144,29 @@ def published_record(annotation: PublishedAnnotation) -> dict[str, Any]:
 
 
 def to_json(record: dict[str, Any]) -> str:
-    """A record on one line of JSON: times in ISO 8601, and null for NaN, which JSON lacks (RFC 8259)."""
-    return json.dumps(
-        {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in record.items()},
-        default=lambda time: time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        allow_nan=False,
-    )
+    """A record on one line of JSON (RFC 8259): times in ISO 8601, null for NaN and infinity, which JSON lacks.
+
+    Each of ``IDS`` is there a second time as text, with ``Str`` behind its name: most readers of JSON (browsers, jq,
+    some data frames) make floating-point numbers of integers, and end ids over 2^53 in other digits.
+    """
+    plain = {}
+    for name, value in record.items():
+        plain[name] = _without_nan(value)
+        if name in IDS:
+            plain[f"{name}Str"] = str(value)
+    return json.dumps(plain, default=_iso, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    return [_without_nan(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _iso(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:

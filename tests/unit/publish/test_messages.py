@@ -75,8 +75,22 @@ def test_json_has_the_fields_of_elasticc() -> None:
 
 
 def test_json_has_null_for_what_is_no_number() -> None:
-    record = json.loads(to_json(published_record(one(publish(replace(ANNOTATION, ra=float("nan")))[0]))))
-    assert record["ra"] is None
+    nan = float("nan")
+    odd = replace(ANNOTATION, ra=nan, anomaly_score=float("inf"), neighbours=(Neighbour("asas:1", "RRAB", nan),))
+    text = to_json(published_record(one(publish(odd)[0])))
+    record = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (record["ra"], record["anomalyScore"], record["neighbours"][0]["distance"]) == (None, None, None)
+
+
+def test_json_has_ids_as_text_for_readers_that_have_doubles_only() -> None:
+    """../shared/cases/16: in jq and browsers 170587115523932362 is 170587115523932350."""
+    real = replace(ANNOTATION, alert_id=170587115523932362, source_id=170587115523932323)
+    text = to_json(published_record(one(publish(real)[0])))
+    in_a_browser = json.loads(text, parse_int=float)
+    assert int(in_a_browser["alertId"]) != real.alert_id
+    assert (in_a_browser["alertIdStr"], in_a_browser["diaSourceIdStr"]) == ("170587115523932362", "170587115523932323")
+    exact = json.loads(text)
+    assert (exact["alertId"], exact["diaSourceId"]) == (170587115523932362, 170587115523932323)
 
 
 def test_dead_letters_say_why_and_where_from() -> None:
