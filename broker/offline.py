@@ -10,7 +10,8 @@ from typing import Final, TypeVar
 
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.isolation import describe, isolate
-from broker.lightcurve_files import DEFAULT_BAND, NamedLightCurve, read_light_curves
+from broker.lightcurve_columns import DEFAULT_BAND
+from broker.lightcurve_files import NamedLightCurve, read_light_curves
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotation import mjd_now
 from broker.records import BANDS, Alert, Annotation, ObjectState
@@ -37,14 +38,16 @@ def classify_packets(
         )
 
 
-def classify_light_curves(pipeline: Pipeline, path: Path, batch_size: int) -> Iterator[Annotation]:
+def classify_light_curves(
+    pipeline: Pipeline, path: Path, batch_size: int, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Annotation]:
     """Classify each object of a table (see ``read_light_curves``); the object id is its name.
 
-    Each name gives one annotation: NotClassified, with the reason, where it cannot be used. Raises
-    InputFileError where the table cannot be read.
+    Each name gives one annotation: NotClassified, with the reason, where it cannot be used. ``say`` is called with
+    what the user should know of the table. Raises InputFileError where the table cannot be read.
     """
     number = 0
-    for batch in _batched(read_light_curves(path), batch_size):
+    for batch in _batched(read_light_curves(path, say), batch_size):
         message = IncomingMessage(b"", mjd_now())
         items = [
             (

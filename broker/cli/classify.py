@@ -23,9 +23,9 @@ _REPORT_EVERY: Final = 1000
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Table of light curves, Parquet or CSV, with the columns name, ra, dec (degrees), mjd or hjd, mag or "
-    "vmag, mag_err or vmag_err, and optionally band (V where absent): lists in one row an object, or one row "
-    "a point. May be given several times.",
+    help="Table of light curves, Parquet or text (CSV and other separators), with columns for name, ra, dec, time (MJD "
+    "or JD), magnitude and its error, and optionally band, as archives name them (docs/lightcurves.md): lists in one "
+    "row an object, or one row a point. May be given several times.",
 )
 @options.json_lines
 @options.config
@@ -70,16 +70,19 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
             if done % _REPORT_EVERY == 0:
                 click.echo(f"{done} done, {done / (time.monotonic() - start):.0f} a second", err=True)
 
+    def say(message: str) -> None:
+        click.echo(text.printable(message), err=True)
+
     def lose(message: str) -> None:
         nonlocal unreadable
         unreadable += 1
-        click.echo(text.printable(message), err=True)
+        say(message)
 
     def report(remark: Remark) -> None:
         if remark.lost:
             lose(str(remark))
         else:
-            click.echo(text.printable(str(remark)), err=True)
+            say(str(remark))
 
     # The models run here, whatever engine the service has.
     inference = settings.inference.model_copy(update={"engine": "onnx"})
@@ -90,7 +93,7 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
         for table in tables:
             try:
                 require_file(table)
-                show(classify_light_curves(pipeline, table, size))
+                show(classify_light_curves(pipeline, table, size, say))
             except InputFileError as error:
                 if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
                     raise

@@ -5,6 +5,7 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fastavro
 import numpy as np
@@ -99,7 +100,8 @@ def test_too_few_points_are_not_classified_with_the_reason(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [("name,ra,dec,mjd,mag\na,1,2,3,4\n", "mag_err"), ("", "table.csv"), ("x\n1\n", "name")]
+    ("content", "reason"),
+    [("name,ra,dec,mjd,mag\na,1,2,3,4\n", "mag_err"), ("", "table.csv"), ("x\n1\n", "the table has x")],
 )
 def test_a_table_without_what_is_needed_is_an_error_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "table.csv").write_text(content)
@@ -176,3 +178,73 @@ def test_without_any_input_the_usage_is_said() -> None:
     assert code == 2
     assert "give files with alerts, or --lightcurves FILE" in errors
     assert lines == []
+
+
+def best(record: dict[str, Any]) -> str:
+    return str(max(record["classifications"], key=lambda c: c["probability"])["className"])
+
+
+@pytest.mark.parametrize(
+    ("case", "points"),
+    [
+        ("00-baseline/star.csv", 60),
+        ("01-ztf-dr-irsa-csv/irsa.csv.gz", 54),
+        ("01-ztf-dr-irsa-csv/renamed_band_fid.csv", 60),
+        ("01-ztf-dr-irsa-csv/renamed_band_zg.csv", 60),
+        ("03-asassn-csv/adapted_v1.csv", 48),
+        ("03-asassn-csv/skypatrol_v1.csv", 48),
+        ("04-time-columns/hjd_minus_2450000.csv", 60),
+        ("04-time-columns/jd.csv", 60),
+        ("04-time-columns/jd_in_mjd.csv", 60),
+        ("04-time-columns/mjd_in_hjd.csv", 60),
+        ("06-csv-dialects/comments.csv", 60),
+        ("06-csv-dialects/latin1.csv", 60),
+        ("06-csv-dialects/space.txt", 60),
+        ("06-csv-dialects/tab.tsv", 60),
+        ("07-parquet-ids/int64.parquet", 40),
+        ("08-nested-parquet/hats_struct.parquet", 40),
+        ("12-atlas-forced/good.csv", 60),
+        ("12-atlas-forced/with_negative_flux.csv", 60),
+    ],
+)
+def test_tables_of_archives_are_classified(case: str, points: int) -> None:
+    code, lines, errors = run("--lightcurves", CASES / case, "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert (best(record), record["detections"]) == ("RRAB", points)
+    assert 58611 < record["mjd"] < 58993
+    assert "are read as" in errors
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        ("03-asassn-csv/only_limits_v2.csv", "60 with an error of 1.09 mag or more in mag_err: limits, or noise"),
+        ("05-duplicated-rows/one_point_five_times.csv", "4 repeated at the same time in the same band"),
+    ],
+)
+def test_tables_without_enough_photometry_are_not_classified(case: str, reason: str) -> None:
+    code, lines, errors = run("--lightcurves", CASES / case, "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert best(record) == "NotClassified"
+    assert reason in record["reason"]
+    assert reason in errors
+
+
+def test_ids_that_floating_point_cannot_hold_are_refused() -> None:
+    code, lines, errors = run("--lightcurves", CASES / "07-parquet-ids" / "float64.parquet", "--json")
+    assert (code, lines) == (2, [])
+    assert "float64.parquet: column name holds ids as double" in errors
+
+
+def test_an_impossible_position_is_not_published(tmp_path: Path) -> None:
+    columns = curves(2)
+    columns["ra"][0], columns["dec"][0] = 400.0, 100.0
+    pq.write_table(pa.table(columns), tmp_path / "places.parquet")
+    code, lines, _ = run("--lightcurves", tmp_path / "places.parquet", "--json")
+    first, second = map(json.loads, lines)
+    assert code == 0
+    assert (first["ra"], first["dec"], first["mjd"], best(first)) == (None, None, None, "NotClassified")
+    assert "150 at a position that cannot be (ra 400, dec 100)" in first["reason"]
+    assert (second["ra"], second["dec"], best(second)) == (11.0, -5.0, "RRAB")
