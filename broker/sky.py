@@ -5,6 +5,7 @@ Arrays of ICRS degrees; cells are numbered in HEALPix's nested scheme.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import hpgeom
@@ -116,7 +117,9 @@ def angle(text: str, *, hours: bool) -> float | None:
         degrees = float(text)
     except ValueError:
         try:
-            degrees = float(Angle(text, units.hourangle if hours else units.deg).deg)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of 24 hours and 60 seconds, which are angles all the same
+                degrees = float(Angle(text, units.hourangle if hours else units.deg).deg)
         except (ValueError, TypeError, units.UnitsError):
             return None
     return degrees if np.isfinite(degrees) else None

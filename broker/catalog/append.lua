@@ -3,7 +3,8 @@
 --
 -- KEYS: the record. ARGV: chunks so far (the chunk is refused where there are others: two are loading), field of the
 -- file, its new value, usable rows, skipped rows, rows stored, start of the cells' keys, the cells, each 8 bytes, the
--- bytes of rows of each, 4 bytes, and the rows of all. Three arguments are much quicker than two for each cell.
+-- bytes of rows of each, 4 bytes, and the rows of all. Three arguments are much quicker than two for each cell. Last, what
+-- is counted: field and number, one after another.
 if (redis.call('HGET', KEYS[1], 'chunks') or '0') ~= ARGV[1] then
   return 0
 end
@@ -12,6 +13,9 @@ redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
 redis.call('HINCRBY', KEYS[1], 'rows', ARGV[4])
 redis.call('HINCRBY', KEYS[1], 'skipped', ARGV[5])
 redis.call('HINCRBY', KEYS[1], 'stored', ARGV[6])
+for i = 11, #ARGV, 2 do
+  redis.call('HINCRBY', KEYS[1], ARGV[i], ARGV[i + 1])
+end
 local start, cells, sizes, rows = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local first = 1
 for i = 0, #cells / 8 - 1 do

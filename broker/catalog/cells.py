@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from broker import sky
 from broker.catalog.layout import EPOCH, FIRST_YEAR, LAST_YEAR, Layout, pack
 from broker.catalog.tables import CatalogTable, Chunk
+from broker.errors import InputFileError
 from broker.sky import ARCSEC, Array
 
 ROWS_A_CELL: Final = 11.3
@@ -65,7 +67,7 @@ def _sample(tables: Sequence[CatalogTable]) -> tuple[tuple[Array, Array], int]:
     total, stride, phase = 0, 1, 0
     read = 0
     for table in tables:
-        for more_ra, more_dec in table.positions():
+        for more_ra, more_dec in _readable(table):
             total += len(more_ra)
             ra = np.concatenate([ra, more_ra[phase::stride]])
             dec = np.concatenate([dec, more_dec[phase::stride]])
@@ -83,6 +85,12 @@ def _sample(tables: Sequence[CatalogTable]) -> tuple[tuple[Array, Array], int]:
             z = rng.uniform(-1.0, 1.0, _SAMPLE)
             return (rng.uniform(0.0, 360.0, _SAMPLE), np.degrees(np.arcsin(z))), total * size // max(read, 1)
     return (ra, dec), total
+
+
+def _readable(table: CatalogTable) -> Iterator[tuple[Array, Array]]:
+    """The positions of a table, as far as it can be read: what is wrong with the rest is said when it is loaded."""
+    with suppress(InputFileError):
+        yield from table.positions()
 
 
 def by_cell(layout: Layout, chunk: Chunk) -> CellRows:

@@ -1,18 +1,18 @@
 """Finding the catalogue sources that alerts are of, inside a read that is made anyway.
 
     reader = CatalogReader()
-    request = reader.request(ra, dec)
-    values = client.mget(request.keys)
+    request, values = reader.read(ra, dec, client.mget)
     matches = reader.match(request, values, ra, dec, mjd)
 
-The index of the catalogues is the first key of every request: what was loaded since is noticed by the next one.
+The index of the catalogues is the first key of every request: what was loaded since is noticed, and asked for again.
+A request keeps the index that it was made from, so that threads may share a reader.
 Everything is arrays over the batch; only cells, of which a batch has about as many as alerts, are looped over.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,8 @@ LOG: Final = logging.getLogger(__name__)
 ASSUMED_YEAR: Final = 2016.0
 """Of alerts whose time is unknown or outside: Gaia's epoch, so that its sources stay where they are."""
 _MAS: Final = 1000.0
+_MOST_READS: Final = 5
+"""Of one batch, where catalogues are replaced all the time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +58,15 @@ class _Part:
     """(m,) the cells to look in for each, as numbers of this part's keys."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """The catalogues at one moment."""
+
+    meta: bytes | None
+    """The value of the index's key."""
+    catalogs: tuple[tuple[str, Layout], ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class CatalogRequest:
     """What to read for a batch of positions."""
@@ -63,6 +74,19 @@ class CatalogRequest:
     keys: list[str]
     """For MGET; the first is the index of the catalogues."""
     parts: tuple[_Part, ...]
+    index: _Index
+    """The catalogues that it asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The source of one catalogue at one position."""
+
+    catalog: str
+    separation: float
+    """Arcsec, after both were moved to the same time."""
+    values: dict[str, float]
+    """Those that are known, by the names of METADATA_FEATURES."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,48 +95,68 @@ class _Found:
 
     alert: NDArray[np.intp]
     """(m,) alerts that have one, each once."""
+    separation: Array
+    """(m,) arcsec."""
     values: NDArray[np.float32]
     """(m, 34)."""
 
 
 class CatalogReader:
-    """Matches positions with the catalogues of one Redis. Does no I/O itself."""
+    """Matches positions with the catalogues of one Redis. Does no I/O itself. Threads may share it."""
 
     def __init__(self, prefix: str = "trifid") -> None:
         self.meta_key: Final = index_key(prefix)
         self._prefix = prefix
-        self._meta: bytes | None = None
-        self._catalogs: list[tuple[str, Layout]] = []
+        self._index = _Index(None)
         self._reported: set[str] = set()
 
     def prime(self, meta: bytes | None) -> bool:
-        """Take the value of ``meta_key``; returns whether it says something new.
-
-        If so, a request made before is outdated: ``match`` still answers it, from what was there, which is
-        nothing for the first, and may be nothing where a catalogue was replaced in between.
-        """
-        if meta == self._meta:
+        """Take the value of ``meta_key``, for requests made from now on; returns whether it says something new."""
+        if meta == self._index.meta:
             return False
-        self._meta = meta
+        catalogs: tuple[tuple[str, Layout], ...] = ()
         try:
-            self._catalogs = [(entry.name, entry.current) for entry in decode_index(meta) if entry.current is not None]
+            catalogs = tuple((entry.name, entry.current) for entry in decode_index(meta) if entry.current is not None)
         except CatalogError as error:
-            self._catalogs = []
             self._report(str(error))
+        self._index = _Index(meta, catalogs)
         return True
 
     def request(self, ra: Array, dec: Array) -> CatalogRequest:
         """What to read for positions (n,) in ICRS degrees; those that are none are left out."""
+        index = self._index  # once: another thread may take a newer one meanwhile
         keys = [self.meta_key]
         parts = []
         valid = np.flatnonzero(np.isfinite(ra) & (np.abs(dec) <= 90.0))
-        for name, layout in self._catalogs if len(valid) else ():
+        for name, layout in index.catalogs if len(valid) else ():
             owner, cell = sky.cone_cells(ra[valid], dec[valid], layout.search_radius, layout.order)
             cells, number = np.unique(cell, return_inverse=True)
             parts.append(_Part(name, layout, len(keys), len(cells), valid[owner], number))
             start = cell_prefix(self._prefix, name, layout.generation)
             keys += [f"{start}{cell}" for cell in cells.tolist()]
-        return CatalogRequest(keys, tuple(parts))
+        return CatalogRequest(keys, tuple(parts), index)
+
+    def read(
+        self,
+        ra: Array,
+        dec: Array,
+        mget: Callable[[list[str]], Sequence[bytes | None]],
+        asked: tuple[CatalogRequest, Sequence[bytes | None]] | None = None,
+    ) -> tuple[CatalogRequest, Sequence[bytes | None]]:
+        """A request for positions (n,) in ICRS degrees and the values of its keys, of the catalogues as they are.
+
+        ``asked`` is a request that was read already, with its values. Where catalogues came, went or were replaced
+        since a request was made, whose cells may be gone by now, it is made and read again.
+        """
+        request, values = asked if asked is not None else (self.request(ra, dec), None)
+        for _ in range(_MOST_READS):
+            if values is None:
+                values = mget(request.keys)
+            if values[0] == request.index.meta:
+                return request, values
+            self.prime(values[0])
+            request, values = self.request(ra, dec), None
+        return request, mget(request.keys)
 
     def match(
         self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
@@ -122,9 +166,34 @@ class CatalogReader:
         ``values`` are those of ``request.keys``. Of each catalogue the nearest source within its radius counts,
         each moved to the alert's time. Values of several catalogues fill each other up, the first loaded first.
         """
-        self.prime(values[0])
         merged = np.full((len(ra), len(METADATA_FEATURES)), np.nan, np.float32)
         matched = np.zeros(len(ra), np.bool_)
+        for one in self._found(request, values, ra, dec, mjd):
+            if one is not None:
+                before = merged[one.alert]
+                merged[one.alert] = np.where(np.isnan(before), one.values, before)
+                matched[one.alert] = True
+        return [SourceMetadata(row) if known else None for row, known in zip(merged, matched.tolist(), strict=True)]
+
+    def matches(
+        self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
+    ) -> list[Match]:
+        """The source of each catalogue at one position (1,), as ``match`` finds it."""
+        found = self._found(request, values, ra, dec, mjd)
+        return [
+            Match(
+                part.name,
+                float(one.separation[0]),
+                {n: v for n, v in zip(METADATA_FEATURES, one.values[0].tolist(), strict=True) if v == v},
+            )
+            for part, one in zip(request.parts, found, strict=True)
+            if one is not None
+        ]
+
+    def _found(
+        self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
+    ) -> list[_Found | None]:
+        """What each catalogue of a request has."""
         year = sky.julian_year(mjd)
         year = np.where((year >= FIRST_YEAR) & (year <= LAST_YEAR), year, ASSUMED_YEAR)
         motion = np.full((len(ra), 2), np.nan)
@@ -132,12 +201,7 @@ class CatalogReader:
         # Those with proper motions first: theirs say where the star was when the others saw it.
         for number in sorted(range(len(found)), key=lambda n: not request.parts[n].layout.moves):
             found[number] = self._nearest(request.parts[number], values, ra, dec, year, motion)
-        for one in found:
-            if one is not None:
-                before = merged[one.alert]
-                merged[one.alert] = np.where(np.isnan(before), one.values, before)
-                matched[one.alert] = True
-        return [SourceMetadata(row) if known else None for row, known in zip(merged, matched.tolist(), strict=True)]
+        return found
 
     def _nearest(
         self, part: _Part, values: Sequence[bytes | None], ra: Array, dec: Array, year: Array, motion: Array
@@ -178,12 +242,12 @@ class CatalogReader:
         # Positions are kept to a fraction of a mas: what is as near to that goes by brightness.
         order = np.lexsort((faintness, np.rint(distance * _MAS), alert))
         alert, best = np.unique(alert[order], return_index=True)
-        row = row[order][best]
+        row, distance = row[order][best], distance[order][best]
         motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
         result = np.full((len(alert), len(METADATA_FEATURES)), np.nan, np.float32)
         at, feature = layout.features
         result[:, feature] = stored[row][:, at]
-        return _Found(alert, result)
+        return _Found(alert, distance, result)
 
     def _rows(self, part: _Part, value: bytes | None) -> bytes:
         """The bytes of a cell; none where they are no whole number of rows."""

@@ -47,8 +47,8 @@ _ERRORS_OF: Final = (
 )  # fmt: skip
 # The brightest stars: Sirius V = -1.46, R Doradus K = -4.0, Betelgeuse W1 = -4; CW Leonis at 12 and 22 micron
 # (47,500 and 30,000 Jy, IRAS) W3 = -8.0 and W4 = -8.9. A K of exactly 9.999 is far more often a code than a star.
-_MAGNITUDE: Final = _Rule(-5.0, 30.0, positive_codes=9.999)
-_FAR_INFRARED: Final = _Rule(-9.5, 30.0, positive_codes=9.999)
+_MAGNITUDE: Final = _Rule(-5.0, 30.0, negative_codes=9.99, positive_codes=9.999)
+_FAR_INFRARED: Final = _Rule(-9.5, 30.0, negative_codes=9.99, positive_codes=9.999)
 _COLOUR: Final = _Rule(-5.0, 9.99, zero=True)
 # The largest proper motion is Barnard's star's, 10,393 mas/yr; the largest parallax Proxima's, 768 mas. Spurious
 # parallaxes of Gaia DR3 go down to -190.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -29,7 +30,8 @@ from broker.catalog.layout import (
     max_order,
     progress_key,
 )
-from broker.catalog.match import CatalogReader
+from broker.catalog.match import CatalogReader, Match
+from broker.catalog.plausible import Counts
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable, Chunk, expand
 from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
@@ -42,7 +44,10 @@ CHUNK_ROWS: Final = 20_000
 """Rows of one script, for which Redis does nothing else and the service waits: some 10 ms where the table is sorted
 by place, 85 to 170 ms where it is not and each row is for another cell."""
 _APPEND: Final = resources.files(__package__).joinpath("append.lua").read_text("utf-8")
+_UNKNOWN: Final = "unknown:"
+"""Begins the fields of a record that count values left out: ``unknown:<column>:<reason>``."""
 _SCAN: Final = 5000
+_SHOWN: Final = 5
 _OTHERS: Final = "catalogue {} is being loaded, or was dropped, by another process"
 _TIMEOUT: Final = 60.0  # seconds
 
@@ -71,6 +76,8 @@ class Contents:
     stored: int
     """Rows stored: more than ``rows``, as a source is in each cell that its path crosses."""
     files: dict[str, FileProgress]
+    unknown: Counts
+    """Values that were left out as unknown, and rows ("position", "row"), by column and reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,10 @@ class LoadResult:
     contents: Contents
     already_complete: bool
     """All files were there before; nothing was done."""
+    in_use: bool
+    """Whether alerts are matched with it; not where it has no source, or where a file of a replacement failed."""
+    failures: tuple[str, ...]
+    """Files that could not be read, or only in part, or that have no usable row, with the reason."""
 
 
 class CatalogStore:
@@ -124,7 +135,12 @@ class CatalogStore:
             if field.startswith(b"file:")
         }
         rows, skipped, chunks, stored = (int(record.get(f, 0)) for f in (b"rows", b"skipped", b"chunks", b"stored"))
-        return Contents(rows, skipped, chunks, stored, files)
+        unknown: Counts = {}
+        for field, count in record.items():
+            if field.startswith(_UNKNOWN.encode()):
+                column, _, reason = field.decode()[len(_UNKNOWN) :].partition(":")
+                unknown.setdefault(column, {})[reason] = int(count)
+        return Contents(rows, skipped, chunks, stored, files, dict(sorted(unknown.items())))
 
     def load(
         self,
@@ -142,43 +158,59 @@ class CatalogStore:
         """Load tables; goes on where an earlier load of the catalogue was stopped.
 
         A catalogue is there for alerts once all its files are. Files that it does not have yet are added to a
-        complete one; with ``anew`` all are loaded anew beside it and then take its place.
+        complete one; with ``anew`` all are loaded anew beside it and then take its place, if all could be read.
+        A file that cannot be read does not end the load: the others go in, and it is among the result's failures.
 
         ``epoch`` (Julian year) goes for all sources, whatever the table or the preset says; ``radius`` is in arcsec;
-        ``order`` of the cells is chosen from the density of the sources where it is None. Raises InputFileError for
-        files that cannot be read, ConfigurationError where the catalogue was begun in another way, and
-        DependencyUnavailableError where Redis is away or full: then the same call goes on later.
+        ``order`` of the cells is chosen from the density of the sources where it is None. Raises InputFileError
+        where no file can be read, ConfigurationError where the catalogue was begun in another way, and
+        DependencyUnavailableError where Redis is unavailable or full: then the same call goes on later.
         """
         files = _named_files(paths)
-        first = CatalogTable(next(iter(files.values())), preset)
         self._clean(name)
         entry = self._entry(name) or Entry(name)
         layout = entry.loading if entry.loading is not None or anew else entry.current
-        if layout is not None and (problem := self._obstacle(name, layout, first, files, epoch, order, radius)):
-            if not anew:
-                raise ConfigurationError(f"{problem}; --replace loads all anew")
-            self._discard_loading(name)
-            layout = None
+        before = {} if layout is None else self.contents(name, layout).files
+        wanted = [file for file in files if file not in before or not before[file].done]
+        # One that is in already says whether these options are those it was loaded with.
+        witness = [file for file in files if file not in wanted][:1]
+        tables, failures = _open_tables({file: files[file] for file in (*witness, *wanted)}, preset)
+        if not tables:
+            raise InputFileError("; ".join(failures[:_SHOWN]) + ("; ..." if len(failures) > _SHOWN else ""))
+        if layout is not None:
+            of = {file: tables[file] for file in witness if file in tables} or tables
+            columns = _columns(of, layout.fixed_epoch, layout.columns)
+            if problem := self._obstacle(name, layout, columns, files, epoch, order, radius):
+                if not anew:
+                    raise ConfigurationError(f"{problem}; --replace loads all anew")
+                self._discard_loading(name)
+                layout = None
+                tables, failures = _open_tables(files, preset)  # those of them that were done, too
         if layout is None:
-            layout = self._begin(name, files, first, preset, epoch, order, radius)
-        before = self.contents(name, layout)
-        todo = {file for file in files if file not in before.files or not before.files[file].done}
-        complete = not todo and entry.current == layout
+            layout = self._begin(name, tables, preset, epoch, order, radius)
+            wanted = list(files)
+        done = {file: path.stat().st_size for file, path in files.items() if file not in wanted}
+        todo = {file: table for file, table in tables.items() if file in wanted}
+        complete = not wanted and entry.current == layout
         if not complete:
-            self._load_files(name, layout, preset, chunk_rows, files, todo, on_progress)
+            failures += self._load_files(name, layout, chunk_rows, todo, done, on_progress)
+        contents = self.contents(name, layout)
+        in_use = contents.rows > 0 and (entry.current in (None, layout) or not failures)
+        if in_use and not complete:
             self._publish(name, layout)
-        return LoadResult(layout, self.contents(name, layout), complete)
+        elif not contents.rows and entry.current != layout:
+            self._discard_loading(name)
+        return LoadResult(layout, contents, complete and not failures, in_use, tuple(failures))
 
-    def match(self, ra: float, dec: float, mjd: float) -> SourceMetadata | None:
-        """What the catalogues say of one position, ICRS degrees at a time in MJD."""
+    def match(self, ra: float, dec: float, mjd: float) -> tuple[SourceMetadata | None, list[Match]]:
+        """What the catalogues say of one position, ICRS degrees at a time in MJD: together, and each."""
         reader = CatalogReader(self._prefix)
         at = (np.array([ra]), np.array([dec]))
         with self._calls():
             reader.prime(self._client.get(reader.meta_key))
-            request = reader.request(*at)
-            values = self._client.mget(request.keys)
+            request, values = reader.read(*at, self._client.mget)
         (found,) = reader.match(request, values, *at, np.array([mjd]))
-        return found
+        return found, reader.matches(request, values, *at, np.array([mjd]))
 
     def drop(self, name: str) -> bool:
         """Delete a catalogue; returns whether there was one."""
@@ -196,37 +228,51 @@ class CatalogStore:
         self,
         name: str,
         layout: Layout,
-        preset: Preset,
         chunk_rows: int,
-        files: Mapping[str, Path],
-        todo: Collection[str],
+        tables: Mapping[str, CatalogTable],
+        before: Mapping[str, int],
         on_progress: Callable[[Progress], None],
-    ) -> None:
+    ) -> list[str]:
+        """Load tables, beside files that are done, of so many bytes; returns which failed, and why."""
         contents = self.contents(name, layout)
-        sizes = {file: path.stat().st_size for file, path in files.items()}
-        left_over = [file for file, progress in contents.files.items() if not progress.done and file not in files]
+        left_over = [
+            file
+            for file, progress in contents.files.items()
+            if not progress.done and file not in tables and file not in before
+        ]
         if left_over:
             raise InputFileError(f"catalogue {name}: {', '.join(left_over)} was begun and is not among the files given")
-        done, total = sum(sizes[file] for file in files if file not in todo), sum(sizes.values())
+        sizes = {file: table.path.stat().st_size for file, table in tables.items()}
+        done = sum(before.values())
+        total = done + sum(sizes.values())
         rows, chunks = 0, contents.chunks
-        for file in (file for file in files if file in todo):
-            table = CatalogTable(files[file], preset)
-            if _stored_columns(table, layout.fixed_epoch) != layout.columns:
-                raise InputFileError(
-                    f"{table.path}: gives {', '.join(_stored_columns(table, layout.fixed_epoch))}, "
-                    f"but the catalogue has {', '.join(layout.columns)}"
-                )
+        failures = []
+        for file, table in tables.items():
             progress = contents.files.get(file) or _identity(table.path)
-            for chunk in table.chunks(progress.rows, chunk_rows):
-                rows += chunk.rows_read - progress.rows
-                after = replace(progress, rows=chunk.rows_read)
-                self._append(name, layout, chunks, file, progress, after, chunk)
-                progress, chunks = after, chunks + 1
-                on_progress(Progress(rows, done + chunk.bytes_read, total))
-            self._append(name, layout, chunks, file, progress, replace(progress, done=True), None)
-            chunks += 1
+            usable = progress.rows
+            unknown: Counts = {}
+            try:
+                _require_columns(table, layout)
+                for chunk in table.chunks(progress.rows, chunk_rows):
+                    rows += chunk.rows_read - progress.rows
+                    after = replace(progress, rows=chunk.rows_read)
+                    self._append(name, layout, chunks, file, progress, after, chunk)
+                    progress, chunks = after, chunks + 1
+                    usable += len(chunk.ra)
+                    _add(unknown, chunk.unknown)
+                    on_progress(Progress(rows, done + chunk.bytes_read, total))
+            except InputFileError as error:
+                loaded = f"; its first {progress.rows:,} rows are in" if progress.rows else ""
+                failures.append(f"{error}{loaded}")
+            else:
+                self._append(name, layout, chunks, file, progress, replace(progress, done=True), None)
+                chunks += 1
+                if progress.rows and not usable:
+                    why = f": {describe_unknown(unknown)}" if unknown else ""
+                    failures.append(f"{table.path}: none of its {progress.rows:,} rows is usable{why}")
             done += sizes[file]
             on_progress(Progress(rows, done, total))
+        return failures
 
     def _append(
         self,
@@ -241,17 +287,21 @@ class CatalogStore:
         """Write one chunk, after ``chunks`` others, and how far the file is read after it."""
         new = [b"", b"", b""]
         counts = [0, 0, 0]
+        unknown: list[str | int] = []
         if chunk is not None:
             packed = by_cell(layout, chunk)
             new = [packed.cells.tobytes(), packed.sizes.tobytes(), packed.rows]
             counts = [len(chunk.ra), chunk.skipped, packed.count]
+            for column, reasons in chunk.unknown.items():
+                for reason, count in reasons.items():
+                    unknown += [f"{_UNKNOWN}{column}:{reason}", count]
         record = progress_key(self._prefix, name, layout.generation)
         cells = cell_prefix(self._prefix, name, layout.generation)
         with self._calls(
             f"after row {before.rows:,} of {file}; what is loaded stays, and the same command goes on from there"
         ):
             done = self._client.eval(
-                _APPEND, 1, record, chunks, f"file:{file}", json.dumps(asdict(after)), *counts, cells, *new
+                _APPEND, 1, record, chunks, f"file:{file}", json.dumps(asdict(after)), *counts, cells, *new, *unknown
             )
         if not done:
             raise ConfigurationError(_OTHERS.format(name))
@@ -259,8 +309,7 @@ class CatalogStore:
     def _begin(
         self,
         name: str,
-        files: Mapping[str, Path],
-        first: CatalogTable,
+        tables: Mapping[str, CatalogTable],
         preset: Preset,
         epoch: float | None,
         order: int | None,
@@ -270,12 +319,11 @@ class CatalogStore:
         radius = preset.radius if radius is None else radius
         highest = max_order(radius)
         if order is None:
-            tables = [CatalogTable(path, preset) for path in files.values()]
-            order = min(choose_order(tables), highest)
+            order = min(choose_order(list(tables.values())), highest)
         elif not 0 <= order <= highest:
             raise ConfigurationError(f"order {order}: it can be 0 to {highest} for a radius of {radius:g} arcsec")
         fixed = epoch is not None
-        columns = _stored_columns(first, fixed)
+        columns = _columns(tables, fixed)
         with self._calls():
             generation = self._client.incr(counter_key(self._prefix))
         layout = Layout(generation, order, columns, preset.epoch if epoch is None else epoch, radius, fixed)
@@ -295,14 +343,13 @@ class CatalogStore:
         self,
         name: str,
         layout: Layout,
-        first: CatalogTable,
+        columns: tuple[str, ...],
         files: Mapping[str, Path],
         epoch: float | None,
         order: int | None,
         radius: float | None,
     ) -> str | None:
         """Why a generation that was begun cannot go on with these options and files."""
-        columns = _stored_columns(first, layout.fixed_epoch)
         options = (
             (order, layout.order),
             (radius, layout.radius),
@@ -360,7 +407,7 @@ class CatalogStore:
             for other in entries:
                 if other.name == name:
                     other.stale = tuple(g for g in other.stale if g not in entry.stale)
-            return entries
+            return [e for e in entries if e.current is not None or e.loading is not None or e.stale]
 
         self._change(change)
 
@@ -409,6 +456,49 @@ def _stored_columns(table: CatalogTable, fixed_epoch: bool) -> tuple[str, ...]:
     columns = tuple(name for name in METADATA_FEATURES if name in table.columns)
     moves = "pmra" in columns and "pmdec" in columns
     return (*columns, EPOCH) if EPOCH in table.columns and not fixed_epoch and not moves else columns
+
+
+def _columns(
+    tables: Mapping[str, CatalogTable], fixed_epoch: bool, begun: tuple[str, ...] | None = None
+) -> tuple[str, ...]:
+    """The columns that most of the tables give; those with which a catalogue was ``begun`` where one has them."""
+    counts = Counter(_stored_columns(table, fixed_epoch) for table in tables.values())
+    return begun if begun is not None and begun in counts else counts.most_common(1)[0][0]
+
+
+def _require_columns(table: CatalogTable, layout: Layout) -> None:
+    """Raises InputFileError where a table gives other columns than the catalogue has."""
+    columns = _stored_columns(table, layout.fixed_epoch)
+    if columns != layout.columns:
+        raise InputFileError(
+            f"{table.path}: gives {', '.join(columns)}, but the catalogue has {', '.join(layout.columns)}"
+        )
+
+
+def _open_tables(files: Mapping[str, Path], preset: Preset) -> tuple[dict[str, CatalogTable], list[str]]:
+    """The tables that can be opened, and why the others cannot."""
+    tables, failures = {}, []
+    for file, path in files.items():
+        try:
+            tables[file] = CatalogTable(path, preset)
+        except InputFileError as error:
+            failures.append(str(error))
+    return tables, failures
+
+
+def _add(counts: Counts, more: Counts) -> None:
+    for column, reasons in more.items():
+        for reason, count in reasons.items():
+            of_column = counts.setdefault(column, {})
+            of_column[reason] = of_column.get(reason, 0) + count
+
+
+def describe_unknown(unknown: Counts) -> str:
+    """How many values and rows are left out, by column and reason, in one line."""
+    return "; ".join(
+        f"{column}: {', '.join(f'{count:,} {reason}' for reason, count in sorted(reasons.items()))}"
+        for column, reasons in unknown.items()
+    )
 
 
 def _named_files(paths: Sequence[Path]) -> dict[str, Path]:

@@ -11,6 +11,7 @@ import click
 from broker.cli import options
 
 _PRESETS = ("gaia", "2mass", "wise")
+_SHOWN_FAILURES = 100
 
 
 def _name(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -58,7 +59,8 @@ def load(
     """Put tables into Redis as catalogue NAME, such as gaia.
 
     PATH is a Parquet, CSV, FITS or VOTable file or a folder of them. Stopped at any moment, the same command goes
-    on where it was. Files that a complete catalogue does not have yet are added.
+    on where it was. Files that a complete catalogue does not have yet are added. The exit code is 1 where a file could
+    not be read or no row is usable, and 2 where none could be read.
     """
     from contextlib import closing
     from time import monotonic
@@ -104,9 +106,24 @@ def load(
             anew=replace,
             on_progress=show,
         )
+    for failure in result.failures[:_SHOWN_FAILURES]:
+        click.echo(failure, err=True)
+    if len(result.failures) > _SHOWN_FAILURES:
+        click.echo(f"... and {len(result.failures) - _SHOWN_FAILURES} more", err=True)
     if result.already_complete:
         click.echo(f"catalogue {name} is complete: all these files were loaded before (--replace loads them anew)")
-    click.echo(f"catalogue {name}: {_describe(result.layout, result.contents)}")
+    if result.contents.rows:
+        click.echo(f"catalogue {name}: {_describe(result.layout, result.contents)}")
+    _echo_unknown(result.contents)
+    if not result.contents.rows:
+        raise click.ClickException(f"catalogue {name}: not loaded, no row of its tables is usable")
+    if not result.in_use:
+        raise click.ClickException(
+            f"catalogue {name}: not replaced, the one before stays in use, since {len(result.failures)} of the files "
+            "failed: mend or leave them out, and give the command again"
+        )
+    if result.failures:
+        raise click.ClickException(f"catalogue {name}: {len(result.failures)} files failed, the others are in use")
 
 
 @catalog.command("list")
@@ -122,7 +139,9 @@ def list_catalogs(config: Path | None) -> None:
         entries = store.entries()
         for entry in entries:
             if entry.current is not None:
-                click.echo(f"{entry.name}: {_describe(entry.current, store.contents(entry.name, entry.current))}")
+                contents = store.contents(entry.name, entry.current)
+                click.echo(f"{entry.name}: {_describe(entry.current, contents)}")
+                _echo_unknown(contents)
             if entry.loading is not None:
                 contents = store.contents(entry.name, entry.loading)
                 click.echo(f"{entry.name}: not complete, not used: {_describe(entry.loading, contents)}")
@@ -149,13 +168,16 @@ def drop(name: str, config: Path | None) -> None:
 
 
 @catalog.command(context_settings={"ignore_unknown_options": True})
-@click.argument("ra", type=click.FloatRange(0, 360))
-@click.argument("dec", type=click.FloatRange(-90, 90))
+@click.argument("ra", callback=options.ra)
+@click.argument("dec", callback=options.dec)
 @click.option("--mjd", type=float, default=math.nan, help="When the position was measured; Gaia's epoch by default.")
 @options.json_lines
 @options.config
 def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None) -> None:
-    """Print what the catalogues say of the source at a position, ICRS degrees, as an alert there would get it."""
+    """Print what the catalogues say of the source at a position, as an alert there would get it.
+
+    RA and DEC are ICRS, in degrees or sexagesimal: 269.4521 +4.6933, 17:57:48.5 +04:41:36, 17h57m48.5s 4d41m36s.
+    """
     import json
     from contextlib import closing
 
@@ -164,17 +186,32 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
     from broker.config import load_settings
 
     with closing(CatalogStore(load_settings(config).redis.address())) as store:
-        found = store.match(ra, dec, mjd)
-    names = METADATA_FEATURES if found is not None else ()
-    numbers = found.values.tolist() if found is not None else ()
-    values = {name: value for name, value in zip(names, numbers, strict=True) if value == value}
+        found, matches = store.match(ra, dec, mjd)
+        names = [entry.name for entry in store.entries() if entry.current is not None]
+    numbers = found.values.tolist() if found is not None else [math.nan] * len(METADATA_FEATURES)
+    values = {name: value for name, value in zip(METADATA_FEATURES, numbers, strict=True) if value == value}
     if as_json:
-        click.echo(json.dumps(values))
-    elif found is None:
-        click.echo("no source there")
-    else:
-        for name, value in values.items():
-            click.echo(f"{name:20} {value:.6g}")
+        sources = [
+            {"catalog": m.catalog, "separation_arcsec": round(m.separation, 4), "values": m.values} for m in matches
+        ]
+        click.echo(json.dumps({"ra": ra, "dec": dec, "catalogs": names, "matches": sources, "values": values}))
+        return
+    if not matches:
+        click.echo(f"no source at {ra:.6f} {dec:+.6f} in {', '.join(names) or 'any catalogue: there are none'}")
+        return
+    for source in matches:
+        click.echo(f"{source.catalog}: {source.separation:.3f} arcsec from {ra:.6f} {dec:+.6f}")
+    for name, value in values.items():
+        first = next(m.catalog for m in matches if name in m.values)
+        click.echo(f"{name:20} {value:<12.6g} {first}")
+
+
+def _echo_unknown(contents: Any) -> None:
+    """Values that were left out, a line a column."""
+    from broker.catalog.store import describe_unknown
+
+    for column, reasons in contents.unknown.items():
+        click.echo(f"  unknown {describe_unknown({column: reasons})}")
 
 
 def _describe(layout: Any, contents: Any) -> str:

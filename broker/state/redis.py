@@ -209,9 +209,8 @@ class RedisStore:
         batch.add_objects(found)
         for row in spectra:
             batch.add_spectrum(*row)
-        if self._catalogs.prime(values[0]):  # a catalogue came, went or was replaced: once, one more trip
-            request = self._catalogs.request(at[0], at[1])
-            values = self._call(lambda: self._client.mget(request.keys))
+        # Where a catalogue came, went or was replaced meanwhile, one more trip.
+        request, values = self._catalogs.read(at[0], at[1], self._mget, (request, values))
         return self._catalogs.match(request, values, *at)
 
     def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> set[ObjectName]:
@@ -257,6 +256,11 @@ class RedisStore:
 
         if values:
             self._call(write)
+
+    def _mget(self, keys: Sequence[str]) -> Sequence[bytes | None]:
+        client: Any = self._client
+        values: Sequence[bytes | None] = self._call(lambda: client.mget(keys))
+        return values
 
     @staticmethod
     def _call(action: Callable[[], T]) -> T:

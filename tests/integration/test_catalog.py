@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,16 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.layout import decode_index
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import PLAIN, PRESETS
 from broker.catalog.store import CatalogStore, Progress
 from broker.cli import main
 from broker.embedded.redis import RedisServer
-from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
+from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.records import Alert, LightCurve, ObjectState
+from broker.state.redis import RedisStore
 
 GAIA = PRESETS["gaia"]
 N = 20_000
@@ -254,8 +260,8 @@ def test_other_options_are_refused(store: CatalogStore, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="order 14: it can be 0 to 13"):
         store.load("new", [tmp_path], GAIA, order=14)
     pq.write_table(pa.table({"ra": [1.0], "dec": [1.0], "ruwe": [1.0]}), tmp_path / "b.parquet")
-    with pytest.raises(InputFileError, match=r"b.parquet: gives ruwe, but the catalogue has phot_g_mean_mag"):
-        store.load("gaia", [tmp_path], GAIA)
+    [failure] = store.load("gaia", [tmp_path], GAIA).failures
+    assert "b.parquet: gives ruwe, but the catalogue has phot_g_mean_mag" in failure
 
 
 def test_dropping_leaves_nothing(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
@@ -317,12 +323,10 @@ def test_a_reader_takes_a_replaced_catalogue_with_its_next_request(
     reader.prime(client.get(reader.meta_key))
     request = reader.request(columns["ra"], columns["dec"])
     store.load("gaia", [tmp_path], GAIA, anew=True)
-    values = client.mget(request.keys)
-    assert reader.prime(values[0])  # the request is outdated: its keys are gone
-    request = reader.request(columns["ra"], columns["dec"])
-    found = reader.match(
-        request, client.mget(request.keys), columns["ra"], columns["dec"], np.full(len(columns["ra"]), np.nan)
-    )
+    outdated = client.mget(request.keys)  # its keys are gone
+    asked = (request, outdated)
+    request, values = reader.read(columns["ra"], columns["dec"], client.mget, asked)
+    found = reader.match(request, values, columns["ra"], columns["dec"], np.full(len(columns["ra"]), np.nan))
     assert all(f is not None for f in found)
 
 
@@ -343,10 +347,13 @@ def test_the_commands(server: RedisServer, client: redis.Redis, tmp_path: Path) 
     at = (f"{columns['ra'][5]:.6f}", f"{columns['dec'][5]:.6f}")
     result = command(server, "match", *at)
     assert result.exit_code == 0, result.output
-    assert re.search(rf"phot_g_mean_mag +{columns['phot_g_mean_mag'][5]:.6g}\n", result.stdout)
+    assert re.search(rf"phot_g_mean_mag +{columns['phot_g_mean_mag'][5]:.6g} +gaia\n", result.stdout)
+    assert re.match(r"gaia: 0\.\d\d\d arcsec from ", result.stdout)
     found = json.loads(command(server, "match", *at, "--json", "--mjd", "60000").stdout)
-    assert set(found) == {"phot_g_mean_mag", "pmra", "pmdec"}
-    assert "no source there" in command(server, "match", "0", "-89.99").stdout
+    assert set(found["values"]) == {"phot_g_mean_mag", "pmra", "pmdec"}
+    assert [(m["catalog"], m["separation_arcsec"] < 1.0) for m in found["matches"]] == [("gaia", True)]
+    assert found["matches"][0]["values"] == found["values"]
+    assert "no source at 0.000000 -89.990000 in gaia" in command(server, "match", "0", "-89.99").stdout
     assert command(server, "drop", "gaia").exit_code == 0
     result = command(server, "drop", "gaia")
     assert result.exit_code == 2
@@ -383,7 +390,8 @@ def test_real_stars(server: RedisServer, store: CatalogStore, client: redis.Redi
     result = store.load("stars", [shared / "data" / "asassn_gaia.csv"], preset)
     assert result.contents.rows == 980
     # The first row of the file.
-    found = store.match(251.61386067502823, -51.54105945499765, 60000.0)
+    found, [match] = store.match(251.61386067502823, -51.54105945499765, 60000.0)
+    assert match.catalog == "stars"
     assert found is not None
     assert found.values[1] == np.float32(10.655378)
 
@@ -395,3 +403,187 @@ def test_the_index_is_one_key(store: CatalogStore, client: redis.Redis, tmp_path
     store.load("a", [tmp_path], GAIA, anew=True)
     entries = decode_index(client.get("trifid:catalogs"))
     assert [(e.name, e.current.generation) for e in entries if e.current] == [("b", 1), ("a", 4), ("c", 3)]
+
+
+def write_csv(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def known(store: CatalogStore, ra: float, dec: float) -> dict[str, float]:
+    """What the catalogues say of a position, rounded."""
+    _, matches = store.match(ra, dec, 57388.5)
+    return {name: round(value, 3) for match in matches for name, value in match.values.items()}
+
+
+def test_codes_are_unknown_and_counted(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    path = write_csv(
+        tmp_path / "cat.csv",
+        "ra,dec,mean_vmag,k_mag\n10.0,10.0,-9.99,9.999\n10.1,10.0,0.000,99.999\n10.2,10.0,12.3,11.1\n",
+    )
+    result = command(server, "load", "mine", path)
+    assert result.exit_code == 0, result.output
+    assert "catalogue mine: 1 sources" in result.stdout
+    assert "  unknown mean_vmag: 2 a code such as -9.99 or 0\n" in result.stdout
+    assert "  unknown k_mag: 2 a code such as -9.99 or 0\n" in result.stdout
+    assert "  unknown row: 2 no value\n" in result.stdout
+    assert known(store, 10.0, 10.0) == known(store, 10.1, 10.0) == {}
+    assert known(store, 10.2, 10.0) == {"mean_vmag": 12.3, "k_mag": 11.1}
+    assert "unknown k_mag" in command(server, "list").stdout
+
+
+def test_one_alien_file_does_not_end_a_load(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    folder = tmp_path / "stars"
+    folder.mkdir()
+    write_csv(folder / "a.csv", "<html>404 Not Found</html>\n")
+    write_csv(folder / "b.csv", "ra,dec,mean_vmag\n10,10,12.5\n")
+    (folder / "c.parquet").write_bytes(b"PAR1 cut off")
+    write_csv(folder / "d.csv", "ra,dec,mean_vmag\n20,10,13.5\n")
+    write_csv(folder / "e.csv", "ra,dec,ruwe\n20,10,1\n")
+    os.mkfifo(folder / "f.csv")
+    for _ in range(2):  # and the same once more says the same
+        result = command(server, "load", "mine", folder)
+        assert result.exit_code == 1, result.output
+        assert "a.csv: an HTML page" in result.stderr
+        assert "c.parquet: " in result.stderr
+        assert "e.csv: gives ruwe, but the catalogue has mean_vmag" in result.stderr
+        assert "3 files failed, the others are in use" in result.stderr
+    assert (known(store, 10, 10), known(store, 20, 10)) == ({"mean_vmag": 12.5}, {"mean_vmag": 13.5})
+    assert "f.csv: a pipe" in command(server, "load", "other", folder / "b.csv", folder / "f.csv").stderr
+    store.drop("other")
+    # A replacement with a file that fails would lose what that file had.
+    write_csv(folder / "b.csv", "ra,dec,mean_vmag\n10,10,14.5\n")
+    result = command(server, "load", "mine", folder, "--replace")
+    assert result.exit_code == 1
+    assert "not replaced, the one before stays in use" in result.stderr
+    assert known(store, 10, 10) == {"mean_vmag": 12.5}
+    result = command(server, "load", "mine", folder / "b.csv", folder / "d.csv", "--replace")
+    assert result.exit_code == 0, result.output
+    assert known(store, 10, 10) == {"mean_vmag": 14.5}
+
+
+def test_a_file_damaged_half_way_is_named_with_what_is_in(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    rows = "".join(f"{10 + i / 5000},10,12.5,{'x' * 500}\n" for i in range(100_000))
+    packed = gzip.compress(f"ra,dec,mean_vmag,note\n{rows}".encode(), 1)
+    (tmp_path / "cut.csv.gz").write_bytes(packed[: len(packed) * 9 // 10])
+    write_csv(tmp_path / "good.csv", "ra,dec,mean_vmag\n200,10,13.5\n")
+    result = command(server, "load", "mine", tmp_path)
+    assert result.exit_code == 1
+    assert re.search(r"cut.csv.gz: .*; its first [\d,]+ rows are in", result.stderr), result.stderr
+    assert known(store, 200, 10) == {"mean_vmag": 13.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ra,dec,mean_vmag\n10,10,-9.99\n11,10,50\n", "-9.99 or 0, 1 not in -5 to 30; row: 2 no value"),
+        ("ra,dec,mean_vmag\n-999,10,12\n,,12\n0,0,12\n", "position: 1 0, 0, 1 blank, 1 not in degrees"),
+        ("ra,dec,mean_vmag\n10,10,null\n", "mean_vmag: 1 blank"),
+        ("ra,dec,mean_vmag\n", "no row of its tables is usable"),
+        ("ra,dec,mean_vmag\n1,2\n3,4\n", "no row of its tables is usable"),
+    ],
+)  # fmt: skip
+def test_without_usable_rows_nothing_is_loaded(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path, text: str, reason: str
+) -> None:
+    result = command(server, "load", "mine", write_csv(tmp_path / "t.csv", text))
+    assert result.exit_code == 1
+    assert reason in result.stderr, result.stderr
+    assert "not loaded" in result.stderr
+    assert "no catalogues" in command(server, "list").stdout
+    assert client.keys("trifid:cat:*") == []
+
+
+def test_positions_may_be_sexagesimal(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path
+) -> None:
+    store.load("mine", [write_csv(tmp_path / "t.csv", "ra,dec,ruwe\n269.452083,-4.693333,1.5\n")], PLAIN)
+    for at in (("17:57:48.5", "-04:41:36"), ("17h57m48.5s", "-4d41m36s"), ("17 57 48.5", "-04 41 36"),
+               ("269.452083", "-4.6933333")):  # fmt: skip
+        result = command(server, "match", *at)
+        assert result.exit_code == 0, result.output
+        assert re.match(r"mine: 0\.00\d arcsec from 269.4520\d+ -4.69333", result.stdout), result.stdout
+        assert re.search(r"ruwe +1.5 +mine\n", result.stdout)
+    for at in (("24:00:01", "0"), ("10", "-90:00:01"), ("x", "0"), ("10", "10:99")):
+        result = command(server, "match", *at)
+        assert (result.exit_code, "or such as" in result.stderr) == (2, True), result.output
+
+
+def test_each_file_is_opened_once_for_its_columns(
+    store: CatalogStore, client: redis.Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A VOTable is parsed whole each time it is opened."""
+    from astropy.table import Table
+
+    from broker import votable
+
+    for name in ("a.vot", "b.vot"):
+        Table({"ra": [1.0, 2.0], "dec": [1.0, 2.0], "ruwe": [1.0, 2.0]}).write(tmp_path / name, format="votable")
+    parsed = []
+    read = votable.read
+    monkeypatch.setattr(votable, "read", lambda file: parsed.append(1) or read(file))  # type: ignore[func-returns-value]
+    before = set(Path(tempfile.gettempdir()).glob("trifid-*"))
+    assert store.load("mine", [tmp_path], PLAIN).contents.rows == 4
+    assert len(parsed) == 2
+    assert set(Path(tempfile.gettempdir()).glob("trifid-*")) <= before
+
+
+def test_motions_no_star_has_fill_no_cells(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:
+    path = write_csv(
+        tmp_path / "t.csv",
+        "ra,dec,pmra,pmdec,phot_g_mean_mag\n10,10,5e6,3,12\n11,10,-798.58,10328.12,9\n12,10,1e20,0,13\n13,10,-999,-999,14\n",
+    )
+    result = store.load("mine", [path], PLAIN, order=13)
+    assert result.contents.rows == 4
+    assert result.contents.stored < 500  # Barnard's star crosses some hundred cells of 13 arcsec
+    assert known(store, 10, 10) == {"phot_g_mean_mag": 12.0}
+    assert known(store, 12, 10) == {"phot_g_mean_mag": 13.0}
+    assert known(store, 13, 10) == {"phot_g_mean_mag": 14.0}
+    assert result.contents.unknown == {
+        "pmra": {"not in -10500 to 10500": 2, "a code such as -9.99 or 0": 1},
+        "pmdec": {"of an unknown value": 2, "a code such as -9.99 or 0": 1},
+    }
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+def test_the_probe_may_take_a_replaced_catalogue_between_a_request_and_its_match(
+    server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path, when: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The health probe asks Redis from a thread of its own, with the store that the worker thread reads with."""
+    path = write_csv(tmp_path / "t.csv", "ra,dec,ruwe\n120.5,10.25,1.5\n")
+    store.load("mine", [path], PLAIN)
+    states = RedisStore(server.url)
+    alert = Alert("ztf", 1, 1, "ZTF1", 120.5, 10.25, 60000.0, "ztf:g", LightCurve.empty(), "")
+    assert ruwe(states.remember([alert])) == [1.5]
+    reader = states._catalogs
+    request = reader.request
+    replaced = []
+
+    def then_replace(*at: np.ndarray) -> object:
+        """The catalogue is replaced, and the probe notices, after the request was made and before it is sent."""
+        made = request(*at)
+        if not replaced:
+            replaced.append(True)
+            write_csv(path, "ra,dec,ruwe\n120.5,10.25,2.5\n")
+            store.load("mine", [path], PLAIN, anew=True)
+            if when == "while":
+                probe = threading.Thread(target=states.check)
+                probe.start()
+                probe.join()
+        return made
+
+    monkeypatch.setattr(reader, "request", then_replace)
+    assert ruwe(states.remember([alert])) == [2.5]
+    states.close()
+
+
+def ruwe(states: Sequence[ObjectState]) -> list[float | None]:
+    index = METADATA_FEATURES.index("ruwe")
+    return [None if s.metadata is None else float(s.metadata.values[index]) for s in states]
