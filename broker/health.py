@@ -6,15 +6,20 @@ Alive (``/healthz``) is a worker that a restart would not mend: its loop comes r
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from http import HTTPStatus
 from socketserver import ThreadingMixIn
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
@@ -38,7 +43,16 @@ _GROWTH: Final = 1.1
 """How much larger the mean lag of the later half of the window is than that of the earlier, to count as growing."""
 _OVERDUE: Final = 3
 """Rounds of probing without an answer that are taken for one."""
-_REQUEST_TIMEOUT_S: Final = 5.0
+_REQUEST_S: Final = 5.0
+"""A connection ends so long after it was accepted, whatever it has sent or taken: each is for one request."""
+_MAX_CONNECTIONS: Final = 32
+"""At once; one more ends the oldest, so that whoever holds connections does not keep a probe out."""
+_MAX_HEADER_BYTES: Final = 16_384
+_BACKLOG: Final = 128
+_LOOK_S: Final = 0.25
+_ANY_VERSION: Final = re.compile(r"version=([^;,]*)")
+_VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}\.\d{1,4}")
+"""What prometheus_client can compare with its own formats' versions; it quotes them in its answer."""
 _JSON: Final = "application/json; charset=utf-8"
 
 
@@ -199,7 +213,7 @@ class HealthServer:
             settings.address, settings.port, self._answer, server_class=_Server, handler_class=_Handler
         )
         self.port: int = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="metrics", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -233,11 +247,90 @@ def _respond(start_response: StartResponse, question: str, checks: Checks) -> It
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """Bounded in connections, and in the time of each: the standard library bounds single reads only."""
+
     daemon_threads = True
+    request_queue_size = _BACKLOG
+
+    def __init__(self, *arguments: Any) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, float] = {}
+        """Connections by age, the oldest first, and when they were accepted, monotonic seconds."""
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            self._open[request] = time.monotonic()
+            if len(self._open) > _MAX_CONNECTIONS:
+                self._end(next(iter(self._open)))
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called every _LOOK_S, and after each new connection."""
+        oldest = time.monotonic() - _REQUEST_S
+        with self._lock:
+            for connection in [c for c, since in self._open.items() if since < oldest]:
+                self._end(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Clients that say nothing or go away are no errors of the service.
+        log.debug("connection of %s ended", client_address, exc_info=True)
+
+    def _end(self, connection: socket.socket) -> None:
+        """Have the thread that serves a connection see its end, and close it."""
+        del self._open[connection]
+        with suppress(OSError):  # the client was faster
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+class _HeaderLimit(io.RawIOBase):
+    """What a client sends, up to _MAX_HEADER_BYTES: no request has a body."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._left = connection, _MAX_HEADER_BYTES
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the limit was reached."""
+        return not self._left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._connection.recv_into(buffer, min(len(buffer), self._left)) if self._left else 0
+        self._left -= count
+        return count
 
 
 class _Handler(WSGIRequestHandler):
-    timeout: ClassVar[float] = _REQUEST_TIMEOUT_S  # whoever connects and says nothing is let go
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self._head = _HeaderLimit(self.connection)
+        self.rfile = io.BufferedReader(self._head)
+
+    def parse_request(self) -> bool:
+        if not super().parse_request():
+            return False
+        if self._head.exhausted:
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            return False
+        return True
+
+    def get_environ(self) -> WSGIEnvironment:
+        environ = super().get_environ()
+        accept = environ.get("HTTP_ACCEPT", "")
+        if not (
+            accept.isascii() and accept.isprintable() and all(map(_VERSION.fullmatch, _ANY_VERSION.findall(accept)))
+        ):
+            del environ["HTTP_ACCEPT"]
+        return environ
 
     def log_message(self, format: str, *args: Any) -> None:
         log.debug(format, *args)

@@ -66,10 +66,16 @@ def show(
     wanted = Filter(reason, survey)
     with closing(_dead_letters(load_settings(config))) as letters:
         found = islice(letters.first(wanted), limit) if from_beginning else letters.latest(wanted, limit or _LATEST)
-        for letter in found:
+        count = 0
+        for count, letter in enumerate(found, 1):  # noqa: B007 the last count is that of all
             click.echo(json.dumps(_record(letter)) if as_json else _line(letter))
             if save is not None:
                 _save(letter, save)
+        if not count:
+            chosen = (
+                "none of the dead letters is meant by --reason and --survey" if reason or survey else "no dead letters"
+            )
+            click.echo(f"{letters.topic}: {chosen}", err=True)
 
 
 @deadletter.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -35,3 +37,31 @@ config = click.option(
     "TRIFID_KAFKA__BOOTSTRAP_SERVERS win over it.",
 )
 json_lines = click.option("--json", "as_json", is_flag=True, help="One JSON record a line, for programs.")
+
+
+class _Text(click.ParamType[str]):
+    """A text that is not empty."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip():
+            self.fail("is empty", param, ctx)
+        return value
+
+
+class _Positive(click.FloatRange):
+    """A finite number above 0: ``float`` takes nan and inf, which no comparison refuses."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return number
+
+
+TEXT: Final = _Text()
+SECONDS: Final = _Positive()

@@ -1,4 +1,4 @@
-"""Annotations as lines for people to read."""
+"""Lines for people to read: annotations, and text that came from outside."""
 
 from __future__ import annotations
 
@@ -12,8 +12,25 @@ HEADER: Final = (
 )
 
 
+def printable(text: str) -> str:
+    """Text from outside without what a terminal would obey: other than printable characters come as escapes.
+
+    Line breaks are among these: one message is one line.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def lines(text: str) -> str:
+    """The same for a text of several lines, which stay lines."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def line(annotation: Annotation) -> str:
     """One annotation under HEADER; for one that is NotClassified, why."""
+    return printable(_line(annotation))
+
+
+def _line(annotation: Annotation) -> str:
     best = annotation.best_class
     start = f"{annotation.object_id:<24} {annotation.survey:<9} {best:<13}"
     if annotation.reason is not None:

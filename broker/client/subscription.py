@@ -2,28 +2,86 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+import math
+import re
+import sys
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypeVar
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
+from broker.streaming import clients
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _POLL_S: Final = 0.5
+_CALL_S: Final = 2.0
+"""Longest call of librdkafka that cannot be interrupted: Ctrl-C waits for it."""
+_RETRY_S: Final = 0.5
+_ASK_AGAIN_S: Final = 5.0
+"""Pause between two questions whether Kafka answers again."""
+_COMMIT_MS: Final = 1000
+_SESSION_MS: Final = 10_000
+_JOIN_S: Final = 30.0
+"""Until a group with a member that was killed has assigned its partitions anew."""
+_REFRESH_MS: Final = 10_000
+"""New topics of a pattern, and new partitions, are found after so long; librdkafka's own choice is 5 minutes."""
 _REFUSED: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_DEAD_LETTERS: Final = ".deadletter"
+_OWN: Final = (
+    "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
+    "isolation.level", "topic.blacklist",
+)  # fmt: skip
+"""Properties that the promises of a subscription rest on."""
+_NAMES_SHOWN: Final = 5
+
+Position = tuple[str, int]
+"""Topic and partition."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignMessage:
+    """A message of a subscribed topic that is no annotation."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    """Why it cannot be read."""
+    payload: bytes
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}: {self.reason}"
 
 
 class Subscription:
-    """Annotations as they are published: ``for annotation in Subscription("trifid.ztf.rrab"): ...``.
+    """Annotations as they are published: ``with Subscription("trifid.ztf.rrab") as s: for annotation in s: ...``.
 
-    Only transactions that were committed are read. With a ``group_id``, a program that was interrupted goes
-    on where it was: an annotation counts as read when the next one is asked for.
+    Only transactions that were committed are read. With a ``group_id``, the group has a position in every partition
+    from its first moment on, and a later subscription of the same name goes on from there, at least once each:
+
+    - an annotation counts as read when the next one is asked for, when ``acknowledge`` is called, or when the end of
+      the ``with`` block or ``close`` ends the subscription, unless an exception is on its way;
+    - so where the loop's body raises, the annotation that it was given comes again, and so does one that a ``break``
+      left behind where nothing closes the subscription;
+    - positions are committed every second, at each rebalance and at the end: a process that is killed reads at most
+      the annotations of its last second again.
+
+    Several subscriptions of one group share the partitions. A partition that was added, or a topic that a pattern
+    began to match, is read from its beginning.
     """
 
     def __init__(
@@ -34,53 +92,146 @@ class Subscription:
         group_id: str | None = None,
         start: Literal["earliest", "latest"] = "latest",
         idle_timeout: float | None = None,
+        timeout: float = 30.0,
+        on_foreign: Literal["warn", "raise"] | Callable[[ForeignMessage], None] = "warn",
         options: dict[str, str | int | float | bool] | None = None,
     ) -> None:
         """Subscribe to one or several topics; one that begins with ``^`` is a regular expression.
 
-        ``start`` is where to begin without a position of the group; after ``idle_timeout`` seconds without an
-        annotation the iteration ends, with None never. ``options`` are further librdkafka properties, such as
-        those for TLS and passwords.
+        Dead letters are no annotations: a regular expression leaves their topic out. ``start`` is where to begin in a
+        topic in which the group has no position. After ``idle_timeout`` seconds without an annotation the iteration
+        ends, with None never. ``timeout`` bounds, in seconds, the wait for Kafka and for the topics at the beginning;
+        later outages are waited for. ``on_foreign`` is what to do with a message that is no annotation: ``warn``
+        logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises DecodeError before it counts as read;
+        a function is called with it and may raise likewise. ``options`` are further librdkafka properties, such as
+        those for TLS and passwords. Raises ConfigurationError where an argument cannot be meant.
         """
-        self._idle_timeout = idle_timeout
-        self._commits = group_id is not None
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": group_id or f"trifid-subscriber-{uuid4()}",
-                "auto.offset.reset": start,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "error_cb": lambda error: log.warning("Kafka: %s", error.str()),
-                **(options or {}),
-            }
+        self._topics = [topics] if isinstance(topics, str) else list(topics)
+        self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
+        self._idle_timeout, self._on_foreign = idle_timeout, on_foreign
+        self._has_group = group_id is not None
+        options = options or {}
+        self._check(group_id, options)
+        self.skipped = 0
+        """Messages so far that were no annotations."""
+        self._ready = False
+        """Whether Kafka and the topics were there."""
+        self._known: set[str] = set()
+        """Topics that existed when this began."""
+        self._positions: dict[Position, int] = {}
+        """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
+        self._handed: TopicPartition | None = None
+        """Position after the annotation that the caller has, where all before it was read."""
+        self._assigned_at: float | None = None
+        self._outage = _Outage(bootstrap_servers)
+        # Members that keep partitions over a rebalance are told of the others only.
+        self._incremental = "cooperative" in str(options.get("partition.assignment.strategy")) or (
+            options.get("group.protocol") == "consumer"
         )
-        self._consumer.subscribe([topics] if isinstance(topics, str) else list(topics))
+        try:
+            self._consumer = Consumer(
+                {
+                    # What librdkafka would write to stderr comes to error_cb as well.
+                    "log_level": 2,
+                    "log.connection.close": False,
+                    "reconnect.backoff.ms": 500,
+                    "reconnect.backoff.max.ms": 5000,
+                    # A process that was killed holds up the next one of its group for so long.
+                    "session.timeout.ms": _SESSION_MS,
+                    "topic.metadata.refresh.interval.ms": _REFRESH_MS,
+                    **options,
+                    "bootstrap.servers": bootstrap_servers,
+                    "group.id": group_id or f"trifid-subscriber-{uuid4()}",
+                    # Each partition begins at a position of its own; this is for one that Kafka no longer has.
+                    "auto.offset.reset": "earliest",
+                    "enable.auto.commit": self._has_group,
+                    "auto.commit.interval.ms": _COMMIT_MS,
+                    "enable.auto.offset.store": False,
+                    "isolation.level": "read_committed",
+                    "topic.blacklist": rf"^.*\{_DEAD_LETTERS}$,^__.*",
+                    "error_cb": self._outage.report,
+                    "on_commit": _committed,
+                }
+            )
+        except KafkaException as error:
+            raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
+
+    def _check(self, group_id: str | None, options: dict[str, str | int | float | bool]) -> None:
+        if not self._topics:
+            raise ConfigurationError("no topic to subscribe to")
+        for topic in self._topics:
+            _check_topic(topic)
+        if not self._servers.strip():
+            raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
+        if group_id is not None and not group_id.strip():
+            raise ConfigurationError("group_id is empty: give a name, or None to read without a group")
+        if self._start not in ("earliest", "latest"):
+            raise ConfigurationError(f"start is {self._start!r}: give 'earliest' or 'latest'")
+        if not callable(self._on_foreign) and self._on_foreign not in ("warn", "raise"):
+            raise ConfigurationError(f"on_foreign is {self._on_foreign!r}: give 'warn', 'raise' or a function")
+        for name, seconds in (("idle_timeout", self._idle_timeout), ("timeout", self._timeout)):
+            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+                raise ConfigurationError(f"{name} is {seconds}: give a number of seconds above 0")
+        refused = [name for name in _OWN if name in options and name != "bootstrap.servers"]
+        if refused:
+            raise ConfigurationError(f"options: {', '.join(refused)} cannot be set: what a subscription promises rests "
+                                     "on them")  # fmt: skip
 
     def __iter__(self) -> Iterator[PublishedAnnotation]:
-        """Annotations in the order of each partition.
+        """Annotations in the order of each partition; may be called again, and goes on where it was.
 
-        Raises DecodeError on a message that is none, and KafkaException where the topic may not be read.
+        Raises DependencyUnavailableError where Kafka does not answer at the beginning or at the end of
+        ``idle_timeout``, ConfigurationError where a topic does not exist or may not be read, and DecodeError where
+        ``on_foreign`` asks for it.
         """
+        self.acknowledge()  # whoever asks again is done with what was handed out
+        self._connect()
+        try:
+            yield from self._annotations()
+        finally:
+            self._commit()
+
+    def _annotations(self) -> Iterator[PublishedAnnotation]:
         heard = time.monotonic()
-        while self._idle_timeout is None or time.monotonic() - heard < self._idle_timeout:
-            message = self._consumer.poll(_POLL_S)
+        while (left := self._time_left(heard)) > 0:
+            message = self._consumer.poll(min(_POLL_S, left))
             if message is None:
+                self._outage.ask_again(self._consumer)
                 continue
             error = message.error()
             if error is not None:
-                if error.fatal() or error.code() in _REFUSED:
-                    raise KafkaException(error)
-                log.warning("Kafka: %s", error.str())  # librdkafka goes on trying
+                self._hear(error, message.topic() or "")
                 continue
-            yield from read(message.value() or b"", message.topic() or "")
-            if self._commits:
-                self._consumer.commit(message=message, asynchronous=True)
-            heard = time.monotonic()
+            self._outage.over()
+            annotations = self._read(message)
+            yield from annotations[:-1]
+            self._handed = _after(message)
+            if annotations:
+                yield annotations[-1]
+                heard = time.monotonic()
+            self.acknowledge()
+        self._end_of_idling()
+
+    def acknowledge(self) -> None:
+        """Count the annotation that was handed out last as read: it will not come again."""
+        handed, self._handed = self._handed, None
+        if handed is None:
+            return
+        self._positions[handed.topic, handed.partition] = handed.offset
+        if self._has_group:
+            with suppress(KafkaException):  # the partition has another reader by now, to which it comes again
+                self._consumer.store_offsets(offsets=[handed])
 
     def close(self) -> None:
-        """Leave the group."""
+        """Count what was handed out as read, unless this is called upon an exception; commit, and leave the group."""
+        if sys.exc_info()[0] is not None:
+            self._handed = None  # not dealt with: it comes again
+        self.acknowledge()
         self._consumer.close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError, RuntimeError, KafkaException):  # never made, or closed
+            self._consumer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -89,3 +240,256 @@ class Subscription:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _commit(self) -> None:
+        """Commit what counts as read at once: nothing else does where a subscription is dropped without ``close``."""
+        if self._has_group and self._assigned_at is not None and not self._outage.text:
+            with suppress(KafkaException, RuntimeError):  # nothing new, reported by _committed, or closed meanwhile
+                self._consumer.commit(asynchronous=False)
+
+    def _connect(self) -> None:
+        """Wait for Kafka and the topics, and subscribe."""
+        if self._ready:
+            return
+        end = time.monotonic() + self._timeout
+        topics: set[str] | None = None
+        while True:
+            topics = self._existing(min(_CALL_S, self._timeout))
+            if topics is not None:
+                self._known = self._known or topics
+                missing = self._missing(topics)
+                if not missing:
+                    break
+            if time.monotonic() >= end:
+                if topics is None:
+                    raise self._unreachable(f"within {self._timeout:g} s")
+                raise self._no_topic(missing, topics)
+            time.sleep(_RETRY_S)
+        if not any(_matches(topic, topics) for topic in self._topics):
+            log.warning("no topic matches %s yet", ", ".join(self._topics))
+        # Weakly, so that a subscription that is dropped leaves the group at once.
+        on_assign = weakref.WeakMethod(self._on_assign)
+
+        def assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            method = on_assign()
+            if method is not None:
+                method(consumer, partitions)
+
+        self._consumer.subscribe(self._topics, on_assign=assign)
+        self._ready = True
+        self._outage.over()
+
+    def _existing(self, timeout: float) -> set[str] | None:
+        """Names of all topics that may be seen; None where Kafka does not answer."""
+        try:
+            return set(self._consumer.list_topics(timeout=timeout).topics)
+        except KafkaException as error:
+            if not self._ready:
+                self._consumer.poll(0)  # has error_cb told why; there are no messages yet
+            self._outage.report(error.args[0])
+            return None
+
+    def _missing(self, topics: set[str]) -> list[str]:
+        """Topics asked for by name that do not exist; raises ConfigurationError where one may not be read."""
+        missing = [t for t in self._topics if not t.startswith("^") and t not in topics]
+        for topic in missing:
+            with suppress(KafkaException):
+                error = self._consumer.list_topics(topic, timeout=_CALL_S).topics[topic].error
+                if error is not None and error.code() in _REFUSED:
+                    raise clients.failure(error, f"topic {topic}")
+        return missing
+
+    def _no_topic(self, missing: list[str], topics: set[str]) -> ConfigurationError:
+        names = sorted(t for t in topics if not t.startswith("__"))
+        said = []
+        for topic in missing:
+            near = difflib.get_close_matches(topic, names, n=3)
+            said.append(f"topic {topic} does not exist" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+        shown = [t for t in names if t.endswith(".all")][:_NAMES_SHOWN] or names[:_NAMES_SHOWN]
+        if not any("did you" in text for text in said):
+            said.append(f"there are {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if names else
+                        "there are no topics at all")  # fmt: skip
+        return ConfigurationError(f"Kafka at {self._servers}: {'; '.join(said)}")
+
+    def _unreachable(self, when: str) -> DependencyUnavailableError:
+        why = f": {self._outage.text}" if self._outage.text else ""
+        return DependencyUnavailableError(f"Kafka at {self._servers} does not answer {when}{why}")
+
+    def _time_left(self, heard: float) -> float:
+        """Seconds until the iteration ends for want of annotations; those until the group answers do not count."""
+        if self._idle_timeout is None:
+            return math.inf
+        now = time.monotonic()
+        wait = max(_JOIN_S, self._timeout)
+        began = max(heard, self._assigned_at if self._assigned_at is not None else heard + wait)
+        return began + self._idle_timeout - now
+
+    def _end_of_idling(self) -> None:
+        """Raise where nothing came because of a fault, and not because there is nothing."""
+        topics = self._existing(_CALL_S) or self._existing(_CALL_S)
+        if topics is None:
+            raise self._unreachable("any more")
+        if missing := self._missing(topics):
+            raise self._no_topic(missing, topics)
+        if not any(_matches(topic, topics) for topic in self._topics):
+            raise ConfigurationError(f"Kafka at {self._servers}: no topic matches {', '.join(self._topics)}")
+        if self._assigned_at is None:
+            raise DependencyUnavailableError(f"Kafka at {self._servers}: the group has not assigned partitions yet")
+
+    def _hear(self, error: KafkaError, topic: str) -> None:
+        """An event of the consumer instead of a message."""
+        if error.code() in _REFUSED:
+            raise clients.failure(error, f"topic {topic}" if topic else "")
+        if error.fatal():
+            raise DependencyUnavailableError(f"Kafka ended the subscription: {error.str()}")
+        self._outage.report(error)  # librdkafka goes on trying
+
+    def _read(self, message: Message) -> list[PublishedAnnotation]:
+        """The annotations of a message; none where it is foreign, which is dealt with as asked for."""
+        payload = message.value() or b""
+        try:
+            return read(payload, message.topic() or "")
+        except DecodeError as error:
+            topic, partition, offset = _place(message)
+            foreign = ForeignMessage(topic, partition, offset, str(error), payload)
+        self.skipped += 1
+        if callable(self._on_foreign):
+            self._on_foreign(foreign)
+        elif self._on_foreign == "raise":
+            raise DecodeError(str(foreign))
+        else:
+            log.warning("skipped %s", foreign)
+        return []
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Begin where the group is, or at a position that the group is given now."""
+        begun = self._insist(lambda: self._starting_points(consumer, partitions))
+        for p in partitions:
+            p.offset = begun.get((p.topic, p.partition), p.offset)
+            self._positions[p.topic, p.partition] = p.offset
+        if self._incremental:
+            consumer.incremental_assign(partitions)
+        else:
+            consumer.assign(partitions)
+        self._assigned_at = time.monotonic()
+
+    def _starting_points(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Position, int]:
+        """The next offset to read of each partition; raises KafkaException where Kafka does not answer."""
+        topics = {p.topic for p in partitions}
+        cluster = consumer.list_topics(timeout=_CALL_S).topics
+        every = [TopicPartition(topic, number) for topic in sorted(topics) for number in cluster[topic].partitions]
+        if self._has_group:
+            found = {(p.topic, p.partition): p.offset for p in _answered(consumer.committed(every, _CALL_S))}
+        else:
+            found = self._positions
+        at = {(p.topic, p.partition): found.get((p.topic, p.partition), -1) for p in every}
+        begun = {topic for (topic, _), offset in at.items() if offset >= 0}
+        new = []
+        for p in every:
+            if at[p.topic, p.partition] < 0:
+                # A topic that came later, or a partition of one whose other partitions have a position, is all new.
+                at_end = self._start == "latest" and p.topic in self._known and p.topic not in begun
+                low, high = consumer.get_watermark_offsets(p, timeout=_CALL_S)
+                p.offset = at[p.topic, p.partition] = high if at_end else low
+                new.append(p)
+        if new and self._has_group:
+            # Of all partitions at once: members that come in the next moment begin at the same positions.
+            _answered(consumer.commit(offsets=new, asynchronous=False) or [])
+        return at
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Repeat a call while Kafka does not answer, for as long as at the beginning."""
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                return call()
+            except KafkaException as error:
+                if error.args[0].code() in _REFUSED:
+                    raise clients.failure(error.args[0]) from error
+                if time.monotonic() >= end:
+                    raise DependencyUnavailableError(f"Kafka at {self._servers}: {error.args[0].str()}") from error
+                self._outage.report(error.args[0])
+                time.sleep(_RETRY_S)
+
+
+class _Outage:
+    """Reports what is wrong with the connection: one line when it begins, one for each new cause, one at the end."""
+
+    def __init__(self, servers: str) -> None:
+        self._servers = servers
+        self._codes: set[int] = set()
+        self._asked = 0.0
+        self.text = ""
+        """What is wrong, "" for nothing."""
+
+    def report(self, error: KafkaError) -> None:
+        """Something is wrong; librdkafka goes on trying."""
+        # That no broker answers says less than the cause, which comes before it.
+        vague = error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)
+        if error.code() in self._codes or (vague and self._codes):
+            return
+        self._codes.add(error.code())
+        self.text = error.str() or ""
+        self._asked = time.monotonic()
+        log.warning("Kafka at %s: %s", self._servers, self.text)
+
+    def over(self) -> None:
+        """Kafka has answered."""
+        if self._codes:
+            self._codes.clear()
+            self.text = ""
+            log.warning("Kafka at %s answers again", self._servers)
+
+    def ask_again(self, consumer: Consumer) -> None:
+        """See whether it is over, now and then."""
+        if self._codes and time.monotonic() - self._asked > _ASK_AGAIN_S:
+            self._asked = time.monotonic()
+            with suppress(KafkaException):
+                consumer.list_topics(timeout=_CALL_S)
+                self.over()
+
+
+def _check_topic(topic: str) -> None:
+    if topic.startswith("^"):
+        try:
+            re.compile(topic)
+        except re.error as error:
+            raise ConfigurationError(f"{topic!r} is no regular expression: {error}") from error
+    elif not _TOPIC.fullmatch(topic):
+        hint = "; a regular expression begins with ^" if re.search(r"[*+?\[\](){}|$\\]", topic) else ""
+        raise ConfigurationError(f"{topic!r} is no name of a topic{hint}")
+    elif topic.endswith(_DEAD_LETTERS):
+        raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
+
+
+def _matches(topic: str, names: set[str]) -> bool:
+    """Whether a topic, or one that a pattern matches, is among them."""
+    return any(re.search(topic, n) for n in names) if topic.startswith("^") else topic in names
+
+
+def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
+    """Partitions of an answer; raises KafkaException where one has an error."""
+    for p in partitions:
+        if p.error is not None:
+            raise KafkaException(p.error)
+    return partitions
+
+
+def _committed(error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+    if error is not None and error.code() != KafkaError._NO_OFFSET:
+        names = ", ".join(f"{p.topic}[{p.partition}]" for p in partitions)
+        log.warning("Kafka has not taken the positions of %s: %s", names, error.str())
+
+
+def _place(message: Message) -> tuple[str, int, int]:
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return topic, partition, offset
+
+
+def _after(message: Message) -> TopicPartition:
+    """The position after a message."""
+    topic, partition, offset = _place(message)
+    return TopicPartition(topic, partition, offset + 1)

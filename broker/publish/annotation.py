@@ -24,6 +24,8 @@ from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
 IDS: Final = ("alertId", "diaSourceId")
 """Fields that are integers of 64 bits; ids of objects are text already."""
 _MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
+_REASON: Final = 200
+"""Characters of a reason."""
 _CLASS_ID: Final = {**CLASS_INDEX, NOT_CLASSIFIED.name: NOT_CLASSIFIED.class_id}
 
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("annotation.avsc").read_text("utf-8")
@@ -40,6 +42,8 @@ class PublishedAnnotation(Annotation):
     broker_version: str = ""
     publish_mjd: float = 0.0
     """When the broker made the message, MJD UTC."""
+    class_ids: tuple[int, ...] = ()
+    """``classId`` of each of ``class_names``, some of which a newer release may have added."""
 
 
 def mjd_now() -> float:
@@ -53,9 +57,17 @@ def mjd_of(time: datetime) -> float:
 
 
 def to_record(
-    annotation: Annotation, broker_name: str, publish_mjd: float, broker_version: str = __version__
+    annotation: Annotation,
+    broker_name: str,
+    publish_mjd: float,
+    broker_version: str = __version__,
+    class_ids: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """The annotation in the fields of ``annotation.avsc``; timestamps are datetimes."""
+    """The annotation in the fields of ``annotation.avsc``; timestamps are datetimes.
+
+    ``class_ids`` are those of this release's taxonomy where not given.
+    """
+    class_ids = class_ids or tuple(_CLASS_ID[name] for name in annotation.class_names)
     return {
         "alertId": annotation.alert_id,
         "diaSourceId": annotation.source_id,
@@ -67,8 +79,10 @@ def to_record(
         "classifierName": annotation.classifier_name,
         "classifierParams": annotation.model_version,
         "classifications": [
-            {"classId": _CLASS_ID[name], "className": name, "probability": probability}
-            for name, probability in zip(annotation.class_names, annotation.probabilities, strict=True)
+            {"classId": class_id, "className": name, "probability": probability}
+            for class_id, name, probability in zip(
+                class_ids, annotation.class_names, annotation.probabilities, strict=True
+            )
         ],
         "survey": annotation.survey,
         "ra": annotation.ra,
@@ -135,12 +149,15 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],
         publish_mjd=mjd_of(record["brokerPublishTimestamp"]),
+        class_ids=tuple(c["classId"] for c in record["classifications"]),
     )
 
 
 def published_record(annotation: PublishedAnnotation) -> dict[str, Any]:
     """The record that a subscriber's annotation was made from."""
-    return to_record(annotation, annotation.broker_name, annotation.publish_mjd, annotation.broker_version)
+    return to_record(
+        annotation, annotation.broker_name, annotation.publish_mjd, annotation.broker_version, annotation.class_ids
+    )
 
 
 def to_json(record: dict[str, Any]) -> str:
@@ -175,14 +192,33 @@ def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:
     Raises DecodeError where the bytes are not such a message.
     """
     try:
-        return [from_record(record, topic) for record in read_records(message)]
+        annotations = [from_record(record, topic) for record in read_records(message)]
     except (KeyError, TypeError) as error:
         raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
+    if not all(annotation.class_names for annotation in annotations):
+        raise DecodeError("not an annotation of Trifid: it names no class")
+    return annotations
 
 
 def read_records(message: bytes) -> list[dict[str, Any]]:
     """The same as plain records, timestamps as datetimes."""
+    if not message.startswith(b"Obj\x01"):
+        raise DecodeError("not an annotation of Trifid: no Avro object container")
     try:
-        return [dict(record) for record in fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)]  # type: ignore[arg-type]
+        reader = fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)
+        if (name := _full_name(reader.writer_schema)) != SCHEMA["name"]:
+            raise DecodeError(f"not an annotation of Trifid: its schema is {name[:_REASON]}")
+        return [dict(record) for record in reader]  # type: ignore[arg-type]
+    except DecodeError:
+        raise
     except Exception as error:  # fastavro lets many kinds through on damaged bytes
-        raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
+        # Whole schemas are in what it says of two that do not fit.
+        raise DecodeError(f"not an annotation of Trifid: {repr(error)[:_REASON]}") from error
+
+
+def _full_name(schema: Any) -> str:
+    """The name of a parsed schema with its namespace."""
+    if not isinstance(schema, dict):
+        return str(schema)
+    name, namespace = str(schema.get("name", schema.get("type"))), schema.get("namespace")
+    return name if "." in name or not namespace else f"{namespace}.{name}"

@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 
 import pytest
 
+import broker.health
 from broker.config import MetricsSettings
 from broker.health import Health, HealthServer, LagTrend, Probes, wrong_device
 
@@ -147,3 +151,91 @@ def test_probes_report_what_they_find_and_what_they_raise() -> None:
                 break
             threading.Event().wait(0.01)
         assert problems(health.ready()) == {"model", "group", "away"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
+    monkeypatch.setattr(broker.health, "_REQUEST_S", 1.0)
+    with HealthServer(Health(SETTINGS), SETTINGS) as started:
+        yield started
+
+
+def connect(server: HealthServer) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.settimeout(20)
+    return connection
+
+
+def answer(server: HealthServer, request: bytes) -> bytes:
+    """What comes until the connection ends."""
+    with connect(server) as connection:
+        connection.sendall(request)
+        found = b""
+        with suppress(ConnectionResetError):  # the rest of the request was not read
+            while part := connection.recv(65536):
+                found += part
+        return found
+
+
+def test_a_request_has_a_total_time(server: HealthServer, capfd: pytest.CaptureFixture[str]) -> None:
+    """However often the client sends something, or nothing at all."""
+    start = time.monotonic()
+    with connect(server) as dripping, connect(server) as idle:
+        dripping.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
+        with suppress(BrokenPipeError, ConnectionResetError):
+            for _ in range(300):
+                dripping.sendall(b"a")
+                time.sleep(0.1)
+        assert idle.recv(100) == b""
+    assert 1.0 < time.monotonic() - start < 15
+    assert get(server.port, "/healthz")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_connections_that_are_held_keep_no_probe_out(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker.health, "_REQUEST_S", 3600.0)
+    with ExitStack() as stack:
+        held = [stack.enter_context(connect(server)) for _ in range(200)]
+        for connection in held:
+            connection.sendall(b"GET /readyz HT")
+        for _ in range(5):
+            assert get(server.port, "/healthz")[0] == 200
+        # The oldest had to go.
+        assert held[0].recv(100) == b""
+        assert sum(t.name.startswith("Thread-") for t in threading.enumerate()) <= 40
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", b"431"),
+        (b"GET /healthz HTTP/1.1\r\n" + b"X: a\r\n" * 200 + b"\r\n", b"431"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=\xff\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.\x01\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=x\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=\xe2\x98\x83\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept: text/plain;version=1.x.0;escaping=\xff\r\n\r\n", b"200"),
+        (b"GET /metrics HTTP/1.1\r\nAccept-Encoding: \xff\r\n\r\n", b"200"),
+        (b"GET /metrics?name[]=%ff\xff HTTP/1.1\r\n\r\n", b"200"),
+        (b"GET /\xff%ff\x1b HTTP/1.1\r\n\r\n", b"404"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 9\r\n\r\n", b"405"),
+        (b"nonsense nonsense nonsense\r\n\r\n", b"400"),
+    ],
+)
+def test_strange_requests_have_an_answer(
+    server: HealthServer, request_: bytes, status: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = answer(server, request_)
+    if found:  # of a request that was not read to its end, the answer may be lost
+        assert status in found[:500]
+    else:
+        assert status == b"431"
+    assert capfd.readouterr().err == ""
+
+
+def test_metrics_are_those_asked_for(server: HealthServer) -> None:
+    request = b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0\r\n\r\n"
+    found = answer(server, request)
+    assert b"application/openmetrics-text; version=1.0.0" in found
+    assert found.endswith(b"# EOF\n")

@@ -1,0 +1,413 @@
+"""Subscribers with real Kafka: where groups go on, what is foreign, and what is not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
+
+from broker.batch import BatchResult
+from broker.client import ForeignMessage, Subscription
+from broker.embedded.kafka import KafkaServer, find_kafka_home
+from broker.embedded.ports import free_port
+from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
+from broker.publish.messages import Publisher
+from broker.publish.topics import Topics
+from broker.records import Annotation
+from broker.surveys.simulator import simulate_alerts
+
+PARTITIONS = 4
+IDLE = 2.0
+A_STAR = Annotation(
+    survey="ztf", alert_id=0, source_id=0, object_id="", ra=1.0, dec=2.0, mjd=60000.0, class_names=("M", "SR"),
+    probabilities=(0.75, 0.25), modalities=("light_curve",), detections=20, period=300.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaServer]:
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    with KafkaServer() as server:
+        yield server
+
+
+def payload(alert_id: int) -> bytes:
+    star = replace(A_STAR, alert_id=alert_id, object_id=f"star-{alert_id}")
+    result = BatchResult()
+    result.annotations.append(star)
+    return next(Publisher(Topics("x", 1.0), "Trifid", 1000).messages(result)).value
+
+
+def fill(kafka: KafkaServer, topic: str, counts: Sequence[int], first: int = 0) -> list[int]:
+    """So many annotations in each partition; gives their numbers. A message without a transaction is committed."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    number = first
+    for partition, count in enumerate(counts):
+        for _ in range(count):
+            producer.produce(topic, payload(number), partition=partition)
+            number += 1
+    assert producer.flush(30) == 0
+    return list(range(first, number))
+
+
+def send(kafka: KafkaServer, topic: str, *values: bytes, partition: int = 0) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for value in values:
+        producer.produce(topic, value, partition=partition)
+    assert producer.flush(30) == 0
+
+
+def committed(kafka: KafkaServer, group: str, topic: str) -> list[int]:
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+    found = consumer.committed([TopicPartition(topic, p) for p in range(PARTITIONS)], 10)
+    consumer.close()
+    return [p.offset for p in found]
+
+
+# What is started in the background by a shell ignores SIGINT, and so do its children.
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from broker.cli import main; main()"
+)
+
+
+def command(kafka: KafkaServer, *arguments: str) -> list[str]:
+    return [
+        sys.executable, "-m", "broker.cli", "subscribe", *arguments, "--bootstrap-servers", kafka.bootstrap, "--json",
+    ]  # fmt: skip
+
+
+def subscribe(kafka: KafkaServer, *arguments: str, code: int = 0) -> list[int]:
+    """Numbers of the annotations that the command prints."""
+    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stderr
+    return [json.loads(line)["alertId"] for line in done.stdout.splitlines()]
+
+
+def refusal(kafka: KafkaServer, *arguments: str) -> tuple[int, str]:
+    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=90)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+def read_all(kafka: KafkaServer, topic: str, group: str) -> list[int]:
+    with Subscription(topic, kafka.bootstrap, group_id=group, idle_timeout=IDLE) as subscription:
+        return [annotation.alert_id for annotation in subscription]
+
+
+def test_a_group_goes_on_after_the_last_printed_line(kafka: KafkaServer) -> None:
+    kafka.create_topics(["goes.on"])
+    everything = fill(kafka, "goes.on", [400, 1, 0, 250])
+    first = subscribe(kafka, "goes.on", "--group", "g", "--from-beginning", "--limit", "300")
+    assert len(first) == 300
+    # Partitions from which nothing was read have a position, too.
+    at = committed(kafka, "g", "goes.on")
+    assert sum(at) == 300
+    assert min(at) >= 0
+    second = subscribe(kafka, "goes.on", "--group", "g", "--limit", "1")
+    rest = subscribe(kafka, "goes.on", "--group", "g", "--idle", str(IDLE))
+    assert Counter(first + second + rest) == Counter(everything)
+    assert subscribe(kafka, "goes.on", "--group", "g", "--idle", str(IDLE)) == []
+    later = fill(kafka, "goes.on", [3, 3, 3, 3], first=1000)
+    assert Counter(subscribe(kafka, "goes.on", "--group", "g", "--idle", str(IDLE))) == Counter(later)
+
+
+def test_a_group_that_began_at_the_end_misses_nothing_from_then_on(kafka: KafkaServer) -> None:
+    kafka.create_topics(["at.end"])
+    fill(kafka, "at.end", [5, 5, 5, 0])
+    assert subscribe(kafka, "at.end", "--group", "g", "--idle", str(IDLE)) == []
+    assert committed(kafka, "g", "at.end") == [5, 5, 5, 0]
+    later = fill(kafka, "at.end", [0, 7, 0, 2], first=100)
+    assert Counter(read_all(kafka, "at.end", "g")) == Counter(later)
+
+
+def test_a_group_of_an_earlier_release_gets_the_partitions_that_it_never_read(kafka: KafkaServer) -> None:
+    kafka.create_topics(["half"])
+    everything = fill(kafka, "half", [10, 10, 10, 10])
+    old = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "g"})
+    old.commit(offsets=[TopicPartition("half", 1, 4)], asynchronous=False)
+    old.close()
+    assert Counter(read_all(kafka, "half", "g")) == Counter(everything) - Counter(range(10, 14))
+
+
+def test_partitions_and_topics_that_are_added_are_read_from_their_beginning(kafka: KafkaServer) -> None:
+    kafka.create_topics(["added.1"], partitions=1)
+    fill(kafka, "added.1", [3])
+    assert read_all(kafka, r"^added\.[0-9]$", "g") == []
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.create_partitions([NewPartitions("added.1", 2)])["added.1"].result()
+    later = fill(kafka, "added.1", [2, 2], first=10)
+    with Subscription(r"^added\.[0-9]$", kafka.bootstrap, group_id="g", idle_timeout=30) as subscription:
+        assert sorted(a.alert_id for a in islice(subscription, 4)) == later
+        kafka.create_topics(["added.2"], partitions=1)
+        newest = fill(kafka, "added.2", [5], first=20)
+        assert [a.alert_id for a in islice(subscription, 5)] == newest
+
+
+class _BodyError(Exception):
+    pass
+
+
+def test_an_annotation_counts_as_read_unless_the_loop_raises(kafka: KafkaServer) -> None:
+    kafka.create_topics(["once"], partitions=1)
+    fill(kafka, "once", [10])
+
+    def subscription() -> Subscription:
+        return Subscription("once", kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE)
+
+    def fail_at(subscription: Subscription, alert_id: int) -> None:
+        with subscription:
+            for annotation in subscription:
+                if annotation.alert_id == alert_id:
+                    raise _BodyError
+
+    def fail_and_close(subscription: Subscription) -> None:
+        try:
+            for _ in subscription:
+                raise _BodyError
+        finally:
+            subscription.close()
+
+    with pytest.raises(_BodyError):
+        fail_at(subscription(), 3)
+    with subscription() as s:
+        for annotation in s:
+            assert annotation.alert_id == 3  # it was not dealt with
+            break
+    with subscription() as s:
+        assert [a.alert_id for a in islice(s, 2)] == [4, 5]
+    with pytest.raises(_BodyError):
+        fail_and_close(subscription())
+    s = subscription()
+    assert next(iter(s)).alert_id == 6
+    for annotation in s:  # whoever asks again has dealt with 6
+        assert annotation.alert_id == 7
+        break
+    s.close()
+    assert [a.alert_id for a in subscription()] == [8, 9]  # never closed
+    for annotation in subscription():
+        pytest.fail(f"{annotation.alert_id} comes again")
+
+
+def test_a_process_that_is_killed_repeats_little(kafka: KafkaServer) -> None:
+    kafka.create_topics(["killed"])
+    everything = fill(kafka, "killed", [100, 100, 100, 100])
+    process = subprocess.Popen(
+        command(kafka, "killed", "--group", "g", "--from-beginning"), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    first = [json.loads(process.stdout.readline())["alertId"] for _ in everything]
+    time.sleep(3)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert Counter(first) == Counter(everything)
+    later = fill(kafka, "killed", [1, 1, 1, 1], first=1000)
+    assert Counter(read_all(kafka, "killed", "g")) == Counter(later)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_loses_and_repeats_nothing(kafka: KafkaServer, number: signal.Signals) -> None:
+    topic = f"signal.{number.name.lower()}"
+    kafka.create_topics([topic])
+    everything = fill(kafka, topic, [200, 200, 200, 200])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *command(kafka, topic, "--group", "g", "--from-beginning")[3:]],
+        stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(50)]
+    process.send_signal(number)
+    lines += process.stdout.readlines()
+    assert process.wait(30) != 0
+    process.stdout.close()
+    first = [json.loads(line)["alertId"] for line in lines]
+    assert len(first) >= 50
+    assert Counter(first + read_all(kafka, topic, "g")) == Counter(everything)
+
+
+def test_members_of_one_group_share_what_there_is(kafka: KafkaServer) -> None:
+    kafka.create_topics(["shared"])
+    everything = fill(kafka, "shared", [50, 50, 50, 50])
+    arguments = ("shared", "--group", "g", "--from-beginning", "--idle", "4")
+    members = [
+        subprocess.Popen(command(kafka, *arguments), stdout=subprocess.PIPE, text=True) for _ in range(3)
+    ]  # fmt: skip
+    read = [json.loads(line)["alertId"] for m in members for line in m.communicate(timeout=90)[0].splitlines()]
+    # A rebalance may repeat what the member before was given but has not asked beyond.
+    assert set(read) == set(everything)
+    assert len(read) <= len(everything) + len(members)
+
+
+def test_foreign_messages_are_named_counted_and_passed(kafka: KafkaServer, caplog: pytest.LogCaptureFixture) -> None:
+    kafka.create_topics(["foreign"], partitions=1)
+    alert = next(iter(simulate_alerts(1, 1, seed=1))).payload
+    good = [payload(n) for n in range(3)]
+    send(kafka, "foreign", b"", good[0], b"{}", alert, good[1], good[1][:-20], b"\0\0\0\0\1", good[2])
+    with Subscription("foreign", kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE) as subscription:
+        assert [a.alert_id for a in subscription] == [0, 1, 2]
+        assert subscription.skipped == 5
+    places = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
+    assert [text.split(": ")[0] for text in places] == [f"skipped foreign[0]@{n}" for n in (0, 2, 3, 5, 6)]
+    assert "its schema is " in places[2]
+    assert max(map(len, places)) < 300
+    assert read_all(kafka, "foreign", "g") == []
+
+    seen: list[ForeignMessage] = []
+    with Subscription(
+        "foreign", kafka.bootstrap, start="earliest", idle_timeout=IDLE, on_foreign=seen.append
+    ) as subscription:
+        assert len(list(subscription)) == 3
+    assert [(m.topic, m.partition, m.offset) for m in seen] == [("foreign", 0, n) for n in (0, 2, 3, 5, 6)]
+    assert [m.payload for m in seen][:3] == [b"", b"{}", alert]
+
+    def raising() -> Subscription:
+        return Subscription(
+            "foreign", kafka.bootstrap, group_id="strict", start="earliest", idle_timeout=IDLE, on_foreign="raise"
+        )
+
+    for _ in range(2):  # it is not counted as read
+        with raising() as subscription, pytest.raises(DecodeError, match=r"foreign\[0\]@0: not an annotation"):
+            next(iter(subscription))
+
+
+def test_the_command_passes_foreign_messages(kafka: KafkaServer) -> None:
+    kafka.create_topics(["passed"], partitions=1)
+    send(kafka, "passed", *[b"no annotation \x1b[31m"] * 15, payload(7))
+    done = subprocess.run(
+        command(kafka, "passed", "--group", "g", "--from-beginning", "--limit", "1"),
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert [json.loads(line)["alertId"] for line in done.stdout.splitlines()] == [7]
+    assert "skipped passed[0]@0: not an annotation of Trifid" in done.stderr
+    assert done.stderr.count("\n") == 11
+    assert done.stderr.splitlines()[-1] == "messages skipped that are no annotations: 15 of passed"
+    assert committed(kafka, "g", "passed")[0] == 16
+
+
+def test_a_topic_of_something_else_is_refused(kafka: KafkaServer) -> None:
+    kafka.create_topics(["alerts.ztf", "trifid.deadletter", "other.alerts"], partitions=1)
+    alert = next(iter(simulate_alerts(1, 1, seed=1))).payload
+    send(kafka, "other.alerts", *[alert] * 3)
+    code, said = refusal(kafka, "alerts.ztf", "--from-beginning", "--idle", "1")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "alerts.ztf is an input of the service and holds no annotations" in said
+    code, said = refusal(kafka, "trifid.deadletter")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "trifid deadletter show" in said
+    code, said = refusal(kafka, "other.alerts", "--from-beginning", "--idle", "1")
+    assert code == 2
+    assert len(said) < 1000
+    assert "no annotations in other.alerts" in said
+
+
+def test_patterns_leave_dead_letters_out(kafka: KafkaServer) -> None:
+    kafka.create_topics(["pat.ztf.m", "pat.lsst.m", "pat.ztf.anomaly", "pat.deadletter", "patXztfXm"], partitions=1)
+    for number, topic in enumerate(["pat.ztf.m", "pat.lsst.m", "pat.ztf.anomaly", "pat.deadletter", "patXztfXm"]):
+        send(kafka, topic, payload(number))
+    arguments = ("--from-beginning", "--idle", str(IDLE))
+    assert sorted(subscribe(kafka, "^pat", *arguments)) == [0, 1, 2, 4]
+    # As the help has it.
+    assert sorted(subscribe(kafka, r"^pat\.[a-z]+\.m$", *arguments)) == [0, 1]
+
+
+def test_a_missing_topic_is_named_with_those_that_are_like_it(kafka: KafkaServer) -> None:
+    kafka.create_topics(["near.ztf.rrab", "near.ztf.all"], partitions=1)
+    code, said = refusal(kafka, "near.ztf.rrabb", "--idle", "1", "--timeout", "1")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "topic near.ztf.rrabb does not exist (did you mean near.ztf.rrab" in said
+    code, said = refusal(kafka, "^nothing[.]matches", "--idle", "1", "--timeout", "1")
+    assert code == 2
+    assert "no topic matches ^nothing[.]matches" in said
+    with pytest.raises(ConfigurationError, match="topic near does not exist"):
+        list(Subscription("near", kafka.bootstrap, idle_timeout=1, timeout=0.5))
+
+
+def test_a_topic_may_come_a_little_later(kafka: KafkaServer) -> None:
+    subscription = Subscription("later", kafka.bootstrap, idle_timeout=IDLE, timeout=30)
+
+    def create() -> None:
+        kafka.create_topics(["later"], partitions=1)
+        fill(kafka, "later", [3])
+
+    timer = threading.Timer(1.5, create)
+    timer.start()
+    with subscription:
+        # All of it is newer than the subscription, whatever `start` says.
+        assert [a.alert_id for a in subscription] == [0, 1, 2]
+    timer.join()
+
+
+def test_an_unreachable_broker_is_an_error_in_few_lines() -> None:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "broker.cli", "subscribe", "trifid.ztf.all", "--bootstrap-servers",
+         f"127.0.0.1:{free_port()}", "--timeout", "4"], capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("\n") <= 2, done.stderr
+    assert "does not answer within 4 s" in done.stderr
+    assert "refused" in done.stderr
+    assert time.monotonic() - start > 4
+    with pytest.raises(DependencyUnavailableError, match="does not answer within 1 s"):
+        list(Subscription("t", f"127.0.0.1:{free_port()}", timeout=1))
+
+
+def test_an_outage_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    with KafkaServer() as server:
+        server.create_topics(["t"], partitions=1)
+        fill(server, "t", [2])
+        with Subscription("t", server.bootstrap, group_id="g", start="earliest", idle_timeout=6) as subscription:
+            annotations = iter(subscription)
+            assert next(annotations).alert_id == 0
+            assert next(annotations).alert_id == 1
+            server.kill()
+            with pytest.raises(DependencyUnavailableError, match="does not answer any more"):
+                next(annotations)
+            server.start()
+            fill(server, "t", [1], first=2)
+            found = next(iter(subscription))
+            assert found.alert_id == 2
+    told = [record.getMessage() for record in caplog.records if "Kafka at" in record.getMessage()]
+    assert len(told) <= 4, told
+    assert told[-1].endswith("answers again")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"topics": []}, "no topic"),
+        ({"topics": ""}, "'' is no name of a topic"),
+        ({"topics": "trifid.*.m"}, "a regular expression begins with"),
+        ({"topics": "^trifid("}, "no regular expression"),
+        ({"topics": "t", "group_id": ""}, "group_id is empty"),
+        ({"topics": "t", "group_id": " "}, "group_id is empty"),
+        ({"topics": "t", "bootstrap_servers": ""}, "bootstrap_servers is empty"),
+        ({"topics": "t", "idle_timeout": float("nan")}, "idle_timeout is nan"),
+        ({"topics": "t", "timeout": float("inf")}, "timeout is inf"),
+        ({"topics": "t", "start": "newest"}, "start is 'newest'"),
+        ({"topics": "t", "on_foreign": "ignore"}, "on_foreign is 'ignore'"),
+        ({"topics": "t", "options": {"enable.auto.commit": True}}, "enable.auto.commit cannot be set"),
+        ({"topics": "t", "options": {"isolation.level": "read_uncommitted"}}, "isolation.level cannot be set"),
+        ({"topics": "t", "options": {"no.such.thing": 1}}, "No such configuration property"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(arguments: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        Subscription(**arguments)  # type: ignore[arg-type]
