@@ -8,24 +8,25 @@ names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/r
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, get_args
-from urllib.parse import quote, urlencode, urlsplit, urlunsplit
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
+from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -40,6 +41,7 @@ from pydantic_settings import (
 
 from broker.errors import ConfigurationError
 from broker.state.merge import MAX_POINTS
+from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
@@ -47,32 +49,69 @@ _LONGEST_SECRET: Final = 65_536
 
 
 def _split(value: object) -> object:
-    """``a, b`` from the environment to a list; lists from TOML stay."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """``a, b`` from the environment to a list; lists from TOML stay. Each name once."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("names nothing")
+        if any(isinstance(part, str) and not part.strip() for part in value):
+            raise ValueError("has an empty name")
+        return list(dict.fromkeys(value)) if all(isinstance(part, str) for part in value) else value
+    return value
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+_Int32 = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class _Section(BaseModel):
     # Unknown keys of the file are refused by load_settings, with a hint; unknown variables are not ours.
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="ignore", frozen=True, protected_namespaces=(), hide_input_in_errors=True, allow_inf_nan=False
+    )
+    _may_be_empty: ClassVar[frozenset[str]] = frozenset()
+    """Fields for which the empty text means something."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: object, info: ValidationInfo) -> object:
+        """An empty text is a variable that somebody forgot to fill, and as a group or a path it would do harm."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if isinstance(text, str) and not text.strip() and info.field_name not in cls._may_be_empty:
+            raise ValueError("is empty; leave it out for the default")
+        return value
 
 
-def _refuse_unused_files(section: BaseModel, encrypted: bool, why: str, *names: str) -> None:
-    """Whoever gives files for TLS means TLS: without it, passwords would travel in clear."""
+_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_ADDRESS: Final = re.compile(r"(?:[A-Za-z_]+://)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\s\[\]@?#]+)(?::\d{1,5})?")
+"""``host:port``, for Kafka with a protocol before it."""
+
+
+def _topic(name: str) -> str:
+    """Refuse what cannot be the name of a topic."""
+    if name in (".", "..") or not _TOPIC.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a topic: letters, digits, '.', '_' and '-', at most 249")
+    return name
+
+
+def _refuse_unused(section: BaseModel, used: bool, why: str, *names: str) -> None:
+    """Whoever gives files for TLS, or a login, means it: without it, data or passwords would travel in clear."""
     given = [name for name in names if getattr(section, name) is not None]
-    if given and not encrypted:
-        raise ValueError(f"{', '.join(given)} given, but {why}, so that nothing would be encrypted")
+    if given and not used:
+        raise ValueError(f"{', '.join(given)} given, but {why}")
 
 
 class KafkaSettings(_Section):
     """Where alerts come from and annotations go to, and what is promised in between (docs/delivery.md)."""
 
+    _may_be_empty: ClassVar[frozenset[str]] = frozenset({"spectra_topic"})
+
     bootstrap_servers: str = "localhost:9092"
     input_topics: Names = ("alerts.ztf", "alerts.lsst")
     """A name that begins with ``^`` is a regular expression: ``^lsst-alerts-.*`` reads reprocessed alerts, too
-    (docs/schemas.md)."""
+    (docs/schemas.md). None may take a topic that the service writes to, or ``spectra_topic``."""
     spectra_topic: str = "spectra"
     """Where spectra arrive (docs/spectra.md), read beside the alerts; none where empty."""
     group_id: str = "trifid"
@@ -81,26 +120,26 @@ class KafkaSettings(_Section):
     id, by which Kafka shuts out an earlier process that only seemed dead, and the static member's name. No two
     workers of a group may have the same."""
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
-    session_timeout_s: PositiveFloat = 10.0
+    session_timeout_s: Seconds = 10.0
     """A worker silent for so long loses its partitions to the others of the group; one that was stopped and is a
     static member, too."""
     static_membership: bool = True
     """Whether a worker that restarts within ``session_timeout_s`` gets its partitions back without a rebalance
     (KIP-345). Without it, partitions of a worker that stops go to the others at once."""
-    max_poll_interval_s: PositiveFloat = 300.0
+    max_poll_interval_s: Seconds = 300.0
     """A worker that does not ask for alerts for so long loses its partitions. It asks while a batch takes long, too:
     this is for one that hangs."""
-    transaction_timeout_s: PositiveFloat = 60.0
-    max_message_bytes: PositiveInt = 10_485_760
+    transaction_timeout_s: Seconds = 60.0
+    max_message_bytes: _Int32 = 10_485_760
     """Largest message sent out, and how much is fetched at once. What comes in is bounded by the input topic's
     ``max.message.bytes``: a consumer takes larger messages than it asks for, one at a time."""
-    consumer_queue_mib: PositiveInt = 32
+    consumer_queue_mib: _Int32 = 32
     """Alerts fetched ahead, MiB; one fetch may go beyond."""
-    producer_queue_mib: PositiveInt = 64
+    producer_queue_mib: _Int32 = 64
     """Messages that wait to be sent, MiB; the worker waits when it is full."""
     create_topics: bool = True
     """Whether to create the topics of annotations, dead letters and spectra that are missing."""
-    topic_partitions: PositiveInt = 4
+    topic_partitions: _Int32 = 4
     replication_factor: int = -1
     """Of created topics; -1 for the cluster's own default."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
@@ -128,11 +167,48 @@ class KafkaSettings(_Section):
     @model_validator(mode="after")
     def _security_is_meant(self) -> Self:
         """Refuse settings that would do nothing: whoever gives them believes the connection is protected."""
-        if "SSL" not in self.security_protocol and (self.ssl_ca_location or self.ssl_certificate_location):
-            raise ValueError("ssl_* is given, but security_protocol is not SSL or SASL_SSL")
-        if "SASL" not in self.security_protocol and self.sasl_username:
-            raise ValueError("sasl_* is given, but security_protocol is not SASL_PLAINTEXT or SASL_SSL")
+        _refuse_unused(
+            self, "SSL" in self.security_protocol, "security_protocol is not SSL or SASL_SSL",
+            "ssl_ca_location", "ssl_certificate_location", "ssl_key_location", "ssl_key_password",
+        )  # fmt: skip
+        _refuse_unused(
+            self, "SASL" in self.security_protocol, "security_protocol is not SASL_PLAINTEXT or SASL_SSL",
+            "sasl_mechanism", "sasl_username", "sasl_password",
+        )  # fmt: skip
         return self
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _addresses(cls, servers: str) -> str:
+        for server in servers.split(","):
+            if not _ADDRESS.fullmatch(server.strip()):
+                raise ValueError(f"{server.strip()!r} is no host:port")
+        return servers
+
+    @field_validator("input_topics")
+    @classmethod
+    def _topics(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
+        for topic in topics:
+            if not topic.startswith("^"):
+                _topic(topic)
+                continue
+            try:
+                re.compile(topic)
+            except re.error as error:
+                raise ValueError(f"{topic!r} is no regular expression: {error}") from error
+        return topics
+
+    @field_validator("spectra_topic")
+    @classmethod
+    def _spectra(cls, topic: str) -> str:
+        return _topic(topic) if topic else topic
+
+    @field_validator("replication_factor")
+    @classmethod
+    def _replicas(cls, factor: int) -> int:
+        if factor != -1 and not 1 <= factor <= 32_767:
+            raise ValueError("give a number of replicas, or -1 for the cluster's own default")
+        return factor
 
     def client_options(self) -> dict[str, str | int | float | bool]:
         """librdkafka properties that every client of this cluster needs; contains the secrets in clear."""
@@ -164,8 +240,22 @@ class SchemaRegistrySettings(_Section):
     certificate_location: Path | None = None
     key_location: Path | None = None
     key_password: SecretStr | None = None
-    timeout_s: PositiveFloat = 5.0
+    timeout_s: Seconds = 5.0
     """Longest wait for each step of a request (seconds); asking for one schema takes twice as long at most, in all."""
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str | None) -> str | None:
+        try:
+            parts = None if url is None else urlsplit(url)
+            readable = parts is None or (parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0)
+        except ValueError:
+            readable = False
+        if not readable:
+            raise ValueError("no http:// or https:// URL")
+        if parts is not None and "@" in parts.netloc:
+            raise ValueError("has a login, which would be printed: give username and password as settings of their own")
+        return url
 
 
 class RedisSettings(_Section):
@@ -218,15 +308,32 @@ class RedisSettings(_Section):
             raise ValueError(
                 "no redis://, rediss:// or unix:// URL; in a password, / is %2F, # is %23, ? is %3F and @ is %40"
             )
+        if parts.scheme != "unix" and not re.fullmatch(r"/?|/\d{1,5}/?", parts.path):
+            raise ValueError("what follows the host is no number of a database, as in redis://localhost:6379/0")
+        for name, values in parse_qs(parts.query, keep_blank_values=True).items():
+            if not values[0] or not _redis_takes(name, values[0]):
+                raise ValueError(f"after the '?', {name} is no option of redis-py or its value is none")
         return url
 
     @model_validator(mode="after")
     def _tls_is_meant(self) -> Self:
-        _refuse_unused_files(
-            self, urlsplit(self.url.get_secret_value()).scheme == "rediss", "url is not rediss://",
+        _refuse_unused(
+            self, urlsplit(self.url.get_secret_value()).scheme == "rediss",
+            "url is not rediss://, so that nothing would be encrypted",
             "ca_location", "certificate_location", "key_location",
         )  # fmt: skip
         return self
+
+
+def _redis_takes(name: str, value: str) -> bool:
+    """Whether redis-py understands an option of a URL, before a connection is made with it."""
+    from redis import ConnectionPool, RedisError
+
+    try:
+        options = ConnectionPool.from_url(f"rediss://h/?{urlencode({name: value})}").make_connection()
+    except (ValueError, TypeError, AttributeError, RedisError):
+        return False
+    return all(math.isfinite(v) and v >= 0 for v in vars(options).values() if isinstance(v, float))
 
 
 class StateSettings(_Section):
@@ -234,7 +341,7 @@ class StateSettings(_Section):
 
     max_points: PositiveInt = MAX_POINTS
     """Points kept of one object in one survey; of more, upper limits go first, then the oldest."""
-    expiry_days: PositiveFloat = 1000.0
+    expiry_days: float = Field(default=1000.0, gt=0, le=36_500)
     """Objects not seen for so long are forgotten."""
     association_radius_arcsec: float = Field(default=1.5, ge=0, le=60)
     """Within which objects of two surveys are taken for one; 0 for never."""
@@ -247,7 +354,8 @@ class TritonSettings(_Section):
 
     url: str = "localhost:8001"
     """``host:port`` of the gRPC service."""
-    timeout_s: PositiveFloat = 10.0
+
+    timeout_s: Seconds = 10.0
     retries: int = Field(default=2, ge=0)
     tls: bool = False
     root_certificates: Path | None = None
@@ -256,9 +364,19 @@ class TritonSettings(_Section):
     """With ``certificate_chain``: by which this worker identifies itself, which is Triton's only login."""
     certificate_chain: Path | None = None
 
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        if "://" in url or not _ADDRESS.fullmatch(url):
+            raise ValueError(f"{url!r} is no host:port of Triton's gRPC service, such as localhost:8001")
+        return url
+
     @model_validator(mode="after")
     def _tls_is_meant(self) -> Self:
-        _refuse_unused_files(self, self.tls, "tls is false", "root_certificates", "private_key", "certificate_chain")
+        _refuse_unused(
+            self, self.tls, "tls is false, so that nothing would be encrypted",
+            "root_certificates", "private_key", "certificate_chain",
+        )  # fmt: skip
         if (self.private_key is None) != (self.certificate_chain is None):
             raise ValueError("private_key and certificate_chain: give both or neither")
         return self
@@ -289,27 +407,35 @@ class AnomalySettings(_Section):
 class PipelineSettings(_Section):
     """How alerts are put together into batches, and how long to wait for what is away."""
 
-    batch_size: PositiveInt = 256
-    future_days: float = Field(default=30.0, ge=0)
+    batch_size: _Int32 = 256
+    future_days: float = Field(default=30.0, ge=0, le=36_500)
     """An alert whose detection is later than its receipt by more days than this becomes a dead letter, and such points
     of others are left out (docs/points.md)."""
-    batch_wait_s: PositiveFloat = 0.5
+    batch_wait_s: Seconds = 0.5
     """A batch is processed after so long even where it is not full."""
-    batch_mib: PositiveInt = 64
+    batch_mib: _Int32 = 64
     """A batch with so much payload, MiB, is full; up to 32 messages may go beyond."""
-    first_backoff_s: PositiveFloat = 0.5
+    first_backoff_s: Seconds = 0.5
     """Pause before the first new attempt where Redis, Triton or Kafka is away; doubled each time."""
-    max_backoff_s: PositiveFloat = 15.0
+    max_backoff_s: Seconds = 15.0
     max_dead_letter_ratio: float = Field(default=0.5, ge=0, le=1)
     """The service stops where more than this share of the latest alerts would be dead letters, and leaves the batch
     that would make it so in the input topic (docs/operations.md); 1 for never."""
-    dead_letter_window: PositiveInt = 1000
+    dead_letter_window: _Int32 = 1000
     """How many of the latest alerts that share is taken of."""
-    dead_letter_min_alerts: PositiveInt = 100
+    dead_letter_min_alerts: _Int32 = 100
     """Of fewer alerts than this no share is taken."""
-    stop_timeout_s: PositiveFloat = 8.0
+    stop_timeout_s: Seconds = 8.0
     """After SIGTERM the batch in hand has half of this to be finished, else it is given back; after all of it the
     process ends, whatever it waits for."""
+
+    @model_validator(mode="after")
+    def _limits_are_meant(self) -> Self:
+        if self.max_backoff_s < self.first_backoff_s:
+            raise ValueError(f"max_backoff_s = {self.max_backoff_s:g} is below first_backoff_s")
+        if self.dead_letter_min_alerts > self.dead_letter_window:
+            raise ValueError("dead_letter_min_alerts is above dead_letter_window, so that no share would be taken")
+        return self
 
 
 class PublishSettings(_Section):
@@ -317,7 +443,7 @@ class PublishSettings(_Section):
 
     topic_prefix: str = Field(default="trifid", pattern=r"^[A-Za-z0-9._-]+$")
     broker_name: str = "Trifid"
-    dead_letter_max_bytes: PositiveInt = 1_000_000
+    dead_letter_max_bytes: _Int32 = 1_000_000
     """Payloads of dead letters are cut to this size; Kafka's own default limit for a message is 1,048,588."""
 
 
@@ -327,13 +453,13 @@ class MetricsSettings(_Section):
     address: str = "0.0.0.0"
     port: int = Field(default=8000, ge=0, le=65535)
     """0 for none. ``/healthz`` and ``/readyz`` are there, too (docs/operations.md)."""
-    probe_interval_s: PositiveFloat = 5.0
+    probe_interval_s: Seconds = 5.0
     """Pause between two looks at Redis, Triton and Kafka for ``/readyz``."""
-    alive_limit_s: PositiveFloat = 60.0
+    alive_limit_s: Seconds = 60.0
     """``/healthz`` fails where the worker's loop has not come round for so long."""
-    batch_limit_s: PositiveFloat = 600.0
+    batch_limit_s: Seconds = 600.0
     """``/healthz`` fails where one batch has been in hand for so long without an answer or an error."""
-    lag_window_s: PositiveFloat = 300.0
+    lag_window_s: Seconds = 300.0
     """``/readyz`` fails where the lag has grown over so long. Longer than a burst of alerts lasts."""
     lag_floor: int = Field(default=2000, ge=0)
     """Alerts in the input topics not yet taken that are no matter of concern, growing or not."""
@@ -348,6 +474,7 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        allow_inf_nan=False,
     )
 
     surveys: Names = ("broker.surveys.ztf", "broker.surveys.lsst", "broker.surveys.elasticc")
@@ -362,6 +489,24 @@ class Settings(BaseSettings):
     pipeline: PipelineSettings = PipelineSettings()
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _reads_no_output(self) -> Self:
+        """A service that reads what it writes would have each annotation as an alert that cannot be decoded."""
+        kafka = self.kafka
+        surveys = ["ztf", "lsst", "elasticc", *(name.rpartition(".")[2] for name in self.surveys)]
+        kinds = ["all", "anomaly", *(name.lower() for name in (*CLASS_NAMES, NOT_CLASSIFIED.name))]
+        written = [f"{self.publish.topic_prefix}.{survey}.{kind}" for survey in surveys for kind in kinds]
+        written.append(f"{self.publish.topic_prefix}.deadletter")
+        for topic in kafka.input_topics:
+            pattern = topic if topic.startswith("^") else f"^{re.escape(topic)}$"
+            if kafka.spectra_topic and re.search(pattern, kafka.spectra_topic):
+                raise ValueError(f"kafka.input_topics: {topic!r} takes kafka.spectra_topic, which holds no alerts")
+            if found := next((name for name in written if re.search(pattern, name)), None):
+                raise ValueError(f"kafka.input_topics: {topic!r} takes {found}, which the service writes itself")
+        if kafka.spectra_topic in written:
+            raise ValueError(f"kafka.spectra_topic: the service writes {kafka.spectra_topic} itself")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -444,7 +589,10 @@ def load_settings(path: Path | None = None) -> Settings:
         return Settings(**table)
     except ValidationError as error:
         # Location and message only: the input may be a secret.
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        wrong = [
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+            for e in error.errors(include_input=False)
+        ]
         raise ConfigurationError(f"settings: {'; '.join(wrong)}") from error
     except SettingsError as error:
         raise ConfigurationError(f"settings: {error}") from error
