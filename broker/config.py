@@ -3,6 +3,8 @@
 ``kafka.group_id`` in the file is ``TRIFID_KAFKA__GROUP_ID`` in the environment. Secrets are ``SecretStr``:
 they are given to the libraries that need them and never printed. One may be in a file of its own, which a variable
 names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/run/secrets/kafka`` (docs/security.md).
+
+Values that cannot be meant are refused: empty texts, infinite numbers, a login or files for TLS where it is off.
 """
 
 from __future__ import annotations

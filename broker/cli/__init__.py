@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from typing import Any
 
 import click
 
 from broker import __version__
+from broker.cli import text
 from broker.cli.catalog import catalog
 from broker.cli.classify import classify
 from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
+from broker.cli.logs import log_to_stderr
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
@@ -21,22 +25,53 @@ from broker.errors import ConfigurationError, InputFileError, TrifidError
 
 
 class _Failure(click.ClickException):
-    """An error raised on purpose, as one line on stderr."""
+    """An error as one line on stderr."""
 
 
 class _UsageFailure(_Failure):
-    """One that the caller has to mend: settings or files."""
+    """One that the caller has to fix: settings or files."""
 
     exit_code = 2
 
 
 class _Group(click.Group):
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        log_to_stderr()
+        return super().main(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except TrifidError as error:
-            kind = _UsageFailure if isinstance(error, ConfigurationError | InputFileError) else _Failure
-            raise kind(str(error)) from error
+        except click.ClickException as error:
+            vars(error)["message"] = text.lines(error.message)  # names of files and values may hold anything
+            raise
+        except Exception as error:
+            raise _failure(error) from error
+
+
+def _failure(error: Exception) -> Exception:
+    """The error as the user is told it; itself where it is a fault of Trifid, whose traceback tells more."""
+    if isinstance(error, TrifidError):
+        kind = _UsageFailure if isinstance(error, ConfigurationError | InputFileError) else _Failure
+        return kind(text.lines(str(error)))
+    if isinstance(error, MemoryError):
+        return _Failure("not enough memory")
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:  # click deals with a reader that has gone
+        return _Failure(text.lines(str(error)))
+    # What a library raises where no dependency was asked for is not imported for this.
+    if (kafka := sys.modules.get("confluent_kafka")) and isinstance(error, kafka.KafkaException):
+        return _Failure(text.lines(f"Kafka: {error.args[0]}; see kafka.bootstrap_servers and docs/security.md"))
+    if (redis := sys.modules.get("redis")) and isinstance(error, redis.RedisError):
+        from broker.redis_errors import redis_errors
+
+        try:
+            with redis_errors():
+                raise error
+        except TrifidError as ours:
+            return _failure(ours)
+        except redis.RedisError:
+            return _Failure(text.lines(f"Redis: {error}; see redis.url"))
+    return error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 _PRESETS = ("gaia", "2mass", "wise")
 _SHOWN_FAILURES = 100
@@ -107,13 +107,13 @@ def load(
             on_progress=show,
         )
     for failure in result.failures[:_SHOWN_FAILURES]:
-        click.echo(failure, err=True)
+        text.echo(failure, err=True)
     if len(result.failures) > _SHOWN_FAILURES:
-        click.echo(f"... and {len(result.failures) - _SHOWN_FAILURES} more", err=True)
+        text.echo(f"... and {len(result.failures) - _SHOWN_FAILURES} more", err=True)
     if result.already_complete:
-        click.echo(f"catalogue {name} is complete: all these files were loaded before (--replace loads them anew)")
+        text.echo(f"catalogue {name} is complete: all these files were loaded before (--replace loads them anew)")
     if result.contents.rows:
-        click.echo(f"catalogue {name}: {_describe(result.layout, result.contents)}")
+        text.echo(f"catalogue {name}: {_describe(result.layout, result.contents)}")
     _echo_unknown(result.contents)
     if not result.contents.rows:
         raise click.ClickException(f"catalogue {name}: not loaded, no row of its tables is usable")
@@ -140,13 +140,13 @@ def list_catalogs(config: Path | None) -> None:
         for entry in entries:
             if entry.current is not None:
                 contents = store.contents(entry.name, entry.current)
-                click.echo(f"{entry.name}: {_describe(entry.current, contents)}")
+                text.echo(f"{entry.name}: {_describe(entry.current, contents)}")
                 _echo_unknown(contents)
             if entry.loading is not None:
                 contents = store.contents(entry.name, entry.loading)
-                click.echo(f"{entry.name}: not complete, not used: {_describe(entry.loading, contents)}")
+                text.echo(f"{entry.name}: not complete, not used: {_describe(entry.loading, contents)}")
     if not entries:
-        click.echo("no catalogues: see `trifid catalog load --help`")
+        text.echo("no catalogues: see `trifid catalog load --help`")
 
 
 @catalog.command()
@@ -164,7 +164,7 @@ def drop(name: str, config: Path | None) -> None:
         if not store.drop(name):
             known = ", ".join(entry.name for entry in store.entries()) or "none"
             raise InputFileError(f"there is no catalogue {name}; there are: {known}")
-    click.echo(f"catalogue {name} is dropped")
+    text.echo(f"catalogue {name} is dropped")
 
 
 @catalog.command(context_settings={"ignore_unknown_options": True})
@@ -197,13 +197,13 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
         click.echo(json.dumps({"ra": ra, "dec": dec, "catalogs": names, "matches": sources, "values": values}))
         return
     if not matches:
-        click.echo(f"no source at {ra:.6f} {dec:+.6f} in {', '.join(names) or 'any catalogue: there are none'}")
+        text.echo(f"no source at {ra:.6f} {dec:+.6f} in {', '.join(names) or 'any catalogue: there are none'}")
         return
     for source in matches:
-        click.echo(f"{source.catalog}: {source.separation:.3f} arcsec from {ra:.6f} {dec:+.6f}")
+        text.echo(f"{source.catalog}: {source.separation:.3f} arcsec from {ra:.6f} {dec:+.6f}")
     for name, value in values.items():
         first = next(m.catalog for m in matches if name in m.values)
-        click.echo(f"{name:20} {value:<12.6g} {first}")
+        text.echo(f"{name:20} {value:<12.6g} {first}")
 
 
 def _echo_unknown(contents: Any) -> None:
@@ -211,7 +211,7 @@ def _echo_unknown(contents: Any) -> None:
     from broker.catalog.store import describe_unknown
 
     for column, reasons in contents.unknown.items():
-        click.echo(f"  unknown {describe_unknown({column: reasons})}")
+        text.echo(f"  unknown {describe_unknown({column: reasons})}")
 
 
 def _describe(layout: Any, contents: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 _REPORT_EVERY: Final = 1000
 
@@ -40,7 +40,6 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
     from collections import Counter
 
     from broker.build import build_engine, load_reference_set
-    from broker.cli import text
     from broker.config import load_settings
     from broker.errors import InputFileError
     from broker.files import require_file
@@ -65,13 +64,13 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
             if as_json:
                 click.echo(to_json(to_record(annotation, settings.publish.broker_name, mjd_now())))
             else:
-                click.echo(text.line(annotation))
+                text.echo(text.line(annotation))
             done += 1
             if done % _REPORT_EVERY == 0:
-                click.echo(f"{done} done, {done / (time.monotonic() - start):.0f} a second", err=True)
+                text.echo(f"{done} done, {done / (time.monotonic() - start):.0f} a second", err=True)
 
     def say(message: str) -> None:
-        click.echo(text.printable(message), err=True)
+        text.echo(text.printable(message), err=True)
 
     def lose(message: str) -> None:
         nonlocal unreadable
@@ -89,7 +88,7 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
     with closing(build_engine(inference, settings.triton)) as engine:
         pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, load_reference_set(settings))
         if not as_json:
-            click.echo(text.HEADER)
+            text.echo(text.HEADER)
         for table in tables:
             try:
                 require_file(table)
@@ -105,7 +104,7 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
                 name = letter.message.origin.topic if letter.message.origin else ""
                 lose(f"{name}: {letter.reason}")
     for (survey, reason), points in sorted(left_out.items()):
-        click.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
-    click.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)
+        text.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
+    text.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)
     if unreadable:
         raise SystemExit(1)

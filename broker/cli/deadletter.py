@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broker.cli import options
-from broker.cli.text import printable
+from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.config import Settings
@@ -30,7 +29,9 @@ def _pattern(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 
 
 _reason = click.option("--reason", metavar="REGEX", callback=_pattern, help="Only where the reason has this in it.")
-_survey = click.option("--survey", help="Only of this survey; 'unknown' for what could not be decoded.")
+_survey = click.option(
+    "--survey", type=options.TEXT, help="Only of this survey; 'unknown' for what could not be decoded."
+)
 
 
 @click.group()
@@ -68,14 +69,17 @@ def show(
         found = islice(letters.first(wanted), limit) if from_beginning else letters.latest(wanted, limit or _LATEST)
         count = 0
         for count, letter in enumerate(found, 1):  # noqa: B007 the last count is that of all
-            click.echo(json.dumps(_record(letter)) if as_json else _line(letter))
+            if as_json:
+                click.echo(json.dumps(_record(letter)))
+            else:
+                text.echo(_line(letter))
             if save is not None:
                 _save(letter, save)
         if not count:
             chosen = (
                 "none of the dead letters is meant by --reason and --survey" if reason or survey else "no dead letters"
             )
-            click.echo(f"{letters.topic}: {chosen}", err=True)
+            text.echo(f"{letters.topic}: {chosen}", err=True)
 
 
 @deadletter.command()
@@ -83,7 +87,9 @@ def show(
 @_reason
 @_survey
 @click.option("--limit", type=click.IntRange(min=1), help="Send at most so many.")
-@click.option("--to-topic", metavar="TOPIC", help="Send to this topic; to where each came from by default.")
+@click.option(
+    "--to-topic", type=options.TEXT, metavar="TOPIC", help="Send to this topic; to where each came from by default."
+)
 def replay(
     config: Path | None,
     reason: re.Pattern[str] | None,
@@ -102,7 +108,7 @@ def replay(
 
     with closing(_dead_letters(load_settings(config))) as letters:
         counts = letters.replay(Filter(reason, survey), limit, to_topic)
-    click.echo(counts)
+    text.echo(counts)
 
 
 def _dead_letters(settings: Settings) -> DeadLetters:
@@ -133,7 +139,7 @@ def _record(letter: Letter) -> dict[str, Any]:
 def _line(letter: Letter) -> str:
     source = "?" if letter.source is None else "{}[{}]@{}".format(*letter.source)
     size = f"{len(letter.payload)} B" + ("" if letter.cut_from is None else f" of {letter.cut_from}")
-    return printable(f"{_iso(letter.timestamp_ms)}  {letter.survey}  {source}  {size}  {letter.reason}")
+    return text.printable(f"{_iso(letter.timestamp_ms)}  {letter.survey}  {source}  {size}  {letter.reason}")
 
 
 def _iso(milliseconds: int) -> str:

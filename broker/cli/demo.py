@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker.cli import text
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -51,8 +53,8 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
     with Live(console=console, auto_refresh=False) as live:
         progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port)
     console.print()
-    click.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
-    click.echo(progress.books)
+    text.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
+    text.echo(progress.books)
     if not progress.books.balanced or progress.seen != progress.books.classified + progress.books.not_classified:
         raise SystemExit(1)
 
@@ -60,6 +62,7 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
 def _table(progress: Progress) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     classes = Table(title="classified alerts", title_justify="left")
     for name in ("class", "alerts", "mean probability", "anomalies"):
@@ -71,7 +74,8 @@ def _table(progress: Progress) -> RenderableType:
         strange.add_column(name)
     for a in progress.strangest:
         nearest = f"{a.neighbours[0].object_id} ({a.neighbours[0].class_name})" if a.neighbours else ""
-        strange.add_row(a.object_id, a.best_class, f"{a.anomaly_distance:.3f}", f"{a.anomaly_score:.3f}", nearest)
+        cells = (a.object_id, a.best_class, f"{a.anomaly_distance:.3f}", f"{a.anomaly_score:.3f}", nearest)
+        strange.add_row(*(Text(text.printable(cell)) for cell in cells))  # brackets in a name are no markup
     surveys = ", ".join(f"{count} {survey}" for survey, count in progress.surveys.most_common())
     status = f"sent {progress.sent}, read {progress.seen} ({surveys}), {progress.rate:.0f} a second"
     return Group(classes, strange, status)

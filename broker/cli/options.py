@@ -64,4 +64,8 @@ class _Positive(click.FloatRange):
 
 
 TEXT: Final = _Text()
-SECONDS: Final = _Positive()
+POSITIVE: Final = _Positive()
+
+bootstrap_servers = click.option(
+    "--bootstrap-servers", type=TEXT, help="Kafka's address, host:port; that of the settings by default."
+)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 
 @click.group()
@@ -27,4 +27,4 @@ def load(config: Path | None) -> None:
     settings = load_settings(config)
     reference_set = load_reference_set(settings)
     reference_set.to_redis(settings.redis.address())
-    click.echo(f"reference set {reference_set.version}: {len(reference_set)} objects")
+    text.echo(f"reference set {reference_set.version}: {len(reference_set)} objects")

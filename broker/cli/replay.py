@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
-@click.option("--topic", required=True, help="Topic to write to, such as alerts.ztf; created where missing.")
 @click.option(
-    "--rate", type=click.FloatRange(min=0, min_open=True), help="Alerts a second; as fast as it goes by default."
+    "--topic", type=options.TEXT, required=True, help="Topic to write to, such as alerts.ztf; created where missing."
 )
+@click.option("--rate", type=options.POSITIVE, help="Alerts a second; as fast as it goes by default.")
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many alerts.")
-@click.option("--bootstrap-servers", help="Kafka's address, host:port; that of the settings by default.")
+@options.bootstrap_servers
 @options.config
 def replay(
     paths: tuple[Path, ...],
@@ -37,7 +37,6 @@ def replay(
     from rich.console import Console
     from rich.progress import track
 
-    from broker.cli.text import printable
     from broker.config import load_settings
     from broker.sources import Remark, iter_packets
     from broker.streaming.replay import Replay
@@ -50,12 +49,12 @@ def replay(
     def report(remark: Remark) -> None:
         nonlocal lost
         lost += remark.lost
-        click.echo(printable(str(remark)), err=True)
+        text.echo(text.printable(str(remark)), err=True)
 
     packets = islice(iter_packets(paths, report), limit)
     with Replay(kafka, topic, rate, lambda name, reason: report(Remark(name, reason, lost=True))) as sender:
         for packet in track(packets, "alerts", console=Console(stderr=True), show_speed=True, total=limit):
             sender.send(packet.payload, packet.name)
-    click.echo(f"{sender.sent} messages sent to {topic}" + (f", {lost} not readable or too large" if lost else ""))
+    text.echo(f"{sender.sent} messages sent to {topic}" + (f", {lost} not readable or too large" if lost else ""))
     if lost:
         raise SystemExit(1)

@@ -10,7 +10,8 @@ from typing import Final
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
+from broker.cli.logs import log_to_stderr
 
 DEAD_LETTER_LIMIT_EXIT: Final = 3
 """Exit code where too many alerts would be dead letters: starting again would not help."""
@@ -42,7 +43,7 @@ def run(config: Path | None, log_level: str) -> None:
     from broker.errors import ConfigurationError, DeadLetterLimitError
     from broker.streaming.supervisor import supervise
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = load_settings(config)
     try:
         outcome = supervise(settings)
@@ -51,7 +52,7 @@ def run(config: Path | None, log_level: str) -> None:
     except OSError as error:
         raise ConfigurationError(f"metrics at {settings.metrics.address}:{settings.metrics.port}: {error}") from error
     books = outcome.books
-    click.echo(books)
+    text.echo(books)
     if outcome.hangs:
         # The interpreter would wait for what hangs.
         sys.stdout.flush()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.records import ObservedSpectrum
@@ -79,7 +79,7 @@ def load(paths: tuple[Path, ...], config: Path | None, **described: Any) -> None
 @spectra.command()
 @_describing
 @click.option("--topic", default="spectra", show_default=True, help="Topic to write to; created where missing.")
-@click.option("--bootstrap-servers", help="Kafka's address, host:port; that of the settings by default.")
+@options.bootstrap_servers
 @options.config
 def send(
     paths: tuple[Path, ...], topic: str, bootstrap_servers: str | None, config: Path | None, **described: Any
@@ -119,7 +119,7 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
     done = 0
     failures: list[str] = []
     if not as_json:
-        click.echo(
+        text.echo(
             f"{'id':<32} {'ra':>10} {'dec':>10} {'mjd':>9}  {'Angstrom':<12} {'pixels':>6} {'good':>6} {'S/N':>6}"
             "  read as; frame"
         )
@@ -206,9 +206,9 @@ def _each(
 def _finish(line: str, done: int, failures: list[str]) -> None:
     """The counts, and the exit code."""
     for failure in failures[:_SHOWN_REASONS]:
-        click.echo(failure, err=True)
+        text.echo(failure, err=True)
     if len(failures) > _SHOWN_REASONS:
-        click.echo(f"... and {len(failures) - _SHOWN_REASONS} more", err=True)
-    click.echo(f"{line}, {len(failures)} failed" if failures else line, err=True)
+        text.echo(f"... and {len(failures) - _SHOWN_REASONS} more", err=True)
+    text.echo(f"{line}, {len(failures)} failed" if failures else line, err=True)
     if failures:
         raise SystemExit(1 if done else 2)

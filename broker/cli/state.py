@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 
 @click.group()
@@ -35,4 +35,4 @@ def migrate(config: Path | None) -> None:
         for changed in track(store.migrate(), "objects", console=Console(stderr=True), show_speed=True):
             objects += 1
             migrated += changed
-    click.echo(f"{migrated} of {objects} objects migrated")
+    text.echo(f"{migrated} of {objects} objects migrated")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
-from broker.cli import options
+from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.client import ForeignMessage
@@ -24,9 +24,7 @@ _NAMED: Final = 10
 @click.command()
 @click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
 @options.config
-@click.option(
-    "--bootstrap-servers", type=options.TEXT, help="Kafka's address, host:port; that of the settings by default."
-)
+@options.bootstrap_servers
 @click.option(
     "--group",
     type=options.TEXT,
@@ -38,10 +36,10 @@ _NAMED: Final = 10
     help="Begin with the oldest annotation that Kafka still has; does not move a group that has a position.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many annotations.")
-@click.option("--idle", type=options.SECONDS, metavar="SECONDS", help="End when nothing has come for so long.")
+@click.option("--idle", type=options.POSITIVE, metavar="SECONDS", help="End when nothing has come for so long.")
 @click.option(
     "--timeout",
-    type=options.SECONDS,
+    type=options.POSITIVE,
     metavar="SECONDS",
     default=10.0,
     show_default=True,
@@ -71,7 +69,6 @@ def subscribe(
     Exit codes: 0 after --limit or --idle; 1 where Kafka does not answer; 2 where a topic does not exist or holds no
     annotations.
     """
-    from broker.cli import text
     from broker.client import Subscription
     from broker.config import load_settings
     from broker.errors import ConfigurationError
@@ -94,16 +91,16 @@ def subscribe(
     printed = 0
     with _interrupted_by_sigterm(), subscription:
         if not as_json:
-            click.echo(text.HEADER)
+            text.echo(text.HEADER)
         for annotation in islice(subscription, limit):
             if as_json:
                 click.echo(to_json(published_record(annotation)))
             else:
-                click.echo(text.line(annotation))
+                text.echo(text.line(annotation))
             subscription.acknowledge()
             printed += 1
     if foreign.counts:
-        click.echo(foreign.summary(), err=True)
+        text.echo(foreign.summary(), err=True)
         if not printed:
             raise ConfigurationError(
                 f"no annotations in {', '.join(foreign.counts)}: those of all alerts are in "
@@ -146,12 +143,10 @@ class _Foreign:
         """By topic."""
 
     def __call__(self, message: ForeignMessage) -> None:
-        from broker.cli.text import printable
-
         count = self.counts[message.topic] = self.counts.get(message.topic, 0) + 1
         if count <= _NAMED or count == 10 ** (len(str(count)) - 1):
             more = f" ({count} so far)" if count > _NAMED else ""
-            click.echo(printable(f"skipped {message}{more}"), err=True)
+            text.echo(text.printable(f"skipped {message}{more}"), err=True)
 
     def summary(self) -> str:
         """How many there were."""

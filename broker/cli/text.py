@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from broker.records import Annotation
+import click
+
+if TYPE_CHECKING:
+    from broker.records import Annotation
 
 HEADER: Final = (
     f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'points':>6} "
@@ -23,6 +26,11 @@ def printable(text: str) -> str:
 def lines(text: str) -> str:
     """The same for a text of several lines, which stay lines."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def echo(message: object, *, err: bool = False) -> None:
+    """Print a text for people, which may hold anything from outside, to stdout or stderr."""
+    click.echo(lines(str(message)), err=err)
 
 
 def line(annotation: Annotation) -> str:
@@ -44,8 +52,3 @@ def _line(annotation: Annotation) -> str:
         f"{start} {max(annotation.probabilities):>5.2f}  {others:<18} {annotation.detections:>6} "
         f"{period:>11} {anomaly:>7}  {alike}"
     )
-
-
-def printable(text: str) -> str:
-    """Text that came from outside without what a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

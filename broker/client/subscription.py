@@ -39,6 +39,11 @@ _JOIN_S: Final = 30.0
 _REFRESH_MS: Final = 10_000
 """New topics of a pattern, and new partitions, are found after so long; librdkafka's own choice is 5 minutes."""
 _REFUSED: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
+_VAGUE: Final = (
+    KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._WAIT_COORD,
+    KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR, KafkaError._RESOLVE,
+)  # fmt: skip
+"""What follows from an outage that is known."""
 _TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _DEAD_LETTERS: Final = ".deadletter"
 _OWN: Final = (
@@ -50,6 +55,7 @@ _NAMES_SHOWN: Final = 5
 
 Position = tuple[str, int]
 """Topic and partition."""
+Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Subscription:
         a function is called with it and may raise likewise. ``options`` are further librdkafka properties, such as
         those for TLS and passwords. Raises ConfigurationError where an argument cannot be meant.
         """
-        self._topics = [topics] if isinstance(topics, str) else list(topics)
+        self._topics = list(dict.fromkeys([topics] if isinstance(topics, str) else topics))
         self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
         self._idle_timeout, self._on_foreign = idle_timeout, on_foreign
         self._has_group = group_id is not None
@@ -122,7 +128,9 @@ class Subscription:
         """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
         self._handed: TopicPartition | None = None
         """Position after the annotation that the caller has, where all before it was read."""
-        self._assigned_at: float | None = None
+        self._assigned = False
+        self._idle_from = 0.0
+        """From when on silence counts, monotonic seconds: not while the group is about to assign partitions."""
         self._outage = _Outage(bootstrap_servers)
         # Members that keep partitions over a rebalance are told of the others only.
         self._incremental = "cooperative" in str(options.get("partition.assignment.strategy")) or (
@@ -150,7 +158,7 @@ class Subscription:
                     "isolation.level": "read_committed",
                     "topic.blacklist": rf"^.*\{_DEAD_LETTERS}$,^__.*",
                     "error_cb": self._outage.report,
-                    "on_commit": _committed,
+                    "on_commit": self._outage.committed,
                 }
             )
         except KafkaException as error:
@@ -193,8 +201,8 @@ class Subscription:
 
     def _annotations(self) -> Iterator[PublishedAnnotation]:
         heard = time.monotonic()
-        while (left := self._time_left(heard)) > 0:
-            message = self._consumer.poll(min(_POLL_S, left))
+        while (left := self._time_left(heard)) > 0 or not self._idle_is_meant():
+            message = self._consumer.poll(max(0.0, min(_POLL_S, left)))
             if message is None:
                 self._outage.ask_again(self._consumer)
                 continue
@@ -210,7 +218,6 @@ class Subscription:
                 yield annotations[-1]
                 heard = time.monotonic()
             self.acknowledge()
-        self._end_of_idling()
 
     def acknowledge(self) -> None:
         """Count the annotation that was handed out last as read: it will not come again."""
@@ -243,7 +250,7 @@ class Subscription:
 
     def _commit(self) -> None:
         """Commit what counts as read at once: nothing else does where a subscription is dropped without ``close``."""
-        if self._has_group and self._assigned_at is not None and not self._outage.text:
+        if self._has_group and self._assigned and not self._outage.text:
             with suppress(KafkaException, RuntimeError):  # nothing new, reported by _committed, or closed meanwhile
                 self._consumer.commit(asynchronous=False)
 
@@ -267,15 +274,8 @@ class Subscription:
             time.sleep(_RETRY_S)
         if not any(_matches(topic, topics) for topic in self._topics):
             log.warning("no topic matches %s yet", ", ".join(self._topics))
-        # Weakly, so that a subscription that is dropped leaves the group at once.
-        on_assign = weakref.WeakMethod(self._on_assign)
-
-        def assign(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            method = on_assign()
-            if method is not None:
-                method(consumer, partitions)
-
-        self._consumer.subscribe(self._topics, on_assign=assign)
+        self._idle_from = time.monotonic() + max(_JOIN_S, self._timeout)
+        self._consumer.subscribe(self._topics, on_assign=_weakly(self._on_assign), on_revoke=_weakly(self._on_revoke))
         self._ready = True
         self._outage.over()
 
@@ -316,25 +316,26 @@ class Subscription:
         return DependencyUnavailableError(f"Kafka at {self._servers} does not answer {when}{why}")
 
     def _time_left(self, heard: float) -> float:
-        """Seconds until the iteration ends for want of annotations; those until the group answers do not count."""
+        """Seconds until the iteration ends for want of annotations, not counting waits for Kafka and for the group."""
         if self._idle_timeout is None:
             return math.inf
-        now = time.monotonic()
-        wait = max(_JOIN_S, self._timeout)
-        began = max(heard, self._assigned_at if self._assigned_at is not None else heard + wait)
-        return began + self._idle_timeout - now
+        return max(heard, self._idle_from, self._outage.ended) + self._idle_timeout - time.monotonic()
 
-    def _end_of_idling(self) -> None:
-        """Raise where nothing came because of a fault, and not because there is nothing."""
+    def _idle_is_meant(self) -> bool:
+        """Whether nothing came because there is nothing: raises at a fault, is False where an outage has just ended."""
         topics = self._existing(_CALL_S) or self._existing(_CALL_S)
         if topics is None:
             raise self._unreachable("any more")
+        if self._outage.text:
+            self._outage.over()
+            return False
         if missing := self._missing(topics):
             raise self._no_topic(missing, topics)
         if not any(_matches(topic, topics) for topic in self._topics):
             raise ConfigurationError(f"Kafka at {self._servers}: no topic matches {', '.join(self._topics)}")
-        if self._assigned_at is None:
+        if not self._assigned:
             raise DependencyUnavailableError(f"Kafka at {self._servers}: the group has not assigned partitions yet")
+        return True
 
     def _hear(self, error: KafkaError, topic: str) -> None:
         """An event of the consumer instead of a message."""
@@ -371,7 +372,12 @@ class Subscription:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
-        self._assigned_at = time.monotonic()
+        self._assigned, self._idle_from = True, time.monotonic()
+
+    def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Partitions go to other members, or are lost in an outage; the group assigns anew."""
+        if not self._incremental:
+            self._assigned, self._idle_from = False, time.monotonic() + max(_JOIN_S, self._timeout)
 
     def _starting_points(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Position, int]:
         """The next offset to read of each partition; raises KafkaException where Kafka does not answer."""
@@ -421,11 +427,13 @@ class _Outage:
         self._asked = 0.0
         self.text = ""
         """What is wrong, "" for nothing."""
+        self.ended = 0.0
+        """When the last one was over, monotonic seconds."""
 
     def report(self, error: KafkaError) -> None:
         """Something is wrong; librdkafka goes on trying."""
-        # That no broker answers says less than the cause, which comes before it.
-        vague = error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT)
+        # The cause comes first, and its consequences say less.
+        vague = error.code() in _VAGUE
         if error.code() in self._codes or (vague and self._codes):
             return
         self._codes.add(error.code())
@@ -433,9 +441,15 @@ class _Outage:
         self._asked = time.monotonic()
         log.warning("Kafka at %s: %s", self._servers, self.text)
 
+    def committed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        """What became of positions that were committed."""
+        if error is not None and error.code() != KafkaError._NO_OFFSET:
+            self.report(error)
+
     def over(self) -> None:
         """Kafka has answered."""
         if self._codes:
+            self.ended = time.monotonic()
             self._codes.clear()
             self.text = ""
             log.warning("Kafka at %s answers again", self._servers)
@@ -447,6 +461,18 @@ class _Outage:
             with suppress(KafkaException):
                 consumer.list_topics(timeout=_CALL_S)
                 self.over()
+
+
+def _weakly(method: Rebalanced) -> Rebalanced:
+    """A callback that does not keep its subscription: one that is dropped leaves the group at once."""
+    weak = weakref.WeakMethod(method)
+
+    def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        found = weak()
+        if found is not None:
+            found(consumer, partitions)
+
+    return call
 
 
 def _check_topic(topic: str) -> None:
@@ -473,12 +499,6 @@ def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
         if p.error is not None:
             raise KafkaException(p.error)
     return partitions
-
-
-def _committed(error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-    if error is not None and error.code() != KafkaError._NO_OFFSET:
-        names = ", ".join(f"{p.topic}[{p.partition}]" for p in partitions)
-        log.warning("Kafka has not taken the positions of %s: %s", names, error.str())
 
 
 def _place(message: Message) -> tuple[str, int, int]:
