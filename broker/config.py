@@ -44,6 +44,7 @@ from pydantic_settings import (
 from broker.errors import ConfigurationError
 from broker.state.merge import MAX_POINTS
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
+from broker.topic_names import check_topic, is_pattern, matches
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
@@ -86,16 +87,8 @@ class _Section(BaseModel):
         return value
 
 
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _ADDRESS: Final = re.compile(r"(?:[A-Za-z_]+://)?(?:\[[0-9A-Fa-f:.%]+\]|[^:/\s\[\]@?#]+)(?::\d{1,5})?")
 """``host:port``, for Kafka with a protocol before it."""
-
-
-def _topic(name: str) -> str:
-    """Refuse what cannot be the name of a topic."""
-    if name in (".", "..") or not _TOPIC.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a topic: letters, digits, '.', '_' and '-', at most 249")
-    return name
 
 
 def _refuse_unused(section: BaseModel, used: bool, why: str, *names: str) -> None:
@@ -191,19 +184,15 @@ class KafkaSettings(_Section):
     @classmethod
     def _topics(cls, topics: tuple[str, ...]) -> tuple[str, ...]:
         for topic in topics:
-            if not topic.startswith("^"):
-                _topic(topic)
-                continue
-            try:
-                re.compile(topic)
-            except re.error as error:
-                raise ValueError(f"{topic!r} is no regular expression: {error}") from error
+            check_topic(topic)
         return topics
 
     @field_validator("spectra_topic")
     @classmethod
     def _spectra(cls, topic: str) -> str:
-        return _topic(topic) if topic else topic
+        if is_pattern(topic):
+            raise ValueError("no regular expression can be the topic of spectra, which is written to as well")
+        return check_topic(topic) if topic else topic
 
     @field_validator("replication_factor")
     @classmethod
@@ -501,10 +490,9 @@ class Settings(BaseSettings):
         written = [f"{self.publish.topic_prefix}.{survey}.{kind}" for survey in surveys for kind in kinds]
         written.append(f"{self.publish.topic_prefix}.deadletter")
         for topic in kafka.input_topics:
-            pattern = topic if topic.startswith("^") else f"^{re.escape(topic)}$"
-            if kafka.spectra_topic and re.search(pattern, kafka.spectra_topic):
+            if kafka.spectra_topic and matches(topic, kafka.spectra_topic):
                 raise ValueError(f"kafka.input_topics: {topic!r} takes kafka.spectra_topic, which holds no alerts")
-            if found := next((name for name in written if re.search(pattern, name)), None):
+            if found := next((name for name in written if matches(topic, name)), None):
                 raise ValueError(f"kafka.input_topics: {topic!r} takes {found}, which the service writes itself")
         if kafka.spectra_topic in written:
             raise ValueError(f"kafka.spectra_topic: the service writes {kafka.spectra_topic} itself")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import logging
 import math
-import re
 import sys
 import time
 import weakref
@@ -21,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
 from broker.streaming import clients
+from broker.topic_names import check_topic, is_pattern, matches
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ _VAGUE: Final = (
     KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR, KafkaError._RESOLVE,
 )  # fmt: skip
 """What follows from an outage that is known."""
-_TOPIC: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _DEAD_LETTERS: Final = ".deadletter"
 _OWN: Final = (
     "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
@@ -272,7 +271,7 @@ class Subscription:
                     raise self._unreachable(f"within {self._timeout:g} s")
                 raise self._no_topic(missing, topics)
             time.sleep(_RETRY_S)
-        if not any(_matches(topic, topics) for topic in self._topics):
+        if not any(matches(topic, name) for topic in self._topics for name in topics):
             log.warning("no topic matches %s yet", ", ".join(self._topics))
         self._idle_from = time.monotonic() + max(_JOIN_S, self._timeout)
         self._consumer.subscribe(self._topics, on_assign=_weakly(self._on_assign), on_revoke=_weakly(self._on_revoke))
@@ -291,7 +290,7 @@ class Subscription:
 
     def _missing(self, topics: set[str]) -> list[str]:
         """Topics asked for by name that do not exist; raises ConfigurationError where one may not be read."""
-        missing = [t for t in self._topics if not t.startswith("^") and t not in topics]
+        missing = [t for t in self._topics if not is_pattern(t) and t not in topics]
         for topic in missing:
             with suppress(KafkaException):
                 error = self._consumer.list_topics(topic, timeout=_CALL_S).topics[topic].error
@@ -331,7 +330,7 @@ class Subscription:
             return False
         if missing := self._missing(topics):
             raise self._no_topic(missing, topics)
-        if not any(_matches(topic, topics) for topic in self._topics):
+        if not any(matches(topic, name) for topic in self._topics for name in topics):
             raise ConfigurationError(f"Kafka at {self._servers}: no topic matches {', '.join(self._topics)}")
         if not self._assigned:
             raise DependencyUnavailableError(f"Kafka at {self._servers}: the group has not assigned partitions yet")
@@ -476,21 +475,12 @@ def _weakly(method: Rebalanced) -> Rebalanced:
 
 
 def _check_topic(topic: str) -> None:
-    if topic.startswith("^"):
-        try:
-            re.compile(topic)
-        except re.error as error:
-            raise ConfigurationError(f"{topic!r} is no regular expression: {error}") from error
-    elif not _TOPIC.fullmatch(topic):
-        hint = "; a regular expression begins with ^" if re.search(r"[*+?\[\](){}|$\\]", topic) else ""
-        raise ConfigurationError(f"{topic!r} is no name of a topic{hint}")
-    elif topic.endswith(_DEAD_LETTERS):
+    try:
+        check_topic(topic)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    if topic.endswith(_DEAD_LETTERS):
         raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
-
-
-def _matches(topic: str, names: set[str]) -> bool:
-    """Whether a topic, or one that a pattern matches, is among them."""
-    return any(re.search(topic, n) for n in names) if topic.startswith("^") else topic in names
 
 
 def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:

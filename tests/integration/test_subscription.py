@@ -396,6 +396,8 @@ def test_an_outage_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture)
         ({"topics": ""}, "'' is no name of a topic"),
         ({"topics": "trifid.*.m"}, "a regular expression begins with"),
         ({"topics": "^trifid("}, "no regular expression"),
+        ({"topics": r"^trifid\.\d"}, "not in the regular expressions of Kafka"),
+        ({"topics": "trifid.deadletter"}, "trifid deadletter show"),
         ({"topics": "t", "group_id": ""}, "group_id is empty"),
         ({"topics": "t", "group_id": " "}, "group_id is empty"),
         ({"topics": "t", "bootstrap_servers": ""}, "bootstrap_servers is empty"),
