@@ -30,8 +30,8 @@ def check_topic(topic: str) -> str:
         raise ValueError(f"{topic!r} is no regular expression: {error}") from error
     if found := _NOT_POSIX.search(topic.replace(r"\\", "")):
         raise ValueError(
-            f"{topic!r}: {found[0]} is not in the regular expressions of Kafka's clients, which are POSIX extended ones; "
-            r"[0-9] instead of \d"
+            f"{topic!r}: {found[0]} is not in the regular expressions of Kafka's clients, which are POSIX extended; "
+            r"[0-9] is what \d is elsewhere"
         )
     return topic
 

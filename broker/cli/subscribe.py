@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 import click
 
@@ -89,15 +89,16 @@ def subscribe(
         options={k: v for k, v in kafka.client_options().items() if k != "bootstrap.servers"},
     )
     printed = 0
-    with _interrupted_by_sigterm(), subscription:
+    with _Signals() as signals, subscription:
         if not as_json:
             text.echo(text.HEADER)
         for annotation in islice(subscription, limit):
-            if as_json:
-                click.echo(to_json(published_record(annotation)))
-            else:
-                text.echo(text.line(annotation))
-            subscription.acknowledge()
+            with signals.shield():
+                if as_json:
+                    click.echo(to_json(published_record(annotation)))
+                else:
+                    text.echo(text.line(annotation))
+                subscription.acknowledge()
             printed += 1
     if foreign.counts:
         text.echo(foreign.summary(), err=True)
@@ -121,18 +122,45 @@ def _refuse_inputs(topics: Sequence[str], settings: Settings) -> None:
             )
 
 
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, so that the group's position is committed."""
+class _Signals:
+    """Ends the command upon SIGINT and SIGTERM, but not between printing a line and counting it as read."""
 
-    def end(number: int, frame: object) -> NoReturn:
+    def __init__(self) -> None:
+        self._shielded, self._pending = False, 0
+
+    def __enter__(self) -> Self:
+        # A shell has what it starts in the background ignore SIGINT: that stays so.
+        self._before = {
+            number: signal.signal(number, self._end)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) != signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def shield(self) -> Iterator[None]:
+        """What a first signal waits for; a second one does not."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+        if self._pending:
+            self._raise(self._pending)
+
+    def _end(self, number: int, frame: object) -> None:
+        if not self._shielded or self._pending:
+            self._raise(number)
+        self._pending = number
+
+    def _raise(self, number: int) -> NoReturn:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Foreign:

@@ -364,13 +364,20 @@ class Subscription:
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""
         begun = self._insist(lambda: self._starting_points(consumer, partitions))
+        ahead = []
         for p in partitions:
-            p.offset = begun.get((p.topic, p.partition), p.offset)
-            self._positions[p.topic, p.partition] = p.offset
+            place = p.topic, p.partition
+            read, p.offset = self._positions.get(place, -1), begun[place]
+            if read > p.offset:
+                p.offset = read  # what an outage kept from being committed
+                ahead.append(p)
+            self._positions[place] = p.offset
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
+        if ahead and self._has_group:
+            consumer.store_offsets(offsets=ahead)
         self._assigned, self._idle_from = True, time.monotonic()
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -382,7 +389,9 @@ class Subscription:
         """The next offset to read of each partition; raises KafkaException where Kafka does not answer."""
         topics = {p.topic for p in partitions}
         cluster = consumer.list_topics(timeout=_CALL_S).topics
-        every = [TopicPartition(topic, number) for topic in sorted(topics) for number in cluster[topic].partitions]
+        places = {(p.topic, p.partition) for p in partitions}
+        places |= {(topic, number) for topic in topics & cluster.keys() for number in cluster[topic].partitions}
+        every = [TopicPartition(topic, number) for topic, number in sorted(places)]
         if self._has_group:
             found = {(p.topic, p.partition): p.offset for p in _answered(consumer.committed(every, _CALL_S))}
         else:
