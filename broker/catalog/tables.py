@@ -373,7 +373,7 @@ class _VoTable:
         self._array = None
 
     def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        columns = np.load(self._file, mmap_mode="r")
+        columns = np.load(self._file, mmap_mode="r", allow_pickle=False)
         total = columns.shape[1]
         for first in range(start, total, size):
             rows = {name: np.array(columns[self._kept.index(name), first : first + size]) for name in names}

@@ -133,7 +133,10 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
                     continue
                 done += 1
                 line = summary(raw, spectrum, rest_frame=rest_frame)
-                click.echo(json.dumps({"file": str(path), **line}) if as_json else _line(line))
+                if as_json:
+                    click.echo(json.dumps({"file": str(path), **line}))
+                else:
+                    text.echo(_line(line))
         except InputFileError as error:
             failures.append(str(error))
     _finish(f"{done} spectra understood", done, failures)
