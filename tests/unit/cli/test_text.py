@@ -64,7 +64,6 @@ def test_names_of_files_in_errors_and_warnings(tmp_path: Path, capsys: pytest.Ca
         ["classify", "--lightcurves", str(strange)],
         ["classify", f"{tmp_path}/no{ESCAPE}"],
         ["spectra", "show", str(strange), "--ra", "1", "--dec", "2"],
-        ["catalog", "load", "x", str(strange)],
         ["run", "--config", str(strange)],
         [f"command{ESCAPE}"],
     ):
