@@ -47,7 +47,7 @@ from broker.lightcurve_columns import (
 from broker.photometry import magnitude_to_flux
 from broker.publish.annotation import mjd_now
 from broker.records import BANDS, LightCurve, PhotometryKind
-from broker.sky import separation
+from broker.sky import angle, separation
 from broker.state.merge import MAX_POINTS, merge
 from broker.text_tables import TextTable
 
@@ -84,6 +84,8 @@ _SAME_PLACE: Final = 360.0
 """Arcsec within which the rows of one name must lie: moving stars and poor positions do."""
 _EXACT: Final = {pa.float64(): 2**53, pa.float32(): 2**24, pa.float16(): 2**11}
 """From here on floating-point numbers skip integers, so that two ids become one."""
+_UNNAMED: Final = ("hjd", "mag", "mag_err")
+"""Columns of a text without names (OGLE and many others). The range of the times tells what they are."""
 _FLOAT_ID: Final = r"^\d+(\.\d*[eE]\+?\d+|[eE]\+\d+|\.0*)$"
 _LIST: Final = r"[,;\s\[(]"
 _LIMIT: Final = r"^\s*[<>\x{2264}\x{2265}]"
@@ -213,11 +215,16 @@ class _Source(Protocol):
 class _Text:
     def __init__(self, path: Path) -> None:
         self._table = TextTable(str(path), lambda: _open(path))
+        self.unnamed = not self._table.names and self._table.width == len(_UNNAMED)
+        if self.unnamed:
+            self._table.names = list(_UNNAMED)
         self.names, self.header, self.decimal_comma = (
             self._table.names, self._table.header, self._table.decimal_comma,
         )  # fmt: skip
         if not self.names:
-            raise InputFileError(f"{path}: no line of column names above the numbers: put one there")
+            raise InputFileError(
+                f"{path}: no line of column names above the {self._table.width} columns of numbers: put one there"
+            )
 
     @property
     def uneven(self) -> int:
@@ -391,6 +398,8 @@ class _Reader:
         except ValueError as error:
             raise InputFileError(f"{path}: {error}") from error
         self._report = _Report(path, self._columns, say)
+        if isinstance(self._source, _Text) and self._source.unnamed:
+            self._report.line(f"no line of column names: the columns are taken as {', '.join(_UNNAMED)}")
         self._time = TimeColumn(self._columns.time, mjd_now() + 1.0)
         self._whole_name = self._of_header(NAME) or path.name.split(".")[0] or path.name
         self._whole_ra, self._whole_dec = (
@@ -834,18 +843,11 @@ def _angles(column: pa.Array[Any], hours: bool, decimal_comma: bool) -> NDArray[
     Text with colons, blanks or letters is sexagesimal, right ascension then in hours.
     """
     found = numbers(column, decimal_comma).copy()
-    if is_text(column) and np.isnan(found).any():
-        from astropy import units
-        from astropy.coordinates import Angle
-
-        texts = column.to_pylist()
-        angles = {"": float("nan"), "nan": float("nan")}
-        for row in np.flatnonzero(np.isnan(found)):
+    if is_text(column):
+        texts = column.to_pylist() if np.isnan(found).any() else []
+        for row in np.flatnonzero(np.isnan(found)) if texts else ():
             text = (texts[row] or "").strip()
-            if text not in angles:
-                try:
-                    angles[text] = float(Angle(text, units.hourangle if hours else units.deg).deg)
-                except (ValueError, units.UnitsError):
-                    angles[text] = float("inf")
-            found[row] = angles[text]
+            if text and text.lower() != "nan":
+                degrees = angle(text, hours=hours)
+                found[row] = np.inf if degrees is None else degrees
     return found

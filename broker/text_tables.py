@@ -1,9 +1,9 @@
 """Tables in text, whatever their dialect: separators, comments, encodings, headers.
 
-One reader for light curves, spectra and catalogues. The separator is a comma, semicolon, tab or ``|``, or blanks;
-comments begin with ``#``, ``%`` or ``\\``; the text is UTF-8, with or without a byte order mark, UTF-16 or Latin-1;
-lines end as on any system. The names of the columns are in the first line that is no comment or, as ATLAS writes
-them, in the last comment before it. IPAC's tables and VizieR's lines of units and dashes are understood.
+One reader for light curves and catalogues. The separator is a comma, semicolon, tab or ``|``, or blanks; comments
+begin with ``#``, ``%``, ``!``, ``//`` or ``\\``; the text is UTF-8, with or without a byte order mark, UTF-16 or
+Latin-1; lines end as on any system. The names of the columns are in the first line that is no comment or, as ATLAS
+writes them, in the last comment before it. IPAC's tables and VizieR's lines of units and dashes are understood.
 
 The rows are passed on as UTF-8 without comments, with one separator between two cells, so that pyarrow's reader can
 take them: a block at a time, and memory does not grow with the file.
@@ -30,7 +30,7 @@ _HEAD: Final = 1 << 20
 _BLOCK: Final = 4 << 20
 LONGEST_LINE: Final = 64 << 20
 """Bytes; what has no line end for longer is no table."""
-_COMMENT: Final = re.compile(rb"(?m)^[ \t]*[#%\\].*\n?")
+_COMMENT: Final = re.compile(rb"(?m)^[ \t]*(?:[#%!\\]|//).*\n?")
 _BLANKS: Final = re.compile(rb"[ \t]+")
 _QUOTED_OR_BLANKS: Final = re.compile(rb"\"[^\"\n]*\"|[ \t]+")
 _EDGES: Final = re.compile(rb"(?m)^[ \t]+|[ \t]+$")
@@ -62,6 +62,8 @@ class TextTable:
     """Of columns that have one."""
     separator: str
     """Of the rows as they are passed on."""
+    width: int
+    """Columns."""
     decimal_comma: bool
     """Whether numbers are written with a comma: ``15,392``."""
     uneven: int
@@ -95,7 +97,7 @@ class TextTable:
         number = next((n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)), None)
         if number is None:
             raise InputFileError(f"{self.name}: a text without a table: no line that is no comment")
-        self.comments = [line.strip().lstrip("#%\\ \t") for line in lines[:number] if line.strip()]
+        self.comments = [line.strip().lstrip("#%!/\\ \t") for line in lines[:number] if line.strip()]
         keywords = (_KEYWORD.match(line) for line in self.comments)
         self.header = {match[1].strip().lower(): match[2].strip("'\" ") for match in keywords if match}
         self.units = {}
@@ -131,6 +133,7 @@ class TextTable:
     def _read_layout(self, rows: Sequence[str]) -> None:
         """What the first rows tell: a separator at the end of each, commas in numbers."""
         cells = [self.split(row) for row in rows]
+        self.width = len(self.names) or (len(cells[0]) if cells else 0)
         self._padding = 0
         if self.names and cells:
             more = min(map(len, cells)) - len(self.names)
@@ -203,8 +206,7 @@ class TextTable:
                     lines = text.split(b"\n")
                     skipped, to_skip = min(to_skip, len(lines) - 1), to_skip - min(to_skip, len(lines) - 1)
                     text = b"\n".join(lines[skipped:])
-                if b"#" in text or b"%" in text or b"\\" in text:
-                    text = _COMMENT.sub(b"", text)
+                text = _COMMENT.sub(b"", text)
                 if self._blanks:
                     text = _EDGES.sub(b"", text)
                     if b'"' in text:
@@ -221,7 +223,7 @@ def is_number(cell: str) -> bool:
 
 
 def _is_comment(line: str) -> bool:
-    return line.lstrip().startswith(("#", "%", "\\"))
+    return line.lstrip().startswith(("#", "%", "!", "//", "\\"))
 
 
 def _read(file: Readable, size: int) -> bytes:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from broker.records import LightCurve, PhotometryKind
 
 TIME_STEP: Final = 2e-6  # days
-_NO_TIME: Final = 1e12  # days; decoders pass on no such times
 MAX_POINTS: Final = 2000
 """Points kept of one object in one survey: more than any of the ten classes needs, and 44 kB."""
 
@@ -41,20 +40,17 @@ def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -
 
 
 def _unique(curve: LightCurve, max_points: int) -> LightCurve:
-    instant = _instants(curve.mjd)
-    what = (curve.band.astype(np.int64) << np.int64(8)) | curve.kind
-    # Least significant key first; NaN sorts last, so "has a reference" is asked for by itself.
-    order = np.lexsort(
-        (
-            -np.nan_to_num(curve.mjd), -np.nan_to_num(curve.reference_flux, posinf=3e38, neginf=-3e38),
-            -np.nan_to_num(curve.flux, posinf=3e38, neginf=-3e38), np.isnan(curve.flux), curve.flux_error,
-            np.isnan(curve.reference_flux), what, instant,
-        )
-    )  # fmt: skip
-    instant, what = instant[order], what[order]
-    kept = np.ones(len(order), np.bool_)
-    kept[1:] = (instant[1:] != instant[:-1]) | (what[1:] != what[:-1])
-    index = order[kept]
+    # What identifies a point, in the order of the result.
+    identity = (_instants(curve.mjd) << 16) | (curve.band.astype(np.int64) << 8) | curve.kind
+    order = np.argsort(identity, kind="stable")
+    own = identity[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = own[1:] != own[:-1]
+    if not first.all():  # only of points that are there more than once the values need be compared
+        starts = np.flatnonzero(first)
+        size = np.diff(np.append(starts, len(order)))
+        order[starts[size > 1]] = _best(curve, identity, order[np.repeat(size > 1, size)])
+    index = order[first]
     if max_points and len(index) > max_points:
         no_limit = curve.kind[index] != PhotometryKind.LIMIT
         last = np.argsort(no_limit, kind="stable")[-max_points:]
@@ -63,6 +59,20 @@ def _unique(curve: LightCurve, max_points: int) -> LightCurve:
         curve.mjd[index], curve.flux[index], curve.flux_error[index],
         curve.reference_flux[index], curve.band[index], curve.kind[index],
     )  # fmt: skip
+
+
+def _best(curve: LightCurve, identity: NDArray[np.int64], index: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Of the points ``index`` the one that is kept of each identity, in order of identity."""
+    mjd, flux, error, reference = (
+        getattr(curve, name)[index] for name in ("mjd", "flux", "flux_error", "reference_flux")
+    )
+    # Least significant key first; NaN sorts last, but "has a reference" matters more than the error.
+    order = np.lexsort((-mjd, -reference, -flux, error, np.isnan(reference), identity[index]))
+    index = index[order]
+    own = identity[index]
+    first = np.ones(len(index), np.bool_)
+    first[1:] = own[1:] != own[:-1]
+    return index[first]
 
 
 def _instants(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -74,14 +84,17 @@ def _instants(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
     """
     if not len(mjd):
         return np.empty(0, np.int64)
-    order = np.argsort(mjd)
-    time = np.clip(np.nan_to_num(mjd[order]), -_NO_TIME, _NO_TIME)
-    gap = np.concatenate([[True], np.diff(time) > TIME_STEP])
-    first = time[np.flatnonzero(gap)][np.cumsum(gap) - 1]
-    # A hair more than TIME_STEP: the difference of two times is rounded.
-    within = np.floor((time - first) / (1.001 * TIME_STEP))
-    begins = gap.copy()
-    begins[1:] |= np.diff(within) != 0
+    order = mjd.argsort(kind="stable")  # fast where two sorted light curves follow each other
+    time = mjd[order]
+    begins = np.ones(len(mjd), np.bool_)
+    begins[1:] = ~(time[1:] - time[:-1] <= TIME_STEP)
+    if not begins.all():
+        starts = np.flatnonzero(begins)
+        since = time - np.repeat(time[starts], np.diff(np.append(starts, len(mjd))))
+        # A hair more than TIME_STEP: the difference of two times is rounded.
+        if since.max() > 1.001 * TIME_STEP:
+            step = np.floor(since / (1.001 * TIME_STEP))
+            begins[1:] |= step[1:] != step[:-1]
     instant = np.empty(len(mjd), np.int64)
-    instant[order] = np.cumsum(begins) - 1
+    instant[order] = np.cumsum(begins)
     return instant

@@ -110,6 +110,7 @@ DIALECTS = {
     "bzip2": lambda text: bz2.compress(text.encode()),
     "xz": lambda text: lzma.compress(text.encode()),
     "comments between rows": lambda text: text.replace("\n", "\n# night\n").encode(),
+    "comments of IRAF": lambda text: ("! a comment\n" + text.replace("\n", "\n// another\n", 3)).encode(),
     "percent comments": lambda text: ("% a comment\n\n" + text).encode(),
     "names in a comment": lambda text: ("# a comment\n#" + text.replace(",", " ")).encode(),
     "D exponents": lambda text: text.replace("0.020", "2.0D-2").encode(),
@@ -451,6 +452,19 @@ def test_a_table_without_positions_is_read(tmp_path: Path) -> None:
     assert same(curve, baseline())
 
 
+@pytest.mark.parametrize("offset", [0.0, 2400000.5, -49999.5])
+def test_three_columns_without_names(offset: float, tmp_path: Path) -> None:
+    cells = [row.split(",") for row in BASELINE]
+    rows = [f"{float(c[3]) + offset:.5f} {c[4]} {c[5]}" for c in cells]
+    path = tmp_path / "OGLE-LMC-RRLYR-00001.dat"
+    path.write_text("\n".join(rows))
+    curve, said = one(path)
+    assert said[0] == "no line of column names: the columns are taken as hjd, mag, mag_err"
+    assert curve.name == "OGLE-LMC-RRLYR-00001"
+    assert curve.light_curve.mjd == pytest.approx(baseline().light_curve.mjd, abs=1e-8)
+    assert np.array_equal(curve.light_curve.flux, baseline().light_curve.flux)
+
+
 def test_negative_right_ascensions_are_turned(tmp_path: Path) -> None:
     curve, _ = one(write(tmp_path, [row.replace("120.5,", "-100.5,") for row in BASELINE]))
     assert curve.ra == 259.5
@@ -464,7 +478,7 @@ def test_negative_right_ascensions_are_turned(tmp_path: Path) -> None:
         (b"", "no line that is no comment"),
         (b"# only\n# comments\n", "no line that is no comment"),
         (HEADER.encode() + b"\n", "a table without rows"),
-        (b"1,2,58000.5,15.0,0.1\n", "no line of column names"),
+        (b"1,2,58000.5,15.0,0.1\n", "no line of column names above the 5 columns"),
         (b"\x00\x01\x02" * 50, "neither text nor Parquet"),
         (b"<html><body>Not found</body></html>", "XML or HTML"),
         (HEADER.encode() + b"\n1,2,3\n4,5,6\n", "rows of 3 cells below 7 names"),
