@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import redis
+
 from broker.anomaly.reference_set import ReferenceSet
 from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
+from broker.state.admin import StateAdmin
 from broker.state.objects import Limits
-from broker.state.redis import RedisStore
+from broker.state.redis import DAY, RedisStore
 from broker.surveys import Decoder, load_surveys
+from broker.surveys.columns import ANY_TIME
 from broker.surveys.registry import SchemaRegistry
 
 REFERENCE_SET_FILE = "reference_set.npz"
@@ -56,6 +60,13 @@ def build_store(settings: Settings) -> RedisStore:
         Limits(state.max_points, state.association_radius_arcsec, state.spectrum_radius_arcsec),
         expiry_days=state.expiry_days,
     )
+
+
+def build_state_admin(settings: Settings) -> StateAdmin:
+    """What shows, forgets and repairs single objects in Redis; it connects when it is used."""
+    client = redis.Redis.from_url(settings.redis.address(), socket_timeout=5.0, socket_connect_timeout=5.0)
+    times = {survey.name: getattr(survey, "times", ANY_TIME) for survey in load_surveys(settings.surveys)}
+    return StateAdmin(client, times, max(1, int(settings.state.expiry_days * DAY)))
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:

@@ -53,6 +53,16 @@ ANOMALY_SCORE: Final = Histogram(
     "Percentile of the anomaly distance within the reference set.",
     buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0),
 )
+STATE_LOST: Final = Counter(
+    "trifid_state_lost_total",
+    "Times a worker found that Redis had lost what it held: restarted without persistence, flushed, evicted.",
+)
+REDIS_EVICTED: Final = Gauge(
+    "trifid_redis_evicted_keys", "Keys that Redis has evicted since it started, by its own count."
+)
+REDIS_MAY_EVICT: Final = Gauge(
+    "trifid_redis_may_evict", "Whether Redis may evict objects: maxmemory-policy is not noeviction, 1 or 0."
+)
 DEPENDENCY_WAITS: Final = Counter(
     "trifid_dependency_waits_total", "Times the service waited for a dependency that was away.", ["dependency"]
 )

@@ -4,8 +4,11 @@ Every value starts with a version byte and a kind byte. Columns follow one after
 order, so that reading is a view on the bytes and no copy. A detection takes 22 bytes (8 + 4 + 4 + 4 + 1 + 1).
 Compression was tried and left out: it saves a third and costs more time than the rest of the merge.
 
-Version 1 had of the latest alert its position and time only. It is read as well, and written again in the
-present form when the object's next alert comes, or by ``trifid state migrate``.
+The layout of a version never changes; a release reads all versions that any release before it wrote, and leaves those
+of later releases alone (docs/state.md). Version 1 had of the latest alert its position and time only. Version 2 was
+written without the revision for a while; the length tells. What is not of the present form is written again in it when
+the object's next alert comes, or by ``trifid state migrate``. A change of the layout needs a new version, its reader
+here, and values written by the last release in ``tests/data/state``.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ _POINT_BYTES: Final = sum(np.dtype(dtype).itemsize for _, dtype in _COLUMNS)
 
 class StateError(TrifidError):
     """Stored bytes that this version cannot read."""
+
+
+class NewerStateError(StateError):
+    """A value that a later release of Trifid has written: not damaged, and not to be overwritten."""
 
 
 STAMP_BYTES: Final = _HEADER.size + _REVISION.size
@@ -86,7 +93,8 @@ def decode_object(data: bytes, survey: str, object_id: str) -> tuple[LightCurve,
             real_bogus = star_score = float("nan")
             band, solar_system = _NO_BAND, False
         else:
-            start += _REVISION.size
+            if _has_revision(data):
+                start += _REVISION.size
             ra, dec, mjd, alert_id, source_id, real_bogus, star_score, band, solar_system, known = _LATEST.unpack_from(
                 data, start
             )
@@ -120,9 +128,28 @@ def decode_object(data: bytes, survey: str, object_id: str) -> tuple[LightCurve,
     return LightCurve(*columns), latest
 
 
+def of_later_release(data: bytes | None) -> str | None:
+    """What to say of a stored object that a later release has written; None for any other value."""
+    if data is None or len(data) < _HEADER.size or data[1:2] != b"L" or data[0] <= VERSION:
+        return None
+    return f"a later release of Trifid wrote it, in version {data[0]}; this one reads versions 1 to {VERSION}"
+
+
 def is_current(data: bytes) -> bool:
-    """Whether a stored object is of the present version."""
-    return len(data) > STAMP_BYTES and data[0] == VERSION
+    """Whether a stored object is of the present form."""
+    return len(data) > STAMP_BYTES and data[0] == VERSION and _has_revision(data)
+
+
+def _has_revision(data: bytes) -> bool:
+    """Whether an object of version 2 has its revision; not so where its length is that of one without.
+
+    The two are never of one length: the revision has 4 bytes, catalogue values have 5 and points 22.
+    """
+    known_at = _HEADER.size + _LATEST.size - 1
+    if len(data) <= known_at:
+        return True
+    _, _, count = _HEADER.unpack_from(data)
+    return len(data) != known_at + 1 + data[known_at] * _PACKET_VALUE.size + int(count) * _POINT_BYTES
 
 
 def encode_spectrum(spectrum: Spectrum) -> bytes:
@@ -181,8 +208,12 @@ def _read_header(data: bytes, kind: bytes) -> tuple[int, int]:
     if len(data) < _HEADER.size:
         raise StateError(f"{len(data)} bytes are too few for a stored value")
     version, found, count = _HEADER.unpack_from(data)
-    if not 1 <= version <= VERSION:
-        raise StateError(f"stored value has version {version}, this program reads versions 1 to {VERSION}")
     if found != kind:
         raise StateError(f"stored value is of kind {found!r}, not {kind!r}")
+    if version < 1:
+        raise StateError(f"stored value has version {version}, this release reads versions 1 to {VERSION}")
+    if version > VERSION:
+        raise NewerStateError(
+            f"a later release of Trifid wrote it, in version {version}; this one reads versions 1 to {VERSION}"
+        )
     return int(version), int(count)

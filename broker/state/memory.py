@@ -23,7 +23,7 @@ class MemoryStore:
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
         for object_id, spectrum in spectra.items():
-            self._objects.known[survey, object_id].spectrum = spectrum
+            self._objects.put_spectrum((survey, object_id), spectrum)
 
     def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
         """See ``Store.put_metadata``."""

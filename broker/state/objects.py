@@ -76,6 +76,7 @@ class Objects:
         self.places: Places[ObjectName] = Places()
         self.spectra: dict[str, ObservedSpectrum] = {}
         self.spectra_places: Places[str] = Places()
+        self._object_of_spectrum: dict[str, ObjectName] = {}
 
     def merge(
         self, alerts: Sequence[Alert], cells: Sequence[Sequence[int]], catalogued: Sequence[SourceMetadata | None]
@@ -139,11 +140,23 @@ class Objects:
             history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
         )  # fmt: skip
 
+    def put_spectrum(self, name: ObjectName, spectrum: Spectrum) -> None:
+        """Remember a spectrum under an object's name, in place of any other."""
+        self.known[name].spectrum = spectrum
+        self._object_of_spectrum = {s: other for s, other in self._object_of_spectrum.items() if other != name}
+
     def add_spectra(self, spectra: Sequence[ObservedSpectrum]) -> None:
-        """Remember spectra, under the object's name where it is given, else by their place."""
+        """Remember spectra, under the object's name where it is given, else by their place; and nowhere else."""
         for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
+            before = self._object_of_spectrum.pop(spectrum.spectrum_id, None)
+            if before is not None:
+                self.known[before].spectrum = None
             if spectrum.survey and spectrum.object_id:
-                self.known[spectrum.survey, spectrum.object_id].spectrum = spectrum.spectrum
+                name = (spectrum.survey, spectrum.object_id)
+                self.put_spectrum(name, spectrum.spectrum)
+                self._object_of_spectrum[spectrum.spectrum_id] = name
+                self.spectra_places.remove(spectrum.spectrum_id)
+                self.spectra.pop(spectrum.spectrum_id, None)
             else:
                 self.spectra[spectrum.spectrum_id] = spectrum
                 place = Place(spectrum.ra, spectrum.dec, spectrum.mjd)

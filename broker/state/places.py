@@ -101,6 +101,12 @@ class Places(Generic[Name]):
         self._cell_of[name] = cell
         self._cells[cell][name] = place
 
+    def remove(self, name: Name) -> None:
+        """Forget where something is."""
+        cell = self._cell_of.pop(name, None)
+        if cell is not None:
+            del self._cells[cell][name]
+
     def place(self, name: Name) -> Place | None:
         """Where something is; None where nobody said."""
         cell = self._cell_of.get(name)

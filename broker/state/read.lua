@@ -28,7 +28,11 @@ end
 local function fetch(name, place)
   local row = seen[name]
   if row then
-    if place ~= '' then objects[row][2] = place end
+    -- Of two entries the older is left from when the object's value could not be read.
+    local known = objects[row][2]
+    if place ~= '' and (known == '' or struct.unpack('<d', place, 17) > struct.unpack('<d', known, 17)) then
+      objects[row][2] = place
+    end
     return true
   end
   local key = prefix .. ':' .. name
@@ -59,8 +63,14 @@ while at <= #ARGV do
     for e = 1, #entries, 2 do
       local id, place = entries[e], entries[e + 1]
       if not seen['spectrum:' .. id] and distance2(place, x, y, z, mjd) <= spectra2 then
-        seen['spectrum:' .. id] = 0
-        spectra[#spectra + 1] = {id, place, redis.call('GET', prefix .. ':spectrum:' .. id)}
+        local where = redis.call('GET', prefix .. ':where:' .. id)
+        if where and where ~= 'at:' .. ARGV[c] then
+          -- Stored by a release that did not say where, and sent again since with another position.
+          redis.call('HDEL', prefix .. ':sky:spectra:' .. ARGV[c], id)
+        else
+          seen['spectrum:' .. id] = 0
+          spectra[#spectra + 1] = {id, place, redis.call('GET', prefix .. ':spectrum:' .. id)}
+        end
       end
     end
   end

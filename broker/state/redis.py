@@ -23,6 +23,7 @@ from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
 from broker.state.encoding import (
     STAMP_BYTES,
+    NewerStateError,
     StateError,
     decode_metadata,
     decode_object,
@@ -31,9 +32,11 @@ from broker.state.encoding import (
     encode_object,
     encode_spectrum,
     is_current,
+    of_later_release,
 )
 from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, has_no_object, is_moving
 from broker.state.places import MAX_YEARS, Place, own_cells, search_cells
+from broker.state.watch import StoreWatch
 
 LOG: Final = logging.getLogger(__name__)
 DAY: Final = 86400
@@ -41,6 +44,7 @@ _READ: Final = resources.files(__package__).joinpath("read.lua").read_text("utf-
 _WRITE: Final = (
     resources.files(__package__).joinpath("write.lua").read_text("utf-8").replace("STAMP_BYTES", str(STAMP_BYTES))
 )
+_SPECTRA: Final = resources.files(__package__).joinpath("spectra.lua").read_text("utf-8")
 _SCAN: Final = 1000
 _NOBODY: Final = ("", "")
 T = TypeVar("T")
@@ -70,6 +74,7 @@ class RedisStore:
         self._prefix = prefix
         self._expiry = max(1, int(expiry_days * DAY))
         self._catalogs = CatalogReader(prefix)
+        self._watch = StoreWatch(self._client, prefix)
         self._primed = False
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
@@ -79,6 +84,10 @@ class RedisStore:
         batch, cells = _Batch(self._limits), self._cells(alerts)
         names = [(alert.survey, alert.object_id) for alert in alerts]
         catalogued = self._read(batch, alerts, cells, names, self._limits.association_radius)
+        for name in names:
+            if name in batch.newer:
+                # Its alerts become dead letters, to be replayed by a release that can read it.
+                raise StateError(f"state of {':'.join(name)}: {batch.newer[name]}")
         states = batch.objects.merge(alerts, cells, catalogued)
         changed = self._write(batch, names)
         if changed:
@@ -89,7 +98,10 @@ class RedisStore:
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
-        self._put({f"{survey}:{name}:sp": encode_spectrum(s) for name, s in spectra.items()})
+        self._put(
+            {f"{survey}:{name}:sp": encode_spectrum(s) for name, s in spectra.items()},
+            [f"spectrum-of:{survey}:{name}" for name in spectra],
+        )
 
     def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
         """See ``Store.put_metadata``."""
@@ -98,20 +110,15 @@ class RedisStore:
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``; spectra do not expire."""
 
-        def write() -> None:
-            pipeline = self._client.pipeline()
-            for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
-                value = encode_spectrum(spectrum.spectrum)
-                if spectrum.survey and spectrum.object_id:
-                    pipeline.set(f"{self._prefix}:{spectrum.survey}:{spectrum.object_id}:sp", value)
-                else:
-                    name, place = spectrum.spectrum_id, Place(spectrum.ra, spectrum.dec, spectrum.mjd)
-                    pipeline.set(f"{self._prefix}:spectrum:{name}", value)
-                    pipeline.hset(f"{self._prefix}:sky:spectra:{cell}", name, place.pack())
-            pipeline.execute()
-
+        arguments: list[str | bytes] = [self._prefix]
+        for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
+            arguments += [spectrum.spectrum_id, encode_spectrum(spectrum.spectrum)]
+            if spectrum.survey and spectrum.object_id:
+                arguments += ["", b"", f"{spectrum.survey}:{spectrum.object_id}"]
+            else:
+                arguments += [str(cell), Place(spectrum.ra, spectrum.dec, spectrum.mjd).pack(), ""]
         if spectra:
-            self._call(write)
+            self._call(lambda: self._client.eval(_SPECTRA, 0, *arguments))
 
     def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
         """See ``Store.objects_of``."""
@@ -136,6 +143,7 @@ class RedisStore:
         """See ``Store.check``."""
         self._prime()
         self._call(self._client.ping)
+        self._call(self._watch.look)
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -247,11 +255,13 @@ class RedisStore:
         parts = (name.decode().partition(":") for name in self._call(write))
         return {(survey, object_id) for survey, _, object_id in parts}
 
-    def _put(self, values: Mapping[str, bytes]) -> None:
+    def _put(self, values: Mapping[str, bytes], forgotten: Iterable[str] = ()) -> None:
         def write() -> None:
             pipeline = self._client.pipeline(transaction=False)
             for name, value in values.items():
                 pipeline.set(f"{self._prefix}:{name}", value, ex=self._expiry)
+            for name in forgotten:
+                pipeline.delete(f"{self._prefix}:{name}")
             pipeline.execute()
 
         if values:
@@ -292,6 +302,8 @@ class _Batch:
         self.before: dict[ObjectName, _Before] = {}
         self.damaged: dict[str, bytes] = {}
         """Stored values that cannot be read, by key; they are set aside under ``<key>:damaged``, not lost."""
+        self.newer: dict[ObjectName, str] = {}
+        """Objects that a later release has written, and in which form; they are left as they are."""
 
     def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
         """Objects that ``read.lua`` found: name, place, light curve, spectrum and catalogue values of each."""
@@ -301,6 +313,10 @@ class _Batch:
             survey, _, object_id = text.partition(":")
             name = (survey, object_id)
             known = self.objects.known[name] = RememberedObject()
+            if (reason := of_later_release(curve)) is not None:
+                LOG.warning("stored value %s:lc: %s", text, reason)
+                self.newer[name] = reason
+                continue
             read = self._read(f"{text}:lc", curve, partial(decode_object, survey=survey, object_id=object_id))
             if read is not None:
                 known.light_curve, known.latest = read
@@ -309,10 +325,11 @@ class _Batch:
                 self.before[name] = _Before(curve, None)
             known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
             known.metadata = self._read(f"{text}:md", metadata, decode_metadata)
-        for (name, _, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
+        for (name, latest, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
             self.before[name] = replace(self.before[name], cell=cell)
-            if place:
-                self.objects.places.put(name, Place.unpack(place), cell)
+            # An entry of another time is left from before the object moved, when its value could not be read.
+            if place and (at := Place.unpack(place)).mjd == latest.mjd:
+                self.objects.places.put(name, at, cell)
 
     def add_spectrum(self, name: bytes, place: bytes, value: bytes | None) -> None:
         """One spectrum that ``read.lua`` found."""
@@ -326,6 +343,9 @@ class _Batch:
             return None
         try:
             return decode(value)
+        except NewerStateError as error:
+            LOG.warning("stored value %s is not used: %s", key, error)
+            return None
         except StateError as error:
             LOG.error("stored value %s cannot be read and is set aside: %s", key, error)
             self.damaged[key] = value

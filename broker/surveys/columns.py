@@ -162,16 +162,15 @@ def _why_left_out(
     return why
 
 
-def plausible(curve: LightCurve, times: TimeRange, latest: float) -> Mask:
-    """Which points (n,) of a stored light curve would be taken from a packet, at MJD ``latest`` at most."""
+def implausible(curve: LightCurve, times: TimeRange, latest: float) -> NDArray[np.uint8]:
+    """LeftOut (n,) of the points of a stored light curve, whose times can be MJD ``latest`` at most."""
     limit = curve.kind == PhotometryKind.LIMIT
     known = (curve.band < len(BANDS)) & (curve.kind <= max(PhotometryKind))
     points = Points(
         np.zeros(len(curve), np.int64), curve.mjd, curve.flux.astype(np.float64), curve.flux_error.astype(np.float64),
         curve.reference_flux.astype(np.float64), np.where(known, curve.band, UNKNOWN_BAND).astype(np.uint8), curve.kind,
     )  # fmt: skip
-    why = _why_left_out(points, curve.flux, curve.flux_error, limit, times, None, np.array([latest]))
-    return np.equal(why, LeftOut.NOT)
+    return _why_left_out(points, curve.flux, curve.flux_error, limit, times, None, np.array([latest]))
 
 
 def label(text: str) -> int:

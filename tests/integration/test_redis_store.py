@@ -24,6 +24,7 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
+from broker.metrics import REDIS_EVICTED, REDIS_MAY_EVICT, STATE_LOST
 from broker.records import BAND_CODE, Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.state.encoding import decode_object
 from broker.state.memory import MemoryStore
@@ -323,3 +324,114 @@ def test_how_much_was_remembered_is_said_and_does_not_change_when_a_batch_is_tri
     for _ in range(2):
         (state,) = store.remember([late])
         assert (state.remembered, state.history_start) == (beyond, first.light_curve.mjd[0])
+
+
+def cells_of(client: redis.Redis, spectrum_id: str) -> list[bytes]:
+    return [key for key in client.keys("trifid:sky:spectra:*") if client.hexists(key, spectrum_id)]
+
+
+@pytest.mark.parametrize("written_by", ["this release", "the last one"])
+def test_a_spectrum_sent_again_is_where_it_was_sent_last(
+    store: RedisStore, server: RedisServer, written_by: str
+) -> None:
+    """The last release did not say where a spectrum is, so that it stayed in its old place as well."""
+    here, there = point("ztf", "here", 10.0, 0.0, 60000.0), point("ztf", "there", 50.0, 20.0, 60000.0)
+    nearby = point("ztf", "near", 10.0, 4.0 / 3600, 60000.0)  # in the cell of the first
+    sent = spectrum_of(here)
+    with redis.Redis.from_url(server.url) as client:
+        store.put_observed([sent])
+        if written_by == "the last one":
+            client.delete(*client.keys("trifid:where:*"))
+        for at, others in ((there, [here, nearby]), (nearby, [here, there]), (here, [there, nearby])):
+            store.put_observed([replace(sent, ra=at.ra, dec=at.dec)])
+            (state,) = store.remember([at])
+            assert state.spectrum is not None
+            assert [s.spectrum for s in store.remember(others)] == [None, None]
+            assert len(cells_of(client, sent.spectrum_id)) == 1
+        # Named now, and then of another object: never of two.
+        store.put_observed([replace(sent, survey="ztf", object_id="there")])
+        assert [s.spectrum is not None for s in store.remember([here, there])] == [False, True]
+        assert cells_of(client, sent.spectrum_id) == []
+        assert client.get(f"trifid:spectrum:{sent.spectrum_id}") is None
+        store.put_observed([replace(sent, survey="ztf", object_id="here")])
+        assert [s.spectrum is not None for s in store.remember([here, there])] == [True, False]
+        # Another spectrum of that object is not taken away by the first one's leaving.
+        store.put_observed([replace(sent, spectrum_id="other", survey="ztf", object_id="here")])
+        store.put_observed([sent])
+        client.delete(f"trifid:spectrum:{sent.spectrum_id}")
+        assert [s.spectrum is not None for s in store.remember([here, there])] == [True, False]
+
+
+def test_a_place_of_before_the_value_was_damaged_is_passed_over(store: RedisStore, server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
+        client.set("trifid:ztf:ZTF18a:lc", b"\x63garbage")
+        store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
+        assert len(client.keys("trifid:sky:objects:*")) == 2
+        here, there = store.remember([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        assert (here.associated, there.associated) == (("ztf:ZTF18a",), ())
+
+
+# Redis that loses what it held.
+
+
+def test_a_redis_that_was_emptied_is_noticed(
+    store: RedisStore, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = STATE_LOST._value.get()
+    for _ in range(2):
+        store.check()
+    with closing(RedisStore(server.url)) as other:
+        other.check()
+        server.kill()
+        server.start()  # persistent
+        store.check()
+        assert STATE_LOST._value.get() == before
+        assert "lost" not in caplog.text
+        with redis.Redis.from_url(server.url) as client:
+            client.flushall()
+        for each in (store, other, store, other):
+            each.check()
+        assert STATE_LOST._value.get() == before + 2
+        assert "Redis has lost what it held: trifid:marker is gone or another" in caplog.text
+
+
+def test_a_redis_without_persistence_that_restarts_is_noticed() -> None:
+    before = STATE_LOST._value.get()
+    with RedisServer() as server, closing(RedisStore(server.url)) as store:
+        store.check()
+        server.kill()
+        with pytest.raises(DependencyUnavailableError):
+            store.check()
+        server.start()
+        store.check()
+    assert STATE_LOST._value.get() == before + 1
+
+
+def test_evictions_are_noticed(server: RedisServer, store: RedisStore, caplog: pytest.LogCaptureFixture) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        store.check()
+        assert (REDIS_MAY_EVICT._value.get(), REDIS_EVICTED._value.get()) == (0, 0)
+        used = client.info("memory")["used_memory"]
+        client.config_set("maxmemory", used + 2_000_000)
+        client.config_set("maxmemory-policy", "volatile-lru")
+        store.check()
+        assert REDIS_MAY_EVICT._value.get() == 1
+        assert "maxmemory-policy is volatile-lru, and must be noeviction" in caplog.text
+        for number in range(200):
+            client.set(f"trifid:ztf:{number}:lc", b"x" * 50_000, ex=1000)
+        store.check()
+        assert REDIS_EVICTED._value.get() == client.info("stats")["evicted_keys"] > 0
+        client.config_set("maxmemory-policy", "noeviction")
+        store.check()
+        assert REDIS_MAY_EVICT._value.get() == 0
+
+
+def test_a_user_who_may_not_ask_for_evictions_can_work(server: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "old", "on", ">word", "~trifid:*", "+@all", "-info")
+    with closing(RedisStore(f"redis://old:word@127.0.0.1:{server.port}/0")) as store:
+        for _ in range(2):
+            store.check()
+        assert store.remember([ALERTS[0]])[0].object_id == ALERTS[0].object_id
+    assert caplog.text.count("evictions by Redis are not watched") == 1

@@ -14,7 +14,7 @@ from broker.errors import DecodeError
 from broker.records import JD_OF_MJD_0, LightCurve, PhotometryKind
 from broker.sources import iter_packets
 from broker.surveys import Decoder
-from broker.surveys.columns import MAX_FLUX, TimeRange, plausible
+from broker.surveys.columns import MAX_FLUX, LeftOut, TimeRange, implausible
 from broker.surveys.elasticc import SURVEY as ELASTICC
 from broker.surveys.wire import confluent_message, lsst_schema
 from tests.unit.surveys.test_decoder import RECORD, alerts_of, blank, lsst, retyped, ztf
@@ -231,4 +231,7 @@ def test_what_is_plausible_of_a_stored_light_curve() -> None:
         np.array(mjd), np.array(flux, np.float32), np.array(error, np.float32), np.full(len(mjd), np.nan, np.float32),
         np.array(band, np.uint8), np.array(kind, np.uint8),
     )  # fmt: skip
-    assert plausible(curve, TimeRange(58_000.0), NOW).tolist() == [True, *[False] * 4, True, *[False] * 3]
+    assert implausible(curve, TimeRange(58_000.0), NOW).tolist() == [
+        LeftOut.NOT, LeftOut.AFTER_RECEIPT, LeftOut.BEFORE_SURVEY, LeftOut.FLUX, LeftOut.NO_VALUE, LeftOut.NOT,
+        LeftOut.NO_VALUE, LeftOut.BAND, LeftOut.BAND,
+    ]  # fmt: skip

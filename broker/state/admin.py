@@ -1,0 +1,269 @@
+"""What an operator can do with one remembered object: look at it, forget it, take out points that cannot be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from typing import Any, Final
+
+import numpy as np
+import redis
+from numpy.typing import NDArray
+
+from broker.errors import TrifidError
+from broker.records import Alert, LightCurve
+from broker.redis_errors import redis_errors
+from broker.state.encoding import STAMP_BYTES, StateError, decode_object, encode_object
+from broker.state.objects import ObjectName, is_moving
+from broker.state.places import Place, own_cells
+from broker.surveys.columns import ANY_TIME, LeftOut, TimeRange, implausible
+
+_WRITE: Final = (
+    resources.files(__package__).joinpath("write.lua").read_text("utf-8").replace("STAMP_BYTES", str(STAMP_BYTES))
+)
+_SCAN: Final = 1000
+_TRIES: Final = 20
+_REQUESTED: Final = "requested"
+"""Reason of points that the operator names."""
+
+
+class UnknownObjectError(TrifidError):
+    """Nothing is remembered of an object."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """All that is stored of one object."""
+
+    survey: str
+    object_id: str
+    version: int | None
+    """Of the layout; None where no light curve is stored."""
+    size: int
+    """Bytes of the light curve's value."""
+    light_curve: LightCurve
+    latest: Alert | None
+    """The latest alert, without its light curve; None where there is none or it cannot be read."""
+    problem: str | None
+    """Why the value cannot be read."""
+    place: Place | None
+    """Where other surveys' alerts and spectra find it."""
+    has_spectrum: bool
+    """Whether a spectrum is stored under its name."""
+    has_metadata: bool
+    """Whether catalogue values are stored under its name."""
+    set_aside: bool
+    """Whether a value that could not be read is kept beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What became of one object."""
+
+    name: ObjectName
+    points: int
+    """Before."""
+    removed: Mapping[str, int] = field(default_factory=dict)
+    """Points that were removed, by reason (``LeftOut`` in lower case, or ``requested``)."""
+    latest_was: float | None = None
+    """The time of the latest alert, MJD, where that could not be and was replaced."""
+    first: float = float("nan")
+    last: float = float("nan")
+    """Of the points that are left, MJD."""
+
+    @property
+    def left(self) -> int:
+        """Points that are left; of none the object is forgotten."""
+        return self.points - sum(self.removed.values())
+
+    @property
+    def changes(self) -> bool:
+        """Whether there was anything to repair."""
+        return bool(self.removed) or self.latest_was is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Points to be removed beyond those that cannot be: all that meet each condition given."""
+
+    between: tuple[float, float] | None = None
+    """First and last MJD."""
+    kind: int | None = None
+    """PhotometryKind."""
+
+    def __call__(self, curve: LightCurve) -> NDArray[np.bool_]:
+        """Which points (n,) of a light curve are meant; none where no condition is given."""
+        meant = np.full(len(curve), self.between is not None or self.kind is not None)
+        if self.between is not None:
+            meant &= (curve.mjd >= self.between[0]) & (curve.mjd <= self.between[1])
+        if self.kind is not None:
+            meant &= curve.kind == self.kind
+        return meant
+
+
+class StateAdmin:
+    """Single objects in Redis, safe while the service runs."""
+
+    def __init__(
+        self, client: redis.Redis, times: Mapping[str, TimeRange], expiry: int, *, prefix: str = "trifid"
+    ) -> None:
+        """``times`` are when each survey, by name, can have observed; ``expiry`` seconds."""
+        self._client, self._times, self._expiry, self._prefix = client, times, expiry, prefix
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def find(self, text: str) -> list[ObjectName]:
+        """The objects that ``survey:id``, or an id alone, stands for, of which something is stored."""
+        survey, colon, object_id = text.partition(":")
+        names = [(known, text) for known in self._times]
+        if colon and survey in self._times:
+            names.insert(0, (survey, object_id))
+        return [name for name in names if any(self._values(name))]
+
+    def every(self) -> Iterator[ObjectName]:
+        """All objects of which a light curve is stored."""
+        with redis_errors():
+            for key in self._client.scan_iter(f"{self._prefix}:*:lc", count=_SCAN):
+                survey, _, object_id = key.decode()[len(self._prefix) + 1 : -3].partition(":")
+                yield survey, object_id
+
+    def read(self, name: ObjectName) -> StoredObject:
+        """What is stored of an object; raises UnknownObjectError where nothing is."""
+        value, spectrum, metadata, damaged = self._values(name)
+        if not any((value, spectrum, metadata, damaged)):
+            raise UnknownObjectError(f"nothing is remembered of {':'.join(name)}")
+        curve, latest, problem = LightCurve.empty(), None, None
+        if value is not None:
+            try:
+                curve, latest = decode_object(value, *name)
+            except StateError as error:
+                problem = str(error)
+        return StoredObject(
+            *name,
+            version=None if not value else value[0],
+            size=len(value or b""),
+            light_curve=curve,
+            latest=latest,
+            problem=problem,
+            place=None if latest is None else self._place(name, latest),
+            has_spectrum=spectrum is not None,
+            has_metadata=metadata is not None,
+            set_aside=damaged is not None,
+        )
+
+    def forget(self, name: ObjectName) -> list[str]:
+        """Delete all that is stored under an object's name, and its place; returns the keys that there were.
+
+        Spectra that are stored by position stay. Raises UnknownObjectError where nothing is stored.
+        """
+        text = ":".join(name)
+        keys = [f"{self._prefix}:{text}:{end}" for end in ("lc", "sp", "md", "lc:damaged", "sp:damaged", "md:damaged")]
+        keys.append(f"{self._prefix}:spectrum-of:{text}")
+
+        def delete(pipeline: Any) -> list[str]:
+            # The object is watched from here on: where a worker writes it meanwhile, this is done again.
+            values = dict(zip(keys, pipeline.mget(keys), strict=True))
+            found = [key for key, value in values.items() if value is not None]
+            cell = _cell(values[keys[0]], name)
+            pipeline.multi()
+            if found:
+                pipeline.delete(*found)
+            if cell is not None:
+                pipeline.hdel(self._sky(cell), text)
+            return found
+
+        with redis_errors():
+            client: Any = self._client
+            found: list[str] = client.transaction(delete, keys[0], value_from_callable=True)
+        if not found:
+            raise UnknownObjectError(f"nothing is remembered of {text}")
+        return found
+
+    def repair(
+        self, name: ObjectName, latest: float, selected: Callable[[LightCurve], NDArray[np.bool_]], *, dry: bool = False
+    ) -> Repair:
+        """Remove points that cannot be, later than MJD ``latest`` among them, and those ``selected``.
+
+        Where the latest alert's time cannot be, that of the last point left takes its place, so that the next alert
+        is the latest again. An object without any point left is forgotten. With ``dry`` nothing is changed. Raises
+        StateError where the value cannot be read, UnknownObjectError where there is none.
+        """
+        key = f"{self._prefix}:{':'.join(name)}:lc"
+        for _ in range(_TRIES):
+            with redis_errors():
+                value = self._client.get(key)
+            if not isinstance(value, bytes):
+                raise UnknownObjectError(f"no light curve is remembered of {':'.join(name)}")
+            curve, alert = decode_object(value, *name)
+            repair, kept, repaired = self._repaired(name, curve, alert, latest, selected)
+            if dry or not repair.changes:
+                return repair
+            if not repair.left:
+                self.forget(name)
+                return repair
+            if self._write(name, kept, repaired, alert, value):
+                return repair
+        raise StateError(f"{':'.join(name)} changes all the time: stop its stream, or try again")
+
+    def _repaired(
+        self,
+        name: ObjectName,
+        curve: LightCurve,
+        alert: Alert,
+        latest: float,
+        selected: Callable[[LightCurve], NDArray[np.bool_]],
+    ) -> tuple[Repair, LightCurve, Alert]:
+        times = self._times.get(name[0], ANY_TIME)
+        why = implausible(curve, times, latest)
+        requested = selected(curve) & (why == LeftOut.NOT)
+        removed = Counter(LeftOut(code).name.lower() for code in why[why != LeftOut.NOT].tolist())
+        if requested.any():
+            removed[_REQUESTED] = int(requested.sum())
+        keep = np.flatnonzero((why == LeftOut.NOT) & ~requested)
+        kept = LightCurve(
+            curve.mjd[keep], curve.flux[keep], curve.flux_error[keep],
+            curve.reference_flux[keep], curve.band[keep], curve.kind[keep],
+        )  # fmt: skip
+        can_be = times.first <= alert.mjd <= times.bound(np.array([latest]))[0]
+        first, last = (float(kept.mjd[0]), float(kept.mjd[-1])) if len(kept) else (float("nan"), float("nan"))
+        repair = Repair(name, len(curve), dict(removed), None if can_be else alert.mjd, first, last)
+        return repair, kept, alert if can_be or not len(kept) else replace(alert, mjd=last)
+
+    def _write(self, name: ObjectName, curve: LightCurve, latest: Alert, before: Alert, value: bytes) -> bool:
+        """Whether the object was written; not so where a worker has written it meanwhile."""
+        place = self._place(name, before) or Place(latest.ra, latest.dec, latest.mjd)
+        place = replace(place, mjd=latest.mjd)
+        arguments: Sequence[str | int | bytes] = [
+            self._prefix, self._expiry, ":".join(name), encode_object(curve, latest, value), value[:STAMP_BYTES],
+            b"" if is_moving(latest, curve) else place.pack(), own_cells([latest])[0], "",
+        ]  # fmt: skip
+        with redis_errors():
+            client: Any = self._client
+            return not client.eval(_WRITE, 0, *arguments)
+
+    def _values(self, name: ObjectName) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None]:
+        key = f"{self._prefix}:{':'.join(name)}"
+        with redis_errors():
+            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "md", "lc:damaged")])
+        return tuple(found)
+
+    def _place(self, name: ObjectName, latest: Alert) -> Place | None:
+        with redis_errors():
+            found = self._client.hget(self._sky(own_cells([latest])[0]), ":".join(name))
+        return Place.unpack(found) if isinstance(found, bytes) else None
+
+    def _sky(self, cell: int) -> str:
+        return f"{self._prefix}:sky:objects:{cell}"
+
+
+def _cell(value: bytes | None, name: ObjectName) -> int | None:
+    if value is None:
+        return None
+    try:
+        return own_cells([decode_object(value, *name)[1]])[0]
+    except StateError:
+        return None  # its entry is passed over by readers, and expires

@@ -1,0 +1,148 @@
+"""State that earlier releases wrote is read; state of later ones is left alone."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from broker.embedded.redis import RedisServer
+from broker.isolation import isolate
+from broker.records import Alert, ObjectState
+from broker.state.encoding import StateError, decode_object, encode_object, is_current
+from broker.state.redis import RedisStore
+from tests.integration.test_redis_store import point
+from tests.unit.state.test_merge import same
+
+FOLDER = Path(__file__).resolve().parents[1] / "data" / "state"
+RELEASES = {
+    "6dc263e": 1,  # version 1
+    "881d480": 2,  # version 2 before it had the revision: 199 of 419 objects of a real upgrade
+    "cb82431": 2,  # the last release
+}
+
+
+def _script() -> Any:
+    spec = importlib.util.spec_from_file_location("write_state", FOLDER / "write_state.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WRITTEN = _script()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def store(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
+    with closing(RedisStore(server.url)) as store:
+        yield store
+
+
+def load(client: redis.Redis, release: str) -> None:
+    for key, value in json.loads((FOLDER / f"{release}.json").read_text()).items():
+        if isinstance(value, dict):
+            client.hset(key, mapping={name: base64.b64decode(text) for name, text in value.items()})
+        else:
+            client.set(key, base64.b64decode(value))
+
+
+@pytest.mark.parametrize(("release", "version"), RELEASES.items())
+def test_what_a_release_wrote_is_read_whole(store: RedisStore, client: redis.Redis, release: str, version: int) -> None:
+    load(client, release)
+    for number in range(WRITTEN.OBJECTS):
+        before = WRITTEN.alert(number)
+        value = client.get(f"trifid:ztf:{before.object_id}:lc")
+        assert isinstance(value, bytes)
+        assert value[0] == version
+        assert is_current(value) == (release == "cb82431")
+        curve, latest = decode_object(value, "ztf", before.object_id)
+        assert same(curve, before.light_curve)
+        assert (latest.ra, latest.dec, latest.mjd) == (before.ra, before.dec, before.mjd)
+        if version > 1:
+            assert (latest.alert_id, latest.band, latest.star_score) == (before.alert_id, "ztf:g", before.star_score)
+        # Its next alert finds all points, and writes the present form.
+        later = point("ztf", before.object_id, before.ra, before.dec, before.mjd + 10)
+        (state,) = store.remember([later])
+        assert state.remembered == len(before.light_curve)
+        assert state.light_curve.mjd.tolist() == [*before.light_curve.mjd, later.mjd]
+        assert (state.spectrum is not None) == (number == 1)
+        assert is_current(client.get(f"trifid:ztf:{before.object_id}:lc"))  # type: ignore[arg-type]
+    (state,) = store.remember([WRITTEN.alert(2)])
+    assert state.metadata is not None
+    assert state.metadata.values.tolist() == list(range(34))
+    assert client.keys("*:damaged") == []
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_what_a_release_wrote_is_migrated(store: RedisStore, client: redis.Redis, release: str) -> None:
+    load(client, release)
+    assert sum(store.migrate()) == (0 if release == "cb82431" else WRITTEN.OBJECTS)
+    for number in range(WRITTEN.OBJECTS):
+        before = WRITTEN.alert(number)
+        value = client.get(f"trifid:ztf:{before.object_id}:lc")
+        assert isinstance(value, bytes)
+        assert is_current(value)
+        assert same(decode_object(value, "ztf", before.object_id)[0], before.light_curve)
+        (found,) = store.remember([point("lsst", str(number), before.ra, before.dec, before.mjd)])
+        assert found.associated == (f"ztf:{before.object_id}",)
+    assert client.keys("*:damaged") == []
+
+
+def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: redis.Redis) -> None:
+    """Its alerts fail one by one, and become dead letters that can be replayed; those of other objects go on."""
+    later = point("ztf", "later", 10.0, 0.0, 60_000.0)
+    other = point("ztf", "other", 20.0, 0.0, 60_000.0)
+    store.remember([later, other])
+    value = client.get("trifid:ztf:later:lc")
+    assert isinstance(value, bytes)
+    newer = b"\x03" + value[1:] + b"more"
+    client.set("trifid:ztf:later:lc", newer)
+    refused: list[str] = []
+
+    def failed(alert: Alert, error: Exception) -> list[ObjectState]:
+        assert isinstance(error, StateError)
+        refused.append(f"{alert.object_id}: {error}")
+        return []
+
+    batch = [replace(a, mjd=60_001.0) for a in (later, other)]
+    states = isolate(batch, store.remember, failed)
+    assert [state.object_id for state in states] == ["other"]
+    assert refused == [
+        "later: state of ztf:later: a later release of Trifid wrote it, in version 3; this one reads versions 1 to 2"
+    ]
+    (near,) = store.remember([point("lsst", "7", 10.0, 0.0, 60_002.0)])
+    assert near.associated == ()
+    assert sum(store.migrate()) == 0
+    assert client.get("trifid:ztf:later:lc") == newer
+    assert client.keys("*:damaged") == []
+
+
+def test_the_layout_of_a_version_does_not_change() -> None:
+    """If this fails, the layout is another: it needs a new version, and its reader (docs/state.md)."""
+    fixture = json.loads((FOLDER / "cb82431.json").read_text())
+    for number in range(WRITTEN.OBJECTS):
+        written = base64.b64decode(fixture[f"trifid:ztf:{WRITTEN.alert(number).object_id}:lc"])
+        assert encode_object(WRITTEN.curve(number), WRITTEN.alert(number)) == written

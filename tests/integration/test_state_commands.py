@@ -1,0 +1,199 @@
+"""``trifid state`` on a real Redis: objects that future points spoilt are looked at, repaired and forgotten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import redis
+from click.testing import CliRunner, Result
+
+from broker.cli import main
+from broker.embedded.redis import RedisServer
+from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
+from broker.state.encoding import decode_object
+from broker.state.merge import merge
+from broker.state.redis import RedisStore
+from broker.surveys import Decoder
+from broker.surveys.simulator import simulate_alerts
+from tests.integration.test_redis_store import point
+from tests.unit.state.test_merge import same
+
+ALERTS = [a for p in simulate_alerts(2, 20, seed=5) for a in Decoder().decode(p.payload) if isinstance(a, Alert)]
+GOOD = ALERTS[-1]
+NAME = GOOD.object_id
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def store(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
+    with closing(RedisStore(server.url)) as store:
+        yield store
+
+
+@pytest.fixture
+def trifid(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.setenv("TRIFID_REDIS__URL", server.url)
+    return lambda *arguments: CliRunner().invoke(main, ["state", *arguments])
+
+
+def spoilt(curve: LightCurve) -> Alert:
+    """An alert dated 50 years ahead, with more future points than are kept of an object, and absurd fluxes."""
+    times = np.concatenate([GOOD.mjd + 18_000 + np.arange(40.0), [30_000.0, GOOD.mjd - 0.5]])
+    flux = np.ones(len(times), np.float32)
+    flux[-1] = 1e15
+    bad = LightCurve(
+        times, flux, np.ones_like(flux), np.full_like(flux, np.nan), np.zeros(len(times), np.uint8),
+        np.zeros(len(times), np.uint8),
+    )  # fmt: skip
+    return replace(GOOD, mjd=float(times[39]), alert_id=1, light_curve=merge(curve, bad))
+
+
+def stored(client: redis.Redis) -> tuple[LightCurve, Alert]:
+    value = client.get(f"trifid:ztf:{NAME}:lc")
+    assert isinstance(value, bytes)
+    return decode_object(value, "ztf", NAME)
+
+
+def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redis.Redis, trifid: object) -> None:
+    assert callable(trifid)
+    store.remember([GOOD])
+    clean, _ = stored(client)
+    store.remember([spoilt(GOOD.light_curve)])
+    assert len(stored(client)[0]) == len(clean) + 42
+
+    dry: Result = trifid("repair", NAME, "--dry-run")
+    assert dry.exit_code == 0
+    assert "would remove 40 points (after_receipt), 1 points (before_survey), 1 points (flux)" in dry.stdout
+    assert len(stored(client)[0]) == len(clean) + 42
+
+    done: Result = trifid("repair", f"ztf:{NAME}")
+    assert done.exit_code == 0
+    assert (
+        f"{len(clean)} of {len(clean) + 42} points left, MJD {clean.mjd[0]:.5f} to {clean.mjd[-1]:.5f}" in done.stdout
+    )
+    assert "the time of the latest alert, MJD" in done.stdout
+    assert "1 objects looked at, 1 repaired, 42 points removed, 0 not readable" in done.stdout
+    curve, latest = stored(client)
+    assert same(curve, clean)
+    assert latest.mjd == clean.mjd[-1]
+    assert "0 repaired" in trifid("repair", NAME).stdout
+
+    # The next alert is the latest again, and the object is found where it is.
+    after = replace(GOOD, mjd=GOOD.mjd + 1, ra=GOOD.ra + 1e-5, alert_id=2)
+    (state,) = store.remember([after])
+    assert (state.ra, len(state.light_curve)) == (after.ra, len(clean))
+    (other,) = store.remember([point("lsst", "7", after.ra, after.dec, after.mjd)])
+    assert other.associated == (f"ztf:{NAME}",)
+
+
+def test_points_of_a_time_or_kind_are_removed_on_request(
+    store: RedisStore, client: redis.Redis, trifid: object
+) -> None:
+    """As forced photometry that an earlier release took in spite of its status."""
+    assert callable(trifid)
+    store.remember([GOOD])
+    clean, _ = stored(client)
+    middle = float(np.median(clean.mjd))
+    meant = (clean.kind == PhotometryKind.FORCED) & (clean.mjd <= middle)
+    assert 0 < meant.sum() < (clean.kind == PhotometryKind.FORCED).sum()
+    done: Result = trifid("repair", "--all", "--kind", "forced", "--between", "50000", str(middle))
+    assert f"{meant.sum()} points (requested)" in done.stdout
+    left, latest = stored(client)
+    assert left.mjd.tolist() == clean.mjd[~meant].tolist()
+    assert latest.mjd == GOOD.mjd
+
+
+def test_an_object_of_nothing_else_is_forgotten(store: RedisStore, client: redis.Redis, trifid: object) -> None:
+    assert callable(trifid)
+    store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 90_000.0), GOOD])
+    done: Result = trifid("repair", "--all")
+    assert "ztf:ZTF18a: 1 points (after_receipt)" in done.stdout
+    assert "no point is left, the object is forgotten" in done.stdout
+    assert "2 objects looked at, 1 repaired, 1 points removed" in done.stdout
+    assert client.get("trifid:ztf:ZTF18a:lc") is None
+    assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [
+        f"ztf:{NAME}".encode()
+    ]
+
+
+def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid: object) -> None:
+    assert callable(trifid)
+    spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
+    store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
+    store.remember([GOOD, spoilt(GOOD.light_curve)])
+    curve, _ = stored(client)
+    shown: Result = trifid("show", NAME, "--points")
+    assert shown.exit_code == 0
+    for text in (
+        f"ztf:{NAME}\n", f"points:     {len(curve)}, MJD 30000.00000 to", "ztf:g", "ztf:r", "layout 2,",
+        "spectrum yes, catalogue values no", "40 points (after_receipt), 1 points (before_survey), 1 points (flux)",
+        "place:      Place(ra=", "1e+15",
+    ):  # fmt: skip
+        assert text in shown.stdout, text
+    client.set(f"trifid:ztf:{NAME}:lc", b"\x02Lgarbage")
+    broken: Result = trifid("show", f"ztf:{NAME}")
+    assert "bytes that cannot be read: " in broken.stdout
+    repaired: Result = trifid("repair", "--all")
+    assert repaired.exit_code == 1
+    assert f"ztf:{NAME}: cannot be read" in repaired.stderr
+
+
+def test_forget_leaves_nothing_behind(store: RedisStore, client: redis.Redis, trifid: object) -> None:
+    assert callable(trifid)
+    spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
+    store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
+    store.remember([GOOD, point("lsst", "7", 10.0, 0.0, 60_000.0)])
+    done: Result = trifid("forget", NAME)
+    assert done.exit_code == 0
+    assert f"ztf:{NAME}: forgotten (trifid:ztf:{NAME}:lc, trifid:ztf:{NAME}:sp" in done.stdout
+    assert client.keys(f"*{NAME}*") == []
+    assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [b"lsst:7"]
+    (state,) = store.remember([GOOD])
+    assert (state.remembered, state.spectrum) == (0, None)
+    assert trifid("forget", "7").exit_code == 0
+    for command in ("show", "forget", "repair"):
+        unknown: Result = trifid(command, "ZTF99none")
+        assert unknown.exit_code == 1
+        assert "nothing is remembered of 'ZTF99none'" in unknown.stderr
+
+
+def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisStore, client: redis.Redis) -> None:
+    """An object that a worker writes between the reading and the writing of a repair is repaired again."""
+    from broker.build import build_state_admin
+    from broker.config import Settings
+    from broker.state.admin import Selection
+
+    store.remember([GOOD, spoilt(GOOD.light_curve)])
+    admin = build_state_admin(Settings(redis={"url": server.url}))  # type: ignore[arg-type]
+    write, late = (
+        admin._write,
+        replace(GOOD, mjd=GOOD.mjd + 3, light_curve=point("ztf", "x", 0, 0, GOOD.mjd + 3).light_curve),
+    )
+
+    def write_later(*arguments: object) -> bool:
+        admin._write = write  # type: ignore[method-assign]
+        store.remember([late])
+        return write(*arguments)  # type: ignore[arg-type]
+
+    admin._write = write_later  # type: ignore[method-assign, assignment]
+    with closing(admin):
+        repaired = admin.repair(("ztf", NAME), 70_000.0, Selection())
+    curve, _ = stored(client)
+    assert curve.mjd[-1] == late.mjd
+    assert repaired.left == len(curve) == len(merge(GOOD.light_curve, late.light_curve))
