@@ -277,8 +277,11 @@ def _joined(parts: Sequence[Sequence[Any]]) -> tuple[Array, Array, Array, Array]
 
 
 def _middle(blue: Array, red: Array) -> float:
-    """Where the bluer of two arms ends and the redder begins: half way through what they share, or the gap."""
-    return float(np.nanmax(blue) + np.nanmin(red)) / 2.0
+    """Where the bluer of two arms ends and the redder begins: half way through what they share, or the gap.
+
+    A quarter of a pixel off, so that where both have the same pixels none is at the border and lost by rounding.
+    """
+    return float(np.nanmax(blue) + np.nanmin(red)) / 2.0 + 0.25 * float(np.nanmedian(np.diff(blue)))
 
 
 def _images(primary: Any) -> Iterator[RawSpectrum]:

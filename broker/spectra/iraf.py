@@ -65,6 +65,8 @@ def dispersion(cards: Mapping[str, str], line: int, pixels: int, header: Any) ->
         if kind == _LOG or (kind == _FUNCTIONS and header.get("DC-FLAG", 0) == 1):
             wavelength = 10.0**wavelength
         return np.asarray(wavelength / (1.0 + doppler), np.float64), aperture
+    except UnusableSpectrumError:
+        raise
     except (ValueError, IndexError, OverflowError, ZeroDivisionError) as error:
         raise UnusableSpectrumError(f"spec{line} = {text[:80]!r} is not to IRAF's multispec format") from error
 

@@ -44,8 +44,10 @@ _UNIT_NAMES: Final = (
     (re.compile(r"\b(nanometers?|nanometres?)\b", re.IGNORECASE), "nm"),
     (re.compile(r"\b(microns?|micrometers?|micrometres?)\b", re.IGNORECASE), "um"),
     (re.compile(r"\bergs\b", re.IGNORECASE), "erg"),
+    (re.compile(r"\bflam\b", re.IGNORECASE), "erg/(s cm2 Angstrom)"),
+    (re.compile(r"\bfnu\b", re.IGNORECASE), "erg/(s cm2 Hz)"),
     (re.compile(r"\bsec\b", re.IGNORECASE), "s"),
-    (re.compile(r"\b(counts|dn)\b", re.IGNORECASE), "ct"),
+    (re.compile(r"\b(counts|dn|adu)\b", re.IGNORECASE), "ct"),
 )
 """Spellings in use that astropy does not know or takes for others: A is the ampere there."""
 _RELATIVE: Final = frozenset({"", "none", "relative", "relative flux", "arbitrary", "normalized", "normalised"})

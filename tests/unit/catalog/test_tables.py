@@ -304,3 +304,56 @@ def test_real_stars(shared: Path) -> None:
     found = one(shared / "data" / "asassn_gaia.csv", GAIA.with_columns(columns))
     assert (found.rows_read, found.skipped) == (980, 0)
     assert np.isfinite(found.values["phot_g_mean_mag"]).all()
+
+
+def test_text_between_numbers_is_unknown_and_counted(tmp_path: Path) -> None:
+    rows = [
+        "10,10,12.5,1.5",
+        "11,10,>16.2,null",
+        "12,10, ,-",
+        "13,10,1.35D+01,#N/A",
+        "14,x,12,1",
+        "15,10,,12,1",
+        "16,10,14,2",
+    ]
+    (tmp_path / "t.csv").write_text("ra,dec,mean_vmag,ruwe\n" + "\n".join(rows) + "\n# end\n", encoding="latin-1")
+    found = one(tmp_path / "t.csv", PLAIN)
+    np.testing.assert_array_equal(found.ra, [10.0, 13.0, 16.0])
+    np.testing.assert_array_equal(found.values["mean_vmag"], [12.5, 13.5, 14.0])
+    assert found.unknown == {
+        "position": {"not in degrees": 1},
+        "mean_vmag": {"not a number": 1, "blank": 1},
+        "ruwe": {"blank": 3},
+        "row": {"no value": 2, "another number of cells than the header": 1},
+    }
+    texts = {"ra": [10.0, 11.0], "dec": [10.0, 10.0], "mean_vmag": ["12.5", "-9.99"], "ruwe": ["1.5", "null"]}
+    pq.write_table(pa.table(texts), tmp_path / "t.parquet")
+    Table(texts).write(tmp_path / "t.fits")
+    Table(texts).write(tmp_path / "t.vot", format="votable")
+    for name in ("t.parquet", "t.fits", "t.vot"):
+        found = one(tmp_path / name, PLAIN)
+        np.testing.assert_array_equal(found.values["mean_vmag"], [12.5])
+        assert found.unknown["mean_vmag"] == {"a code such as -9.99 or 0": 1}
+        assert found.unknown["ruwe"] == {"blank": 1}
+
+
+def test_reading_goes_on_past_text_far_into_a_file(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 360},10,12.5,{'x' * 300}\n" for i in range(80_000))
+    (tmp_path / "t.csv").write_text(f"ra,dec,mean_vmag,note\n{rows}7,10,<15,x\n8,10,13.5,x\n")
+    chunks = list(CatalogTable(tmp_path / "t.csv", PLAIN).chunks(0, 20_000))
+    assert sum(len(c.ra) for c in chunks) == 80_001
+    assert chunks[-1].rows_read == 80_002
+    assert chunks[-1].values["mean_vmag"][-1] == 13.5
+    assert chunks[-1].unknown["mean_vmag"] == {"not a number": 1}
+
+
+def test_the_case_from_the_field() -> None:
+    path = Path(__file__).parents[2] / "data" / "cases" / "18-catalogue-codes" / "cat.csv"
+    found = one(path, PLAIN)
+    np.testing.assert_array_equal(found.ra, [10.2])
+    assert {name: column.tolist() for name, column in found.values.items()} == {"mean_vmag": [12.3], "k_mag": [11.1]}
+    assert found.unknown == {
+        "mean_vmag": {"a code such as -9.99 or 0": 2},
+        "k_mag": {"a code such as -9.99 or 0": 2},
+        "row": {"no value": 2},
+    }
