@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+from broker.taxonomy import CLASS_NAMES
 
 ALERTS_IN: Final = Counter(
     "trifid_alerts_in_total", "Alerts taken from the survey's stream, undecodable ones included.", ["survey"]
@@ -75,3 +80,36 @@ DEAD_LETTER_RATIO: Final = Gauge(
 )
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
+
+STAGES: Final = ("decode", "remember", "assemble", "infer", "score", "annotate", "publish", "deliver")
+DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
+UNDECODED: Final = "unknown"
+"""The survey of what could not be decoded."""
+
+
+def initialise(surveys: Iterable[str]) -> None:
+    """Have a series, of value 0, for all label values that are known at the start.
+
+    A labelled counter has no series before its first event: a panel would say "No data" where nothing has happened, and
+    ``rate`` and ``increase`` would not see the first event. Not known are the partitions of CONSUMER_LAG, which come
+    with their assignment; CHECK_FAILED is set when the metrics are asked for.
+    """
+    for metric, values in _known(tuple(surveys)):
+        for labels in values:
+            metric.labels(*labels)
+
+
+def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterable[tuple[str, ...]]]]:
+    """Labelled metrics with the values of their labels."""
+    from broker.surveys.columns import LeftOut  # imports Numba, which readers of the metrics' names can do without
+
+    yield ALERTS_IN, ((survey,) for survey in (*surveys, UNDECODED))
+    yield ALERTS_OUT, product(surveys, ("classified", "not_classified", "dead_lettered"))
+    yield ALERTS_OUT, [(UNDECODED, "dead_lettered")]
+    yield CLASSIFIED, ((name,) for name in CLASS_NAMES)
+    yield HISTORY, product(surveys, ("remembered", "packet", "missing"))
+    yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in LeftOut if reason))
+    yield SPECTRA, [("stored",), ("dead_lettered",)]
+    yield RECLASSIFIED, ((survey,) for survey in surveys)
+    yield STAGE_SECONDS, ((stage,) for stage in STAGES)
+    yield DEPENDENCY_WAITS, ((dependency,) for dependency in DEPENDENCIES)

@@ -8,6 +8,7 @@ from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
+from broker import metrics
 from broker.batch import BatchResult
 from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
 from broker.config import Settings
@@ -32,6 +33,7 @@ def worker(
     that are away are waited for when the service runs.
     """
     publisher, decoder = build_publisher(settings), build_decoder(settings)
+    metrics.initialise(publisher.topics.surveys)
     with (
         closing(build_engine(settings.inference, settings.triton)) as engine,
         closing(build_store(settings)) as store,

@@ -1,0 +1,122 @@
+"""Series of labelled metrics before anything has happened."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from broker import metrics
+from broker.anomaly.reference_set import ReferenceSet
+from broker.batch import IncomingMessage, Origin
+from broker.build import REFERENCE_SET_FILE
+from broker.embedded.ports import free_port
+from broker.inference.onnx import OnnxEngine
+from broker.pipeline import Pipeline
+from broker.publish.messages import Publisher
+from broker.publish.topics import Topics
+from broker.state.memory import MemoryStore
+from broker.streaming.books import Books
+from broker.streaming.handling import handle
+from broker.surveys import SURVEYS, Decoder
+from broker.surveys.simulator import simulate_alerts
+from tests.random_models import MODEL_REPO
+from tests.unit.test_deploy import EXPRESSIONS
+
+KNOWN_LATER = {"trifid_consumer_lag_alerts"}
+"""Their labels are partitions, which come with their assignment."""
+
+
+def scrape(port: int, process: subprocess.Popen[bytes]) -> str:
+    for _ in range(600):
+        assert process.poll() is None
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+                text: str = response.read().decode()
+        except urllib.error.URLError:
+            time.sleep(0.1)
+            continue
+        if "trifid_alerts_in_total{" in text:
+            return text
+        time.sleep(0.1)
+    raise AssertionError("no metrics")
+
+
+@pytest.fixture(scope="module")
+def at_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The metrics of a worker that has not reached Kafka or Redis."""
+    port, nobody = free_port(), free_port()
+    config = tmp_path_factory.mktemp("metrics") / "trifid.toml"
+    config.write_text(
+        f'[kafka]\nbootstrap_servers = "127.0.0.1:{nobody}"\n[redis]\nurl = "redis://127.0.0.1:{nobody}/0"\n'
+        f'[metrics]\naddress = "127.0.0.1"\nport = {port}\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "broker.cli", "run", "--config", str(config)], stderr=subprocess.DEVNULL
+    )
+    yield scrape(port, process)
+    process.kill()
+    process.wait()
+
+
+def test_what_is_deployed_has_series_right_after_start(at_start: str) -> None:
+    series = {sample.name for family in text_string_to_metric_families(at_start) for sample in family.samples}
+    used = {name for expression in EXPRESSIONS for name in re.findall(r"trifid_\w+", expression)}
+    assert len(used) > 15
+    assert used - KNOWN_LATER <= series
+
+
+def test_each_known_value_has_a_series_of_value_0(at_start: str) -> None:
+    for line in (
+        'trifid_alerts_in_total{survey="lsst"} 0.0',
+        'trifid_alerts_in_total{survey="unknown"} 0.0',
+        'trifid_alerts_out_total{outcome="dead_lettered",survey="unknown"} 0.0',
+        'trifid_alerts_out_total{outcome="not_classified",survey="elasticc"} 0.0',
+        'trifid_classified_total{class_name="HADS"} 0.0',
+        'trifid_spectra_total{outcome="dead_lettered"} 0.0',
+        'trifid_stage_seconds_count{stage="deliver"} 0.0',
+        'trifid_dependency_waits_total{dependency="registry"} 0.0',
+        'trifid_points_left_out_total{reason="flagged",survey="ztf"} 0.0',
+    ):
+        assert line in at_start
+
+
+def labels() -> dict[str, set[tuple[tuple[str, str], ...]]]:
+    found: dict[str, set[tuple[tuple[str, str], ...]]] = {}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            known = {name: value for name, value in sample.labels.items() if name != "le"}
+            if family.name.startswith("trifid_") and known and sample.name not in KNOWN_LATER:
+                found.setdefault(family.name, set()).add(tuple(sorted(known.items())))
+    return found
+
+
+def test_nothing_that_happens_brings_other_values() -> None:
+    metrics.initialise(SURVEYS)
+    before = labels()
+    labelled = {m for m in vars(metrics).values() if getattr(m, "_labelnames", None)}
+    assert {f"{m._name}" for m in labelled} - KNOWN_LATER - {"trifid_check_failed"} <= set(before)
+    payloads = [a.payload for a in simulate_alerts(20, 20, seed=5)]
+    messages = [
+        IncomingMessage(payload, 61000.0, Origin("t", 0, n, 0))
+        for n, payload in enumerate([*payloads, b"no alert", payloads[0][:-30]])
+    ]
+    engine = OnnxEngine(MODEL_REPO)
+    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
+    pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference)
+    result, _ = handle(pipeline.process, Publisher(Topics("trifid", 0.9), "Trifid", 1000), messages)
+    Books().add(result, len(messages), 1)
+    engine.close()
+    after = labels()
+    assert sum(result.alerts_in.values()) == len(messages)
+    for name in before.keys() | after.keys():
+        if name != "trifid_check_failed":  # another test's checks
+            assert after[name] <= before[name], name
