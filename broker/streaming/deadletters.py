@@ -121,6 +121,11 @@ class DeadLetters:
         self.reader = clients.reader(kafka, self.group_id)
         try:
             metadata = self.reader.list_topics(topic, timeout=clients.CALL_TIMEOUT).topics[topic]
+            if metadata.error is not None and metadata.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise ConfigurationError(
+                    f"topic {topic} does not exist on Kafka at {kafka.bootstrap_servers}: the service makes it when it "
+                    "starts; is publish.topic_prefix the service's?"
+                )
             if metadata.error is not None:
                 raise ConfigurationError(f"topic {topic}: {metadata.error.str()}")
             self.bounds = {
@@ -129,7 +134,7 @@ class DeadLetters:
             }
         except KafkaException as error:
             self.reader.close()
-            raise DependencyUnavailableError(f"Kafka: {error.args[0].str()}") from error
+            raise DependencyUnavailableError(f"Kafka at {kafka.bootstrap_servers}: {error.args[0].str()}") from error
         except ConfigurationError:
             self.reader.close()
             raise

@@ -389,6 +389,30 @@ def test_an_outage_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture)
     assert told[-1].endswith("answers again")
 
 
+def deadletter_show(kafka: KafkaServer, prefix: str, *arguments: str) -> tuple[int, str, str]:
+    env = {
+        **os.environ, "TRIFID_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "TRIFID_PUBLISH__TOPIC_PREFIX": prefix,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "broker.cli", "deadletter", "show", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_showing_no_dead_letters_says_so(kafka: KafkaServer) -> None:
+    kafka.create_topics(["none.deadletter", "some.deadletter"], partitions=1)
+    send(kafka, "some.deadletter", b"\x1b[31m")
+    assert deadletter_show(kafka, "none") == (0, "", "none.deadletter: no dead letters\n")
+    assert deadletter_show(kafka, "none", "--json", "--from-beginning") == (0, "", "none.deadletter: no dead letters\n")
+    code, out, said = deadletter_show(kafka, "some", "--survey", "ztf")
+    assert (code, out) == (0, "")
+    assert said == "some.deadletter: none of the dead letters is meant by --reason and --survey\n"
+    code, out, said = deadletter_show(kafka, "some")
+    assert (code, out.count("\n"), said) == (0, 1, "")
+    code, out, said = deadletter_show(kafka, "missing")
+    assert (code, out) == (2, "")
+    assert "topic missing.deadletter does not exist" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
