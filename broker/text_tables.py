@@ -31,13 +31,16 @@ _BLOCK: Final = 4 << 20
 LONGEST_LINE: Final = 64 << 20
 """Bytes; what has no line end for longer is no table."""
 _COMMENT: Final = re.compile(rb"(?m)^[ \t]*(?:[#%!\\]|//).*\n?")
+_SIGNS: Final = (b"#", b"%", b"!", b"//", b"\\")
 _BLANKS: Final = re.compile(rb"[ \t]+")
 _QUOTED_OR_BLANKS: Final = re.compile(rb"\"[^\"\n]*\"|[ \t]+")
 _EDGES: Final = re.compile(rb"(?m)^[ \t]+|[ \t]+$")
 _KEYWORD: Final = re.compile(r"^\s*([A-Za-z][\w\- ]{0,30}?)\s*[:=]\s*(.+?)\s*$")
 _NUMBER: Final = re.compile(r"^\s*[<>]?\s*[+-]?(\d+\.?\d*|[.,]\d+|\d+,\d+)([eEdD][+-]?\d+)?\s*$")
 _DECIMAL_COMMA: Final = re.compile(r"^\s*[<>]?\s*[+-]?\d+,\d+\s*$")
-_UTF_16: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+_ENCODINGS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
+UTF_16: Final = tuple(_ENCODINGS)
+"""With which a text in UTF-16 begins."""
 _SEPARATORS: Final = ",;\t|"
 
 
@@ -152,6 +155,11 @@ class TextTable:
             return next(csv.reader([" ".join(line.split())], delimiter=" "), [])
         return next(csv.reader([line], delimiter=self.separator), [])
 
+    @property
+    def all_names(self) -> list[str]:
+        """A name for each cell of a row: ``names``, and others where each row ends in a separator."""
+        return [*self.names, *(f" {number}" for number in range(self._padding))]
+
     def rows(self) -> AbstractContextManager[IO[bytes]]:
         """The rows as a stream: UTF-8, no comments, cells separated by ``separator``, no header."""
         return cast("AbstractContextManager[IO[bytes]]", _Rows(self._blocks()))
@@ -206,7 +214,8 @@ class TextTable:
                     lines = text.split(b"\n")
                     skipped, to_skip = min(to_skip, len(lines) - 1), to_skip - min(to_skip, len(lines) - 1)
                     text = b"\n".join(lines[skipped:])
-                text = _COMMENT.sub(b"", text)
+                if any(sign in text for sign in _SIGNS):
+                    text = _COMMENT.sub(b"", text)
                 if self._blanks:
                     text = _EDGES.sub(b"", text)
                     if b'"' in text:
@@ -236,21 +245,30 @@ def _read(file: Readable, size: int) -> bytes:
 
 
 def _encoding(name: str, head: bytes) -> str:
-    if head[:2] in _UTF_16:
-        return _UTF_16[head[:2]]
+    if head[:2] in _ENCODINGS:
+        return _ENCODINGS[head[:2]]
     if b"\0" in head:
         raise InputFileError(f"{name}: neither text nor Parquet: it holds zero bytes")
     return "utf-8"
 
 
+def decoded(data: bytes) -> str:
+    """A whole text in UTF-8, with or without a byte order mark, UTF-16 or Latin-1; lines end in a line feed."""
+    return _text(data, _ENCODINGS.get(data[:2], "utf-8"))
+
+
 def _text(data: bytes, encoding: str) -> str:
     """Decoded; what is not UTF-8 is taken as Latin-1, line by line."""
     if encoding != "utf-8":
-        return data.decode(encoding, "replace").lstrip("\ufeff")
+        return _line_feeds(data.decode(encoding, "replace"))
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         text = "".join(map(_line_text, data.splitlines(keepends=True)))
+    return _line_feeds(text)
+
+
+def _line_feeds(text: str) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -277,7 +295,7 @@ def _lines(name: str, file: Readable, encoding: str) -> Iterator[bytes]:
                 raise InputFileError(f"{name}: no table in text: a line of more than {LONGEST_LINE >> 20} MiB")
             rest = data
             continue
-        yield _text(data[:cut], encoding).replace("\r\n", "\n").encode()
+        yield _text(data[:cut], encoding).encode()
         rest = data[cut:]
     if rest:
         yield (_text(rest, encoding).rstrip("\n") + "\n").encode()

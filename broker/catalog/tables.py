@@ -1,14 +1,13 @@
 """Catalogue tables, a piece at a time: Parquet, CSV, FITS and VOTable to columns of ours.
 
-Parquet and CSV (also tab separated, as VizieR writes it, and ECSV; gzip too) are read in batches, FITS tables
-through a memory map in slices, unpacked into a temporary file first where they have gzip. A VOTable is parsed once, as
-a whole, and its numbers are kept in a temporary file: convert large ones. Which format a file has is told by its first
-bytes. Nothing that a table names outside itself is read.
+Parquet and text (any dialect of ``broker.text_tables``, VizieR's and ECSV too; with gzip or without) are read in
+batches, FITS tables through a memory map in slices, unpacked into a temporary file first where they have gzip. A
+VOTable is parsed once, as a whole, and its numbers are kept in a temporary file: convert large ones. Which format a
+file has is told by its first bytes. Nothing that a table names outside itself is read.
 """
 
 from __future__ import annotations
 
-import csv
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from broker.errors import InputFileError
 from broker.fits_files import check_fits
 from broker.local_files import GZIP, HEAD_BYTES, Unpacked, foreign, is_xml, open_unpacked, require_regular
 from broker.sky import Array
+from broker.text_tables import UTF_16, Readable, TextTable
 
 SUFFIXES: Final = (
     ".parquet", ".pq", ".csv", ".tsv", ".ecsv", ".txt", ".fits", ".fit", ".xml", ".vot", ".votable", ".gz",
@@ -38,7 +38,6 @@ SUFFIXES: Final = (
 """Of the files that are read from a folder."""
 _CSV_BLOCK: Final = 8 << 20
 """Bytes of a CSV file that are parsed at once; a row cannot be longer."""
-_LONGEST_LINE: Final = 1 << 20
 _NULLS: Final = [
     "", "null", "NULL", "Null", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "none", "NONE", "-",
     "--", "---", "masked", "INDEF", "\\N",
@@ -243,10 +242,24 @@ class _ParquetTable:
 class _CsvTable:
     def __init__(self, path: Path) -> None:
         self._path = path
-        with open_unpacked(path) as (_, file):
-            self.names, self._delimiter, units = _read_header(file, path)
-        self.units: Mapping[str, str] = units
+        self._position = 0
+        self._text = TextTable(str(path), self._opened)
+        self.names = self._text.names
+        if not self.names:
+            raise InputFileError(f"{path}: no header line")
+        if len(set(self.names)) != len(self.names):
+            raise InputFileError(f"{path}: two columns have the same name: {', '.join(self.names)[:500]}")
+        self.units: Mapping[str, str] = self._text.units
         self.uneven = 0
+
+    @contextmanager
+    def _opened(self) -> Iterator[Readable]:
+        with open_unpacked(self._path) as (raw, file):
+            yield _Watched(file, raw, self)
+
+    def at(self, position: int) -> None:
+        """Keep how far into the file it was read."""
+        self._position = position
 
     def keep(self, names: Sequence[str]) -> None:
         """Nothing is read ahead."""
@@ -269,19 +282,17 @@ class _CsvTable:
     ) -> Iterator[tuple[dict[str, Array], int]]:
         uneven = 0
 
-        def skip(row: Any) -> Literal["skip", "error"]:
-            # Rows of another length, such as a comment at the end, are no rows of the table.
+        def skip(_: Any) -> Literal["skip", "error"]:
             nonlocal uneven
-            uneven += not row.text.lstrip().startswith("#")
+            uneven += 1
             return "skip"
 
-        with open_unpacked(self._path) as (raw, file):
-            _read_header(file, self._path)
+        with self._text.rows() as file:
             try:
                 reader = pa_csv.open_csv(
                     file,
-                    pa_csv.ReadOptions(block_size=_CSV_BLOCK, column_names=self.names),
-                    pa_csv.ParseOptions(delimiter=self._delimiter, invalid_row_handler=skip),
+                    pa_csv.ReadOptions(block_size=_CSV_BLOCK, column_names=self._text.all_names),
+                    pa_csv.ParseOptions(delimiter=self._text.separator, invalid_row_handler=skip),
                     pa_csv.ConvertOptions(
                         column_types=dict.fromkeys(names, kind),
                         include_columns=list(names),
@@ -295,7 +306,19 @@ class _CsvTable:
             with reader:
                 for columns in _regroup(reader, start, size):
                     self.uneven = max(self.uneven, uneven)
-                    yield columns, raw.tell()
+                    yield columns, self._position
+
+
+class _Watched:
+    """A file whose position, before decompression, is kept when it is closed."""
+
+    def __init__(self, file: IO[bytes], raw: IO[bytes], table: _CsvTable) -> None:
+        self._file, self._raw, self._table = file, raw, table
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self._table.at(self._raw.tell())
+        return data
 
 
 class _FitsTable:
@@ -392,37 +415,9 @@ def _open(path: Path) -> _Table:
         raise InputFileError(f"{path}: {reason}")
     if is_xml(start):
         return _VoTable(path)
-    if b"\0" in start:
+    if b"\0" in start and not start.startswith(UTF_16):
         raise InputFileError(f"{path}: neither Parquet, FITS, VOTable nor CSV")
     return _CsvTable(path)
-
-
-def _read_header(file: IO[bytes], path: Path) -> tuple[list[str], str, dict[str, str]]:
-    """Column names, delimiter and units of a CSV table; ``file`` is left at its first row."""
-
-    def read_line() -> bytes:
-        raw = file.readline(_LONGEST_LINE)
-        if len(raw) == _LONGEST_LINE:
-            raise InputFileError(f"{path}: a line of more than {_LONGEST_LINE:,} bytes before the first row: no table")
-        return raw
-
-    line = "#"
-    while line.startswith("#") or not line.strip():
-        raw = read_line()
-        if not raw:
-            raise InputFileError(f"{path}: no header line")
-        line = raw.decode("utf-8-sig", "replace").rstrip("\r\n")
-    delimiter = max(",\t;| ", key=line.count)
-    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
-    if len(set(names)) != len(names):
-        raise InputFileError(f"{path}: two columns have the same name: {', '.join(names)[:500]}")
-    # VizieR puts a line of units and one of dashes below the names.
-    start = file.tell()
-    below, dashes = (read_line().decode("utf-8", "replace").rstrip("\r\n") for _ in range(2))
-    if dashes.startswith("--") and not dashes.strip("-" + delimiter):
-        return names, delimiter, {n: u.strip() for n, u in zip(names, below.split(delimiter), strict=False) if u}
-    file.seek(start)
-    return names, delimiter, {}
 
 
 def _regroup(batches: Iterable[pa.RecordBatch], start: int, size: int) -> Iterator[dict[str, Array]]:

@@ -27,6 +27,7 @@ from broker.publish.annotation import mjd_of
 from broker.records import JD_OF_MJD_0
 from broker.sky import angle
 from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
+from broker.text_tables import UTF_16, decoded
 
 Array = NDArray[np.float64]
 
@@ -56,10 +57,8 @@ _NO_VALUE: Final = frozenset({"", "--", "-", "---", "null", "none", "masked", "n
 _COMMENT: Final = ("#", "!", "%", ";", "\\", "//", "*")
 """With which a line begins that is no row: of most programs, IRAF and Fortran, LaTeX, IDL, IPAC, C."""
 _AFTER_A_ROW: Final = re.compile(r"\s+[#!].*$")
-_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x19\x1b-\x1f]")
-_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
 _SEPARATORS: Final = (";", "\t", ",", "|", None)
 _MAX_LINES: Final = 2 * MAX_PIXELS
 _MAX_CHUNK_VALUES: Final = 50_000_000
@@ -100,14 +99,16 @@ def read_text(data: bytes) -> Table:
 
     Raises UnusableSpectrumError for what is no such table, with the line that does not fit.
     """
-    text = _decoded(data)
+    if _CONTROL.search(data) and not data.startswith(UTF_16):
+        raise UnusableSpectrumError("neither FITS, Parquet, VOTable nor text")
+    text = decoded(data)
     if text.startswith("# %ECSV"):
         return _read_ecsv(text)
     comments: list[str] = []
     titles: list[str] = []
     rows: list[tuple[int, str]] = []
     separator: str | None = None
-    for number, line in enumerate(itertools.islice(_lines(text), _MAX_LINES + 1), 1):
+    for number, line in enumerate(itertools.islice(text.split("\n", _MAX_LINES + 1), _MAX_LINES + 1), 1):
         if number > _MAX_LINES:
             raise UnusableSpectrumError(f"more than {_MAX_LINES:,} lines: no spectrum, or many in one text")
         stripped = line.strip()
@@ -146,26 +147,6 @@ def read_text(data: bytes) -> Table:
         ],
         header,
     )
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        if data.startswith(_UTF_16):
-            return data.decode("utf-16")
-        if _CONTROL.search(data):
-            raise UnusableSpectrumError("neither FITS, Parquet, VOTable nor text")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines of a text; unlike ``splitlines``, letters of Latin-1 do not end one."""
-    start = 0
-    for end in _LINE_END.finditer(text):
-        yield text[start : end.start()]
-        start = end.end()
-    yield text[start:]
 
 
 def _separator(row: str) -> str | None:
@@ -396,7 +377,7 @@ def _read_ecsv(text: str) -> Table:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # As lines: a text of one line would be taken for the name of a file or an address.
-        table = AstropyTable.read(list(_lines(text)), format="ascii.ecsv")
+        table = AstropyTable.read(text.split("\n"), format="ascii.ecsv")
     if len(table) > MAX_PIXELS:
         raise UnusableSpectrumError(f"{len(table):,} rows; {MAX_PIXELS:,} are the most that are read")
     columns = [Column(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames]

@@ -188,6 +188,34 @@ def test_archive_names_of_2mass_and_allwise(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        lambda text: text.replace(",", "   ").replace("\n", "  \n"),
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace("\n", "\n# between\n"),
+        lambda text: "! of IRAF\n\\ of IPAC\n" + text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", ",\n").replace("ruwe,", "ruwe", 1),
+        lambda text: "#" + text.replace(",", " "),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_dialects_of_text(tmp_path: Path, dialect: Callable[[str], str], encoding: str) -> None:
+    write_csv(tmp_path / "plain.csv", gaia())
+    (tmp_path / "other.txt").write_bytes(dialect((tmp_path / "plain.csv").read_text()).encode(encoding))
+    plain, other = (read(tmp_path / name, GAIA, 0, 300) for name in ("plain.csv", "other.txt"))
+    assert len(other["ra"]) == N
+    for name, column in plain.items():
+        assert np.array_equal(column, other[name], equal_nan=True), name
+
+
+def test_names_in_latin_1_are_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(
+        "Étoile,ra,dec,phot_g_mean_mag\nAlgol β é,1.0,2.0,3.5\n".encode("latin-1", "replace")
+    )
+    assert one(tmp_path / "t.csv", GAIA).values["phot_g_mean_mag"].tolist() == [3.5]
+
+
 def test_unusable_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     columns = {
         "ra": np.array([1.0, np.nan, 3.0, 400.0, 5.0, -10.0]), "dec": np.array([1.0, 2.0, 95.0, 4.0, 5.0, 6.0]),
