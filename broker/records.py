@@ -150,8 +150,9 @@ class ObjectState:
     metadata: SourceMetadata | None = None
     associated: tuple[str, ...] = ()
     """Objects of other surveys at the same place, as ``survey:object id``; ``light_curve`` holds theirs, too."""
-    remembered: int = 0
-    """Points of the object, in its own survey, that the alert's packet does not hold."""
+    remembered: int | None = None
+    """Points of the object, in its own survey, that the alert's packet does not hold; None where nothing is
+    remembered, as of tables."""
     history_start: float | None = None
     """The oldest point of the object in its own survey, MJD UTC."""
 

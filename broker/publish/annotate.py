@@ -77,8 +77,10 @@ def annotate(
     ]
 
 
-def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet", "missing"]:
+def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet", "missing", ""]:
     """Whether points beyond the packet's were remembered, and whether there should have been some."""
+    if state.remembered is None:
+        return ""
     if state.remembered:
         return "remembered"
     curve = alert.light_curve

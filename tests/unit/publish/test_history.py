@@ -22,6 +22,7 @@ START = float(LAST.light_curve.mjd[0])
 @pytest.mark.parametrize(
     ("counted", "first", "remembered", "history"),
     [
+        (None, None, None, ""),  # a table
         (None, None, 0, "packet"),
         (1, LAST.mjd, 0, "packet"),
         (500, START + 1, 0, "packet"),  # all of them within the packet's window, as far as they were alerts
@@ -30,7 +31,7 @@ START = float(LAST.light_curve.mjd[0])
         (500, START - 900, 7, "remembered"),
     ],
 )
-def test_history(counted: int | None, first: float | None, remembered: int, history: str) -> None:
+def test_history(counted: int | None, first: float | None, remembered: int | None, history: str) -> None:
     alert = replace(LAST, survey_detections=counted, first_detected=first)
     state = ObjectState("a", 0.0, 0.0, alert.light_curve, remembered=remembered)
     assert _history(alert, state) == history
