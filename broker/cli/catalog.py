@@ -36,10 +36,10 @@ def catalog() -> None:
 @click.option(
     "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Where a value is, such as k_mag=Ksmag; repeat."
 )
-@click.option("--epoch", type=click.FloatRange(1900, 2100), help="Julian year of all positions.")
+@click.option("--epoch", type=options.Number(1900, 2100), help="Julian year of all positions.")
 @click.option("--order", type=click.IntRange(0, 20), help="HEALPix order of the cells; by the density by default.")
 @click.option(
-    "--radius", type=click.FloatRange(min=0, min_open=True, max=60), help="Arcsec within which a source is the alert's."
+    "--radius", type=options.Number(min=0, min_open=True, max=60), help="Arcsec within which a source is the alert's."
 )
 @click.option("--chunk-rows", type=click.IntRange(1, 500_000), help="Rows written at once.")
 @click.option("--replace", is_flag=True, help="Load all anew beside what is there, then switch over.")
@@ -170,7 +170,9 @@ def drop(name: str, config: Path | None) -> None:
 @catalog.command(context_settings={"ignore_unknown_options": True})
 @click.argument("ra", callback=options.ra)
 @click.argument("dec", callback=options.dec)
-@click.option("--mjd", type=float, default=math.nan, help="When the position was measured; Gaia's epoch by default.")
+@click.option(
+    "--mjd", type=options.Number(), default=math.nan, help="When the position was measured; Gaia's epoch by default."
+)
 @options.json_lines
 @options.config
 def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None) -> None:

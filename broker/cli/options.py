@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -50,21 +50,19 @@ class _Text(click.ParamType[str]):
         return value
 
 
-class _Positive(click.FloatRange):
-    """A finite number above 0: ``float`` takes nan and inf, which no comparison refuses."""
+class Number(click.FloatRange):
+    """A finite number, between bounds where they are given: ``float`` takes nan, which passes any bounds, and inf."""
 
-    def __init__(self) -> None:
-        super().__init__(min=0, min_open=True)
-
-    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number of a text; a default is left as it is."""
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
+        if isinstance(value, str) and not math.isfinite(number):
             self.fail(f"{value} is no finite number", param, ctx)
         return number
 
 
 TEXT: Final = _Text()
-POSITIVE: Final = _Positive()
+POSITIVE: Final = Number(min=0, min_open=True)
 
 bootstrap_servers = click.option(
     "--bootstrap-servers", type=TEXT, help="Kafka's address, host:port; that of the settings by default."

@@ -27,7 +27,7 @@ def _describing(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--object-id", help="The object's name there; where not given the position tells."),
             click.option("--ra", callback=options.ra, help="Right ascension, ICRS, degrees or 17:57:48.5; with --dec."),
             click.option("--dec", callback=options.dec, help="Declination, ICRS, degrees or +04:41:36."),
-            click.option("--redshift", type=float, help="Radial velocity / c; that of the file by default."),
+            click.option("--redshift", type=options.Number(), help="Radial velocity / c; that of the file by default."),
             click.option("--air/--vacuum", default=None, help="In what the wavelengths are; vacuum by default."),
             click.option("--wavelength-unit", help="Such as nm; that of the file, else Angstrom, by default."),
             click.option("--flux-unit", help="Such as Jy; that of the file, else any per wavelength, by default."),

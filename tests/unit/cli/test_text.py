@@ -12,7 +12,9 @@ from pathlib import Path
 
 import click
 import pytest
+import redis
 from click.testing import CliRunner
+from confluent_kafka import KafkaError, KafkaException
 
 import broker.cli
 from broker.cli import logs, main, text
@@ -20,6 +22,7 @@ from broker.cli.deadletter import _line
 from broker.errors import InputFileError
 from broker.records import Annotation, Neighbour
 from broker.streaming.deadletters import Letter
+from broker.surveys.simulator import simulate_alerts
 
 ESCAPE = "\x1b[31m\x07\x9b2J\u202e\r"
 ANNOTATION = Annotation(
@@ -101,3 +104,97 @@ def test_commands_print_by_the_one_function_that_escapes() -> None:
                 found.append(f"{path.name}:{node.lineno}: {function}")
     assert not found
     assert json.dumps(ESCAPE).isprintable()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["catalog", "match", "1", "2", "--mjd"],
+        ["catalog", "load", "x", ".", "--epoch"],
+        ["catalog", "load", "x", ".", "--radius"],
+        ["spectra", "show", ".", "--redshift"],
+        ["replay", ".", "--topic", "t", "--rate"],
+        ["subscribe", "t", "--idle"],
+        ["subscribe", "t", "--timeout"],
+    ],
+)
+def test_numbers_that_are_none_are_refused(arguments: list[str], value: str) -> None:
+    result = CliRunner().invoke(main, [*arguments, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[-1]}'" in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["subscribe", "t", "--group"],
+        ["subscribe", "t", "--bootstrap-servers"],
+        ["replay", ".", "--topic"],
+        ["replay", ".", "--topic", "t", "--bootstrap-servers"],
+        ["spectra", "send", ".", "--bootstrap-servers"],
+        ["deadletter", "replay", "--to-topic"],
+        ["deadletter", "show", "--survey"],
+    ],
+)
+def test_empty_texts_are_refused(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, ""])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{arguments[-1]}': is empty" in result.output
+
+
+def test_no_option_takes_any_float_or_an_empty_address() -> None:
+    def commands(group: click.Group) -> list[click.Command]:
+        found: list[click.Command] = []
+        for command in group.commands.values():
+            found += commands(command) if isinstance(command, click.Group) else [command]
+        return found
+
+    for command in commands(main):
+        for parameter in command.params:
+            kind = type(parameter.type).__name__
+            assert kind not in ("FloatRange", "FloatParamType"), f"{command.name} {parameter.name}: use options.Number"
+
+
+def test_a_dependency_that_is_unreachable_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody listens at port 1."""
+    monkeypatch.setenv("TRIFID_REDIS__URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("TRIFID_KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    (tmp_path / "packet.avro").write_bytes(next(iter(simulate_alerts(1, 1, seed=1))).payload)
+    for arguments in (
+        ["state", "migrate"],
+        ["state", "show", "ztf:x"],
+        ["reference", "load"],
+        ["catalog", "list"],
+        ["catalog", "drop", "x"],
+        ["catalog", "match", "1", "2"],
+        ["deadletter", "show"],
+        ["deadletter", "replay"],
+        ["replay", str(tmp_path), "--topic", "t"],
+        ["subscribe", "trifid.ztf.all", "--timeout", "1"],
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 1, (arguments, result.output)
+        assert isinstance(result.exception, SystemExit), arguments
+        last = result.output.splitlines()[-1]
+        assert last.startswith("Error: "), arguments
+        assert "Kafka" in last or "Redis" in last
+
+
+def test_errors_of_libraries_are_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = {
+        "Kafka: ": KafkaException(KafkaError(KafkaError._TRANSPORT)),
+        "Redis is away": redis.ConnectionError("no route"),
+        "Redis: ": redis.ResponseError("wrong kind of value"),
+        "[Errno 13] Permission denied": PermissionError(13, "Permission denied", "/x"),
+        "not enough memory": MemoryError(),
+    }
+    for message, error in errors.items():
+
+        def fail(error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setitem(main.commands, "fail", click.Command("fail", callback=fail))
+        result = CliRunner().invoke(main, ["fail"])
+        assert result.exit_code == 1, message
+        assert result.output.startswith(f"Error: {message}")
