@@ -24,7 +24,8 @@ Array = NDArray[np.float64]
 
 NAME: Final = (
     "name", "object_id", "object", "obj_id", "oid", "star", "star_id", "star_name", "source_id", "source", "asas_sn_id",
-    "asassn_id", "asassn_name", "dia_object_id", "css_id", "lc_id", "ps1_objid", "target", "id",
+    "asassn_id", "asassn_name", "dia_object_id", "css_id", "lc_id", "ps1_objid", "master_id", "target", "target_name",
+    "tic", "tic_id", "kic", "epic", "id",
 )  # fmt: skip
 RA: Final = (
     "ra", "ra_deg", "raj2000", "ra_j2000", "_raj2000", "obj_ra", "ra_icrs", "mean_ra", "ra_mean", "radeg", "alpha",
@@ -39,12 +40,13 @@ TIME: Final = (
     "date_time", "t",
 )  # fmt: skip
 MAGNITUDE: Final = (
-    "mag", "vmag", "magnitude", "mag_psf", "psf_mag", "mag_v", "v_mag", "mag_ap", "mag_auto", "m",
+    "mag", "vmag", "magnitude", "mag_psf", "psf_mag", "mag_v", "v_mag", "mag_ap", "mag_auto", "mag_autocorr",
+    "magnitude_ab", "m",
 )  # fmt: skip
 ERROR: Final = (
     "mag_err", "vmag_err", "mag_error", "magnitude_error", "magnitude_err", "err_mag", "e_mag", "e_vmag", "sigma_psf",
     "sig_mag", "mag_sig", "mag_sigma", "sigma_mag", "mag_psf_err", "psf_mag_err", "mag_unc", "mag_uncertainty",
-    "mag_auto_err", "mag_err_auto", "uncertainty", "uncert", "unc", "error", "dmag", "dm",
+    "mag_auto_err", "mag_err_auto", "uncertainty", "uncertainty_mag", "uncert", "unc", "error", "dmag", "dm",
     "err", "sigma",
 )  # fmt: skip
 BAND: Final = (

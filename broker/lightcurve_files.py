@@ -80,6 +80,8 @@ _NAMED_GAP, _NAMED_SIGMA = 1.0, 10.0
 """A point that is so far from all others, in magnitudes, and from the median, in deviations, is named and kept."""
 _MOST_NAMED: Final = 20
 """Points of one file that are named one by one."""
+_SHORTEST: Final = 0.01
+"""Days that the points of an object must span: the shortest periods of the classes are 0.02 d."""
 _SAME_PLACE: Final = 360.0
 """Arcsec within which the rows of one name must lie: moving stars and poor positions do."""
 _EXACT: Final = {pa.float64(): 2**53, pa.float32(): 2**24, pa.float16(): 2**11}
@@ -107,6 +109,7 @@ class LeftOut(IntEnum):
     FLAGGED = 10
     REPEATED = 11
     THINNED = 12
+    AT_ONCE = 13
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -362,6 +365,7 @@ class _Report:
             LeftOut.POSITION: "at a position that cannot be",
             LeftOut.FLAGGED: f"flagged as bad in column {columns.flag}",
             LeftOut.REPEATED: "repeated at the same time in the same band",
+            LeftOut.AT_ONCE: f"within {_SHORTEST:g} d, too short a time to tell how a star varies",
             LeftOut.THINNED: f"beyond {MAX_POINTS} in a band (an even choice in time is kept)",
         }[LeftOut(reason)]
 
@@ -632,6 +636,9 @@ class _Reader:
             thinned = _thinned(curve)
             if len(thinned) < len(curve):
                 counts[LeftOut.THINNED] = len(curve) - len(thinned)
+            if len(thinned) > 1 and np.ptp(thinned.mjd) < _SHORTEST:
+                counts[LeftOut.AT_ONCE] = len(thinned)
+                thinned = LightCurve.empty()
             if counts:
                 examples: dict[int, str] = {}
                 if counts[LeftOut.TIME]:
@@ -680,7 +687,7 @@ class _Reader:
             median = float(np.median(each))
             low, high = _cluster(each, median, _IMPOSSIBLE_GAP)
             outside = (each < low) | (each > high)
-            if 0 < outside.sum() <= max(1, int(_FEW * len(each))):
+            if 0 < len(np.unique(each[outside])) <= max(1, int(_FEW * len(each))):  # a code may be there often
                 wrong = (value < low) | (value > high)
                 reason[own[wrong]] = LeftOut.FAR
                 for point in own[wrong]:

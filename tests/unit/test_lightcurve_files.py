@@ -219,6 +219,50 @@ def test_atlas_as_its_server_writes_it(tmp_path: Path) -> None:
     assert any("1 without a possible magnitude in column m" in line for line in said)
 
 
+ARCHIVES = {
+    "Catalina": "MasterID,Mag,Magerr,RA,Decl,MJD,Blend",
+    "AAVSO": "JD,Magnitude,Uncertainty,HQuncertainty,Band,Observer Code,Star Name",
+    "ZTF by SNAD": "oid,filter,mjd,mag,magerr,clrcoeff",
+    "ZTF by ALeRCE": "oid,fid,mjd,magpsf,sigmapsf",
+    "VizieR": "Name,RAJ2000,DEJ2000,HJD,Vmag,e_Vmag",
+    "ASAS-SN by its client": "asas_sn_id,jd,flux,flux_err,mag,mag_err,limit,fwhm,image_id,camera,quality,phot_filter",
+}
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_columns_of_archives(archive: str, tmp_path: Path) -> None:
+    header = ARCHIVES[archive].split(",")
+    star = baseline()
+    rows = []
+    for row in BASELINE:
+        _, ra, dec, mjd, mag, error, _ = row.split(",")
+        time = mjd if "mjd" in ARCHIVES[archive].lower() else f"{float(mjd) + 2400000.5:.5f}"
+        known = {
+            "masterid": "S1", "oid": "S1", "star name": "S1", "name": "S1", "asas_sn_id": "S1", "ra": ra, "decl": dec,
+            "raj2000": ra, "dej2000": dec, "mjd": time, "jd": time, "hjd": time, "mag": mag, "magnitude": mag,
+            "magpsf": mag, "vmag": mag, "magerr": error, "uncertainty": error, "sigmapsf": error, "e_vmag": error,
+            "mag_err": error, "band": "V", "filter": "zg", "fid": "1", "quality": "G", "phot_filter": "V",
+        }  # fmt: skip
+        rows.append(",".join(known.get(name.lower(), "7") for name in header))
+    curve, said = one(write(tmp_path, rows, ",".join(header)))
+    assert curve.name == "S1"
+    assert curve.light_curve.mjd == pytest.approx(star.light_curve.mjd, abs=1e-8)
+    assert np.array_equal(curve.light_curve.flux, star.light_curve.flux)
+    assert np.array_equal(curve.light_curve.flux_error, star.light_curve.flux_error)
+    assert curve.ra == 120.5 or archive not in ("Catalina", "VizieR")
+    assert len(said) == 1
+
+
+def test_lists_in_text(tmp_path: Path) -> None:
+    mjd, mag, error = (" ".join(row.split(",")[n] for row in BASELINE) for n in (3, 4, 5))
+    for quoted in (
+        f'"[{mjd}]","[{mag}]","[{error}]"',
+        ",".join(f'"[{v.replace(" ", ", ")}]"' for v in (mjd, mag, error)),
+    ):
+        curve, _ = one(write(tmp_path, [f"S1,120.5,10.25,{quoted},g"]))
+        assert same(curve, baseline())
+
+
 def test_negative_fluxes_of_atlas_are_left_out() -> None:
     good, _ = one(CASES / "12-atlas-forced" / "good.csv")
     curve, said = one(CASES / "12-atlas-forced" / "with_negative_flux.csv")
@@ -285,6 +329,24 @@ def test_many_points_at_one_instant_are_one(tmp_path: Path) -> None:
     curve, _ = one(write(tmp_path, rows))
     assert len(curve.light_curve) == 1
     assert curve.problem == "4999 of 5000 points left out: 4999 repeated at the same time in the same band"
+
+
+def test_one_visit_is_no_light_curve(tmp_path: Path) -> None:
+    rows = [f"X,1,2,{58600.25 + 1e-6 * n:.6f},{15 + 0.0001 * n:.4f},0.02,g" for n in range(5000)]
+    rows += [f"Y,3,4,58600.25,{15 + n},0.02,lsst:{band}" for n, band in enumerate("ugrizy")]
+    curves, _ = read(write(tmp_path, rows))
+    for curve, count in zip(curves, (5000, 6), strict=True):
+        assert len(curve.light_curve) == 0
+        assert curve.problem is not None
+        assert curve.problem.startswith(f"{count} of {count} points left out: ")
+        assert "within 0.01 d, too short a time to tell how a star varies" in curve.problem
+
+
+def test_a_code_that_is_there_often_is_left_out(tmp_path: Path) -> None:
+    rows = [row.replace(row.split(",")[4], "25.000") for row in BASELINE[::4]]
+    curve, said = one(write(tmp_path, [*BASELINE, *[row.replace(",58", ",57") for row in rows]]))
+    assert same(curve, baseline())
+    assert any(line.startswith("15 of 75 points left out: 15 further than 5 mag") for line in said)
 
 
 @pytest.mark.parametrize("name", ["jd.csv", "jd_in_mjd.csv", "mjd_in_hjd.csv", "hjd_minus_2450000.csv"])
