@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 from broker.records import Annotation
 
@@ -51,6 +51,8 @@ class DeadLetter:
 class BatchResult:
     """Everything a batch came to: each alert is either annotated or a dead letter, and so is each spectrum."""
 
+    messages: int = 0
+    """How many messages this is the result of."""
     alerts_in: Counter[str] = field(default_factory=Counter)
     """Alerts by survey; a message that cannot be decoded counts as one alert of survey ``unknown``."""
     points_left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -61,3 +63,14 @@ class BatchResult:
     annotations: list[Annotation] = field(default_factory=list)
     """One an alert, and one for each object that was classified again upon a spectrum."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
+
+    def __iadd__(self, other: BatchResult) -> Self:
+        """Take in what the next messages came to."""
+        self.messages += other.messages
+        self.alerts_in += other.alerts_in
+        self.points_left_out += other.points_left_out
+        self.spectra_in += other.spectra_in
+        self.spectra_stored += other.spectra_stored
+        self.annotations += other.annotations
+        self.dead_letters += other.dead_letters
+        return self

@@ -49,7 +49,13 @@ def build_decoder(settings: Settings) -> Decoder:
         key_password=in_clear(registry.key_password),
         timeout_s=registry.timeout_s,
     )
-    return Decoder(settings.surveys, schemas, settings.pipeline.future_days)
+    return Decoder(
+        settings.surveys,
+        schemas,
+        settings.pipeline.future_days,
+        max_alerts=settings.pipeline.max_message_alerts,
+        max_bytes=settings.pipeline.max_message_mib * 1024 * 1024,
+    )
 
 
 def build_store(settings: Settings) -> RedisStore:

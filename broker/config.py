@@ -406,6 +406,11 @@ class PipelineSettings(_Section):
     """A batch is processed after so long even where it is not full."""
     batch_mib: _Int32 = 64
     """A batch with so much payload, MiB, is full; up to 32 messages may go beyond."""
+    max_message_alerts: int = Field(default=10_000, ge=1, le=100_000)
+    """A message with more alerts becomes a dead letter as a whole; one with fewer is handled ``batch_size`` alerts at a
+    time, and its annotations are delivered together."""
+    max_message_mib: int = Field(default=64, ge=1, le=1024)
+    """A message that inflates to more, MiB, becomes a dead letter before the memory for it is taken."""
     first_backoff_s: Seconds = 0.5
     """Pause before the first new attempt where Redis, Triton or Kafka is away; doubled each time."""
     max_backoff_s: Seconds = 15.0

@@ -110,6 +110,11 @@ class Health:
         """A batch, or another piece of work, is in hand."""
         self._batch_since = self._clock()
 
+    def progress(self) -> None:
+        """Part of the batch is done, such as some of the many alerts of one message."""
+        if self._batch_since is not None:
+            self._batch_since = self._clock()
+
     def end(self) -> None:
         """It no longer is."""
         self._batch_since = None

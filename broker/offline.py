@@ -33,7 +33,7 @@ def classify_packets(
     """
     for batch in _batched(enumerate(iter_packets(paths, report)), batch_size):
         now = mjd_now()
-        yield pipeline.process(
+        yield from pipeline.batches(
             [IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0)) for number, packet in batch]
         )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
@@ -20,6 +20,9 @@ from broker.publish.annotate import annotate
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
 from broker.state import Store
 from broker.surveys import Decoder
+from broker.surveys.decoder import Decoded
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +59,57 @@ class Pipeline:
     """Takes messages in batches and annotates each alert in them."""
 
     def __init__(
-        self, decoder: Decoder, store: Store, engine: Engine, manifest: Manifest, reference: ReferenceSet
+        self,
+        decoder: Decoder,
+        store: Store,
+        engine: Engine,
+        manifest: Manifest,
+        reference: ReferenceSet,
+        *,
+        batch_size: int = 256,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
+        """``batch_size``: no more alerts than this are assembled and classified at once.
+
+        ``progress`` is called after each of these batches, of which one message may hold many.
+        """
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
+        self._batch_size, self._progress = batch_size, progress
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
-        """Annotate every alert of a batch; what cannot be decoded or handled becomes a dead letter.
+        """Annotate every alert of ``messages``; what cannot be decoded or handled becomes a dead letter.
 
-        Raises DependencyUnavailableError where the store or the engine is away; the same batch may be given
+        Raises DependencyUnavailableError where the store or the engine is unavailable; the same messages may be given
         again, since remembering an alert twice changes nothing.
         """
         result = BatchResult()
+        for part in self.batches(messages):
+            result += part
+        return result
+
+    def batches(self, messages: Sequence[IncomingMessage]) -> Iterator[BatchResult]:
+        """As ``process``, a batch at a time: for those who do not want to hold what all messages come to."""
+        while messages:
+            result = self.process_next(messages)
+            messages = messages[result.messages :]
+            yield result
+
+    def process_next(self, messages: Sequence[IncomingMessage]) -> BatchResult:
+        """As ``process``, for the first of ``messages``: as many as hold a batch of alerts together, at least one.
+
+        A message that holds more than a batch is handled in slices: the memory that is needed is that of one slice,
+        of the message's alerts and of what they are annotated with, however much the other messages hold.
+        """
         with _stage("decode"):
-            received, spectra = self._decode(messages, result)
-        BATCH_SIZE.observe(len(received))
+            decoded = self._decoder.decode_next(
+                [message.payload for message in messages],
+                [message.received_mjd for message in messages],
+                most=self._batch_size,
+            )
+        result = BatchResult(messages=len(decoded), points_left_out=self._decoder.take_left_out())
+        received, spectra = _sort(messages[: len(decoded)], decoded, result)
 
         def failed(item: Received, error: Exception) -> list[Annotation]:
             letter = DeadLetter(
@@ -84,12 +122,21 @@ class Pipeline:
             result.dead_letters.append(DeadLetter(item.message, SPECTRA, describe(error), traceback=trace(error)))
             return []
 
-        result.annotations = isolate(received, self.annotate, failed)
+        for alerts in self._slices(received):
+            BATCH_SIZE.observe(len(alerts))
+            result.annotations += isolate(alerts, self.annotate, failed)
         failures = len(result.dead_letters)
         # After the alerts, so that an object whose first alert is in this batch is classified with its spectrum.
-        result.annotations += isolate(spectra, self.annotate_spectra, spectrum_failed)
+        for some in self._slices(spectra):
+            result.annotations += isolate(some, self.annotate_spectra, spectrum_failed)
         result.spectra_stored = len(spectra) - (len(result.dead_letters) - failures)
         return result
+
+    def _slices(self, items: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Batches of ``items``; says after each that there is progress."""
+        for start in range(0, len(items), self._batch_size):
+            yield items[start : start + self._batch_size]
+            self._progress()
 
     def annotate(self, received: Sequence[Received]) -> list[Annotation]:
         """Remember alerts and annotate each from all that is known of its object."""
@@ -126,26 +173,24 @@ class Pipeline:
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
             return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest)
 
-    def _decode(
-        self, messages: Sequence[IncomingMessage], result: BatchResult
-    ) -> tuple[list[Received], list[ReceivedSpectrum]]:
-        received: list[Received] = []
-        spectra: list[ReceivedSpectrum] = []
-        decoded = self._decoder.decode_batch(
-            [message.payload for message in messages], [message.received_mjd for message in messages]
-        )
-        result.points_left_out = self._decoder.take_left_out()
-        for message, records in zip(messages, decoded, strict=True):
-            if isinstance(records, DecodeError) or not records:
-                reason = describe(records) if isinstance(records, DecodeError) else "the message holds no alert"
-                result.alerts_in["unknown"] += 1
-                result.dead_letters.append(DeadLetter(message, "unknown", reason))
-                continue
-            for record in records:
-                if isinstance(record, Alert):
-                    result.alerts_in[record.survey] += 1
-                    received.append(Received(record, message))
-                else:
-                    result.spectra_in += 1
-                    spectra.append(ReceivedSpectrum(record, message))
-        return received, spectra
+
+def _sort(
+    messages: Sequence[IncomingMessage], decoded: Sequence[Decoded | DecodeError], result: BatchResult
+) -> tuple[list[Received], list[ReceivedSpectrum]]:
+    """Alerts and spectra of messages, counted in ``result``; what is neither becomes a dead letter there."""
+    received: list[Received] = []
+    spectra: list[ReceivedSpectrum] = []
+    for message, records in zip(messages, decoded, strict=True):
+        if isinstance(records, DecodeError) or not records:
+            reason = describe(records) if isinstance(records, DecodeError) else "the message holds no alert"
+            result.alerts_in["unknown"] += 1
+            result.dead_letters.append(DeadLetter(message, "unknown", reason))
+            continue
+        for record in records:
+            if isinstance(record, Alert):
+                result.alerts_in[record.survey] += 1
+                received.append(Received(record, message))
+            else:
+                result.spectra_in += 1
+                spectra.append(ReceivedSpectrum(record, message))
+    return received, spectra

@@ -147,15 +147,31 @@ class Service:
             raise _GivenUpError  # some of these may come from before it
         received = mjd_now()
         batch = [_incoming(message, received) for message in messages]
+        # One message may hold as many alerts as a batch and more: what is processed at once is delivered at once, so
+        # that the memory does not depend on what all messages hold together. What a stop leaves here is read again.
+        while batch and not self._stop.is_set():
+            self._handle_next(consumer, process, delivery, batch, messages)
+
+    def _handle_next(
+        self,
+        consumer: Consumer,
+        process: Process,
+        delivery: Delivery,
+        batch: list[IncomingMessage],
+        messages: list[Message],
+    ) -> None:
+        """Process and deliver the first of a batch's messages, and take them out of ``batch`` and ``messages``."""
         result, outgoing = self._patiently(
             consumer, lambda: self._with_hands(consumer, lambda: handle(process, self._publisher, batch))
         )
         self._limit.check(result)
+        count = result.messages
         with STAGE_SECONDS.labels("deliver").time():
-            offsets = _next_offsets(messages)
+            offsets = _next_offsets(messages[:count])
             self._patiently(consumer, lambda: delivery.deliver(outgoing, offsets, consumer))
         self._limit.add(result)
-        self.books.add(result, len(batch), sum(len(m.payload) for m in batch))
+        self.books.add(result, count, sum(len(m.payload) for m in batch[:count]))
+        del batch[:count], messages[:count]
         if self._on_batch is not None:
             self._on_batch(result)
 

@@ -44,7 +44,15 @@ def worker(
             store.check()
             engine.check()
             reference = reference_set_in_redis(settings)
-            return Pipeline(decoder, store, engine, engine.manifest, reference).process
+            return Pipeline(
+                decoder,
+                store,
+                engine,
+                engine.manifest,
+                reference,
+                batch_size=settings.pipeline.batch_size,
+                progress=control.health.progress if control is not None else lambda: None,
+            ).process_next
 
         probes: dict[str, Probe] = {
             "redis": store.check,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +15,9 @@ import pyarrow as pa
 from broker.errors import DecodeError
 
 CONTAINER_MAGIC: Final = b"Obj\x01"
-MAX_BLOCK_BYTES: Final = 64_000_000
-"""Largest size that one block of a container may inflate to: 420 packets of ZTF in one file take 30 MB."""
+MAX_BLOCK_BYTES: Final = 64 * 1024 * 1024
+"""Largest size that a container's blocks may inflate to together, where nobody says otherwise: 420 packets of ZTF in
+one file take 30 MB."""
 SYNC_BYTES: Final = 16
 MAX_HEADER_BYTES: Final = 4_000_000
 _SNAPPY_RATIO: Final = 22
@@ -31,6 +32,16 @@ class Header:
     """All of it but the sync marker: containers of one writer begin with the same."""
     schema_json: bytes
     codec: bytes
+
+
+class Span(NamedTuple):
+    """A block as it stands in its container."""
+
+    number: int
+    """How many records it is said to hold."""
+    start: int
+    """Where in the container its bytes begin, compressed as the container's header says."""
+    end: int
 
 
 class Block(NamedTuple):
@@ -73,28 +84,52 @@ def read_header(payload: bytes) -> Header:
     return Header(payload[:position], metadata["avro.schema"], codec)
 
 
-def read_blocks(payload: bytes, header: Header) -> Iterator[Block]:
-    """The blocks of a container that begins with ``header``; raises DecodeError where one is cut short or damaged."""
+def block_spans(payload: bytes, header: Header) -> Iterator[Span]:
+    """The blocks of a container that begins with ``header``, none of them inflated.
+
+    Raises DecodeError where one is cut short or damaged.
+    """
     position = len(header.raw) + SYNC_BYTES
     sync = payload[len(header.raw) : position]
     if len(sync) < SYNC_BYTES:
         raise DecodeError("Avro container: cut short in its header")
-    number = 0
+    block = 0
     while position < len(payload):
-        number += 1
-        count, position = read_long(payload, position)
+        block += 1
+        number, position = read_long(payload, position)
         size, position = read_long(payload, position)
         end = position + size
-        if count < 0 or size < 0 or end + SYNC_BYTES > len(payload):
-            raise DecodeError(f"Avro container: block {number} is cut short")
+        if number < 0 or size < 0 or end + SYNC_BYTES > len(payload):
+            raise DecodeError(f"Avro container: block {block} is cut short")
         if not payload.startswith(sync, end):
-            raise DecodeError(f"Avro container: block {number} does not end with the sync marker")
-        if header.codec == b"null":
-            yield Block(count, payload, position, end)
-        else:
-            data = _CODECS[header.codec](payload[position:end])
-            yield Block(count, data, 0, len(data))
+            raise DecodeError(f"Avro container: block {block} does not end with the sync marker")
+        yield Span(number, position, end)
         position = end + SYNC_BYTES
+
+
+def read_blocks(
+    payload: bytes, header: Header, spans: Iterable[Span] | None = None, most: int = MAX_BLOCK_BYTES
+) -> Iterator[Block]:
+    """The blocks of a container that begins with ``header``, one after another; of ``spans`` where they are known.
+
+    Raises DecodeError where one is cut short or damaged, and where they inflate to more than ``most`` bytes together:
+    before the memory for them is taken.
+    """
+    left = most
+    for number, start, end in block_spans(payload, header) if spans is None else spans:
+        if header.codec == b"null":
+            block = Block(number, payload, start, end)
+        else:
+            data = _CODECS[header.codec](payload[start:end], max(left, 0))
+            block = Block(number, data, 0, len(data))
+        left -= block.end - block.start
+        if left < 0:
+            raise TooLargeError(f"Avro container: its blocks have more than {most} bytes together")
+        yield block
+
+
+class TooLargeError(DecodeError):
+    """What a container holds, or says that it holds, is more than is read."""
 
 
 def read_long(data: bytes, position: int) -> tuple[int, int]:
@@ -165,18 +200,19 @@ def _read_bytes(data: bytes, position: int) -> tuple[bytes, int]:
     return data[position : position + size], position + size
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, most: int) -> bytes:
     inflater = zlib.decompressobj(-15)
     try:
-        inflated = inflater.decompress(data, MAX_BLOCK_BYTES)
+        # One byte more than allowed tells what is too large from what is cut short; 0 would stand for any number.
+        inflated = inflater.decompress(data, most + 1)
     except zlib.error as error:
         raise DecodeError(f"Avro container: {error}") from error
-    if not inflater.eof:
-        raise DecodeError(f"Avro container: a block is cut short or has more than {MAX_BLOCK_BYTES} bytes")
+    if not inflater.eof and len(inflated) <= most:
+        raise DecodeError("Avro container: a deflated block is cut short")
     return inflated
 
 
-def _unsnap(data: bytes) -> bytes:
+def _unsnap(data: bytes, most: int) -> bytes:
     """Snappy without its frames, and then the CRC-32 of the uncompressed bytes, big-endian."""
     body, checksum = data[:-4], data[-4:]
     size = shift = 0
@@ -185,8 +221,10 @@ def _unsnap(data: bytes) -> bytes:
         shift += 7
         if not byte & 0x80:
             break
-    if size > min(MAX_BLOCK_BYTES, _SNAPPY_RATIO * len(body)):
+    if size > _SNAPPY_RATIO * len(body):
         raise DecodeError(f"Avro container: a snappy block of {len(body)} bytes cannot hold {size}")
+    if size > most:
+        raise TooLargeError(f"Avro container: a snappy block of {size} bytes where {most} are left")
     try:
         plain: bytes = pa.decompress(body, size, codec="snappy", asbytes=True)
     except (OSError, ValueError) as error:
@@ -196,18 +234,17 @@ def _unsnap(data: bytes) -> bytes:
     return plain
 
 
-def _unzstandard(data: bytes) -> bytes:
+def _unzstandard(data: bytes, most: int) -> bytes:
     try:
-        plain: bytes = pa.CompressedInputStream(io.BytesIO(data), "zstd").read(MAX_BLOCK_BYTES + 1)
+        plain: bytes = pa.CompressedInputStream(io.BytesIO(data), "zstd").read(most + 1)
     except (OSError, ValueError) as error:
         raise DecodeError(f"Avro container: a damaged zstandard block: {error}") from error
-    if len(plain) > MAX_BLOCK_BYTES:
-        raise DecodeError(f"Avro container: a block has more than {MAX_BLOCK_BYTES} bytes")
     return plain
 
 
-_CODECS: Final[dict[bytes, Callable[[bytes], bytes]]] = {
+_CODECS: Final[dict[bytes, Callable[[bytes, int], bytes]]] = {
     b"deflate": _inflate,
     b"snappy": _unsnap,
     b"zstandard": _unzstandard,
 }
+"""Each gives the bytes of a block; where there are more than allowed, more than that, or TooLargeError."""

@@ -6,6 +6,7 @@ import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,9 @@ from broker.surveys.containers import (
     MAX_BLOCK_BYTES,
     Block,
     Header,
+    Span,
+    TooLargeError,
+    block_spans,
     read_blocks,
     read_header,
 )
@@ -33,12 +37,14 @@ MAX_SCHEMA_BYTES: Final = 1_000_000
 """Of a container's own schema; LSST's have 55,000."""
 MAX_BLOCKS: Final = 10_000
 """Of one container."""
+MAX_ALERTS: Final = 10_000
+"""Of one message, where nobody says otherwise."""
 MAX_OBJECT_ID: Final = 256
 """Characters of an object id, which becomes a key in Redis and in Kafka; surveys' have 20."""
 _CACHED_SCHEMAS: Final = 64
 _RECENT_HEADERS: Final = 8
 _MAX_RUN_BYTES: Final = 64_000_000
-"""Inflated bytes that are read in one run, where messages are not larger themselves."""
+"""Inflated bytes that are read at once, where one message is not larger itself."""
 
 Decoded = list[Alert | ObservedSpectrum]
 
@@ -62,7 +68,6 @@ class _Work:
     """Of each of ``messages``, its number in the batch."""
     received: list[float] = field(default_factory=list)
     """Of each of ``messages``, MJD UTC, infinite where unknown."""
-    size: int = 0
 
     def add(self, position: int, program: Program, blocks: list[Block], received: float) -> None:
         """Take a message."""
@@ -71,8 +76,6 @@ class _Work:
         self.messages.append(Message(self.programs.index(program), blocks))
         self.positions.append(position)
         self.received.append(received)
-        for block in blocks:
-            self.size += block.end - block.start
 
 
 class Decoder:
@@ -83,17 +86,22 @@ class Decoder:
         surveys: Sequence[str] = MODULES,
         schema_of_id: Callable[[int], AvroSchema] = lsst_schema,
         future_days: float = FUTURE_DAYS,
+        *,
+        max_alerts: int = MAX_ALERTS,
+        max_bytes: int = MAX_BLOCK_BYTES,
     ) -> None:
         """``surveys`` are names of modules. ``schema_of_id`` gives the schema for an id in Confluent's wire format.
 
         It may raise DecodeError for an id that does not exist, DependencyUnavailableError where it cannot say at
-        present. Detections may be later than the receipt of their alert by ``future_days``. Raises
-        ConfigurationError where a module cannot be used.
+        present. Detections may be later than the receipt of their alert by ``future_days``. A message of more than
+        ``max_alerts`` alerts, or ``max_bytes`` bytes once inflated, is refused as a whole. Raises ConfigurationError
+        where a module cannot be used.
         """
         self._future_days = future_days
         self._surveys = load_surveys(surveys)
         self._layouts = [_layout(survey) for survey in self._surveys]
         self._schema_of_id = schema_of_id
+        self._max_alerts, self._max_bytes = max_alerts, max_bytes
         self._readers: OrderedDict[bytes | int, _Reader | str | None] = OrderedDict()
         """By a container's schema or an id; a reason where the schema is no use, None where it is a spectrum's."""
         self._headers: list[tuple[bytes, Header]] = []
@@ -121,20 +129,29 @@ class Decoder:
         and later points of it are left out. None where that is not known. Raises DependencyUnavailableError where a
         schema cannot be had at present.
         """
-        times = [math.inf] * len(payloads) if received is None else received
+        results: list[Decoded | DecodeError] = []
+        while len(results) < len(payloads):
+            done = len(results)
+            results += self.decode_next(payloads[done:], None if received is None else received[done:])
+        return results
+
+    def decode_next(
+        self, payloads: Sequence[bytes], received: Sequence[float] | None = None, *, most: int | None = None
+    ) -> list[Decoded | DecodeError]:
+        """What ``decode_batch`` gives, for the first of the messages: as many as are decoded at once.
+
+        These are at least one, and otherwise no more than hold ``most`` alerts together. So it is bounded by one
+        message, and not by their number, what memory they take.
+        """
         counted = self._left_out.copy()
         try:
-            return self._decode(payloads, times)
+            return self._decode(payloads, [math.inf] * len(payloads) if received is None else received, most)
         except DependencyUnavailableError:
             raise
         except Exception as error:  # whatever one message sets off must not hurt the others
             self._left_out = counted
             if len(payloads) != 1:
-                return [
-                    result
-                    for payload, time in zip(payloads, times, strict=True)
-                    for result in self.decode_batch([payload], [time])
-                ]
+                return self.decode_next(payloads[: len(payloads) // 2], received, most=most)
             return [DecodeError(f"the packet cannot be read: {type(error).__name__}: {str(error)[:500]}")]
 
     def take_left_out(self) -> Counter[tuple[str, str]]:
@@ -142,22 +159,27 @@ class Decoder:
         found, self._left_out = self._left_out, Counter()
         return found
 
-    def _decode(self, payloads: Sequence[bytes], received: Sequence[float]) -> list[Decoded | DecodeError]:
-        results: list[Decoded | DecodeError] = [[] for _ in payloads]
+    def _decode(
+        self, payloads: Sequence[bytes], received: Sequence[float], most: int | None
+    ) -> list[Decoded | DecodeError]:
+        results: list[Decoded | DecodeError] = []
         work: dict[int, _Work] = {}
-        for position, payload in enumerate(payloads):
+        alerts = size = 0
+        for payload, time in zip(payloads, received, strict=False):
             try:
-                reader, blocks = self._open(payload)
-                if reader is None:
-                    results[position] = _spectra(payload)
-                    continue
+                header, spans = self._outline(payload)
+                alerts += sum(span.number for span in spans)
+                if results and most is not None and alerts > most:
+                    break
+                reader, blocks = self._open(payload, header, spans)
+                results.append([] if reader is not None else _spectra(payload))
+                if reader is not None:
+                    work.setdefault(reader.survey, _Work()).add(len(results) - 1, reader.program, blocks, time)
+                    size += sum(block.end - block.start for block in blocks)
             except DecodeError as error:
-                results[position] = error
-                continue
-            todo = work.setdefault(reader.survey, _Work())
-            todo.add(position, reader.program, blocks, received[position])
-            if todo.size > _MAX_RUN_BYTES:
-                self._run(work.pop(reader.survey), reader.survey, results)
+                results.append(error)
+            if size > _MAX_RUN_BYTES:
+                break
         for survey, todo in work.items():
             self._run(todo, survey, results)
         return results
@@ -187,30 +209,48 @@ class Decoder:
                     result.append(alert)
             first = done.stopped
 
-    def _open(self, payload: bytes) -> tuple[_Reader | None, list[Block]]:
-        """How to read a message, None where it holds spectra, and its records."""
+    def _outline(self, payload: bytes) -> tuple[Header | None, list[Span]]:
+        """Where a message's records are, and how many it says there are, which costs nothing to find out.
+
+        A number that is not true is found out when the records are read. Without a header where the message is no
+        container.
+        """
         if payload.startswith(CONTAINER_MAGIC):
             header = self._header(payload)
-            reader = self._reader(header.schema_json, lambda: container_schema(header))
-            if reader is None:
-                return None, []
-            blocks = []
-            inflated = 0
-            for block in read_blocks(payload, header):
-                blocks.append(block)
-                inflated += block.end - block.start
-                if inflated > MAX_BLOCK_BYTES or len(blocks) > MAX_BLOCKS:
-                    raise DecodeError(f"Avro container: more than {MAX_BLOCK_BYTES} bytes or {MAX_BLOCKS} blocks")
-            return reader, blocks
+            spans = list(islice(block_spans(payload, header), MAX_BLOCKS + 1))
+            if len(spans) > MAX_BLOCKS:
+                raise TooLargeError(f"Avro container: more than {MAX_BLOCKS} blocks")
+            number = sum(span.number for span in spans)
+            if number > self._max_alerts:
+                raise TooLargeError(
+                    f"the message says that it has {number} records; "
+                    f"pipeline.max_message_alerts allows {self._max_alerts}"
+                )
+            return header, spans
         if payload and payload[0] == CONFLUENT_MAGIC:
-            schema_id, start = read_confluent_header(payload)
-            reader = self._reader(schema_id, lambda: self._schema_of_id(schema_id))
-            if reader is None:
-                raise DecodeError(f"the schema of id {schema_id} is that of spectra, which are sent in containers")
-            return reader, [Block(1, payload, start, len(payload))]
+            if len(payload) > self._max_bytes:
+                raise TooLargeError(self._too_many_bytes())
+            return None, [Span(1, read_confluent_header(payload)[1], len(payload))]
         if not payload:
             raise DecodeError("the message is empty")
         raise DecodeError(f"neither an Avro container nor Confluent's wire format: it begins with {payload[:4]!r}")
+
+    def _open(self, payload: bytes, header: Header | None, spans: Sequence[Span]) -> tuple[_Reader | None, list[Block]]:
+        """How to read a message, None where it holds spectra, and its records."""
+        if header is not None:
+            reader = self._reader(header.schema_json, lambda: container_schema(header))
+            try:
+                return reader, [] if reader is None else list(read_blocks(payload, header, spans, self._max_bytes))
+            except TooLargeError as error:
+                raise TooLargeError(self._too_many_bytes()) from error
+        schema_id, _ = read_confluent_header(payload)
+        reader = self._reader(schema_id, lambda: self._schema_of_id(schema_id))
+        if reader is None:
+            raise DecodeError(f"the schema of id {schema_id} is that of spectra, which are sent in containers")
+        return reader, [Block(number, payload, start, end) for number, start, end in spans]
+
+    def _too_many_bytes(self) -> str:
+        return f"the message has more than {self._max_bytes} bytes once inflated (pipeline.max_message_mib)"
 
     def _header(self, payload: bytes) -> Header:
         """The header of a container: most begin with the same bytes as one of the last."""

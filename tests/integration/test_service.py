@@ -234,6 +234,9 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
 class Threads:
     """Workers in threads of this process, with a pipeline that makes a dead letter of everything, in its own time."""
 
+    at_once: int | None = None
+    """How many messages are processed and delivered together; None for all of a batch."""
+
     def __init__(self, kafka: KafkaServer, name: str, pace: Callable[[], float], **settings: object) -> None:
         self.kafka, self.name, self.pace = kafka, name, pace
         kafka.create_topics([f"{name}.in", f"{name}.deadletter"], partitions=4)
@@ -248,8 +251,11 @@ class Threads:
 
     def process(self, batch: Sequence[IncomingMessage]) -> BatchResult:
         time.sleep(self.pace())
+        batch = batch[: self.at_once]
         return BatchResult(
-            alerts_in=Counter(ztf=len(batch)), dead_letters=[DeadLetter(message, "ztf", "a test") for message in batch]
+            messages=len(batch),
+            alerts_in=Counter(ztf=len(batch)),
+            dead_letters=[DeadLetter(message, "ztf", "a test") for message in batch],
         )
 
     def start(self) -> None:
@@ -308,6 +314,21 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
         assert Counter(group.out()) == Counter(payloads)
         assert sum(books.dead_lettered for books in group.books) == len(payloads)
         print(f"6 workers came, {BATCHES_GIVEN_UP._value.get() - given_up:.0f} batches given up")
+
+
+def test_messages_of_one_batch_that_are_delivered_in_parts(servers: Servers) -> None:
+    """As those that hold many alerts each: a stop between two parts leaves the rest to the next worker."""
+    payloads = [b"%d" % number for number in range(60)]
+    with Threads(servers.kafka, "parts", lambda: 0.02) as group:
+        group.at_once = 3
+        group.send(payloads)
+        for least in (9, 30, 60):
+            group.start()
+            wait_until(lambda least=least: len(group.out()) >= least, 30)  # type: ignore[misc]
+            group.stop(0)
+        assert Counter(group.out()) == Counter(payloads)
+        assert sum(books.messages for books in group.books) == 60
+        assert all(books.balanced for books in group.books)
 
 
 def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import fastavro
 import numpy as np
 import pytest
 
 from broker.anomaly.reference_set import ReferenceSet
+from broker.assemble.inputs import ModelInputs
 from broker.batch import SPECTRA, IncomingMessage, Origin
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import DependencyUnavailableError
+from broker.inference import Predictions
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import POINTS_LEFT_OUT
 from broker.pipeline import Pipeline
@@ -95,6 +99,61 @@ def test_the_size_of_batches_does_not_matter(engine: OnnxEngine) -> None:
     for first, second in zip(whole, single, strict=True):
         assert first.detections == second.detections
         assert first.probabilities == pytest.approx(second.probabilities, abs=1e-3)
+
+
+class WatchedEngine:
+    """An engine that remembers how many objects it was given at a time."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        self.engine, self.sizes = engine, list[int]()
+
+    def predict(self, inputs: ModelInputs) -> Predictions:
+        self.sizes.append(len(inputs))
+        return self.engine.predict(inputs)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.engine, name)
+
+
+def many_in_one(payloads: Sequence[bytes]) -> bytes:
+    """One container of the records of several."""
+    records = [record for payload in payloads for record in fastavro.reader(io.BytesIO(payload))]
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.reader(io.BytesIO(payloads[0])).writer_schema, records, codec="deflate")
+    return out.getvalue()
+
+
+def test_a_message_is_never_bigger_than_a_batch(engine: OnnxEngine) -> None:
+    """Messages of 100, 3, 3 and 2 alerts, and one that is none, in batches of 8."""
+    watched, steps = WatchedEngine(engine), list[int]()
+    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
+    line = Pipeline(
+        Decoder(), MemoryStore(), watched, engine.manifest, reference,
+        batch_size=8, progress=lambda: steps.append(len(watched.sizes)),
+    )  # fmt: skip
+    parts = [PACKETS[:100], PACKETS[100:103], PACKETS[103:106], PACKETS[106:108]]
+    messages = [message(many_in_one(part), number) for number, part in enumerate(parts)]
+    messages.insert(2, message(b"nonsense", 9))
+    results = list(line.batches(messages))
+    assert [result.messages for result in results] == [1, 4]
+    assert [result.alerts_in for result in results] == [{"ztf": 100}, {"ztf": 8, "unknown": 1}]
+    assert watched.sizes == [8] * 12 + [4] + [8]
+    assert steps == list(range(1, 15))
+    sliced = [annotation for result in results for annotation in result.annotations]
+    whole = pipeline(engine, MemoryStore()).process([message(p) for p in PACKETS[:108]]).annotations
+    assert [a.alert_id for a in sliced] == [a.alert_id for a in whole]
+    assert [a.detections for a in sliced] == [a.detections for a in whole]
+
+
+def test_a_message_of_too_many_alerts_is_one_dead_letter(engine: OnnxEngine) -> None:
+    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
+    line = Pipeline(Decoder(max_alerts=10), MemoryStore(), engine, engine.manifest, reference)
+    result = line.process([message(many_in_one(PACKETS[:11]), 7), message(many_in_one(PACKETS[:10]), 8)])
+    assert result.alerts_in == {"unknown": 1, "ztf": 10}
+    assert len(result.annotations) == 10
+    (letter,) = result.dead_letters
+    assert letter.message.origin == Origin("alerts", 0, 7, 0)
+    assert letter.reason == "the message says that it has 11 records; pipeline.max_message_alerts allows 10"
 
 
 def test_one_poisonous_alert_is_a_dead_letter_and_the_others_go_on(engine: OnnxEngine) -> None:

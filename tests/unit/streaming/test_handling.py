@@ -9,7 +9,7 @@ from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
-from broker.streaming.handling import handle
+from broker.streaming.handling import Handled, Process, handle
 from broker.streaming.hands import Hands
 
 PUBLISHER = Publisher(Topics("trifid", 0.9), "Trifid", 1000)
@@ -28,15 +28,26 @@ def process(batch: Sequence[IncomingMessage]) -> BatchResult:
     if any(m.payload == b"wrong" for m in batch):
         raise ConfigurationError("model")
     return BatchResult(
-        alerts_in=Counter(ztf=len(batch)), spectra_in=1, spectra_stored=1,
+        messages=len(batch), alerts_in=Counter(ztf=len(batch)), spectra_in=1, spectra_stored=1,
         dead_letters=[DeadLetter(m, "ztf", "as it should be") for m in batch],
     )  # fmt: skip
+
+
+def handle_all(process: Process, publisher: Publisher, batch: list[IncomingMessage]) -> Handled:
+    """As the service does it: one after the other, until nothing is left."""
+    result, outgoing = BatchResult(), []
+    while result.messages < len(batch):
+        part, messages = handle(process, publisher, batch[result.messages :])
+        assert part.messages > 0
+        result += part
+        outgoing += messages
+    return result, outgoing
 
 
 def test_the_message_that_fails_is_found_and_the_others_go_on_in_order() -> None:
     payloads = [b"%d" % n for n in range(20)]
     payloads[13] = b"bug"
-    result, outgoing = handle(process, PUBLISHER, messages(*payloads))
+    result, outgoing = handle_all(process, PUBLISHER, messages(*payloads))
     assert [m.value for m in outgoing] == payloads
     assert result.alerts_in == {"ztf": 19, "unknown": 1}
     assert result.spectra_in == result.spectra_stored > 1
@@ -52,7 +63,7 @@ def test_an_annotation_that_cannot_be_written_is_a_dead_letter() -> None:
             return super().messages(result)
 
     broken = Broken(Topics("trifid", 0.9), "Trifid", 1000)
-    result, outgoing = handle(process, broken, messages(b"a", b"big", b"b"))
+    result, outgoing = handle_all(process, broken, messages(b"a", b"big", b"b"))
     assert [m.value for m in outgoing] == [b"a", b"big", b"b"]
     assert result.alerts_in == {"ztf": 2, "unknown": 1}
 

@@ -61,7 +61,12 @@ def test_is_alive_while_the_loop_comes_round_and_a_batch_ends() -> None:
         clock.now += 55
         health.beat()
     assert health.alive() == {"loop": None, "batch": "has been in hand for 605 s"}
+    health.progress()  # a slice of a message with many alerts is done
+    assert not problems(health.alive())
     health.end()
+    health.progress()  # of what was given up: no batch is in flight by that
+    clock.now += 601
+    health.beat()
     assert not problems(health.alive())
     clock.now += 61
     assert problems(health.alive()) == {"loop"}

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from broker.assemble.metadata import METADATA_FEATURES
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.sources import Packet, iter_packets
-from broker.surveys import MODULES, SURVEYS, Decoder, containers, load_surveys
+from broker.surveys import MODULES, SURVEYS, Decoder, load_surveys
 from broker.surveys import decoder as decoder_module
 from broker.surveys.containers import read_blocks, read_header
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
@@ -482,8 +483,8 @@ def test_numbers_and_blocks_of_a_container_without_end_are_refused() -> None:
     sync = b"s" * 16
     for number, reason in (
         (b"\xff" * 9 + b"\x7f", "more than 64 bits"),
-        (HUGE[0], "too few bytes"),
-        (HUGE[3], "too few bytes"),
+        (HUGE[0], "says that it has"),
+        (HUGE[3], "says that it has"),
     ):
         for message in (header + sync + number + write_long(1) + b"x" + sync, header + sync + write_long(1) + number):
             with pytest.raises(DecodeError, match=f"{reason}|cut short"):
@@ -655,10 +656,75 @@ def test_damaged_blocks(codec: str, compress: Callable[[bytes], bytes], reason: 
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_block_that_inflates_without_end_is_refused(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "MAX_BLOCK_BYTES", 1_000_000)
-    with pytest.raises(DecodeError, match=r"1000000 bytes|cannot hold"):
-        Decoder().decode(recoded(codec, lambda _: CODECS[codec](bytes(5_000_000))))
+def test_a_block_that_inflates_without_end_is_refused(codec: str) -> None:
+    with pytest.raises(DecodeError, match=r"more than 1000000 bytes once inflated \(pipeline.max_message_mib\)"):
+        Decoder(max_bytes=1_000_000).decode(recoded(codec, lambda _: CODECS[codec](bytes(5_000_000))))
+
+
+def blocks_of(codec: str, *blocks: tuple[int, bytes]) -> bytes:
+    """A container of the packet's schema with blocks of any numbers and bytes."""
+    header = read_header(recoded(codec, CODECS[codec] if codec != "null" else bytes))
+    sync = b"s" * 16
+    out = [header.raw, sync]
+    for number, body in blocks:
+        out += [write_long(number), write_long(len(body)), body, sync]
+    return b"".join(out)
+
+
+@pytest.mark.parametrize("codec", ["null", *CODECS])
+def test_the_bound_is_that_of_all_blocks_and_is_checked_before_memory_is_taken(codec: str) -> None:
+    """Each block is within the bound; of 60 that hold 16 MB each, no more is inflated than the bound allows."""
+    body = bytes(16_000_000)
+    message = blocks_of(
+        codec, *[(1, CODECS[codec](body) if codec != "null" else body)] * (60 if codec != "null" else 2)
+    )
+    decoder = Decoder(max_bytes=20_000_000)
+    tracemalloc.start()
+    try:
+        (result,) = decoder.decode_batch([message])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert str(result) == "the message has more than 20000000 bytes once inflated (pipeline.max_message_mib)"
+    assert peak < 45_000_000
+
+
+def test_as_many_alerts_as_the_bound_allows_and_not_one_more() -> None:
+    decoder = Decoder(max_alerts=3)
+    assert len(decoder.decode(container(SCHEMA, [RECORD] * 3))) == 3
+    with pytest.raises(DecodeError, match=r"has 4 records; pipeline.max_message_alerts allows 3"):
+        decoder.decode(container(SCHEMA, [RECORD] * 4))
+    header, sync = read_header(PAYLOAD).raw, PAYLOAD[len(read_header(PAYLOAD).raw) :][:16]
+    (block,) = read_blocks(PAYLOAD, read_header(PAYLOAD))
+    record = block.data[block.start : block.end]
+    one = [write_long(1), write_long(len(record)), record, sync]
+    assert len(decoder.decode(b"".join([header, sync, *one * 3]))) == 3
+    with pytest.raises(DecodeError, match="has 4 records"):
+        decoder.decode(b"".join([header, sync, *one * 4]))
+    # A number that is not true gets no further: there are the bytes of six records.
+    with pytest.raises(DecodeError, match="damaged Avro record"):
+        decoder.decode(b"".join([header, sync, write_long(1), write_long(6 * len(record)), record * 6, sync]))
+
+
+def test_the_next_messages_are_those_of_a_batch() -> None:
+    """As many messages as hold ``most`` alerts together, and one that holds more by itself."""
+    decoder = Decoder()
+    messages = [container(SCHEMA, [RECORD] * count) for count in (2, 2, 1, 7, 1, 0, 2)] + [b"nonsense"]
+    taken, first = [], 0
+    while first < len(messages):
+        results = decoder.decode_next(messages[first:], most=4)
+        taken.append([len(r) if isinstance(r, list) else -1 for r in results])
+        first += len(results)
+    assert taken == [[2, 2], [1], [7], [1, 0, 2, -1]]
+
+
+def test_the_next_messages_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = read_blocks(PAYLOAD, read_header(PAYLOAD))
+    monkeypatch.setattr(decoder_module, "_MAX_RUN_BYTES", 3 * (block.end - block.start))
+    results = Decoder().decode_next([PAYLOAD] * 20)
+    assert len(results) == 4
+    for result in results:
+        assert_equal(alerts_of(result), Decoder().decode(PAYLOAD))
 
 
 def test_spectra_are_given_to_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -673,7 +739,7 @@ def test_spectra_are_given_to_what_reads_them(monkeypatch: pytest.MonkeyPatch) -
         return [spectrum]
 
     monkeypatch.setattr("broker.spectra.message.read", read)
-    alert, found, refused = Decoder().decode_batch([PAYLOAD, message, message + b"?"])
+    alert, found, refused = Decoder().decode_batch([PAYLOAD, message, container(schema, [{"x": 2}])])
     assert len(alerts_of(alert)) == 1
     assert found == [spectrum]
     assert str(refused) == "no spectrum"
