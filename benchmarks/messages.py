@@ -35,6 +35,9 @@ from broker.surveys import Decoder
 from broker.surveys.wire import confluent_message, lsst_schema
 
 JD = 2_460_000.5
+RECEIVED = 61_000.0
+"""MJD."""
+NIGHTS = 700.0
 CANDIDATE = {
     "type": "record",
     "name": "candidate",
@@ -59,9 +62,9 @@ SCHEMA = {
 
 
 def candidate(number: int, ra: float = 10.0, dec: float = 20.0) -> dict[str, Any]:
-    magnitude = 17.0 + 0.3 * np.sin(number)
+    magnitude, night = 17.0 + 0.3 * np.sin(number), NIGHTS * np.sin(0.7 * number) ** 2
     return {
-        "jd": JD + 0.7 * number, "ra": ra, "dec": dec, "magpsf": magnitude, "sigmapsf": 0.05, "diffmaglim": 20.5,
+        "jd": JD + night, "ra": ra, "dec": dec, "magpsf": magnitude, "sigmapsf": 0.05, "diffmaglim": 20.5,
         "fid": 1 + number % 2, "isdiffpos": "t",
     }  # fmt: skip
 
@@ -97,14 +100,16 @@ def history(count: int) -> bytes:
 
 
 def lsst_history(count: int) -> bytes:
-    schema = lsst_schema(903)
+    schema = lsst_schema(900)
     record = empty(schema)
     point = record["diaSource"] | {"band": "r", "psfFlux": 1000.0, "psfFluxErr": 10.0}
     record["diaSource"] = point | {"diaSourceId": 1, "diaObjectId": 1, "ra": 10.0, "dec": 20.0, "midpointMjdTai": 6e4}
-    record["prvDiaSources"] = [point | {"midpointMjdTai": 6e4 - 0.3 * number} for number in range(count)]
+    record["prvDiaSources"] = [
+        point | {"midpointMjdTai": 6e4 + NIGHTS * np.sin(0.7 * number) ** 2} for number in range(count)
+    ]
     out = io.BytesIO()
     fastavro.schemaless_writer(out, fastavro.parse_schema(schema), record)
-    return confluent_message(903, out.getvalue())
+    return confluent_message(900, out.getvalue())
 
 
 def empty(schema: Any, named: dict[str, Any] | None = None) -> Any:
@@ -193,11 +198,12 @@ def crowd_in_memory(count: int) -> float:
 def run(name: str) -> None:
     repository = Settings().inference.model_repository
     with RedisServer() as server, closing(RedisStore(server.url, timeout=120)) as store, server.client() as client:
-        client.config_set("slowlog-log-slower-than", 0)
+        client.config_set("slowlog-log-slower-than", 2000)
+        client.config_set("slowlog-max-len", 100_000)
         engine = OnnxEngine(repository, threads=1)
         reference = ReferenceSet.load_npz(repository / REFERENCE_SET_FILE)
         pipeline = Pipeline(Decoder(), store, engine, engine.manifest, reference)
-        pipeline.process([IncomingMessage(growing(300), 60000.0)])
+        pipeline.process([IncomingMessage(growing(300), RECEIVED)])
         client.flushdb()
         client.slowlog_reset()
         payloads = CASES[name]()
@@ -209,7 +215,7 @@ def run(name: str) -> None:
         elif "in memory" in name:
             seconds = crowd_in_memory(5000)
         else:
-            result = pipeline.process([IncomingMessage(payload, 60000.0) for payload in payloads])
+            result = pipeline.process([IncomingMessage(payload, RECEIVED) for payload in payloads])
             seconds = time.perf_counter() - start
             reasons = {letter.reason[:80] for letter in result.dead_letters}
             outcome = f"; {len(result.annotations)} annotated, {len(result.dead_letters)} dead letters {reasons or ''}"

@@ -75,6 +75,10 @@ BATCHES_GIVEN_UP: Final = Counter(
     "trifid_batches_given_up_total",
     "Batches let go and taken up again from the committed offsets, by whoever has the partitions then.",
 )
+CROWDED_SEARCHES: Final = Counter(
+    "trifid_crowded_searches_total",
+    "Searches for counterparts and spectra at places so crowded that not all of what is there was looked at.",
+)
 DEAD_LETTER_RATIO: Final = Gauge(
     "trifid_dead_letter_ratio", "Share of dead letters among the latest alerts (pipeline.dead_letter_window)."
 )

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.state.objects import Limits, Objects
-from broker.state.places import search_cells
 
 
 class MemoryStore:
@@ -17,8 +16,7 @@ class MemoryStore:
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.remember``."""
-        cells = search_cells(alerts, self._objects.limits.search_radius)
-        return self._objects.merge(alerts, cells, [None] * len(alerts))
+        return self._objects.merge(alerts, [None] * len(alerts))
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
@@ -36,8 +34,7 @@ class MemoryStore:
 
     def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
         """See ``Store.objects_of``."""
-        around = search_cells(spectra, self._objects.limits.search_radius)
-        found = [self._objects.objects_of(s, cells) for s, cells in zip(spectra, around, strict=True)]
+        found = [self._objects.objects_of(spectrum) for spectrum in spectra]
         return [self._objects.latest_states(names, [None] * len(names)) for names in found]
 
     def check(self) -> None:

@@ -21,7 +21,7 @@ from broker.records import (
     Spectrum,
 )
 from broker.state.merge import MAX_POINTS, merge
-from broker.state.places import Place, Places, own_cells, place_of, search_cells
+from broker.state.places import Place, Places, place_of
 
 ANOTHER_NIGHT: Final = 0.5
 """Days: detections farther apart are of two nights, between which all but the most distant bodies have moved on."""
@@ -78,16 +78,13 @@ class Objects:
         self.spectra_places: Places[str] = Places()
         self._object_of_spectrum: dict[str, ObjectName] = {}
 
-    def merge(
-        self, alerts: Sequence[Alert], cells: Sequence[Sequence[int]], catalogued: Sequence[SourceMetadata | None]
-    ) -> list[ObjectState]:
+    def merge(self, alerts: Sequence[Alert], catalogued: Sequence[SourceMetadata | None]) -> list[ObjectState]:
         """Merge alerts one after another; each gives its object's state after it.
 
-        ``cells`` and ``catalogued`` are one an alert: where to look for neighbours, and what a catalogue has at
-        the position.
+        ``catalogued`` are one per alert: what a catalogue has at the position.
         """
         states = []
-        for alert, around, values, cell in zip(alerts, cells, catalogued, own_cells(alerts), strict=True):
+        for alert, values in zip(alerts, catalogued, strict=True):
             name = (alert.survey, alert.object_id)
             own = self.known[name]
             before = own.latest
@@ -95,19 +92,17 @@ class Objects:
             latest = own.merge(alert, self.limits.max_points)
             # The same where an alert is merged again, as it is when a batch is tried again.
             remembered = max(0, len(own.light_curve) - len(alert.light_curve))
-            state = replace(self.state(name, alert, around, values), remembered=remembered)
+            state = replace(self.state(name, alert, values), remembered=remembered)
             if latest.mjd == alert.mjd:
                 if not is_moving(alert, own.light_curve):
-                    self.places.put(name, place_of(alert, state.metadata), cell)
+                    self.places.put(name, place_of(alert, state.metadata), alert.survey)
             elif had_no_place and not is_moving(latest, own.light_curve):
                 # This alert is the history that tells the latest one from a passing body's.
-                self.places.put(name, place_of(latest, state.metadata), own_cells([latest])[0])
+                self.places.put(name, place_of(latest, state.metadata), alert.survey)
             states.append(state)
         return states
 
-    def state(
-        self, name: ObjectName, at: Alert, cells: Sequence[int], catalogued: SourceMetadata | None
-    ) -> ObjectState:
+    def state(self, name: ObjectName, at: Alert, catalogued: SourceMetadata | None) -> ObjectState:
         """All that is known of one object, with its counterparts in other surveys and the spectra at its place.
 
         Values stored under the object's name win over a catalogue's at its position, and those over the
@@ -120,10 +115,10 @@ class Objects:
         if is_moving(at, own.light_curve):
             catalogued = None
         else:
-            for _, other in self.places.near(at, cells, self.limits.association_radius):
-                if other[0] != name[0] and self.limits.association_radius:
+            if self.limits.association_radius:
+                for _, other in self.places.near(at, self.limits.association_radius, without=name[0]):
                     others.setdefault(other[0], other)
-            observed = [self.spectra[s] for _, s in self.spectra_places.near(at, cells, self.limits.spectrum_radius)]
+            observed = [self.spectra[s] for _, s in self.spectra_places.near(at, self.limits.spectrum_radius)]
             found = [self.known[other] for other in others.values()]
             if spectrum is None:
                 spectrum = next((o.spectrum for o in found if o.spectrum is not None), None)
@@ -147,7 +142,7 @@ class Objects:
 
     def add_spectra(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """Remember spectra, under the object's name where it is given, else by their place; and nowhere else."""
-        for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
+        for spectrum in spectra:
             before = self._object_of_spectrum.pop(spectrum.spectrum_id, None)
             if before is not None:
                 self.known[before].spectrum = None
@@ -160,15 +155,15 @@ class Objects:
             else:
                 self.spectra[spectrum.spectrum_id] = spectrum
                 place = Place(spectrum.ra, spectrum.dec, spectrum.mjd)
-                self.spectra_places.put(spectrum.spectrum_id, place, cell)
+                self.spectra_places.put(spectrum.spectrum_id, place)
 
-    def objects_of(self, spectrum: ObservedSpectrum, cells: Sequence[int]) -> list[ObjectName]:
+    def objects_of(self, spectrum: ObservedSpectrum) -> list[ObjectName]:
         """The objects, of which an alert was seen, that a spectrum is of: by name, else the nearest of each survey."""
         if spectrum.survey and spectrum.object_id:
             names = [(spectrum.survey, spectrum.object_id)]
         else:
             nearest: dict[str, ObjectName] = {}
-            for _, name in self.places.near(spectrum, cells, self.limits.spectrum_radius):
+            for _, name in self.places.near(spectrum, self.limits.spectrum_radius):
                 nearest.setdefault(name[0], name)
             names = list(nearest.values())
         return [name for name in names if name in self.known and self.known[name].latest is not None]
@@ -178,10 +173,9 @@ class Objects:
     ) -> list[tuple[Alert, ObjectState]]:
         """The latest alert and the present state of objects of which an alert was seen."""
         latest = [alert for name in names if (alert := self.known[name].latest) is not None]
-        cells = search_cells(latest, self.limits.search_radius)
         return [
-            (alert, self.state((alert.survey, alert.object_id), alert, around, values))
-            for alert, around, values in zip(latest, cells, catalogued, strict=True)
+            (alert, self.state((alert.survey, alert.object_id), alert, values))
+            for alert, values in zip(latest, catalogued, strict=True)
         ]
 
 

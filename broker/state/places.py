@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import struct
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from typing import Final, Generic, Self, TypeVar
 
 import numpy as np
 
 from broker import sky
 from broker.assemble.metadata import METADATA_FEATURES
+from broker.metrics import CROWDED_SEARCHES
 from broker.records import Alert, ObservedSpectrum, SourceMetadata
 
 ORDER: Final = 10
@@ -21,10 +23,26 @@ MARGIN: Final = 10.0
 """Arcsec that an object may have moved since it was last seen and still be found in any case."""
 MAX_YEARS: Final = 100.0
 """Longest time over which proper motion is followed: a mistaken date must not send an object across the sky."""
+BIN: Final = math.radians(24.0 / sky.ARCSEC)
+"""Edge of the bins of space, on the unit sphere, in which places are looked up: a cone of the usual radius reaches into
+eight of them at most, and the densest fields have some hundred objects in each."""
+CROWD: Final = 256
+"""So many places of each survey in one bin are looked at, and no more: 5 million a square degree, which no survey of
+alerts has. A stream with mistakes in it may have any number at one place."""
+NEAREST: Final = 8
+"""So many objects of each other survey near an alert are read, the nearest, and so many spectra, the latest. One of
+each counts; the others are there in case that it moves while the batch is handled."""
+CELL: Final = 20_000
+"""So many entries of a cell are looked at, and no more: as many as fill its bins with CROWD each would be less."""
+BUDGET: Final = 20_000
+"""Entries after which ``read.lua`` leaves the other alerts of a batch to another call: Redis serves nobody else while
+it runs, some 20 ms for so many."""
 _PACKED: Final = struct.Struct("<ddddd")
 _PM: Final = (METADATA_FEATURES.index("pmra"), METADATA_FEATURES.index("pmdec"))
 
-Name = TypeVar("Name", bound=Hashable)
+Name = TypeVar("Name", str, tuple[str, str])
+_Bin = tuple[int, int, int]
+_Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,40 +105,69 @@ def own_cells(positions: Sequence[Alert | ObservedSpectrum]) -> list[int]:
 
 
 class Places(Generic[Name]):
-    """Names by place."""
+    """Names by place, in bins of space, in groups that can be left out of a search: a survey's objects.
+
+    The cost of a search does not depend on how many places there are, nor on how many are at the same one.
+    """
 
     def __init__(self) -> None:
-        self._cells: defaultdict[int, dict[Name, Place]] = defaultdict(dict)
-        self._cell_of: dict[Name, int] = {}
+        self._bins: defaultdict[_Bin, defaultdict[str, dict[Name, tuple[Place, _Vector]]]] = defaultdict(
+            lambda: defaultdict(dict)
+        )
+        self._where: dict[Name, tuple[_Bin, str]] = {}
 
-    def put(self, name: Name, place: Place, cell: int) -> None:
+    def put(self, name: Name, place: Place, group: str = "") -> None:
         """Say where something is; where it was before is forgotten."""
-        before = self._cell_of.get(name)
-        if before is not None and before != cell:
-            del self._cells[before][name]
-        self._cell_of[name] = cell
-        self._cells[cell][name] = place
+        x, y, z = vector = _vector(place.ra, place.dec)
+        where = (math.floor(x / BIN), math.floor(y / BIN), math.floor(z / BIN)), group
+        before = self._where.get(name)
+        if before is not None and before != where:
+            del self._bins[before[0]][before[1]][name]
+        self._where[name] = where
+        self._bins[where[0]][group][name] = place, vector
 
     def remove(self, name: Name) -> None:
         """Forget where something is."""
-        cell = self._cell_of.pop(name, None)
-        if cell is not None:
-            del self._cells[cell][name]
+        where = self._where.pop(name, None)
+        if where is not None:
+            del self._bins[where[0]][where[1]][name]
 
     def place(self, name: Name) -> Place | None:
         """Where something is; None where nobody said."""
-        cell = self._cell_of.get(name)
-        return None if cell is None else self._cells[cell].get(name)
+        where = self._where.get(name)
+        return None if where is None else self._bins[where[0]][where[1]][name][0]
 
-    def near(self, at: Alert | ObservedSpectrum, cells: Iterable[int], radius: float) -> list[tuple[float, Name]]:
-        """Distances in arcsec and names of what is within ``radius`` arcsec, the nearest first."""
-        found = [
-            (distance, name)
-            for cell in cells
-            for name, place in self._cells.get(cell, {}).items()
-            if (distance := place.distance(at.ra, at.dec, at.mjd)) <= radius
-        ]
-        return sorted(found, key=lambda item: item[0])
+    def near(self, at: Alert | ObservedSpectrum, radius: float, without: str | None = None) -> list[tuple[float, Name]]:
+        """Distances in arcsec and names of what is within ``radius`` arcsec, the nearest first, equals by name.
+
+        Nothing of the group ``without``. What has moved by more than MARGIN since it was put may be missed, and so may
+        be what is beyond the first CROWD of a group in a bin, which a metric counts.
+        """
+        found: list[tuple[float, Name]] = []
+        crowded = False
+        x, y, z = centre = _vector(at.ra, at.dec)
+        limit = math.radians(radius / sky.ARCSEC) * (1 + 1e-9)
+        for bin_ in _bins_around(centre, math.radians((radius + MARGIN) / sky.ARCSEC)):
+            for group, places in self._bins[bin_].items() if bin_ in self._bins else ():
+                if group == without:
+                    continue
+                crowded |= len(places) > CROWD
+                for name, (place, (x0, y0, z0)) in islice(places.items(), CROWD):
+                    still = place.pmra == place.pmdec == 0.0
+                    if still and (x - x0) ** 2 + (y - y0) ** 2 + (z - z0) ** 2 > limit**2:
+                        continue
+                    distance = place.distance(at.ra, at.dec, at.mjd)
+                    if distance <= radius:
+                        found.append((distance, name))
+        if crowded:
+            CROWDED_SEARCHES.inc()
+        return sorted(found)
+
+
+def _bins_around(centre: _Vector, radius: float) -> Iterator[_Bin]:
+    """The bins that a position's surroundings reach into; ``radius`` in radians."""
+    x, y, z = (range(math.floor((value - radius) / BIN), math.floor((value + radius) / BIN) + 1) for value in centre)
+    return product(x, y, z)
 
 
 def _vector(ra: float, dec: float) -> tuple[float, float, float]:

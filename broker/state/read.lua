@@ -1,11 +1,18 @@
 -- Reads a batch in one round trip: the objects of its alerts, and the objects of other surveys and the spectra
 -- that are near them on the sky.
--- ARGV: prefix; squares of the two search radii, in radians; greatest number of years to follow proper motion;
--- then for each position: survey, object id, ra, dec (degrees), mjd, number of cells, cells.
--- Gives {objects, spectra}: each object {name, place or '', light curve, spectrum, catalogue values}, each
--- spectrum {id, place, spectrum}; each once. A survey of '' is a place without an object of its own.
-local prefix, objects2, spectra2, max_years = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local objects, spectra, seen = {}, {}, {}
+-- ARGV: prefix; the two search radii, and how far what is stored may have moved, in radians; greatest number of years to
+-- follow proper motion; the constants BIN (in radians), CROWD, NEAREST, CELL and BUDGET of places.py; then for each
+-- position: survey, object id, ra, dec (degrees), mjd, number of cells, cells.
+-- Gives {objects, spectra, number of positions done, crowded}: each object {name, place or '', light curve, spectrum,
+-- catalogue values}, each spectrum {id, place, spectrum}; each once. A survey of '' is a place without an object of its
+-- own. Positions that are left, since enough was looked at, are for another call: meanwhile Redis serves others.
+-- "crowded" counts the positions where not all that is there was looked at.
+local prefix, margin, max_years = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
+local radii = {objects = tonumber(ARGV[2]), spectra = tonumber(ARGV[3])}
+local step, crowd, nearest, most, budget =
+  tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local reach = math.max(radii.objects, radii.spectra) + margin
+local objects, spectra, seen, looked, compared, crowded = {}, {}, {}, 0, 0, 0
 
 local function vector(ra, dec)
   ra, dec = math.rad(ra), math.rad(dec)
@@ -13,16 +20,111 @@ local function vector(ra, dec)
 end
 
 -- As Place.distance of places.py computes it, squared and in radians.
-local function distance2(place, x, y, z, mjd)
-  local ra, dec, epoch, pmra, pmdec = struct.unpack('<ddddd', place)
-  local years = 0
-  if (pmra ~= 0 or pmdec ~= 0) and mjd == mjd and epoch == epoch then
-    years = math.max(-max_years, math.min(max_years, (mjd - epoch) / 365.25))
+local function distance2(entry, x, y, z, mjd)
+  local px, py, pz = entry.x, entry.y, entry.z
+  if (entry.pmra ~= 0 or entry.pmdec ~= 0) and mjd == mjd and entry.epoch == entry.epoch then
+    local years = math.max(-max_years, math.min(max_years, (mjd - entry.epoch) / 365.25))
+    local cosine = math.max(math.cos(math.rad(entry.dec)), 1e-9)
+    px, py, pz = vector(entry.ra + entry.pmra / 3.6e6 / cosine * years,
+      math.max(-90, math.min(90, entry.dec + entry.pmdec / 3.6e6 * years)))
   end
-  local cosine = math.max(math.cos(math.rad(dec)), 1e-9)
-  local px, py, pz = vector(
-    ra + pmra / 3.6e6 / cosine * years, math.max(-90, math.min(90, dec + pmdec / 3.6e6 * years)))
   return (px - x) ^ 2 + (py - y) ^ 2 + (pz - z) ^ 2
+end
+
+-- Bins of space, as those of Places in places.py: what is near is in the same one or the next.
+local function bin(x, y, z)
+  return (x * 65536 + y) * 65536 + z
+end
+
+local function read(kind, cell, index)
+  local key = prefix .. ':sky:' .. kind .. ':' .. cell
+  local function take(entries)
+    for e = 1, #entries, 2 do
+      local name, place = entries[e], entries[e + 1]
+      local ra, dec, epoch, pmra, pmdec = struct.unpack('<ddddd', place)
+      local x, y, z = vector(ra, dec)
+      local at = bin(math.floor(x / step), math.floor(y / step), math.floor(z / step))
+      local survey = kind == 'objects' and string.match(name, '^[^:]*') or ''
+      local here = index[at]
+      if not here then
+        here = {}
+        index[at] = here
+      end
+      local list = here[survey]
+      if not list then
+        list = {}
+        here[survey] = list
+      end
+      if #list < crowd then
+        list[#list + 1] = {name = name, place = place, key = key, cell = cell, x = x, y = y, z = z, ra = ra, dec = dec,
+          epoch = epoch, pmra = pmra, pmdec = pmdec}
+      else
+        list.crowded = true
+      end
+    end
+    looked = looked + #entries / 2
+  end
+  if redis.call('HLEN', key) <= most then
+    take(redis.call('HGETALL', key))
+    return false
+  end
+  local cursor, before = '0', looked
+  repeat
+    local page = redis.call('HSCAN', key, cursor, 'COUNT', 1000)
+    cursor = page[1]
+    take(page[2])
+  until cursor == '0' or looked - before >= most
+  return cursor ~= '0'
+end
+
+-- Entries within a radius, in their order, no more than 'nearest' of each survey.
+local function near(kind, index, own, x, y, z, mjd, before)
+  local radius, found, overfull = radii[kind], {}, false
+  local function axis(value)
+    return math.floor((value - reach) / step), math.floor((value + reach) / step)
+  end
+  local x0, x1 = axis(x)
+  local y0, y1 = axis(y)
+  local z0, z1 = axis(z)
+  for bx = x0, x1 do
+    for by = y0, y1 do
+      for bz = z0, z1 do
+        for survey, list in pairs(index[bin(bx, by, bz)] or {}) do
+          if survey ~= own then
+            overfull = overfull or list.crowded
+            compared = compared + #list
+            for _, entry in ipairs(list) do
+              local d = distance2(entry, x, y, z, mjd)
+              if d <= radius ^ 2 then
+                local best = found[survey] or {}
+                found[survey] = best
+                local item = {entry = entry, distance = d}
+                local slot = #best + 1
+                while slot > 1 and before(item, best[slot - 1]) do slot = slot - 1 end
+                if slot <= nearest then
+                  table.insert(best, slot, item)
+                  best[nearest + 1] = nil
+                end
+              end
+            end
+          end
+        end
+      end
+    end
+  end
+  return found, overfull
+end
+
+local function nearer(first, second)
+  if first.distance ~= second.distance then return first.distance < second.distance end
+  return first.entry.name < second.entry.name
+end
+
+local function later(first, second)
+  local a, b = first.entry.epoch, second.entry.epoch
+  a, b = a == a and a or -math.huge, b == b and b or -math.huge
+  if a ~= b then return a > b end
+  return first.entry.name > second.entry.name
 end
 
 local function fetch(name, place)
@@ -43,37 +145,57 @@ local function fetch(name, place)
   return true
 end
 
-local at = 5
+local indices, cells_read, done = {objects = {}, spectra = {}}, {}, 0
+
+-- Whether another position has to wait for another call: where it asks for more cells after enough was read of others.
+local function enough(first, last)
+  if done == 0 or looked < budget and compared < 10 * budget then return false end
+  for c = first, last do
+    if cells_read[ARGV[c]] == nil then return true end
+  end
+  return compared >= 10 * budget
+end
+
+local at = 11
 while at <= #ARGV do
   local survey, ra, dec, mjd = ARGV[at], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-  if survey ~= '' then fetch(survey .. ':' .. ARGV[at + 1], '') end
-  local x, y, z = vector(ra, dec)
   local cells = tonumber(ARGV[at + 5])
-  for c = at + 6, at + 5 + cells do
-    local key = prefix .. ':sky:objects:' .. ARGV[c]
-    local entries = redis.call('HGETALL', key)
-    for e = 1, #entries, 2 do
-      local name, place = entries[e], entries[e + 1]
-      if string.sub(name, 1, #survey + 1) ~= survey .. ':' and distance2(place, x, y, z, mjd) <= objects2 then
+  if enough(at + 6, at + 5 + cells) then break end
+  if survey ~= '' then fetch(survey .. ':' .. ARGV[at + 1], '') end
+  if cells > 0 then
+    local overfull = false
+    for c = at + 6, at + 5 + cells do
+      if cells_read[ARGV[c]] == nil then
+        local first, second = read('objects', ARGV[c], indices.objects), read('spectra', ARGV[c], indices.spectra)
+        cells_read[ARGV[c]] = first or second
+      end
+      overfull = overfull or cells_read[ARGV[c]]
+    end
+    local x, y, z = vector(ra, dec)
+    local found, more = near('objects', indices.objects, survey, x, y, z, mjd, nearer)
+    for _, best in pairs(found) do
+      for _, item in ipairs(best) do
         -- An object that expired is forgotten here as well.
-        if not fetch(name, place) then redis.call('HDEL', key, name) end
+        if not fetch(item.entry.name, item.entry.place) then redis.call('HDEL', item.entry.key, item.entry.name) end
       end
     end
-    entries = redis.call('HGETALL', prefix .. ':sky:spectra:' .. ARGV[c])
-    for e = 1, #entries, 2 do
-      local id, place = entries[e], entries[e + 1]
-      if not seen['spectrum:' .. id] and distance2(place, x, y, z, mjd) <= spectra2 then
+    local observed, even_more = near('spectra', indices.spectra, nil, x, y, z, mjd, later)
+    for _, item in ipairs(observed[''] or {}) do
+      local id, entry = item.entry.name, item.entry
+      if not seen['spectrum:' .. id] then
         local where = redis.call('GET', prefix .. ':where:' .. id)
-        if where and where ~= 'at:' .. ARGV[c] then
+        if where and where ~= 'at:' .. entry.cell then
           -- Stored by a release that did not say where, and sent again since with another position.
-          redis.call('HDEL', prefix .. ':sky:spectra:' .. ARGV[c], id)
+          redis.call('HDEL', entry.key, id)
         else
           seen['spectrum:' .. id] = 0
-          spectra[#spectra + 1] = {id, place, redis.call('GET', prefix .. ':spectrum:' .. id)}
+          spectra[#spectra + 1] = {id, entry.place, redis.call('GET', prefix .. ':spectrum:' .. id)}
         end
       end
     end
+    if overfull or more or even_more then crowded = crowded + 1 end
   end
   at = at + 6 + cells
+  done = done + 1
 end
-return {objects, spectra}
+return {objects, spectra, done, crowded}

@@ -1,7 +1,7 @@
 """The store in Redis: a value an object and kind, read and written a batch at a time.
 
-A batch takes two round trips, whatever its size and whatever lies near its alerts: ``read.lua`` finds that on the
-server, beside which the catalogues' cells are read, and ``write.lua`` writes.
+A batch takes two round trips, whatever its size: ``read.lua`` finds on the server what lies near its alerts, beside
+which the catalogues' cells are read, and ``write.lua`` writes. Only where very much lies there, reading takes more.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
+from itertools import chain
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import redis
 
 from broker.catalog.match import CatalogReader
+from broker.metrics import CROWDED_SEARCHES
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
@@ -35,7 +37,18 @@ from broker.state.encoding import (
     of_later_release,
 )
 from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, has_no_object, is_moving
-from broker.state.places import MAX_YEARS, Place, own_cells, search_cells
+from broker.state.places import (
+    BIN,
+    BUDGET,
+    CELL,
+    CROWD,
+    MARGIN,
+    MAX_YEARS,
+    NEAREST,
+    Place,
+    own_cells,
+    search_cells,
+)
 from broker.state.watch import StoreWatch
 
 LOG: Final = logging.getLogger(__name__)
@@ -81,14 +94,14 @@ class RedisStore:
         """See ``Store.remember``."""
         if not alerts:
             return []
-        batch, cells = _Batch(self._limits), self._cells(alerts)
+        batch = _Batch(self._limits)
         names = [(alert.survey, alert.object_id) for alert in alerts]
-        catalogued = self._read(batch, alerts, cells, names, self._limits.association_radius)
+        catalogued = self._read(batch, alerts, self._cells(alerts), names, self._limits.association_radius)
         for name in names:
             if name in batch.newer:
                 # Its alerts become dead letters, to be replayed by a release that can read it.
                 raise StateError(f"state of {':'.join(name)}: {batch.newer[name]}")
-        states = batch.objects.merge(alerts, cells, catalogued)
+        states = batch.objects.merge(alerts, catalogued)
         changed = self._write(batch, names)
         if changed:
             again = [row for row, name in enumerate(names) if name in changed]
@@ -128,7 +141,7 @@ class RedisStore:
         batch = _Batch(self._limits)
         given = [(s.survey, s.object_id) if s.survey and s.object_id else _NOBODY for s in spectra]
         self._read(batch, spectra, cells, given, self._limits.spectrum_radius)
-        names = [batch.objects.objects_of(s, around) for s, around in zip(spectra, cells, strict=True)]
+        names = [batch.objects.objects_of(spectrum) for spectrum in spectra]
         # The objects are known by now, but not yet what else is near to where they were seen last.
         wanted = list(dict.fromkeys(name for several in names for name in several))
         latest = [alert for name in wanted if (alert := batch.objects.known[name].latest) is not None]
@@ -192,16 +205,19 @@ class RedisStore:
         objects: Sequence[ObjectName],
         radius: float,
     ) -> list[SourceMetadata | None]:
-        """Fill a batch in one round trip; returns what the catalogues have at each position.
+        """Fill a batch, in one round trip but for crowded fields; returns what the catalogues have at each position.
 
         ``objects`` are one a position, _NOBODY where it has no object of its own; ``radius`` is how near others
         are, in arcsec.
         """
-        arguments: list[str | float] = [self._prefix]
-        arguments += [math.radians(r / ARCSEC) ** 2 for r in (radius, self._limits.spectrum_radius)]
-        arguments.append(MAX_YEARS)
-        for (survey, object_id), place, around in zip(objects, positions, cells, strict=True):
-            arguments += [survey, object_id, place.ra, place.dec, place.mjd, len(around), *around]
+        settings: list[str | float] = [self._prefix]
+        settings += [math.radians(r / ARCSEC) for r in (radius, self._limits.spectrum_radius, MARGIN)]
+        settings += [MAX_YEARS, BIN, CROWD, NEAREST, CELL, BUDGET]
+        wanted: list[list[str | float]] = [
+            [survey, object_id, place.ra, place.dec, place.mjd, len(around), *around]
+            for (survey, object_id), place, around in zip(objects, positions, cells, strict=True)
+        ]
+        wanted.sort(key=lambda row: row[6:])  # each cell is then read in one call only
         at = np.array([_place(p) for p in positions]).T
         if not self._primed:
             self._prime()
@@ -209,14 +225,15 @@ class RedisStore:
 
         def read() -> tuple[Any, Any]:
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.eval(_READ, 0, *arguments)
+            _eval(pipeline, settings, wanted)
             pipeline.mget(request.keys)
             return tuple(pipeline.execute())
 
-        (found, spectra), values = self._call(read)
-        batch.add_objects(found)
-        for row in spectra:
-            batch.add_spectrum(*row)
+        found, values = self._call(read)
+        done = batch.add(found)
+        while done < len(wanted):  # in a crowded field, so that Redis serves others in between
+            rest = wanted[done:]
+            done += batch.add(self._call(lambda rest=rest: _eval(self._client, settings, rest)))  # type: ignore[misc]
         # Where a catalogue came, went or was replaced meanwhile, one more trip.
         request, values = self._catalogs.read(at[0], at[1], self._mget, (request, values))
         return self._catalogs.match(request, values, *at)
@@ -278,6 +295,10 @@ class RedisStore:
             return action()
 
 
+def _eval(client: redis.Redis, settings: Sequence[str | float], wanted: Sequence[Sequence[str | float]]) -> Any:
+    return client.eval(_READ, 0, *settings, *chain.from_iterable(wanted))
+
+
 def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
     """Where and when to look in catalogues: nowhere for what has no object."""
     if isinstance(position, Alert) and has_no_object(position):
@@ -305,6 +326,15 @@ class _Batch:
         self.newer: dict[ObjectName, str] = {}
         """Objects that a later release has written, and in which form; they are left as they are."""
 
+    def add(self, found: tuple[Any, Any, int, int]) -> int:
+        """Take in what ``read.lua`` found; returns for how many positions."""
+        objects, spectra, done, crowded = found
+        self.add_objects(objects)
+        for row in spectra:
+            self.add_spectrum(*row)
+        CROWDED_SEARCHES.inc(crowded)
+        return done
+
     def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
         """Objects that ``read.lua`` found: name, place, light curve, spectrum and catalogue values of each."""
         seen: list[tuple[ObjectName, Alert, bytes]] = []
@@ -329,7 +359,7 @@ class _Batch:
             self.before[name] = replace(self.before[name], cell=cell)
             # An entry of another time is left from before the object moved, when its value could not be read.
             if place and (at := Place.unpack(place)).mjd == latest.mjd:
-                self.objects.places.put(name, at, cell)
+                self.objects.places.put(name, at, name[0])
 
     def add_spectrum(self, name: bytes, place: bytes, value: bytes | None) -> None:
         """One spectrum that ``read.lua`` found."""

@@ -20,7 +20,7 @@ from broker.records import (
 )
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
-from broker.state.places import Place, search_cells
+from broker.state.places import Place
 
 RNG = np.random.default_rng(20261124)
 SPECTRUM = Spectrum(np.arange(3850.0, 9000.0, 2.0), *np.ones((2, 2575), np.float32))
@@ -110,8 +110,7 @@ def test_a_star_that_a_body_passes_by_keeps_what_it_has(passed_by: Alert, has_pl
     store.remember([alert(other, "counterpart", 10.0, 0.0), alert("ztf", "known", 10.0, 0.0, mjd=60000.0)])
     store.put_observed([ObservedSpectrum("s", 10.0, 0.0, 60000.0, SPECTRUM)])
     objects = store._objects
-    cells = search_cells([passed_by], 2.0)
-    (state,) = objects.merge([passed_by], cells, [values_of_a_star()])
+    (state,) = objects.merge([passed_by], [values_of_a_star()])
     assert (state.spectrum is not None, state.metadata is not None) == (has_place, has_place)
     assert bool(state.associated) == has_place
     name = (passed_by.survey, passed_by.object_id)

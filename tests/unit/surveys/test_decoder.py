@@ -898,9 +898,9 @@ def test_ten_thousand_corrupted_packets_are_refused_with_a_reason_or_valid(reque
     for number in range(10_000):
         packets_of = sets[number % len(sets)]
         payload = corrupt(packets_of[int(corrupt.rng.integers(len(packets_of)))])
-        start = time.perf_counter()
+        start = time.thread_time()
         (result,) = decoder.decode_batch([payload])
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.thread_time() - start)
         if isinstance(result, DecodeError):
             assert str(result)
             # Nothing was a surprise.
