@@ -244,7 +244,9 @@ _NUMBER: Final = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?\s*$"
 
 
 def numbers(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
-    """(n,) values as numbers, NaN where there is none."""
+    """(n,) values as numbers, NaN where there is none; ArrowInvalid for a column of truth values."""
+    if pa.types.is_boolean(column.type):
+        raise pa.ArrowInvalid("truth values where numbers should be")
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()  # type: ignore[attr-defined]
     if is_text(column):

@@ -336,6 +336,7 @@ class _Report:
     """Unknown ones, with their points."""
     ways: set[str] = field(default_factory=set)
     named: int = 0
+    uneven_lists: int = 0
     wide: int = 0
     """Objects whose rows lie within _SAME_PLACE, but not within a few arcsec."""
 
@@ -387,6 +388,9 @@ class _Report:
             self.line(f"{self.named - _MOST_NAMED} more points far from the median of their object")
         if self.wide:
             self.line(f"objects with rows more than 3 arcsec apart: {self.wide}; their median position is used")
+        if self.uneven_lists:
+            names = f"{self.columns.time}, {self.columns.magnitude}, {self.columns.error}"
+            self.line(f"rows left out for lists {names} of unequal length: {self.uneven_lists}")
         if uneven:
             self.line(f"rows left out for another number of cells than the header: {uneven}")
 
@@ -515,6 +519,7 @@ class _Reader:
         lists = [_values(batch[name], comma) for name in (columns.time, columns.magnitude, columns.error)]
         counts = np.stack([count for count, _ in lists])
         uneven = (counts != counts[0]).any(axis=0)
+        self._report.uneven_lists += int(uneven.sum())
         size = np.where(uneven, 0, counts[0])
         kept = [np.repeat(~uneven, count) for count, _ in lists]
         values = [value for _, value in lists]

@@ -560,6 +560,21 @@ def test_what_is_no_such_table_is_an_error_that_says_why(content: bytes, reason:
     assert str(error.value).isprintable()
 
 
+def test_lists_of_unequal_length_are_counted(tmp_path: Path) -> None:
+    columns = {
+        "name": ["a", "a"], "ra": [1.0, 1.0], "dec": [2.0, 2.0], "mjd": [[58000.1, 58001.1], [58002.1]],
+        "mag": [[15.0, 15.1], [15.2]], "mag_err": [[0.1], [0.1]],
+    }  # fmt: skip
+    pq.write_table(pa.table(columns), tmp_path / "lists.parquet")
+    curve, said = one(tmp_path / "lists.parquet")
+    assert curve.light_curve.mjd.tolist() == [58002.1]
+    assert said[-1] == "rows left out for lists mjd, mag, mag_err of unequal length: 1"
+    columns["mag"] = [[True], [True]]
+    pq.write_table(pa.table(columns), tmp_path / "lists.parquet")
+    with pytest.raises(InputFileError, match=r"lists.parquet: truth values where numbers should be"):
+        read(tmp_path / "lists.parquet")
+
+
 def test_rows_of_another_length_are_counted(tmp_path: Path) -> None:
     curve, said = one(write(tmp_path, [*BASELINE[:30], "S1,120.5,10.25,58700.5", *BASELINE[30:]]))
     assert same(curve, baseline())
