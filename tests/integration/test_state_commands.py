@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
+import fastavro
 import numpy as np
 import pytest
 import redis
@@ -13,16 +17,19 @@ from click.testing import CliRunner, Result
 
 from broker.cli import main
 from broker.embedded.redis import RedisServer
-from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
+from broker.errors import DecodeError
+from broker.publish.annotation import mjd_now
+from broker.records import JD_OF_MJD_0, Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.state.encoding import decode_object
 from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
-from broker.surveys.simulator import simulate_alerts
+from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from tests.integration.test_redis_store import point
 from tests.unit.state.test_merge import same
 
-ALERTS = [a for p in simulate_alerts(2, 20, seed=5) for a in Decoder().decode(p.payload) if isinstance(a, Alert)]
+PAYLOADS = [alert.payload for alert in simulate_alerts(2, 20, seed=5)]
+ALERTS = [a for payload in PAYLOADS for a in Decoder().decode(payload) if isinstance(a, Alert)]
 GOOD = ALERTS[-1]
 NAME = GOOD.object_id
 
@@ -197,3 +204,27 @@ def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisS
     curve, _ = stored(client)
     assert curve.mjd[-1] == late.mjd
     assert repaired.left == len(curve) == len(merge(GOOD.light_curve, late.light_curve))
+
+
+def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, client: redis.Redis) -> None:
+    """One alert dated 50 years ahead, and one with 2,000 points to come: they had evicted the real history."""
+    decoder = Decoder()
+    store.remember([GOOD])
+    before = client.get(f"trifid:ztf:{NAME}:lc")
+    record: Any = next(fastavro.reader(io.BytesIO(PAYLOADS[-1])))
+    now, like = mjd_now(), record["candidate"]
+
+    def packet(mjd: float, earlier: list[float]) -> bytes:
+        out = io.BytesIO()
+        points = [{**like, "jd": time + JD_OF_MJD_0} for time in earlier]
+        changed = {**record, "candidate": {**like, "jd": mjd + JD_OF_MJD_0}, "prv_candidates": points, "fp_hists": None}
+        fastavro.writer(out, fastavro.parse_schema(json.loads(SCHEMA_JSON)), [changed])
+        return out.getvalue()
+
+    sent = [packet(now + 18_262, [now - 1]), packet(GOOD.mjd, [now + 0.5 + day for day in range(2000)])]
+    refused, kept = decoder.decode_batch(sent, [now, now])
+    assert isinstance(refused, DecodeError)
+    assert isinstance(kept, list)
+    assert [a.light_curve.mjd.tolist() for a in kept if isinstance(a, Alert)] == [[GOOD.mjd]]
+    store.remember([a for a in kept if isinstance(a, Alert)])
+    assert client.get(f"trifid:ztf:{NAME}:lc") == before
