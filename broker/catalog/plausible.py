@@ -6,7 +6,7 @@ outside the range that sources on the sky have, or is exactly one of the codes t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,6 +79,7 @@ _MADE_OF: Final[Mapping[str, tuple[str, ...]]] = {
 _NINES: Final = np.array(
     sorted({float(f"{'9' * digits}e{shift}") for digits in range(3, 7) for shift in range(1 - digits, 5)})
 )
+_DECADES: Final = 10.0 ** np.arange(1, 12)
 _SAME: Final = 1.5e-7
 """Relative: 99.99 as a single-precision number is the same code."""
 
@@ -91,33 +92,45 @@ def plausible(columns: Mapping[str, Array]) -> tuple[dict[str, Array], Counts]:
     reasons = {name: _reasons(name, column) for name, column in columns.items()}
     if {"pmra", "pmdec"} <= columns.keys():
         # Each alone may be a measurement, but not both the same.
-        same = (columns["pmra"] == columns["pmdec"]) & (_is_nines(columns["pmra"], 9.99) | (columns["pmra"] == 0.0))
-        for name in ("pmra", "pmdec"):
-            reasons[name][CODE] = (reasons[name][CODE] | same) & ~reasons[name][_range(name)]
-    none = {name: np.logical_or.reduce([m for r, m in of.items() if r != BLANK]) for name, of in reasons.items()}
+        ra, dec = columns["pmra"], columns["pmdec"]
+        same = (ra == dec) & ((ra == 0.0) | _is_nines(ra, 9.99))
+        if same.any():
+            for name in ("pmra", "pmdec"):
+                reasons[name][CODE] = reasons[name].get(CODE, False) | same
+    none = {name: _any([mask for reason, mask in of.items() if reason != BLANK]) for name, of in reasons.items()}
     result, counts = {}, {}
     for name, column in columns.items():
-        unknown = none[name] | reasons[name][BLANK]
-        parts = [none[part] for part in _MADE_OF.get(name, ()) if part in none]
-        made = np.logical_or.reduce(parts) & ~unknown if parts else np.zeros(len(column), np.bool_)
-        result[name] = np.where(unknown | made, np.nan, column)
-        found = {**reasons[name], OTHER: made}
-        counts[name] = {reason: number for reason, mask in found.items() if (number := int(mask.sum()))}
-    return result, {name: reasons for name, reasons in counts.items() if reasons}
+        made = _any([mask for part in _MADE_OF.get(name, ()) if (mask := none.get(part)) is not None])
+        unknown = _any(list(reasons[name].values()))
+        if made is not None:
+            reasons[name][OTHER] = made if unknown is None else made & ~unknown
+            unknown = made if unknown is None else made | unknown
+        result[name] = column if unknown is None else np.where(unknown, np.nan, column)
+        counts[name] = {reason: n for reason, mask in reasons[name].items() if (n := int(np.count_nonzero(mask)))}
+    return result, {name: of for name, of in counts.items() if of}
 
 
 def _reasons(name: str, column: Array) -> dict[str, NDArray[np.bool_]]:
-    """For each reason (n,) which values are unknown for it; a value has one reason at most."""
+    """For each reason that there is, (n,) which values are unknown for it; a value has one reason at most."""
     rule = _RULES[name]
+    inside = (column > rule.low) & (column < rule.high)
+    code = np.zeros(len(column), np.bool_) if rule.zero else column == 0.0
+    if rule.negative_codes:
+        code |= (column < 0.0) & _is_nines(column, rule.negative_codes)
+    if rule.positive_codes:
+        code |= (column > 0.0) & _is_nines(column, rule.positive_codes)
+    if inside.all() and not code.any():
+        return {}
     blank, text = np.isnan(column), np.isinf(column)
-    with np.errstate(invalid="ignore"):
-        code = np.zeros(len(column), np.bool_) if rule.zero else column == 0.0
-        inside = (column > rule.low) & (column < rule.high)
-        if rule.negative_codes:
-            code |= (column < 0.0) & _is_nines(column, rule.negative_codes)
-        if rule.positive_codes:
-            code |= (column > 0.0) & _is_nines(column, rule.positive_codes)
     return {BLANK: blank, NOT_A_NUMBER: text, CODE: code, _range(name): ~(inside | blank | text | code)}
+
+
+def _any(masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_] | None:
+    """Where one of the masks is true; None where there are none."""
+    found: NDArray[np.bool_] | None = None
+    for mask in masks:
+        found = mask if found is None else found | mask
+    return found
 
 
 def _range(name: str) -> str:
@@ -127,6 +140,14 @@ def _range(name: str) -> str:
 def _is_nines(column: Array, least: float) -> NDArray[np.bool_]:
     """Which values are, but for the sign, at least three nines and nothing else, ``least`` or more."""
     size = np.abs(column)
-    near = _NINES[np.minimum(np.searchsorted(_NINES, size * (1.0 - _SAME)), len(_NINES) - 1)]
-    with np.errstate(invalid="ignore"):
-        return np.asarray((np.abs(size - near) <= _SAME * near) & (near >= least * (1.0 - _SAME)))
+    # All are within 0.1 % below a power of ten, as few other numbers are: the rest is looked at no further.
+    near = np.zeros(len(column), np.bool_)
+    largest = size.max(initial=0.0, where=np.isfinite(size))
+    for decade in _DECADES:
+        if least < decade and largest >= 0.998 * decade:
+            near |= (size >= 0.998 * decade) & (size < decade)
+    rows = np.flatnonzero(near)
+    if len(rows):
+        code = _NINES[np.minimum(np.searchsorted(_NINES, size[rows] * (1.0 - _SAME)), len(_NINES) - 1)]
+        near[rows] = (np.abs(size[rows] - code) <= _SAME * code) & (code >= least * (1.0 - _SAME))
+    return near

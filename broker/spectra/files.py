@@ -67,18 +67,20 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
     Raises InputFileError, with the file's name and the reason, where it cannot be read; where some of its spectra
     cannot be used, after all others were given.
     """
-    problems = []
-    count = 0
+    problems: list[tuple[str, str]] = []
+    count = failed = 0
     for raw in read_raw(path, given):
         count += 1
         try:
             yield normalise(raw, rest_frame=rest_frame)
         except UnusableSpectrumError as error:
-            problems.append((raw.spectrum_id[:80], str(error)))
-    if problems:
-        of = f"{len(problems)} of {count} spectra: " if count > 1 else ""
-        listed = "; ".join(f"{name}: {reason}" if count > 1 else reason for name, reason in problems[:_REASONS])
-        more = f"; and {len(problems) - _REASONS} more" if len(problems) > _REASONS else ""
+            failed += 1
+            if failed <= _REASONS:
+                problems.append((raw.spectrum_id[:80], str(error)))
+    if failed:
+        of = f"{failed} of {count} spectra: " if count > 1 else ""
+        listed = "; ".join(f"{name}: {reason}" if count > 1 else reason for name, reason in problems)
+        more = f"; and {failed - _REASONS} more" if failed > _REASONS else ""
         raise InputFileError(f"{path}: {of}{listed}{more}")
 
 

@@ -381,7 +381,8 @@ def _read_ecsv(text: str) -> Table:
     if len(table) > MAX_PIXELS:
         raise UnusableSpectrumError(f"{len(table):,} rows; {MAX_PIXELS:,} are the most that are read")
     columns = [Column(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames]
-    return Table(columns, dict(table.meta))
+    # Of YAML only plain values: nested ones could be of any size when written out.
+    return Table(columns, {name: value for name, value in table.meta.items() if isinstance(value, str | int | float)})
 
 
 def _filled(values: Any) -> Any:

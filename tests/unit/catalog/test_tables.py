@@ -287,6 +287,26 @@ def test_a_damaged_file_is_an_input_error(tmp_path: Path, name: str, share: floa
         read_all()
 
 
+@pytest.mark.filterwarnings("ignore")  # of astropy, on what it can still read
+@pytest.mark.parametrize(("name", "write"), FORMATS, ids=[name for name, _ in FORMATS])
+def test_damaged_bytes_never_do_anything_else_than_fail(
+    tmp_path: Path, name: str, write: Callable[[Path, dict[str, np.ndarray]], None]
+) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / name
+    write(path, gaia(100))
+    whole = path.read_bytes()
+    for number in range(40):
+        data = bytearray(whole)
+        for _ in range(1 + number % 6):
+            data[rng.integers(0, len(data) if number % 2 else min(3000, len(data)))] = rng.integers(0, 256)
+        path.write_bytes(data)
+        try:
+            list(CatalogTable(path, GAIA).chunks(0, 50))
+        except InputFileError as error:
+            assert str(path) in str(error)  # noqa: PT017
+
+
 @pytest.mark.parametrize("data", [b"", b"# only a comment\n", b"\0\1\2\3", b"<html>no table</html>"])
 def test_what_is_no_table_is_an_input_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "t.csv").write_bytes(data)
