@@ -273,5 +273,5 @@ def test_texts_of_any_size_take_little_memory(tmp_path: Path) -> None:
     *messages, peak = done.stdout.splitlines()
     assert len(messages) == 4
     assert "64,000,000 bytes" in messages[0]
-    assert "no table" in messages[3]
+    assert "without a table" in messages[3]
     assert int(peak) < 1_000_000  # kB
