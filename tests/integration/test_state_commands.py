@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -28,6 +31,7 @@ from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from tests.integration.test_redis_store import point
 from tests.unit.state.test_merge import same
 
+ROOT = Path(__file__).resolve().parents[2]
 PAYLOADS = [alert.payload for alert in simulate_alerts(2, 20, seed=5)]
 ALERTS = [a for payload in PAYLOADS for a in Decoder().decode(payload) if isinstance(a, Alert)]
 GOOD = ALERTS[-1]
@@ -228,3 +232,46 @@ def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, clie
     assert [a.light_curve.mjd.tolist() for a in kept if isinstance(a, Alert)] == [[GOOD.mjd]]
     store.remember([a for a in kept if isinstance(a, Alert)])
     assert client.get(f"trifid:ztf:{NAME}:lc") == before
+
+
+def test_the_users_of_the_example_have_the_rights_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """deploy/security/redis-users.acl: the service remembers and watches, the operator shows, repairs and forgets."""
+    acl = (ROOT / "deploy" / "security" / "redis-users.acl").read_text()
+    for place in ("ADMIN", "TRIFID", "OPERATOR"):
+        acl = acl.replace(f"@{place}_SHA256@", hashlib.sha256(place.encode()).hexdigest())
+    (tmp_path / "users.acl").write_text(acl)
+    with RedisServer(acl_file=tmp_path / "users.acl", login=("admin", "ADMIN")) as server:
+        address = f"127.0.0.1:{server.port}/0"
+        with closing(RedisStore(f"redis://trifid:TRIFID@{address}")) as store:
+            store.check()
+            store.remember([GOOD, spoilt(GOOD.light_curve)])
+            spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
+            sent = ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum)
+            for each in (sent, replace(sent, ra=9.0), replace(sent, survey="ztf", object_id=NAME)):
+                store.put_observed([each])
+            (state,) = store.remember([GOOD])
+            assert state.spectrum is not None
+        monkeypatch.setenv("TRIFID_REDIS__URL", f"redis://trifid-operator:OPERATOR@{address}")
+        for arguments, said in (
+            (("show", NAME), "spectrum yes"),
+            (("repair", "--all"), "42 points removed"),
+            (("forget", NAME), "forgotten"),
+        ):
+            done = CliRunner().invoke(main, ["state", *arguments])
+            assert (done.exit_code, said in done.stdout) == (0, True), done.output
+
+
+@pytest.mark.parametrize(("user", "scripts"), [("trifid", "state/*.lua"), ("trifid-operator", "*/*.lua")])
+def test_each_command_of_the_scripts_is_granted(user: str, scripts: str) -> None:
+    called = {
+        command.lower()
+        for path in (ROOT / "broker").glob(scripts)
+        for command in re.findall(r"redis\.call\('(\w+)'", path.read_text())
+    }
+    (line,) = (
+        line
+        for line in (ROOT / "deploy" / "security" / "redis-users.acl").read_text().splitlines()
+        if line.startswith(f"user {user} ")
+    )
+    assert len(called) > 8
+    assert {f"+{command}" for command in called} <= set(line.split())
