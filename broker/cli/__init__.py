@@ -46,7 +46,10 @@ class _Group(click.Group):
             vars(error)["message"] = text.lines(error.message)  # names of files and values may hold anything
             raise
         except Exception as error:
-            raise _failure(error) from error
+            told = _failure(error)
+            if told is error:
+                raise
+            raise told from error
 
 
 def _failure(error: Exception) -> Exception:

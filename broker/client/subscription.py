@@ -121,8 +121,8 @@ class Subscription:
         """Messages so far that were no annotations."""
         self._ready = False
         """Whether Kafka and the topics were there."""
-        self._known: set[str] = set()
-        """Topics that existed when this began."""
+        self._known: set[str] | None = None
+        """Topics that existed when this began; None until Kafka has answered."""
         self._positions: dict[Position, int] = {}
         """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
         self._handed: TopicPartition | None = None
@@ -179,7 +179,7 @@ class Subscription:
         for name, seconds in (("idle_timeout", self._idle_timeout), ("timeout", self._timeout)):
             if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
                 raise ConfigurationError(f"{name} is {seconds}: give a number of seconds above 0")
-        refused = [name for name in _OWN if name in options and name != "bootstrap.servers"]
+        refused = [name for name in _OWN if name in options]
         if refused:
             raise ConfigurationError(f"options: {', '.join(refused)} cannot be set: what a subscription promises rests "
                                      "on them")  # fmt: skip
@@ -230,8 +230,11 @@ class Subscription:
 
     def close(self) -> None:
         """Count what was handed out as read, unless this is called upon an exception; commit, and leave the group."""
-        if sys.exc_info()[0] is not None:
-            self._handed = None  # not dealt with: it comes again
+        self._close(dealt_with=sys.exc_info()[0] is None)
+
+    def _close(self, *, dealt_with: bool) -> None:
+        if not dealt_with:
+            self._handed = None  # it comes again
         self.acknowledge()
         self._consumer.close()
 
@@ -245,12 +248,12 @@ class Subscription:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._close(dealt_with=kind is None)
 
     def _commit(self) -> None:
         """Commit what counts as read at once: nothing else does where a subscription is dropped without ``close``."""
         if self._has_group and self._assigned and not self._outage.text:
-            with suppress(KafkaException, RuntimeError):  # nothing new, reported by _committed, or closed meanwhile
+            with suppress(KafkaException, RuntimeError):  # nothing new, told by on_commit, or closed meanwhile
                 self._consumer.commit(asynchronous=False)
 
     def _connect(self) -> None:
@@ -262,7 +265,7 @@ class Subscription:
         while True:
             topics = self._existing(min(_CALL_S, self._timeout))
             if topics is not None:
-                self._known = self._known or topics
+                self._known = topics if self._known is None else self._known
                 missing = self._missing(topics)
                 if not missing:
                     break
@@ -402,7 +405,7 @@ class Subscription:
         for p in every:
             if at[p.topic, p.partition] < 0:
                 # A topic that came later, or a partition of one whose other partitions have a position, is all new.
-                at_end = self._start == "latest" and p.topic in self._known and p.topic not in begun
+                at_end = self._start == "latest" and p.topic in (self._known or ()) and p.topic not in begun
                 low, high = consumer.get_watermark_offsets(p, timeout=_CALL_S)
                 p.offset = at[p.topic, p.partition] = high if at_end else low
                 new.append(p)
