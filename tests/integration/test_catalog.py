@@ -486,7 +486,7 @@ def test_a_file_damaged_half_way_is_named_with_what_is_in(
         ("ra,dec,mean_vmag\n-999,10,12\n,,12\n0,0,12\n", "position: 1 0, 0, 1 blank, 1 not in degrees"),
         ("ra,dec,mean_vmag\n10,10,null\n", "mean_vmag: 1 blank"),
         ("ra,dec,mean_vmag\n", "no row of its tables is usable"),
-        ("ra,dec,mean_vmag\n1,2\n3,4\n", "no row of its tables is usable"),
+        ("ra,dec,mean_vmag\n10,10,-9.99\n3,4\n5,6\n", "another number of cells than the header"),
     ],
 )  # fmt: skip
 def test_without_usable_rows_nothing_is_loaded(
@@ -498,6 +498,13 @@ def test_without_usable_rows_nothing_is_loaded(
     assert "not loaded" in result.stderr
     assert "no catalogues" in command(server, "list").stdout
     assert client.keys("trifid:cat:*") == []
+
+
+def test_rows_of_another_width_than_the_header_are_no_table(
+    server: RedisServer, client: redis.Redis, tmp_path: Path
+) -> None:
+    result = command(server, "load", "mine", write_csv(tmp_path / "t.csv", "ra,dec,mean_vmag\n1,2\n3,4\n"))
+    assert (result.exit_code, "rows of 2 cells below 3 names" in result.stderr) == (2, True), result.stderr
 
 
 def test_positions_may_be_sexagesimal(
