@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import redis
 
+from broker.anomaly import stored
 from broker.anomaly.reference_set import ReferenceSet
 from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
+from broker.errors import ConfigurationError
+from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
 from broker.publish.messages import Publisher
@@ -76,9 +81,25 @@ def build_state_admin(settings: Settings) -> StateAdmin:
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:
-    """The reference set's file; raises ConfigurationError where it cannot be read."""
-    path = settings.anomaly.reference_set or settings.inference.model_repository / REFERENCE_SET_FILE
-    return ReferenceSet.load_npz(path)
+    """The reference set's file; raises ConfigurationError where it cannot be read or is not the manifest's."""
+    _, path, sha256 = _reference_file(settings)
+    return ReferenceSet.load_npz(path, sha256)
+
+
+def _reference_file(settings: Settings) -> tuple[Manifest, Path, str | None]:
+    """The manifest, where the reference set's file should be, and the checksum that it must have.
+
+    A set that the operator names has no checksum but its own; that it is the model's is checked in any case.
+    """
+    manifest = load_manifest(settings.inference.model_repository, verify_models=False)
+    if settings.anomaly.reference_set is not None:
+        return manifest, settings.anomaly.reference_set, None
+    if manifest.reference_set_sha256 is None:
+        raise ConfigurationError(
+            f"the manifest of {manifest.identity} in {settings.inference.model_repository} names no reference set: "
+            f"make one with `python -m training reference-set`"
+        )
+    return manifest, settings.inference.model_repository / REFERENCE_SET_FILE, manifest.reference_set_sha256
 
 
 def build_publisher(settings: Settings) -> Publisher:
@@ -89,14 +110,18 @@ def build_publisher(settings: Settings) -> Publisher:
 
 
 def reference_set_in_redis(settings: Settings) -> ReferenceSet:
-    """The reference set in Redis; where there is none, the file's, which is put there for all workers.
+    """The model's reference set in Redis; where that is missing or another, the file's, which is put there for all.
 
-    Raises DependencyUnavailableError where Redis is away, ConfigurationError where the set cannot be used.
+    Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError where no set can be used.
     """
-    url = settings.redis.address()
-    stored = ReferenceSet.from_redis(url)
-    if stored is not None:
-        return stored
-    reference = load_reference_set(settings)
-    reference.to_redis(url)
+    manifest, path, sha256 = _reference_file(settings)
+    return stored.shared(settings.redis.address(), manifest.identity, path, sha256)
+
+
+def put_reference_set(settings: Settings) -> ReferenceSet:
+    """Put the reference set's file into Redis as its model's, replacing an earlier one; raises as the above."""
+    manifest, path, sha256 = _reference_file(settings)
+    reference = ReferenceSet.load_npz(path, sha256)
+    reference.check_model(manifest.identity, reference.embeddings.shape[1])
+    stored.put(settings.redis.address(), manifest.identity, path.read_bytes())
     return reference

@@ -100,6 +100,7 @@ class Health:
         self._batch_since: float | None = None
         self._checks: dict[str, str | None] = {"model": "not loaded yet", "group": "not joined yet", "work": None}
         self._probed: dict[str, float] = {}
+        self._notes: dict[str, str] = {}
         self._lag = LagTrend(settings.lag_window_s, settings.lag_floor, clock)
 
     def beat(self) -> None:
@@ -129,6 +130,18 @@ class Health:
         with self._lock:
             self._checks[dependency] = problem
             self._probed[dependency] = self._clock()
+
+    def note(self, name: str, text: str | None) -> None:
+        """Have ``/readyz`` say something that is no fault yet; None takes it back."""
+        with self._lock:
+            self._notes.pop(name, None)
+            if text is not None:
+                self._notes[name] = text
+
+    def notes(self) -> dict[str, str]:
+        """What ``/readyz`` says beside its checks."""
+        with self._lock:
+            return dict(self._notes)
 
     def lag(self, alerts: int) -> None:
         """Enter the worker's lag of now."""
@@ -236,7 +249,7 @@ class HealthServer:
         if path == "/healthz":
             return _respond(start_response, "alive", self._health.alive())
         if path == "/readyz":
-            return _respond(start_response, "ready", self._health.ready())
+            return _respond(start_response, "ready", self._health.ready(), self._health.notes())
         if path == "/metrics":
             self._health.update_metrics()
             return cast("Iterable[bytes]", self._metrics(environ, start_response))
@@ -244,9 +257,13 @@ class HealthServer:
         return [b"/metrics, /healthz and /readyz are here\n"]
 
 
-def _respond(start_response: StartResponse, question: str, checks: Checks) -> Iterable[bytes]:
+def _respond(
+    start_response: StartResponse, question: str, checks: Checks, notes: Mapping[str, str] | None = None
+) -> Iterable[bytes]:
     good = not any(checks.values())
     body: dict[str, Any] = {question: good, "checks": {name: problem or "ok" for name, problem in checks.items()}}
+    if notes:
+        body["notes"] = dict(notes)
     start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", _JSON)])
     return [json.dumps(body, indent=1).encode() + b"\n"]
 

@@ -55,7 +55,7 @@ CONSUMER_LAG: Final = Gauge(
 )
 ANOMALY_SCORE: Final = Histogram(
     "trifid_anomaly_score",
-    "Percentile of the anomaly distance within the reference set.",
+    "Share of held-out stars of the same modalities and similar length that are no farther from the reference set.",
     buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0),
 )
 STATE_LOST: Final = Counter(
@@ -67,6 +67,13 @@ REDIS_EVICTED: Final = Gauge(
 )
 REDIS_MAY_EVICT: Final = Gauge(
     "trifid_redis_may_evict", "Whether Redis may evict objects: maxmemory-policy is not noeviction, 1 or 0."
+)
+MIXED_MODELS: Final = Gauge(
+    "trifid_mixed_models", "Whether other workers of the group run another model or reference set: 1 or 0."
+)
+ANOMALY_UNSCORED: Final = Counter(
+    "trifid_anomaly_unscored_total",
+    "Classified alerts without an anomaly score: the reference set has too little of their modalities and length.",
 )
 DEPENDENCY_WAITS: Final = Counter(
     "trifid_dependency_waits_total", "Times the service waited for a dependency that was away.", ["dependency"]

@@ -71,8 +71,10 @@ class Pipeline:
     ) -> None:
         """``batch_size``: no more alerts than this are assembled and classified at once.
 
-        ``progress`` is called after each of these batches, of which one message may hold many.
+        ``progress`` is called after each of these batches, of which one message may hold many. Raises
+        ConfigurationError where the reference set was made by another model than the engine runs.
         """
+        reference.check_model(engine.model_version, engine.embedding_width())
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
@@ -168,7 +170,7 @@ class Pipeline:
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):
-            anomalies = score(self._reference, predictions.embeddings)
+            anomalies = score(self._reference, predictions.embeddings, inputs.present, inputs.light_curve.detections)
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
             return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest)

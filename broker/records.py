@@ -190,8 +190,11 @@ class Annotation:
     """Best period in days, None where the light curve is too short to search."""
     prediction_set: tuple[str, ...] = ()
     anomaly_score: float | None = None
-    """Percentile (0 to 1) of the k-nearest-neighbour distance within the reference set's own distances."""
+    """Share (0 to 1) of calibration stars of the same modalities and similar length that lie no farther."""
     anomaly_distance: float | None = None
+    """Mean Euclidean distance to the k nearest reference embeddings of the same modalities and similar length."""
+    anomaly_reason: str | None = None
+    """Why a classified object has no anomaly score; None where it has one."""
     neighbours: tuple[Neighbour, ...] = field(default=())
     reference_set_version: str | None = None
     classifier_name: str = ""

@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from broker.anomaly.reference_set import ReferenceSet, digest
+from broker.anomaly.strata import DETECTION_BINS
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs
 from broker.assemble.lightcurve import (
     FOLDED_CHANNELS,
@@ -21,6 +23,7 @@ from broker.assemble.lightcurve import (
     POINTS,
 )
 from broker.assemble.metadata import METADATA_FEATURES
+from broker.build import REFERENCE_SET_FILE
 from broker.inference.manifest import MODALITY_SUBSETS
 from broker.taxonomy import CLASS_NAMES
 
@@ -127,6 +130,23 @@ def _classifier(path: Path, seed: int) -> None:
     g.save(path, inputs, {"probabilities": len(CLASS_NAMES), "embedding": EMBEDDING})
 
 
+def _reference_set(folder: Path, version: str) -> str:
+    """Random embeddings in every stratum; returns the checksum of the file."""
+    rng = np.random.default_rng(1)
+    codes = np.repeat(np.arange(1, 8), len(DETECTION_BINS) * 120)
+    points = np.where(codes & 1, np.tile(DETECTION_BINS, len(codes) // len(DETECTION_BINS)), 0)
+    embeddings = rng.normal(size=(len(codes), EMBEDDING)).astype(np.float32)
+    reference = ReferenceSet(
+        version, f"trifid-random {version}", embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        np.array([f"star {i}" for i in range(len(codes))]), np.resize(np.array(CLASS_NAMES), len(codes)),
+        codes.astype(np.uint8), points.astype(np.int32), 5, rng.uniform(0, 2, len(codes)).astype(np.float32),
+        codes.astype(np.uint8), points.astype(np.int32),
+    )  # fmt: skip
+    data = reference.to_bytes()
+    (folder / REFERENCE_SET_FILE).write_bytes(data)
+    return digest(data)
+
+
 def build_random_repository(folder: Path, seed: int = 0) -> Path:
     """Write a complete model repository into ``folder``, with the configurations of the real one."""
     builders = {
@@ -147,6 +167,7 @@ def build_random_repository(folder: Path, seed: int = 0) -> Path:
         "classes": CLASS_NAMES,
         "conformal_thresholds": {subset: round(0.05 * (1 + i), 2) for i, subset in enumerate(MODALITY_SUBSETS)},
         "sha256": checksums,
+        "reference_set_sha256": _reference_set(folder, f"0.0.{seed}"),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     return folder

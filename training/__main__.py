@@ -22,6 +22,7 @@ from training.evaluate import TEST_SETS, markdown
 from training.label_limits import label_limits
 from training.loop import join_workers
 from training.prepare import VERSIONS
+from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
 from training.run import Run, metadata_against_astrom3
 from training.table import ALL_SURVEYS, Plan, run_table
@@ -204,6 +205,20 @@ def export(
     """Write ONNX models, manifest and reference set of the model in the run folder."""
     run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
     run.export(run.load_model(), repository, version, figures)
+
+
+@main.command("reference-set")
+@_shared
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
+    help="Triton model repository whose models are to be used.",
+)  # fmt: skip
+def reference_set(shared: Path, repository: Path) -> None:
+    """Make the reference set of anomaly scores again for the models in a repository; no training, minutes on a CPU.
+
+    Writes reference_set.npz and its checksum in manifest.json. `export` does the same for the models it writes.
+    """
+    write_reference_set(repository, shared / "data", CONSOLE.log)
 
 
 @main.command("label-limits")

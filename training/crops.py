@@ -25,18 +25,25 @@ def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     """
     total = len(curve)
     if total > MIN_CROP:
-        keep = int(np.exp(rng.uniform(np.log(MIN_CROP), np.log(total))))
-        stretch = min(total, max(keep, int(keep * np.exp(rng.uniform(0.0, np.log(total / keep))))))
-        start = int(rng.integers(0, total - stretch + 1))
-        index = start + np.sort(rng.choice(stretch, keep, replace=False))
-        curve = _take(curve, index)
-    if rng.random() < 0.125:
-        reference = float(np.quantile(curve.flux, rng.uniform(0.05, 0.95)))
-        curve = LightCurve(
-            curve.mjd, (curve.flux - np.float32(reference)), curve.flux_error,
-            np.full(len(curve), np.nan, np.float32), curve.band, curve.kind,
-        )  # fmt: skip
-    return curve
+        curve = shorten(curve, int(np.exp(rng.uniform(np.log(MIN_CROP), np.log(total)))), rng)
+    return difference(curve, rng) if rng.random() < 0.125 else curve
+
+
+def shorten(curve: LightCurve, keep: int, rng: np.random.Generator) -> LightCurve:
+    """``keep`` points, 1 at least, of a stretch of the light curve that holds as many or more, all of it at most."""
+    total = len(curve)
+    stretch = min(total, max(keep, int(keep * np.exp(rng.uniform(0.0, np.log(total / keep))))))
+    start = int(rng.integers(0, total - stretch + 1))
+    return _take(curve, start + np.sort(rng.choice(stretch, keep, replace=False)))
+
+
+def difference(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
+    """The same as difference photometry against a reference of random brightness, which is not known."""
+    reference = float(np.quantile(curve.flux, rng.uniform(0.05, 0.95)))
+    return LightCurve(
+        curve.mjd, (curve.flux - np.float32(reference)), curve.flux_error,
+        np.full(len(curve), np.nan, np.float32), curve.band, curve.kind,
+    )  # fmt: skip
 
 
 def _take(curve: LightCurve, index: NDArray[np.intp]) -> LightCurve:

@@ -16,8 +16,6 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from broker.anomaly.reference_set import ReferenceSet
-from broker.anomaly.scores import leave_one_out_distances
 from broker.assemble.metadata import METADATA_FEATURES, Scaler, standardise
 from broker.errors import ConfigurationError, InputFileError
 from broker.taxonomy import CLASS_NAMES
@@ -38,14 +36,13 @@ from training.finetune import finetune
 from training.loop import Checkpoints, Context, Workers
 from training.prepare import VERSIONS, PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
+from training.reference import write_reference_set
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
 from training.teacher import forest_opinion
 
 SPECTRUM_DRAWS = 2
-REFERENCE_OBJECTS_PER_CLASS = 400
-REFERENCE_NEIGHBOURS = 5
 
 PREFACE = """# Evaluation
 
@@ -72,7 +69,7 @@ class Run:
         self.settings = settings
         self.light_curve_only = light_curve_only
         self.seed = settings.seed if seed is None else seed
-        self.output = output
+        self.output, self.shared = output, shared
         self.report = report
         data = shared / "data"
         if not data.is_dir():
@@ -328,7 +325,6 @@ class Run:
         export_models(model, repository)
         worst = check_export(model, repository, self.data.batch(self.scored(self.test_rows)[:64]), tolerance=1e-4)
         self.report(f"exported to {repository}; largest difference from torch {worst:.1e}")
-        self.reference_set(model, version).save_npz(repository / "reference_set.npz")
         self._save_scaler()
         write_manifest(
             repository,
@@ -342,6 +338,7 @@ class Run:
                 "scores": [asdict(s) for s in scores],
             },
         )
+        write_reference_set(repository, self.shared / "data", self.report)
         (repository / "EVALUATION.md").write_text((self.output / "evaluation.md").read_text())
         figures.mkdir(parents=True, exist_ok=True)
         for figure in self.output.glob("*.png"):
@@ -359,36 +356,6 @@ class Run:
             for name, m, s in zip(METADATA_FEATURES, self.scaler.mean, self.scaler.std, strict=True)
         }
         Path(module.__file__).with_name("metadata_scaler.json").write_text(json.dumps(columns, indent=1) + "\n")
-
-    def reference_set(self, model: Trimodal, version: str) -> ReferenceSet:
-        """Embeddings of the light curves of training stars, the same number of each class where there are enough.
-
-        Only light curves: nearly all live alerts have nothing else, and only these are real. Each star is there
-        with its whole light curve and with a shorter one, since most light curves in a stream are short, and
-        would otherwise be unusual for that alone.
-        """
-        rng = np.random.default_rng([self.seed, 4])
-        rows = self.scored(self.train_rows)
-        chosen = [
-            rng.permutation(rows[self.labels.index[rows] == c])[:REFERENCE_OBJECTS_PER_CLASS]
-            for c in range(len(CLASS_NAMES))
-        ]
-        parts = []
-        for crop in (0, 1):
-            encoded = encode_rows(model, self.data, np.sort(np.concatenate(chosen)), crop, spectra=False)
-            kept = usable(encoded, LIGHT_CURVE_ONLY)
-            parts.append((encoded.rows[kept], encoded.embeddings[:, 0].numpy()[kept]))
-        rows = np.concatenate([rows for rows, _ in parts])
-        embeddings = np.concatenate([embeddings for _, embeddings in parts]).astype(np.float16).astype(np.float32)
-        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return ReferenceSet(
-            version=version,
-            embeddings=embeddings,
-            object_ids=self.table.object_id[rows].astype(str),
-            class_names=self.table.label[rows].astype(str),
-            k=REFERENCE_NEIGHBOURS,
-            calibration_distances=np.sort(leave_one_out_distances(embeddings, rows, REFERENCE_NEIGHBOURS)),
-        )
 
 
 def _part(size: int, splits: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:

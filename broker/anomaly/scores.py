@@ -10,38 +10,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.strata import strata_of, stratum_name
+from broker.assemble.inputs import subset_codes
 from broker.records import Neighbour
 
-_CHUNK: Final = 1024
 _BLOCK: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnomalyScores:
-    """Scores of one batch."""
+    """Scores of one batch; each object is compared with the embeddings of its own stratum alone."""
 
     version: str
     """Of the reference set."""
     distance: NDArray[np.float32]
-    """(batch,) mean Euclidean distance to the k nearest reference embeddings, 0 to 2."""
+    """(batch,) mean Euclidean distance to the k nearest reference embeddings, 0 to 2; NaN where there is no score."""
     percentile: NDArray[np.float32]
-    """(batch,) share of the reference objects that are no farther from their own neighbours."""
+    """(batch,) share of the calibration's distances that are no larger; NaN where there is no score."""
     neighbours: list[tuple[Neighbour, ...]]
     """The objects of the k nearest reference embeddings of each row, nearest first, each object once."""
+    reasons: list[str | None]
+    """Why a row has no score; None where it has one."""
 
 
-def score(reference: ReferenceSet, embeddings: NDArray[np.float32]) -> AnomalyScores:
-    """Exact k-nearest-neighbour scores of ``embeddings`` (batch, 512), unit vectors."""
-    distances, index = nearest(reference.embeddings, embeddings, reference.k)
-    distance = distances.mean(axis=1)
-    rank = np.searchsorted(reference.calibration_distances, distance, side="right")
-    names, classes = reference.object_ids[index].tolist(), reference.class_names[index].tolist()
-    return AnomalyScores(
-        version=reference.version,
-        distance=distance,
-        percentile=(rank / len(reference.calibration_distances)).astype(np.float32),
-        neighbours=[_distinct(map(Neighbour, *row)) for row in zip(names, classes, distances.tolist(), strict=True)],
-    )
+def score(
+    reference: ReferenceSet,
+    embeddings: NDArray[np.float32],
+    present: NDArray[np.bool_],
+    detections: NDArray[np.integer],
+) -> AnomalyScores:
+    """Exact k-nearest-neighbour scores of ``embeddings`` (batch, d), unit vectors; see ``AnomalyScores``.
+
+    ``present`` (batch, 3) says of which modalities each was made, ``detections`` (batch,) of how many photometric
+    points. One matrix product for each stratum that the batch has rows of; all of them together are no larger than
+    the product with the whole set.
+    """
+    size = len(embeddings)
+    distance, percentile = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
+    neighbours: list[tuple[Neighbour, ...]] = [()] * size
+    reasons: list[str | None] = [None] * size
+    strata = strata_of(subset_codes(present), detections)
+    for number in np.unique(strata).tolist():
+        rows = np.flatnonzero(strata == number)
+        problem = _problem(reference, number)
+        if problem is not None:
+            for row in rows.tolist():
+                reasons[row] = problem
+            continue
+        stratum = reference.strata[number]
+        distances, index = nearest(stratum.embeddings, embeddings[rows], reference.k)
+        mean = distances.mean(axis=1)
+        rank = np.searchsorted(stratum.calibration, mean, side="right")
+        distance[rows], percentile[rows] = mean, rank / len(stratum.calibration)
+        index += stratum.first
+        names, classes = reference.object_ids[index].tolist(), reference.class_names[index].tolist()
+        for row, *found in zip(rows.tolist(), names, classes, distances.tolist(), strict=True):
+            neighbours[row] = _distinct(map(Neighbour, *found))
+    return AnomalyScores(reference.version, distance, percentile, neighbours, reasons)
+
+
+def _problem(reference: ReferenceSet, number: int) -> str | None:
+    """Why the reference set cannot score an object of this stratum."""
+    if number < 0:
+        return "no modality is present"
+    if number not in reference.strata:
+        return f"the reference set {reference.version} has nothing of {stratum_name(number)}"
+    problem = reference.strata[number].problem
+    return None if problem is None else f"the reference set {reference.version} has {problem}"
 
 
 def _distinct(neighbours: Iterable[Neighbour]) -> tuple[Neighbour, ...]:
@@ -60,18 +95,10 @@ def nearest(
     One matrix product: |a - b|^2 = 2 - 2 a.b. The distances of the k found are then computed from the
     differences themselves, since for close vectors the product loses half of the digits.
     """
-    distance, index = _most_similar(embeddings @ reference.T, reference, embeddings, k)
+    index = _largest(embeddings @ reference.T, k)
+    distance: NDArray[np.float32] = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
     order = np.argsort(distance, axis=1)
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)
-
-
-def _most_similar(
-    similarity: NDArray[np.float32], reference: NDArray[np.float32], embeddings: NDArray[np.float32], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Distances and indices (batch, k), in no order, of the k of ``reference`` with the largest ``similarity``."""
-    index = _largest(similarity, k)
-    distance: NDArray[np.float32] = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
-    return distance, index
 
 
 def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
@@ -96,20 +123,3 @@ def _largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
 def _partitioned(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     first = values.shape[1] - k
     return np.argpartition(values, first, axis=1)[:, first:]
-
-
-def leave_one_out_distances(
-    embeddings: NDArray[np.float32], objects: NDArray[np.integer], k: int
-) -> NDArray[np.float32]:
-    """(n,) mean distance of each of ``embeddings`` (n, d) to its k nearest of other objects.
-
-    ``objects`` (n,) tells which object each is of: several embeddings of one star are no neighbours.
-    """
-    result = np.empty(len(embeddings), np.float32)
-    for first in range(0, len(embeddings), _CHUNK):
-        part = embeddings[first : first + _CHUNK]
-        similarity = part @ embeddings.T
-        similarity[objects[first : first + _CHUNK, None] == objects[None, :]] = -np.inf
-        distance, _ = _most_similar(similarity, embeddings, part, k)
-        result[first : first + len(part)] = distance.mean(axis=1)
-    return result

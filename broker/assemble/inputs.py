@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 MODALITIES: Final[tuple[str, ...]] = ("light_curve", "spectrum", "metadata")
 
 
+def subset_codes(present: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """(n,) numbers whose bits are ``present`` (n, 3), which of MODALITIES each object has; the first is the lowest."""
+    codes: NDArray[np.intp] = present @ (1 << np.arange(len(MODALITIES), dtype=np.intp))
+    return codes
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LightCurveInputs:
     """Model inputs made from light curves; rows of objects without a usable light curve are zero."""

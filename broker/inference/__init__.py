@@ -31,6 +31,9 @@ class Engine(Protocol):
     def predict(self, inputs: ModelInputs) -> Predictions:
         """Run encoders and classifier; raises DependencyUnavailableError when the server is away."""
 
+    def embedding_width(self) -> int:
+        """Values of an embedding; raises DependencyUnavailableError when the server is unavailable."""
+
     def device(self) -> str | None:
         """Where the models run: ``gpu`` if all of them do, ``cpu``, or None where it cannot be known.
 

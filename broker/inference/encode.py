@@ -87,6 +87,11 @@ def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) ->
         )
 
 
+def embedding_width(signatures: Mapping[str, Signature]) -> int:
+    """Values of the embedding that the classifier gives."""
+    return signatures[CLASSIFIER].outputs["embedding"].shape[0]
+
+
 def _check_shapes(model: str, signature: Signature, feed: Tensors) -> None:
     for name, spec in signature.inputs.items():
         shape = feed[name].shape[1:]
@@ -107,7 +112,7 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     the models' shapes, and whatever ``run_models`` raises.
     """
     present = inputs.present
-    width = signatures[CLASSIFIER].outputs["embedding"].shape[0]
+    width = embedding_width(signatures)
     classes = signatures[CLASSIFIER].outputs["probabilities"].shape[0]
     predictions = Predictions(
         probabilities=np.zeros((len(inputs), classes), np.float32),

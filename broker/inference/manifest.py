@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from broker.assemble.inputs import MODALITIES
+from broker.assemble.inputs import MODALITIES, subset_codes
 from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
 
@@ -26,8 +26,7 @@ MODALITY_SUBSETS: Final[tuple[str, ...]] = tuple(
 )
 """Names of the seven non-empty subsets of MODALITIES, such as ``light_curve+metadata``."""
 
-# Column weights that turn a row of ``present`` into a number, and the number of each named subset.
-_BITS: Final = 1 << np.arange(len(MODALITIES))
+# The number that ``subset_codes`` gives each named subset.
 _SUBSET_CODE: Final[dict[str, int]] = {
     name: sum(1 << MODALITIES.index(modality) for modality in name.split("+")) for name in MODALITY_SUBSETS
 }
@@ -48,6 +47,8 @@ class Manifest(BaseModel):
     conformal prediction, Sadinle, Lei & Wasserman 2019, JASA 114, 223)."""
     sha256: dict[str, str]
     """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
+    reference_set_sha256: str | None = None
+    """Checksum of the repository's ``reference_set.npz``; None where there is none for this model yet."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained and what it scored, for people to read."""
 
@@ -86,7 +87,7 @@ class Manifest(BaseModel):
         thresholds = np.full(1 << len(MODALITIES), np.inf)
         for name, threshold in self.conformal_thresholds.items():
             thresholds[_SUBSET_CODE[name]] = threshold
-        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[present @ _BITS][:, None])
+        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[subset_codes(present)][:, None])
         member[np.arange(len(member)), probabilities.argmax(axis=1)] = True
         member &= probabilities.any(axis=1, keepdims=True)
         order = np.argsort(-probabilities, axis=1, kind="stable")

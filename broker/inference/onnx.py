@@ -11,7 +11,7 @@ import onnxruntime
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, InferenceError
 from broker.inference import Predictions
-from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, predict_batch
+from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, embedding_width, predict_batch
 from broker.inference.manifest import MODELS, Manifest, load_manifest
 
 _DATATYPES: Final = {"tensor(float)": "FP32", "tensor(bool)": "BOOL"}
@@ -76,6 +76,10 @@ class OnnxEngine:
         Raises InferenceError where ONNX Runtime refuses the batch.
         """
         return predict_batch(inputs, self._signatures, self._run_models)
+
+    def embedding_width(self) -> int:
+        """Values of an embedding."""
+        return embedding_width(self._signatures)
 
     def device(self) -> str | None:
         """See ``Engine.device``: ONNX Runtime leaves out a provider that does not start, and says so here only."""

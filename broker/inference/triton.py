@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
-from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, predict_batch
+from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, embedding_width, predict_batch
 from broker.inference.manifest import MODELS, Manifest, load_manifest
 
 # Triton answers UNAVAILABLE while it starts, stops, loads a model or has a full queue.
@@ -117,10 +117,12 @@ class TritonEngine:
         manifest. Raises DependencyUnavailableError where Triton is away, ConfigurationError where it serves
         other models, InferenceError where it refuses the batch.
         """
-        served = self._served
-        if served is None:
-            served = self._served = self._ask_what_is_served()
+        served = self._what_is_served()
         return predict_batch(inputs, served.signatures, partial(self._run_models, served.max_batch))
+
+    def embedding_width(self) -> int:
+        """See ``Engine.embedding_width``; raises as ``predict`` where Triton is unavailable or serves other models."""
+        return embedding_width(self._what_is_served().signatures)
 
     def check(self) -> None:
         """See ``Engine.check``: whether the server has loaded the manifest's versions of all models."""
@@ -151,6 +153,12 @@ class TritonEngine:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _what_is_served(self) -> _Served:
+        served = self._served
+        if served is None:
+            served = self._served = self._ask_what_is_served()
+        return served
 
     def _ask_what_is_served(self) -> _Served:
         signatures: dict[str, Signature] = {}

@@ -41,6 +41,7 @@ def annotate(
     sets = manifest.prediction_sets(predictions.probabilities, inputs.present)
     periods = inputs.light_curve.period.tolist()
     detections = inputs.light_curve.detections.tolist()
+    percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
         Annotation(
             survey=alert.survey,
@@ -56,8 +57,9 @@ def annotate(
             detections=detections[row],
             period=periods[row] if isfinite(periods[row]) else None,
             prediction_set=sets[row],
-            anomaly_score=float(anomalies.percentile[row]) if good else None,
-            anomaly_distance=float(anomalies.distance[row]) if good else None,
+            anomaly_score=percentiles[row] if good and anomalies.reasons[row] is None else None,
+            anomaly_distance=distances[row] if good and anomalies.reasons[row] is None else None,
+            anomaly_reason=anomalies.reasons[row] if good else None,
             neighbours=anomalies.neighbours[row] if good else (),
             reference_set_version=anomalies.version if good else None,
             classifier_name=manifest.classifier_name,

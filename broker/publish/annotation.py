@@ -93,6 +93,7 @@ def to_record(
         "period": annotation.period,
         "predictionSet": list(annotation.prediction_set),
         "anomalyScore": annotation.anomaly_score,
+        "anomalyReason": annotation.anomaly_reason,
         "anomalyDistance": annotation.anomaly_distance,
         "referenceSetVersion": annotation.reference_set_version,
         "neighbours": [
@@ -129,6 +130,7 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         period=record["period"],
         prediction_set=tuple(record["predictionSet"]),
         anomaly_score=record["anomalyScore"],
+        anomaly_reason=record["anomalyReason"],
         anomaly_distance=record["anomalyDistance"],
         neighbours=tuple(Neighbour(n["objectId"], n["className"], n["distance"]) for n in record["neighbours"]),
         reference_set_version=record["referenceSetVersion"],

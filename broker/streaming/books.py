@@ -13,6 +13,7 @@ from broker.metrics import (
     ALERTS_IN,
     ALERTS_OUT,
     ANOMALY_SCORE,
+    ANOMALY_UNSCORED,
     CLASSIFIED,
     HISTORY,
     POINTS_LEFT_OUT,
@@ -79,6 +80,8 @@ class Books:
             ALERTS_OUT.labels(annotation.survey, "classified" if annotation.reason is None else "not_classified").inc()
             if annotation.anomaly_score is not None:
                 ANOMALY_SCORE.observe(annotation.anomaly_score)
+            elif annotation.reason is None:
+                ANOMALY_UNSCORED.inc()
             ALERT_LATENCY.observe(max(0.0, now - annotation.ingest_mjd) * _SECONDS_A_DAY)
         for letter in result.dead_letters:
             if letter.survey == SPECTRA_SURVEY:

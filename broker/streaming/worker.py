@@ -16,6 +16,7 @@ from broker.health import Health, Probe, Probes, wrong_device
 from broker.pipeline import Pipeline
 from broker.streaming import clients
 from broker.streaming.handling import Process
+from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
 
 _KEPT_ERRORS: Final = 20
@@ -38,13 +39,14 @@ def worker(
         closing(build_engine(settings.inference, settings.triton)) as engine,
         closing(build_store(settings)) as store,
     ):
+        versions: list[str] = []
 
         def prepare() -> Process:
             # Before the group hands out partitions: a worker that cannot work should not hold any.
             store.check()
             engine.check()
             reference = reference_set_in_redis(settings)
-            return Pipeline(
+            pipeline = Pipeline(
                 decoder,
                 store,
                 engine,
@@ -52,7 +54,9 @@ def worker(
                 reference,
                 batch_size=settings.pipeline.batch_size,
                 progress=control.health.progress if control is not None else lambda: None,
-            ).process_next
+            )
+            versions[:] = [f"{engine.model_version} with reference set {reference.version}"]
+            return pipeline.process_next
 
         probes: dict[str, Probe] = {
             "redis": store.check,
@@ -65,7 +69,16 @@ def worker(
                 settings.kafka, settings.pipeline, prepare, publisher, Control(Health(settings.metrics)), on_batch
             )
             return
-        with Probes(control.health, settings.metrics.probe_interval_s, probes):
+        peers = Peers(
+            settings.redis.address(),
+            settings.kafka.group_id,
+            settings.kafka.worker_id,
+            lambda: versions[0] if versions else None,
+            lambda text: control.health.note("models", text),
+            settings.metrics.mixed_models_limit_s,
+        )
+        probes["models"] = peers.probe
+        with closing(peers), Probes(control.health, settings.metrics.probe_interval_s, probes):
             yield Service(settings.kafka, settings.pipeline, prepare, publisher, control, on_batch)
 
 

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
@@ -127,20 +126,6 @@ def test_a_damaged_value_is_set_aside_and_not_lost(store: RedisStore, server: Re
         (state,) = store.remember([alert])
         assert same(state.light_curve, alert.light_curve)
         assert client.get(f"{key}:damaged") == b"\x63garbage"
-
-
-def test_the_reference_set_comes_back_from_redis(server: RedisServer) -> None:
-    embeddings = np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    names = np.array([f"star {i}" for i in range(50)])
-    reference = ReferenceSet("v1", embeddings, names, names, 3, np.linspace(0, 1, 50, dtype=np.float32))
-    assert ReferenceSet.from_redis(server.url) is None
-    reference.to_redis(server.url)
-    again = ReferenceSet.from_redis(server.url)
-    assert again is not None
-    assert again.version == "v1"
-    np.testing.assert_allclose(again.embeddings, embeddings, atol=1e-3)
-    np.testing.assert_array_equal(again.object_ids, names)
 
 
 def two_surveys(count: int) -> list[Alert]:

@@ -1,70 +1,115 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from broker.anomaly.reference_set import ReferenceSet
-from broker.anomaly.scores import leave_one_out_distances, nearest, score
-from broker.errors import ConfigurationError
+from broker.anomaly.reference_set import MIN_CALIBRATION, MIN_EMBEDDINGS
+from broker.anomaly.scores import nearest, score
+from broker.anomaly.strata import DETECTION_BINS, every_stratum, strata_of, stratum_name
+from broker.assemble.inputs import subset_codes
+from tests.unit.anomaly.sets import LIGHT_CURVE, METADATA, reference_set, unit
 
-RNG = np.random.default_rng(0)
-
-
-def unit(n: int, d: int = 64) -> NDArray[np.float32]:
-    vectors = RNG.normal(size=(n, d)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-def reference(n: int = 300, k: int = 5) -> ReferenceSet:
-    embeddings = unit(n)
-    names = np.array([f"star {i}" for i in range(n)])
-    distances = np.sort(leave_one_out_distances(embeddings, np.arange(n), k))
-    return ReferenceSet("v1", embeddings, names, np.full(n, "EW"), k, distances)
+ALONE, WITH_METADATA = [True, False, False], [True, False, True]
 
 
 @pytest.mark.parametrize("size", [7, 200, 512, 1000])
 def test_nearest_are_those_of_a_plain_search(size: int) -> None:
-    stored, queries = unit(size), unit(20)
+    stored, queries = unit(size), unit(20, seed=1)
     distance, index = nearest(stored, queries, 7)
     plain = np.linalg.norm(stored[None] - queries[:, None], axis=2)
     np.testing.assert_array_equal(index, np.argsort(plain, axis=1)[:, :7])
     np.testing.assert_allclose(distance, np.sort(plain, axis=1)[:, :7], atol=1e-5)
 
 
+def test_a_subset_of_the_modalities_and_a_range_of_lengths_are_a_stratum() -> None:
+    present = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.bool_)
+    codes = subset_codes(present)
+    assert codes.tolist() == [1, 1, 1, 2, 2, 5, 0]
+    strata = strata_of(codes, np.array([5, 9, 10, 0, 7, 1000, 0])).tolist()
+    assert strata[0] == strata[1] != strata[2]
+    assert strata[3] == strata[4]  # points count for nothing without a light curve
+    assert strata[6] == -1
+    assert [stratum_name(s) for s in strata[:6]] == [
+        "light_curve, 5 to 9 points", "light_curve, 5 to 9 points", "light_curve, 10 to 19 points", "spectrum",
+        "spectrum", "light_curve+metadata, 200 points or more",
+    ]  # fmt: skip
+    assert len(every_stratum()) == 4 * len(DETECTION_BINS) + 3
+
+
 def test_a_stored_object_finds_itself_and_is_no_anomaly() -> None:
-    stored = reference()
-    scores = score(stored, stored.embeddings[:10])
-    assert [row[0].object_id for row in scores.neighbours] == [f"star {i}" for i in range(10)]
-    assert all(row[0].distance == pytest.approx(0, abs=1e-3) for row in scores.neighbours)
-    opposite = score(stored, -stored.embeddings[:1] * 0 + unit(1))
-    assert opposite.distance[0] > scores.distance.max()
+    stored = reference_set(unit(300))
+    detections = np.full(11, 30)
+    scores = score(
+        stored, np.concatenate([stored.embeddings[:10], unit(1, seed=9)]), np.array([ALONE] * 11), detections
+    )
+    assert [row[0].object_id for row in scores.neighbours[:10]] == [f"star {i}" for i in range(10)]
+    assert all(row[0].distance == pytest.approx(0, abs=1e-3) for row in scores.neighbours[:10])
+    assert scores.distance[10] > scores.distance[:10].max()
+    assert scores.reasons == [None] * 11
 
 
-def test_percentiles_of_fresh_draws_are_even() -> None:
-    stored = reference(2000)
-    percentile = score(stored, unit(500)).percentile
+def test_an_object_is_compared_with_what_was_made_of_the_same() -> None:
+    """Two clouds: embeddings of light curves alone at one end of the sphere, those with metadata at the other."""
+    cloud = unit(600)
+    cloud[:, 0] = np.abs(cloud[:, 0]) + np.where(np.arange(600) < 300, 20.0, -20.0)
+    cloud /= np.linalg.norm(cloud, axis=1, keepdims=True)
+    codes = np.where(np.arange(600) < 300, LIGHT_CURVE, LIGHT_CURVE + METADATA).astype(np.uint8)
+    stored = reference_set(cloud, codes, distances=np.linspace(0.0, 0.2, 200, dtype=np.float32))
+    rows = np.array([0, 300, 1, 301])
+    present = np.array([ALONE, WITH_METADATA] * 2)
+    scores = score(stored, cloud[rows], present, np.full(4, 30))
+    assert [n[0].object_id for n in scores.neighbours] == ["star 0", "star 300", "star 1", "star 301"]
+    assert (scores.percentile < 0.99).all()
+    # The same embeddings against the other stratum: as far as can be.
+    crossed = score(stored, cloud[rows], present[::-1], np.full(4, 30))
+    assert (crossed.percentile == 1.0).all()
+
+
+def test_each_row_of_a_batch_is_scored_as_if_alone() -> None:
+    codes = np.repeat([1, 3, 5, 7], 120).astype(np.uint8)
+    points = np.tile(np.repeat([7, 30], 60), 4).astype(np.int32)
+    stored = reference_set(unit(480), codes, points)
+    queries = unit(40, seed=3)
+    present = np.array([[True, bool(i & 1), bool(i & 2)] for i in range(40)])
+    detections = np.where(np.arange(40) % 3, 8, 25)
+    together = score(stored, queries, present, detections)
+    for row in range(40):
+        alone = score(stored, queries[row : row + 1], present[row : row + 1], detections[row : row + 1])
+        assert alone.distance[0] == pytest.approx(together.distance[row], abs=1e-6)
+        assert alone.percentile[0] == together.percentile[row]
+        assert [n.object_id for n in alone.neighbours[0]] == [n.object_id for n in together.neighbours[row]]
+
+
+def test_percentiles_are_those_of_the_stratums_calibration() -> None:
+    distances, _ = nearest(unit(2000), unit(1000, seed=4), 5)
+    stored = reference_set(unit(2000), distances=distances.mean(axis=1))
+    percentile = score(stored, unit(500, seed=5), np.array([ALONE] * 500), np.full(500, 30)).percentile
     assert np.mean(percentile < 0.5) == pytest.approx(0.5, abs=0.1)
     assert np.mean(percentile > 0.9) == pytest.approx(0.1, abs=0.06)
 
 
-def test_embeddings_of_one_object_are_no_neighbours() -> None:
-    embeddings = np.repeat(unit(20), 2, axis=0)
-    alone = leave_one_out_distances(embeddings, np.arange(40), 1)
-    together = leave_one_out_distances(embeddings, np.repeat(np.arange(20), 2), 1)
-    assert alone.max() < 1e-3
-    assert together.min() > 0.5
-
-
-def test_files_come_back_and_others_are_refused(tmp_path: Path) -> None:
-    stored = reference()
-    stored.save_npz(tmp_path / "set.npz")
-    again = ReferenceSet.load_npz(tmp_path / "set.npz")
-    np.testing.assert_allclose(again.embeddings, stored.embeddings, atol=1e-3)
-    (tmp_path / "bad.npz").write_bytes(b"PK nonsense")
-    np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    for name in ("bad.npz", "other.npz", "missing.npz"):
-        with pytest.raises(ConfigurationError, match=name):
-            ReferenceSet.load_npz(tmp_path / name)
+def test_no_score_and_the_reason_where_a_stratum_has_too_little() -> None:
+    codes = np.repeat([1, 2, 4, 5], [100, MIN_EMBEDDINGS - 1, 100, 100]).astype(np.uint8)
+    points = np.where(codes & 1, 30, 0).astype(np.int32)
+    stored = reference_set(unit(len(codes)), codes, points)
+    fewer = np.flatnonzero(stored.calibration_modalities == 4)[MIN_CALIBRATION - 1 :]
+    kept = np.setdiff1d(np.arange(len(stored.calibration_distances)), fewer)
+    stored = type(stored)(
+        stored.version, stored.model, stored.embeddings, stored.object_ids, stored.class_names, stored.modalities,
+        stored.detections, stored.k, stored.calibration_distances[kept], stored.calibration_modalities[kept],
+        stored.calibration_detections[kept],
+    )  # fmt: skip
+    present = np.array([ALONE, [0, 1, 0], [0, 0, 1], [0, 1, 1], ALONE, [0, 0, 0]], np.bool_)
+    scores = score(stored, unit(6, seed=6), present, np.array([30, 0, 0, 0, 300, 0]))
+    version = "the reference set 1.0+abcdef01 has"
+    assert scores.reasons == [
+        None,
+        f"{version} 49 embeddings of spectrum, 50 are needed",
+        f"{version} 99 calibration distances of metadata, 100 are needed",
+        f"{version} nothing of spectrum+metadata",
+        f"{version} nothing of light_curve, 200 points or more",
+        "no modality is present",
+    ]
+    assert np.isnan(scores.percentile).tolist() == [False, True, True, True, True, True]
+    assert np.isnan(scores.distance[1:]).all()
+    assert scores.neighbours[1:] == [()] * 5

@@ -28,6 +28,9 @@ NOT_CLASSIFIED = replace(
     ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
     neighbours=(), period=None, prediction_set=(), reference_set_version=None, reason="too few points",
 )  # fmt: skip
+UNSCORED = replace(
+    ANNOTATION, anomaly_score=None, anomaly_distance=None, neighbours=(), anomaly_reason="nothing of spectrum",
+)  # fmt: skip
 
 
 def publish(*annotations: Annotation, letters: tuple[DeadLetter, ...] = (), limit: int = 100) -> list[OutgoingMessage]:
@@ -45,18 +48,19 @@ def test_topics_of_an_annotation() -> None:
     assert [m.topic for m in publish(ANNOTATION)] == ["trifid.ztf.all", "trifid.ztf.rrab"]
     assert [m.topic for m in publish(strange)] == ["trifid.lsst.all", "trifid.lsst.rrab", "trifid.lsst.anomaly"]
     assert [m.topic for m in publish(NOT_CLASSIFIED)] == ["trifid.ztf.all", "trifid.ztf.notclassified"]
+    assert [m.topic for m in publish(UNSCORED)] == ["trifid.ztf.all", "trifid.ztf.rrab"]
     assert {m.key for m in publish(ANNOTATION)} == {b"ZTF18abcdefg"}
     for message in publish(strange):
         assert message.topic in Topics("trifid", 0.9).every()
 
 
-@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED])
+@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED, UNSCORED])
 def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
     again = one(publish(annotation)[0])
     for name in (
         "survey", "alert_id", "source_id", "object_id", "ra", "dec", "mjd", "class_names", "probabilities",
         "modalities",
-        "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "neighbours",
+        "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "anomaly_reason", "neighbours",
         "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
         "star_score", "associated", "trigger", "remembered_points", "history_start", "survey_detections", "history",
     ):  # fmt: skip

@@ -1,0 +1,76 @@
+"""The reference set in Redis: one a model, so that workers that have no file of it find it there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final, cast
+
+import redis
+
+from broker.anomaly.reference_set import ReferenceSet, digest, read_checked
+from broker.errors import ConfigurationError
+from broker.redis_errors import redis_errors
+
+log = logging.getLogger(__name__)
+
+_KEY: Final = "trifid:reference_set"
+_TIMEOUT_S: Final = 10.0
+"""A set has 6 MB."""
+_EXPIRY_S: Final = 180 * 86_400
+"""A set that no worker has started with for so long, of a model given up long ago, takes no memory any more."""
+
+
+def key_of(model: str) -> str:
+    """Where the set of a model (``Manifest.identity``) is."""
+    return f"{_KEY}:{model}"
+
+
+def put(url: str, model: str, data: bytes) -> None:
+    """Store the file ``data`` as the set of ``model`` in the Redis at ``url``, replacing an earlier one at once."""
+    with _client(url) as client, redis_errors():
+        client.set(key_of(model), data, ex=_EXPIRY_S)
+
+
+def get(url: str, model: str) -> bytes | None:
+    """The file stored as the set of ``model`` in the Redis at ``url``, None where there is none."""
+    with _client(url) as client, redis_errors():
+        data = cast("bytes | None", client.get(key_of(model)))
+        if data is not None:
+            client.expire(key_of(model), _EXPIRY_S)
+    return data
+
+
+def shared(url: str, model: str, path: Path, sha256: str | None) -> ReferenceSet:
+    """The set of ``model``: the one in Redis if it is that of ``sha256``, else the file's, which is then put there.
+
+    Without ``sha256`` it is the file's own. So what Redis has from an earlier export of the model, or what somebody
+    else has put there, never wins over what the manifest says. Raises DependencyUnavailableError where Redis is
+    unavailable, ConfigurationError where there is no set that can be used.
+    """
+    stored = get(url, model)
+    if stored is not None and sha256 is not None and digest(stored) == sha256:
+        return ReferenceSet.from_bytes(stored, key_of(model))
+    try:
+        data = read_checked(path, sha256)
+    except ConfigurationError as error:
+        if stored is None:
+            raise
+        raise ConfigurationError(
+            f"Redis holds another reference set of {model} (SHA-256 {digest(stored)}) than the manifest names, and "
+            f"there is no file to replace it with: {error}"
+        ) from error
+    reference = ReferenceSet.from_bytes(data, str(path))
+    reference.check_model(model, reference.embeddings.shape[1])
+    if stored != data:
+        if stored is not None:
+            log.warning(
+                "the reference set of %s in Redis (SHA-256 %s) is replaced by %s (SHA-256 %s)",
+                model, digest(stored), path, digest(data),
+            )  # fmt: skip
+        put(url, model, data)
+    return reference
+
+
+def _client(url: str) -> redis.Redis:
+    return redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)

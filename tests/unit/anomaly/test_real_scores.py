@@ -1,0 +1,113 @@
+"""Anomaly scores of real stars and real alerts, with catalogue values and spectra as they come.
+
+Real are the light curves, the catalogue values of the ASAS stars, the spectra (of other stars of about the right type)
+and the alerts; the alerts' catalogue values are those of real Gaia stars of other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from broker.anomaly.reference_set import ReferenceSet
+from broker.assemble.metadata import METADATA_FEATURES
+from broker.batch import IncomingMessage
+from broker.build import REFERENCE_SET_FILE
+from broker.errors import DecodeError
+from broker.inference.onnx import OnnxEngine
+from broker.pipeline import Pipeline, Received
+from broker.publish.topics import Topics
+from broker.records import Alert, Annotation, ObjectState, SourceMetadata, Spectrum
+from broker.sources import iter_packets
+from broker.state.memory import MemoryStore
+from broker.surveys import Decoder
+from tests.random_models import MODEL_REPO
+from training.crops import shorten
+from training.datasets.splits import split
+from training.datasets.tables import ObjectTable, load_objects
+from training.simulate.metadata import Donors, load_donors
+
+THRESHOLD, MOST = 0.99, 0.05
+STARS = 220
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Iterator[Pipeline]:
+    engine = OnnxEngine(MODEL_REPO)
+    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE, engine.manifest.reference_set_sha256)
+    yield Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference)
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def table(shared: Path) -> ObjectTable:
+    return load_objects(shared / "data")
+
+
+@pytest.fixture(scope="module")
+def stars(table: ObjectTable) -> NDArray[np.intp]:
+    """Held-out ASAS stars of which Gaia's G and proper motion are known: neither in the set nor in its calibration."""
+    _, _, test = split(table, 0)
+    known = (table.survey[test] == "asas") & np.isfinite(table.measured["gaia_g"][test])
+    labelled = np.array([label is not None for label in table.label[test]])
+    rows: NDArray[np.intp] = test[known & labelled][:STARS]
+    assert len(rows) == STARS
+    return rows
+
+
+def metadata_of(table: ObjectTable, row: int) -> SourceMetadata:
+    """The star's own real values: V, Gaia's G and proper motion, Hipparcos's parallax where it has one."""
+    values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
+    own = {
+        "mean_vmag": table.mean_magnitude[row], "phot_g_mean_mag": table.measured["gaia_g"][row],
+        "pmra": table.measured["gaia_pmra"][row], "pmdec": table.measured["gaia_pmdec"][row],
+    }  # fmt: skip
+    if table.measured["hip_e_plx"][row] > 0:
+        own |= {"parallax": table.measured["hip_plx"][row], "parallax_error": table.measured["hip_e_plx"][row]}
+    for name, value in own.items():
+        values[METADATA_FEATURES.index(name)] = value
+    return SourceMetadata(values)
+
+
+def spectra_of(shared: Path) -> list[Spectrum]:
+    spectra = []
+    with np.load(shared / "data" / "lamost_spectra.npz", allow_pickle=False) as file:
+        for start, stop in zip(file["offsets"][:-1], file["offsets"][1:], strict=True):
+            inverse = file["ivar"][start:stop].astype(np.float64)
+            error = np.where(inverse > 0, np.where(inverse > 0, inverse, 1.0) ** -0.5, np.nan).astype(np.float32)
+            spectra.append(Spectrum(file["wave"][start:stop], file["flux"][start:stop], error))
+    return spectra
+
+
+def annotate(pipeline: Pipeline, states: Sequence[ObjectState]) -> list[Annotation]:
+    alert = Alert("ztf", 1, 1, "o", 0.0, 0.0, 60000.0, "ztf:g", states[0].light_curve, "")
+    received = [Received(replace(alert, object_id=s.object_id), IncomingMessage(b"", 60000.0)) for s in states]
+    return pipeline.annotate_states(received, states)
+
+
+def share(annotations: Sequence[Annotation], modalities: tuple[str, ...]) -> float:
+    """Share at or above the threshold; every one has these modalities, and a score."""
+    assert {a.modalities for a in annotations} == {modalities}
+    assert all(a.anomaly_reason is None for a in annotations)
+    return float(np.mean([cast("float", a.anomaly_score) >= THRESHOLD for a in annotations]))
+
+
+@pytest.mark.parametrize("points", [None, 30, 7])
+def test_metadata_of_a_star_are_no_anomaly(
+    pipeline: Pipeline, table: ObjectTable, stars: NDArray[np.intp], points: int | None
+) -> None:
+    """Few known values, as the star has them: all scores were 0.99 and more."""
+    rng = np.random.default_rng(0)
+    states = [ObjectState(str(r), table.ra[r], table.dec[r], table.light_curves[r]) for r in stars]
+    if points is not None:
+        curves = [shorten(s.light_curve, min(points, len(s.light_curve)), rng) for s in states]
+        states = [replace(s, light_curve=curve) for s, curve in zip(states, curves, strict=True)]
+    assert share(annotate(pipeline, states), ("light_curve",)) < MOST
+    known = [replace(s, metadata=metadata_of(table, r)) for s, r in zip(states, stars, strict=True)]
+    assert share(annotate(pipeline, known), ("light_curve", "metadata")) < MOST
