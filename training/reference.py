@@ -54,7 +54,7 @@ DIFFERENCE_SHARE: Final = 0.2
 REAL_SPECTRA: Final = (0.5, 0.8)
 """Share of real spectra in the set and in its calibration; the others are simulated. More in the calibration: what an
 alert has is real."""
-ANY_TYPE_SHARE: Final = 0.5
+ANY_TYPE_SHARE: Final = 0.7
 """Of the calibration's real spectra, those of any type: which types a class has is only roughly known, and a spectrum
 of the neighbour in the sky is no rare object."""
 CHUNK: Final = 256

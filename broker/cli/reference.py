@@ -26,7 +26,7 @@ def load(config: Path | None) -> None:
     from broker.config import load_settings
 
     reference_set = put_reference_set(load_settings(config))
-    click.echo(f"reference set {reference_set.version} of {reference_set.model}: {len(reference_set)} embeddings")
+    text.echo(f"reference set {reference_set.version} of {reference_set.model}: {len(reference_set)} embeddings")
 
 
 @reference.command()
@@ -38,15 +38,15 @@ def show(config: Path | None) -> None:
     from broker.config import load_settings
 
     reference_set = load_reference_set(load_settings(config))
-    click.echo(f"reference set {reference_set.version} of {reference_set.model}: {len(reference_set)} embeddings")
+    text.echo(f"reference set {reference_set.version} of {reference_set.model}: {len(reference_set)} embeddings")
     for number in every_stratum():
         stratum = reference_set.strata.get(number)
         if stratum is None:
-            click.echo(f"{stratum_name(number)}: nothing, no score")
+            text.echo(f"{stratum_name(number)}: nothing, no score")
             continue
-        text = f"{stratum.name}: {len(stratum.embeddings)} embeddings, {len(stratum.calibration)} calibration distances"
+        line = f"{stratum.name}: {len(stratum.embeddings)} embeddings, {len(stratum.calibration)} calibration distances"
         if stratum.problem is not None:
-            text += ", no score"
+            line += ", no score"
         else:
-            text += f", score 0.99 from distance {stratum.calibration[int(0.99 * len(stratum.calibration))]:.3f}"
-        click.echo(text)
+            line += f", score 0.99 from distance {stratum.calibration[int(0.99 * len(stratum.calibration))]:.3f}"
+        text.echo(line)

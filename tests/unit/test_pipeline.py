@@ -15,7 +15,7 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble.inputs import ModelInputs
 from broker.batch import SPECTRA, IncomingMessage, Origin
 from broker.build import REFERENCE_SET_FILE
-from broker.errors import DependencyUnavailableError
+from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.inference import Predictions
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import POINTS_LEFT_OUT
@@ -26,7 +26,7 @@ from broker.state.memory import MemoryStore
 from broker.streaming.books import Books
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
-from tests.random_models import MODEL_REPO
+from tests.random_models import MODEL_REPO, build_random_repository
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
 PACKETS = [a.payload for a in simulate_alerts(10, 40, seed=2)]
@@ -81,6 +81,12 @@ def test_each_alert_is_annotated_and_each_bad_message_a_dead_letter(engine: Onnx
         else:
             assert annotation.class_names == ("NotClassified",)
             assert str(annotation.detections) in annotation.reason
+
+
+def test_a_reference_set_of_another_model_is_refused(engine: OnnxEngine, tmp_path: Path) -> None:
+    other = ReferenceSet.load_npz(build_random_repository(tmp_path) / REFERENCE_SET_FILE)
+    with pytest.raises(ConfigurationError, match=r"was made with the model trifid-random 0\.0\.0, the service runs"):
+        Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, other)
 
 
 def test_what_is_known_grows_with_each_alert(engine: OnnxEngine) -> None:

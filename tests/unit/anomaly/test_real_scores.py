@@ -111,3 +111,45 @@ def test_metadata_of_a_star_are_no_anomaly(
     assert share(annotate(pipeline, states), ("light_curve",)) < MOST
     known = [replace(s, metadata=metadata_of(table, r)) for s, r in zip(states, stars, strict=True)]
     assert share(annotate(pipeline, known), ("light_curve", "metadata")) < MOST
+
+
+def test_a_real_spectrum_is_no_anomaly(
+    pipeline: Pipeline, table: ObjectTable, stars: NDArray[np.intp], shared: Path
+) -> None:
+    """Spectra of other stars, of any type: that of a Mira may be a dwarf's, and a few such pairs are rare indeed."""
+    spectra = spectra_of(shared)
+    chosen = np.random.default_rng(1).integers(0, len(spectra), len(stars))
+    states = [
+        ObjectState(str(r), table.ra[r], table.dec[r], table.light_curves[r], spectrum=spectra[i])
+        for r, i in zip(stars, chosen, strict=True)
+    ]
+    assert share(annotate(pipeline, states), ("light_curve", "spectrum")) < MOST
+    known = [replace(s, metadata=metadata_of(table, r)) for s, r in zip(states, stars, strict=True)]
+    assert share(annotate(pipeline, known), ("light_curve", "spectrum", "metadata")) < MOST
+    alone = [replace(s, light_curve=s.light_curve.empty()) for s in states]
+    assert share(annotate(pipeline, alone), ("spectrum",)) < MOST
+
+
+def test_real_alerts_with_catalogue_values_do_not_fill_the_anomaly_topic(pipeline: Pipeline, shared: Path) -> None:
+    """As after `trifid catalog load gaia`: it filled with all of them."""
+    donors: Donors = load_donors(shared / "data")
+    rng = np.random.default_rng(2)
+    payloads = [packet.payload for packet in iter_packets([shared / "alerts" / "ztf" / "native.tar"])]
+    alerts: list[Alert] = []
+    for records in Decoder().decode_batch(payloads):
+        assert not isinstance(records, DecodeError)
+        alerts += [record for record in records if isinstance(record, Alert)]
+    states = MemoryStore().remember(alerts)
+    gaia = [METADATA_FEATURES.index(n) for n in ("phot_g_mean_mag", "bp_rp", "parallax", "parallax_error",
+            "pmra", "pmra_error", "pmdec", "pmdec_error", "ruwe")]  # fmt: skip
+    catalogued = []
+    for state in states:
+        values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
+        values[gaia] = donors.values[rng.integers(len(donors.values)), gaia]
+        catalogued.append(replace(state, metadata=SourceMetadata(values)))
+    topics = Topics("trifid", THRESHOLD)
+    for group in (states, catalogued):
+        annotations = [a for a in annotate(pipeline, group) if a.anomaly_score is not None]
+        assert len(annotations) > 200
+        strange = [a for a in annotations if "trifid.ztf.anomaly" in topics.of(a)]
+        assert len(strange) < 0.1 * len(annotations)
