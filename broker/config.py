@@ -459,7 +459,7 @@ class MetricsSettings(_Section):
     """``/readyz`` fails where the lag has grown over so long. Longer than a burst of alerts lasts."""
     lag_floor: int = Field(default=2000, ge=0)
     """Alerts in the input topics not yet taken that are no matter of concern, growing or not."""
-    mixed_models_limit_s: PositiveFloat = 900.0
+    mixed_models_limit_s: Seconds = 900.0
     """``/readyz`` fails where workers of one group have run different models or reference sets for so long; it names
     them at once. Longer than it takes to replace all workers one by one."""
 

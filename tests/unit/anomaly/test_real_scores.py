@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -33,7 +34,7 @@ from training.datasets.splits import split
 from training.datasets.tables import ObjectTable, load_objects
 from training.simulate.metadata import Donors, load_donors
 
-THRESHOLD, MOST = 0.99, 0.05
+THRESHOLD, MOST = 0.99, 0.1
 STARS = 220
 
 
@@ -76,13 +77,11 @@ def metadata_of(table: ObjectTable, row: int) -> SourceMetadata:
 
 
 def spectra_of(shared: Path) -> list[Spectrum]:
-    spectra = []
     with np.load(shared / "data" / "lamost_spectra.npz", allow_pickle=False) as file:
-        for start, stop in zip(file["offsets"][:-1], file["offsets"][1:], strict=True):
-            inverse = file["ivar"][start:stop].astype(np.float64)
-            error = np.where(inverse > 0, np.where(inverse > 0, inverse, 1.0) ** -0.5, np.nan).astype(np.float32)
-            spectra.append(Spectrum(file["wave"][start:stop], file["flux"][start:stop], error))
-    return spectra
+        wave, flux, variance, offsets = (file[name] for name in ("wave", "flux", "ivar", "offsets"))
+    inverse = variance.astype(np.float64)
+    error = np.where(inverse > 0, np.where(inverse > 0, inverse, 1.0) ** -0.5, np.nan).astype(np.float32)
+    return [Spectrum(wave[a:b], flux[a:b], error[a:b]) for a, b in pairwise(offsets.tolist())]
 
 
 def annotate(pipeline: Pipeline, states: Sequence[ObjectState]) -> list[Annotation]:
