@@ -52,9 +52,9 @@ class _RowError(DecodeError):
 def read_lsst_table(file: Path | BinaryIO) -> Iterator[bytes | DecodeError]:
     """Each row as a message in Confluent's wire format, or why it is none.
 
-    A nullable record whose fields are null is null, a nullable column that is absent likewise, and columns that
-    LSST's schema does not have are left out, at any depth. Raises InputFileError where the file is no such table,
-    or damaged.
+    A nullable record that lacks what the schema requires of it is null, as a struct of nulls is; a nullable column
+    that is absent is null; and columns that LSST's schema does not have are left out, at any depth. Raises
+    InputFileError where the file is no such table, or damaged.
     """
     number = 0
     try:
@@ -111,6 +111,10 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_plain_type(kind.value_type)))
     return kind
+
+
+class _MissingError(_RowError):
+    """A value that the schema requires is null or absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,15 +184,14 @@ class _Fit:
         if isinstance(value, _RowError):
             raise value
         if isinstance(schema, list):
-            branches = [branch for branch in schema if branch != "null"]
-            return None if self._absent(value, branches[0]) else self.value(value, branches[0], place)
+            return self._nullable(value, _first_branch(schema), place)
         kind = schema["type"] if isinstance(schema, dict) else schema
         if kind in self._records:
             return self.value(value, self._records[kind], place)
         if kind in ("float", "double"):
             return _number(value, kind, place)
         if value is None:
-            raise _RowError(f"{place} is missing")
+            raise _MissingError(f"{place} is missing")
         if kind == "record":
             return self._record(value, schema, place)
         if kind == "array":
@@ -201,12 +204,27 @@ class _Fit:
             return self._integer(value, kind, schema, place)
         return _plain(value, kind, place)
 
+    def _nullable(self, value: Any, schema: Any, place: str) -> Any:
+        if self._absent(value, schema):
+            return None
+        try:
+            return self.value(value, schema, place)
+        except _MissingError:
+            # An alert without the orbit of its asteroid is worth more than none.
+            if self._record_type(schema) is not None:
+                return None
+            raise
+
+    def _record_type(self, schema: Any) -> Any:
+        """The record type that a schema is, or names; None for any other."""
+        name = schema["type"] if isinstance(schema, dict) else schema
+        return schema if name == "record" else self._records.get(name)
+
     def _absent(self, value: Any, schema: Any) -> bool:
         """Whether a nullable value is null: a record where all that the schema requires of it is."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return True
-        name = schema["type"] if isinstance(schema, dict) else schema
-        record = self._records.get(name) or (schema if name == "record" else None)
+        record = self._record_type(schema)
         if record is None or not isinstance(value, dict):
             return False
         fields = record["fields"]

@@ -111,6 +111,14 @@ def test_a_struct_of_nulls_is_a_null_record(tmp_path: Path, name: str, extra: di
     assert after["diaSource"]["diaSourceId"] == ID + 1
 
 
+def test_a_nullable_record_without_what_it_requires_is_null(tmp_path: Path) -> None:
+    given = row()
+    del given["mpc_orbits"]["designation"]
+    given["ssSource"]["diaSourceId"] = None
+    (found,) = read(tmp_path, [given])
+    assert found == plain(tmp_path) | {"mpc_orbits": None, "ssSource": None}
+
+
 @pytest.mark.parametrize("name", ["ssSource", "mpc_orbits", "diaObject", "prvDiaSources", "cutoutScience"])
 def test_a_nullable_column_that_is_missing_is_null(tmp_path: Path, name: str) -> None:
     given = row()
@@ -198,7 +206,8 @@ def change(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("diaSource.psfFlux", datetime(2026, 1, 1), "diaSource.psfFlux is of type datetime, not a number"),
         ("diaSource.band", 3, "diaSource.band is an integer, not string"),
         ("diaSource", None, "diaSource is missing"),
-        ("mpc_orbits.designation", None, "mpc_orbits.designation is missing"),
+        ("mpc_orbits.designation", 5, "mpc_orbits.designation is an integer, not string"),
+        ("prvDiaSources", [record(types()["diaSource"], visit=None)], "prvDiaSources[0].visit is missing"),
         ("prvDiaSources", 4, "prvDiaSources is an integer, not a list"),
         ("lsst_schema_version", "v99_0", "lsst_schema_version: unknown schema id 9900"),
         ("lsst_schema_version", "ztf", "lsst_schema_version: 'ztf' is no version of LSST's alerts"),
