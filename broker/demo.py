@@ -5,6 +5,7 @@ Kafka is librdkafka's mock and Redis a real one on a free port; the model runs i
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ from broker.streaming.replay import Replay
 from broker.streaming.service import Service
 from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
+
+log = logging.getLogger(__name__)
 
 INPUT_TOPIC: Final = "alerts.demo"
 _MAX_BYTES_AHEAD: Final = PARTITION_BYTES
@@ -90,7 +93,7 @@ def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int,
     if real_alerts is not None:
         # ELAsTiCC is simulated as well, and more than all others together.
         folders = [folder for folder in sorted(real_alerts.iterdir()) if folder.name != "elasticc"]
-        for packet in iter_packets(folders):
+        for packet in iter_packets(folders, lambda remark: log.warning("%s", remark)):
             yield packet.payload
     for alert in simulate_alerts(objects, alerts_per_object, seed):
         yield alert.payload

@@ -195,6 +195,8 @@ class _Fit:
         if kind == "record":
             return self._record(value, schema, place)
         if kind == "array":
+            if isinstance(value, dict):
+                value = _turned(value, place)
             if not isinstance(value, list):
                 raise _RowError(f"{place} is {_kind(value)}, not a list")
             # A list of one absent record is how an outer join has none.
@@ -224,9 +226,11 @@ class _Fit:
         """Whether a nullable value is null: a record where all that the schema requires of it is."""
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return True
-        record = self._record_type(schema)
-        if record is None or not isinstance(value, dict):
+        if not isinstance(value, dict):
             return False
+        record = self._record_type(schema)
+        if record is None:  # a struct of lists
+            return all(item is None for item in value.values())
         fields = record["fields"]
         decisive = [f for f in fields if not isinstance(f["type"], list)] or fields
         return all(self._absent(value.get(f["name"]), _first_branch(f["type"])) for f in decisive)
@@ -267,6 +271,15 @@ class _Fit:
         if not -(1 << bits) <= whole < 1 << bits:
             raise _RowError(f"{place} is {whole}, over {bits + 1} bits")
         return whole
+
+
+def _turned(value: dict[str, Any], place: str) -> list[dict[str, Any]]:
+    """The records of a struct of lists, as nested-pandas and HATS have them."""
+    lists = {name: items for name, items in value.items() if items is not None}
+    lengths = {len(items) if isinstance(items, list) else -1 for items in lists.values()}
+    if len(lengths) > 1 or -1 in lengths:
+        raise _RowError(f"{place} is a record, not a list, nor a record of lists of one length")
+    return [{name: items[n] for name, items in lists.items()} for n in range(max(lengths, default=0))]
 
 
 def _first_branch(schema: Any) -> Any:

@@ -144,6 +144,18 @@ def test_a_list_of_one_struct_of_nulls_has_no_items(tmp_path: Path) -> None:
     assert found == plain(tmp_path) | {"prvDiaForcedSources": []}
 
 
+def test_a_struct_of_lists_is_a_list_of_records(tmp_path: Path) -> None:
+    given = row()
+    sources = [*given["prvDiaSources"], given["prvDiaSources"][0] | {"diaSourceId": 6}]
+    given["prvDiaSources"] = {name: [source[name] for source in sources] for name in sources[0]}
+    given["prvDiaForcedSources"] = nulls("prvDiaForcedSources")
+    (found,) = read(tmp_path, [given])
+    assert found == plain(tmp_path) | {"prvDiaSources": sources}
+    given["prvDiaSources"]["ra"].append(3.0)
+    (found,) = read(tmp_path, [given])
+    assert found == "prvDiaSources is a record, not a list, nor a record of lists of one length"
+
+
 def test_integers_of_other_widths_and_kinds(tmp_path: Path) -> None:
     given = row()
     given["diaSource"]["detector"] = 12.0
