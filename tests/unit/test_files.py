@@ -16,6 +16,7 @@ import pytest
 
 from broker.errors import InputFileError
 from broker.files import Stream, inflated
+from broker.surveys.splitting import MAX_PACKET_BYTES
 
 DATA = np.random.default_rng(0).bytes(100_000) + b"a" * 3_000_000
 
@@ -113,5 +114,5 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1000)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
     said, megabytes = done.stdout.splitlines()
-    assert said == f"{path}: has more than 64000000 bytes, so it is no alert packet"
+    assert said == f"{path}: has more than {MAX_PACKET_BYTES} bytes, so it is no alert packet"
     assert int(megabytes) < 250

@@ -19,6 +19,7 @@ from broker.sources import Packet, Remark, iter_packets
 from broker.surveys import Decoder
 from broker.surveys.containers import write_long
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
+from broker.surveys.splitting import MAX_PACKET_BYTES
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "09-ztf-archive"
 ALERTS = [a.payload for a in simulate_alerts(4, 12, seed=0)]
@@ -270,8 +271,8 @@ print(packets, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 
     said, last = done.stdout.splitlines()
     packets, _, megabytes = last.rpartition(" ")
     reasons = {
-        "wire": "big.avro: has more than 64000000 bytes",
-        "container": "big.avro: block 2 of the container has 700000000 bytes, and 64000000 are the most",
+        "wire": f"big.avro: has more than {MAX_PACKET_BYTES} bytes",
+        "container": f"big.avro: block 2 of the container has 700000000 bytes, and {MAX_PACKET_BYTES} are the most",
         "name": "damaged: a name or attribute of 800000000 bytes",
     }
     assert reasons[kind] in said
