@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -42,6 +41,7 @@ from pydantic_settings import (
 )
 
 from broker.errors import ConfigurationError
+from broker.kafka_options import refusal
 from broker.state.merge import MAX_POINTS
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
 from broker.topic_names import check_topic, is_pattern, matches
@@ -121,6 +121,9 @@ class KafkaSettings(_Section):
     static_membership: bool = True
     """Whether a worker that restarts within ``session_timeout_s`` gets its partitions back without a rebalance
     (KIP-345). Without it, partitions of a worker that stops go to the others at once."""
+    group_protocol: Literal["cooperative", "eager"] = "cooperative"
+    """How the group hands out partitions: step by step (KIP-429), or all at once, as versions before 0.1.0 did. All
+    workers of a group need the same one: to change it, stop them all (docs/delivery.md, Upgrades)."""
     max_poll_interval_s: Seconds = 300.0
     """A worker that does not ask for alerts for so long loses its partitions. It asks while a batch takes long, too:
     this is for one that hangs."""
@@ -132,8 +135,17 @@ class KafkaSettings(_Section):
     """Alerts fetched ahead, MiB; one fetch may go beyond."""
     producer_queue_mib: _Int32 = 64
     """Messages that wait to be sent, MiB; the worker waits when it is full."""
+    metadata_refresh_s: Seconds = 5.0
+    """Input topics and partitions that are new, missing or made anew are noticed within so long."""
+    unreachable_limit_s: Seconds = 300.0
+    """A worker whose connections have not reached any of Kafka's brokers for so long, or for which a transaction has
+    not come to an end, exits with code 1: the next process asks ``bootstrap_servers`` again, behind which brokers may
+    have moved."""
     create_topics: bool = True
     """Whether to create the topics of annotations, dead letters and spectra that are missing."""
+    create_input_topics: bool = False
+    """Whether to create those of ``input_topics`` that are missing, regular expressions excepted. A name with a typing
+    error in it is created, too."""
     topic_partitions: _Int32 = 4
     replication_factor: int = -1
     """Of created topics; -1 for the cluster's own default."""
@@ -148,15 +160,15 @@ class KafkaSettings(_Section):
     ssl_key_location: Path | None = None
     ssl_key_password: SecretStr | None = None
     options: dict[str, str | int | float | bool] = {}
-    """Any further librdkafka property, for consumer, producer and administration alike; no secrets."""
+    """Further librdkafka properties, for consumer, producer and administration alike, that tune or secure connections
+    (``broker/kafka_options.py``). None that delivery rests on, and no secrets: these are printed like any setting."""
 
     @field_validator("options")
     @classmethod
-    def _no_secrets(cls, options: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
-        """These are printed like any setting."""
-        for name in options:
-            if re.search(r"password|secret|ssl\.key\.pem|oauthbearer\.config", name):
-                raise ValueError(f"{name} is a secret: use the setting of its own")
+    def _only_tuning(cls, options: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        """One property of the wrong kind, such as enable.auto.commit, loses alerts without a sign of it."""
+        if refused := [why for why in map(refusal, options) if why is not None]:
+            raise ValueError("; ".join(refused))
         return options
 
     @model_validator(mode="after")

@@ -30,7 +30,18 @@ _RIGHTS: Final = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the user has no right at the cluster",
 }
 """Errors of the authorizer, and what is missing."""
-_QUIET: Final[dict[str, Any]] = {
+_STRATEGIES: Final = {
+    # Partitions that stay are read on during a rebalance (KIP-429).
+    "cooperative": "cooperative-sticky",
+    "eager": "range,roundrobin",
+}
+_MANUAL: Final[dict[str, Any]] = {
+    # Offsets go with the messages of their batch.
+    "enable.auto.commit": False,
+    # Also makes the group wait for offsets of a transaction that is still open (KIP-447).
+    "isolation.level": "read_committed",
+}
+_DEFAULTS: Final[dict[str, Any]] = {
     # What librdkafka itself would write to stderr comes to log_error as well.
     "log_level": 2,
     # A broker that is away is asked again twice a second at first, and not twenty times.
@@ -58,30 +69,22 @@ class _ErrorLog:
 log_error: Final = _ErrorLog()
 
 
-def consumer(settings: KafkaSettings) -> Consumer:
-    """A consumer of the worker's group that commits nothing by itself and reads what is committed only."""
+def consumer(settings: KafkaSettings, group_id: str | None = None) -> Consumer:
+    """A member of ``group_id``, else of the worker's group, that commits nothing by itself and reads what is committed
+    only."""
     return _client(
         Consumer,
+        settings,
         {
-            "group.id": settings.group_id,
-            "client.id": f"{settings.group_id}-{settings.worker_id}",
-            "enable.auto.commit": False,
+            **_MANUAL,
+            "group.id": group_id or settings.group_id,
             "auto.offset.reset": "earliest",
-            # Also makes the group wait for offsets of a transaction that is still open (KIP-447).
-            "isolation.level": "read_committed",
-            # Partitions that stay are read on during a rebalance (KIP-429).
-            "partition.assignment.strategy": "cooperative-sticky",
+            "partition.assignment.strategy": _STRATEGIES[settings.group_protocol],
             **({"group.instance.id": settings.worker_id} if settings.static_membership else {}),
             "session.timeout.ms": _milliseconds(settings.session_timeout_s),
             "heartbeat.interval.ms": _milliseconds(settings.session_timeout_s / 3),
             "max.poll.interval.ms": _milliseconds(settings.max_poll_interval_s),
-            "fetch.message.max.bytes": settings.max_message_bytes,
-            # Memory stays bounded whatever the lag: by default there is room for 64 MiB, and a fetch of 50 more.
-            "queued.max.messages.kbytes": settings.consumer_queue_mib * 1024,
-            "fetch.max.bytes": max(settings.consumer_queue_mib * 1024 * 1024, settings.max_message_bytes),
-            "error_cb": log_error,
-            **_QUIET,
-            **settings.client_options(),
+            **_bounds(settings),
         },
     )
 
@@ -90,45 +93,34 @@ def reader(settings: KafkaSettings, group_id: str) -> Consumer:
     """A consumer for partitions that are assigned by hand; it does not join the group, whose offsets it may read."""
     return _client(
         Consumer,
+        settings,
         {
+            **_MANUAL,
             "group.id": group_id,
-            "client.id": group_id,
-            "enable.auto.commit": False,
             "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
             "enable.partition.eof": True,
-            "fetch.message.max.bytes": settings.max_message_bytes,
-            "queued.max.messages.kbytes": settings.consumer_queue_mib * 1024,
-            "error_cb": log_error,
-            **_QUIET,
-            **settings.client_options(),
+            **_bounds(settings),
         },
     )
 
 
 def admin(settings: KafkaSettings, on_error: Callable[[KafkaError], None] = log_error) -> AdminClient:
     """A client for questions about topics; ``on_error`` is told of the connection's errors when it is polled."""
-    return _client(AdminClient, {"error_cb": on_error, **_QUIET, **settings.client_options()})
+    return _client(AdminClient, settings, {"error_cb": on_error})
 
 
 def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
     """An idempotent producer; where ``transactional``, under the worker's own transactional id."""
     options: dict[str, Any] = {
-        "client.id": f"{settings.group_id}-{settings.worker_id}",
         "enable.idempotence": True,
-        "compression.type": "lz4",
-        "linger.ms": 5,
         "message.max.bytes": settings.max_message_bytes,
         # By default there is room for 1 GiB.
         "queue.buffering.max.kbytes": max(settings.producer_queue_mib * 1024, 2 * settings.max_message_bytes // 1024),
-        "error_cb": log_error,
-        **_QUIET,
-        **settings.client_options(),
     }
     if transactional:
         options["transactional.id"] = f"{settings.group_id}-{settings.worker_id}"
         options["transaction.timeout.ms"] = _milliseconds(settings.transaction_timeout_s)
-    return _client(Producer, options)
+    return _client(Producer, settings, options)
 
 
 def failure(error: KafkaError, what: str = "") -> TrifidError:
@@ -173,11 +165,29 @@ def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None
         log.info("created %d topics", len(created))
 
 
-def _client(kind: Callable[[dict[str, Any]], T], options: dict[str, Any]) -> T:
+def _client(kind: Callable[[dict[str, Any]], T], settings: KafkaSettings, needed: dict[str, Any]) -> T:
+    """A client with what all have in common; ``kafka.options`` win over the defaults, and ``needed`` over them."""
+    defaults: dict[str, Any] = {
+        "client.id": f"{settings.group_id}-{settings.worker_id}",
+        "error_cb": log_error,
+        "topic.metadata.refresh.interval.ms": _milliseconds(settings.metadata_refresh_s),
+        **_DEFAULTS,
+    }
+    if kind is Producer:
+        defaults |= {"compression.type": "lz4", "linger.ms": 5}
     try:
-        return kind(options)
-    except KafkaException as error:  # a property that does not exist, or values that do not go together
+        return kind({**defaults, **settings.client_options(), **needed})
+    except KafkaException as error:  # values that do not go together
         raise ConfigurationError(f"settings of Kafka: {error.args[0].str()}") from error
+
+
+def _bounds(settings: KafkaSettings) -> dict[str, Any]:
+    """Memory stays bounded whatever the lag: by default there is room for 64 MiB, and a fetch of 50 more."""
+    return {
+        "fetch.message.max.bytes": settings.max_message_bytes,
+        "queued.max.messages.kbytes": settings.consumer_queue_mib * 1024,
+        "fetch.max.bytes": max(settings.consumer_queue_mib * 1024 * 1024, settings.max_message_bytes),
+    }
 
 
 def _milliseconds(seconds: float) -> int:
