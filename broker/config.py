@@ -213,6 +213,11 @@ class KafkaSettings(_Section):
             raise ValueError("give a number of replicas, or -1 for the cluster's own default")
         return factor
 
+    @property
+    def spectra_group_id(self) -> str:
+        """The group of ``spectra_topic``: partitions of alerts and of spectra are shared out apart."""
+        return f"{self.group_id}-spectra"
+
     def client_options(self) -> dict[str, str | int | float | bool]:
         """librdkafka properties that every client of this cluster needs; contains the secrets in clear."""
         given: dict[str, str | Path | None] = {

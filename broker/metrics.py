@@ -47,11 +47,25 @@ BATCH_SIZE: Final = Histogram(
 )
 ALERT_LATENCY: Final = Histogram(
     "trifid_alert_latency_seconds",
-    "Seconds from taking an alert from Kafka until its annotation is committed.",
-    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+    "Seconds from an alert message's own timestamp in Kafka until its annotations are committed.",
+    buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200),
 )
 CONSUMER_LAG: Final = Gauge(
     "trifid_consumer_lag_alerts", "Alerts in the input partition not yet consumed.", ["topic", "partition"]
+)
+LAST_MESSAGE: Final = Gauge(
+    "trifid_last_message_timestamp_seconds",
+    "When the latest message of an input topic was taken, Unix time; the start of the worker before the first.",
+    ["topic"],
+)
+TOPICS_RECREATED: Final = Counter(
+    "trifid_input_topics_recreated_total",
+    "Input topics found to have been deleted and made anew, which are read from their beginning.",
+    ["topic"],
+)
+BATCH_LIMIT: Final = Gauge(
+    "trifid_batch_limit_messages",
+    "Messages in a batch at most: pipeline.batch_size, less after a batch that Kafka did not take in time.",
 )
 ANOMALY_SCORE: Final = Histogram(
     "trifid_anomaly_score",

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from broker.batch import SPECTRA as SPECTRA_SURVEY
 from broker.batch import BatchResult
 from broker.metrics import (
-    ALERT_LATENCY,
     ALERTS_IN,
     ALERTS_OUT,
     ANOMALY_SCORE,
@@ -20,9 +19,6 @@ from broker.metrics import (
     RECLASSIFIED,
     SPECTRA,
 )
-from broker.publish.annotation import mjd_now
-
-_SECONDS_A_DAY = 86_400
 
 
 @dataclass(slots=True)
@@ -52,7 +48,6 @@ class Books:
             self._add(result, messages, payload_bytes)
 
     def _add(self, result: BatchResult, messages: int, payload_bytes: int) -> None:
-        now = mjd_now()
         self.messages += messages
         self.payload_bytes += payload_bytes
         for survey, count in result.alerts_in.items():
@@ -82,7 +77,6 @@ class Books:
                 ANOMALY_SCORE.observe(annotation.anomaly_score)
             elif annotation.reason is None:
                 ANOMALY_UNSCORED.inc()
-            ALERT_LATENCY.observe(max(0.0, now - annotation.ingest_mjd) * _SECONDS_A_DAY)
         for letter in result.dead_letters:
             if letter.survey == SPECTRA_SURVEY:
                 self.spectra_dead_lettered += 1

@@ -25,7 +25,7 @@ _CREATE_TIMEOUT: Final = 30.0
 _REPEAT_S: Final = 30.0
 _RIGHTS: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "inputs need Read, outputs Write, and Create where kafka.create_topics",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "kafka.group_id needs Read",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "kafka.group_id, and the same with -spectra, need Read",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "ids that begin with kafka.group_id and - need Write",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "the user has no right at the cluster",
 }
@@ -120,6 +120,9 @@ def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
     if transactional:
         options["transactional.id"] = f"{settings.group_id}-{settings.worker_id}"
         options["transaction.timeout.ms"] = _milliseconds(settings.transaction_timeout_s)
+        # A transaction whose messages are not taken in time is aborted by this worker, which can send fewer then, and
+        # not by Kafka, which would shut the worker out.
+        options["message.timeout.ms"] = _milliseconds(settings.transaction_timeout_s / 2)
     return _client(Producer, settings, options)
 
 

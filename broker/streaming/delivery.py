@@ -6,7 +6,9 @@ DependencyUnavailableError and the batch is to be delivered again.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -27,8 +29,29 @@ ANY_PARTITION: Final = -1
 """For a message whose key decides (librdkafka's RD_KAFKA_PARTITION_UA)."""
 
 
+_TIMED_OUT: Final = (KafkaError._MSG_TIMED_OUT, KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT)
+_NO_TOPIC: Final = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_ID,
+)
+
+
 class WorkerFencedError(TrifidError):
     """Kafka shut this worker out: a newer one has its name, or its transaction timed out."""
+
+
+class KafkaUnreachableError(TrifidError):
+    """Kafka has not answered for ``kafka.unreachable_limit_s``: a new process may find brokers that have moved."""
+
+
+class DeliveryTimedOutError(DependencyUnavailableError):
+    """Kafka did not take all messages of a batch in time; it may take fewer."""
+
+
+class TopicMissingError(DependencyUnavailableError):
+    """A topic to send to does not exist."""
 
 
 def _nothing() -> None:
@@ -44,8 +67,9 @@ class Delivery(Protocol):
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """Send all messages and commit the consumer's offsets.
 
-        Raises DependencyUnavailableError where that failed and may succeed later, ConfigurationError where a
-        topic will never take a message, WorkerFencedError where this worker has to end.
+        Raises DependencyUnavailableError where that failed and may succeed later (TopicMissingError where a topic has
+        to be created first, DeliveryTimedOutError where fewer messages may succeed), ConfigurationError where a topic
+        will never take a message, WorkerFencedError or KafkaUnreachableError where this worker has to end.
         """
 
     def close(self) -> None:
@@ -55,13 +79,14 @@ class Delivery(Protocol):
 class _Outbox:
     """A producer's queue for one batch, with what became of its messages."""
 
-    def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None]) -> None:
-        self._producer, self._stop, self._beat = producer, stop, beat
+    def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None], limit_s: float) -> None:
+        self._producer, self._stop, self._beat, self._limit = producer, stop, beat, limit_s
         self.error: KafkaError | None = None
         self._topic = ""
+        self._since = time.monotonic()
 
     def put(self, messages: Sequence[OutgoingMessage]) -> None:
-        self.error = None
+        self.error, self._topic = None, ""
         for message in messages:
             while True:
                 try:
@@ -74,12 +99,28 @@ class _Outbox:
                         on_delivery=self._delivered,
                     )
                     break
+                except KafkaException as error:  # librdkafka knows already that it cannot be sent
+                    self.error, self._topic = error.args[0], message.topic
+                    raise
                 except BufferError as error:  # the local queue is full: let it drain
-                    self._beat()
+                    self.wait()
                     self._producer.poll(0.1)
                     if self._stop.is_set():
                         raise DependencyUnavailableError("Kafka did not take all messages before the end") from error
             self._producer.poll(0)
+
+    def begin(self) -> None:
+        """A delivery begins, which may take ``limit_s``."""
+        self._since = time.monotonic()
+
+    def wait(self) -> None:
+        """Say that the worker is alive; raises KafkaUnreachableError where a delivery takes too long."""
+        self._beat()
+        if (silent := time.monotonic() - self._since) > self._limit and not self._stop.is_set():
+            raise KafkaUnreachableError(
+                f"Kafka has not taken a batch for {silent:.0f} s (kafka.unreachable_limit_s): a new process asks "
+                "kafka.bootstrap_servers again"
+            )
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() not in _PURGED and self.error is None:
@@ -100,6 +141,10 @@ class _Outbox:
                 "raise the topic's max.message.bytes and kafka.max_message_bytes"
             )
         DEPENDENCY_WAITS.labels("kafka").inc()
+        if self.error is not None and error.code() in _NO_TOPIC:
+            return TopicMissingError(f"{refused}; has it been deleted?")
+        if self.error is not None and error.code() in _TIMED_OUT:
+            return DeliveryTimedOutError(str(refused))
         return refused
 
 
@@ -111,15 +156,17 @@ class ExactlyOnceDelivery:
         producer: Producer,
         stop: threading.Event,
         beat: Callable[[], None] = _nothing,
+        limit_s: float = math.inf,
         *,
         as_member: bool = True,
     ) -> None:
         """``producer`` has a transactional id; ``stop`` ends the waiting for Kafka, ``beat`` is called meanwhile.
 
-        ``as_member``: offsets are committed for a member of the group only, not for a reader outside of it.
+        A delivery that has not come to an end for ``limit_s`` raises KafkaUnreachableError. ``as_member``: offsets are
+        committed for a member of the group only, not for a reader outside of it.
         """
-        self._producer, self._stop, self._beat, self._as_member = producer, stop, beat, as_member
-        self._outbox = _Outbox(producer, stop, beat)
+        self._producer, self._stop, self._as_member = producer, stop, as_member
+        self._outbox = _Outbox(producer, stop, beat, limit_s)
 
     def start(self) -> None:
         """Take over the transactional id; a transaction that an earlier process left open is aborted."""
@@ -138,6 +185,7 @@ class ExactlyOnceDelivery:
         group = consumer.consumer_group_metadata()
         if self._as_member and not consumer.memberid():
             raise DependencyUnavailableError("Kafka: not in the group at present")
+        self._outbox.begin()
         try:
             self._producer.begin_transaction()
             self._outbox.put(messages)
@@ -169,7 +217,7 @@ class ExactlyOnceDelivery:
         The outcome of such a call is not known, so that nothing but the same call may follow it.
         """
         while True:
-            self._beat()
+            self._outbox.wait()
             try:
                 return call()
             except KafkaException as error:
@@ -181,21 +229,28 @@ class ExactlyOnceDelivery:
 class AtLeastOnceDelivery:
     """Messages first, acknowledged by Kafka, then offsets; a failure in between repeats messages."""
 
-    def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None] = _nothing) -> None:
-        """``stop`` ends the waiting for Kafka, ``beat`` is called meanwhile."""
-        self._producer, self._stop, self._beat = producer, stop, beat
-        self._outbox = _Outbox(producer, stop, beat)
+    def __init__(
+        self,
+        producer: Producer,
+        stop: threading.Event,
+        beat: Callable[[], None] = _nothing,
+        limit_s: float = math.inf,
+    ) -> None:
+        """As that of ExactlyOnceDelivery, for a producer without a transactional id."""
+        self._producer, self._stop = producer, stop
+        self._outbox = _Outbox(producer, stop, beat, limit_s)
 
     def start(self) -> None:
         """Nothing has to be prepared."""
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """See ``Delivery.deliver``; where it fails, any part of the messages may have been sent."""
+        self._outbox.begin()
         try:
             self._outbox.put(messages)
             while self._producer.flush(CALL_TIMEOUT):
                 DEPENDENCY_WAITS.labels("kafka").inc()
-                self._beat()
+                self._outbox.wait()
                 if self._stop.is_set():
                     raise DependencyUnavailableError("Kafka did not acknowledge all messages before the end")
             if self._outbox.error is not None:

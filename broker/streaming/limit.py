@@ -1,4 +1,4 @@
-"""The limit on the share of dead letters."""
+"""Limits: on the share of dead letters, and on the messages of a batch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Final
 from broker.batch import BatchResult, DeadLetter
 from broker.config import PipelineSettings
 from broker.errors import DeadLetterLimitError
-from broker.metrics import DEAD_LETTER_RATIO
+from broker.metrics import BATCH_LIMIT, DEAD_LETTER_RATIO
 
 _REASONS: Final = 3
 _REASON_LENGTH: Final = 200
+_GROWTH: Final = 0.05
+"""By which share of the largest batch the next one may be larger."""
 
 
 class DeadLetterLimit:
@@ -63,3 +65,30 @@ def _reasons(letters: list[DeadLetter]) -> str:
         where = "" if origin is None else f", first {origin.topic}[{origin.partition}] at {origin.offset}"
         told.append(f"{reason[:_REASON_LENGTH]!r} ({count} times{where})")
     return "; ".join(told)
+
+
+class BatchSize:
+    """How many messages a batch may have: fewer while Kafka does not take as many in time, as under a quota."""
+
+    def __init__(self, largest: int) -> None:
+        """``largest`` messages where nothing stands in the way."""
+        self._largest = largest
+        self.share = 1.0
+        """Of ``largest``."""
+        BATCH_LIMIT.set(largest)
+
+    @property
+    def now(self) -> int:
+        """Messages of the next batch, one at least."""
+        return max(1, int(self.share * self._largest))
+
+    def halve(self) -> None:
+        """A batch did not get through."""
+        self.share = max(self.share / 2, 1 / self._largest)
+        BATCH_LIMIT.set(self.now)
+
+    def grow(self) -> None:
+        """A batch got through."""
+        if self.share < 1:
+            self.share = min(1.0, self.share + _GROWTH)
+            BATCH_LIMIT.set(self.now)

@@ -11,13 +11,14 @@ from confluent_kafka import KafkaError, KafkaException
 from broker import metrics
 from broker.batch import BatchResult
 from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
-from broker.config import Settings
+from broker.config import KafkaSettings, Settings
 from broker.health import Health, Probe, Probes, wrong_device
 from broker.pipeline import Pipeline
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
+from broker.streaming.topics import Topics
 
 _KEPT_ERRORS: Final = 20
 
@@ -62,6 +63,7 @@ def worker(
             "redis": store.check,
             settings.inference.engine: engine.check,
             "kafka": _kafka_probe(settings),
+            "topics": _topics_probe(settings.kafka),
             "device": lambda: wrong_device(settings.inference.device, engine.device()),
         }
         if control is None:
@@ -98,5 +100,22 @@ def _kafka_probe(settings: Settings) -> Probe:
             return str(why[-1].str())
         heard.clear()
         return None
+
+    return probe
+
+
+def _topics_probe(settings: KafkaSettings) -> Probe:
+    """Whether all that is to be read exists: of what does not, Kafka only says nothing."""
+    topics = Topics(settings)
+    names = [*settings.input_topics, *([settings.spectra_topic] if settings.spectra_topic else [])]
+
+    def probe() -> str | None:
+        missing = topics.missing(names)
+        if not missing:
+            return None
+        return (
+            f"{', '.join(missing)}: no such topic. Create it, or correct kafka.input_topics or kafka.spectra_topic, or "
+            "set kafka.create_input_topics"
+        )
 
     return probe

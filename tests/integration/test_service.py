@@ -444,7 +444,7 @@ def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
         worker = group.start("one")
         worker.wait_until_ready()
         checks = worker.get("/readyz")[1]["checks"]
-        names = "model group work redis onnx kafka device models lag loop batch"
+        names = "model group work redis onnx kafka topics device models lag loop batch"
         assert set(checks) == set(names.split())
         servers.redis.kill()
         try:

@@ -1,0 +1,321 @@
+"""Topics and groups that change under a running worker: missing, grown, deleted, made anew; quotas; upgrades."""
+
+from __future__ import annotations
+
+import random
+import time
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
+
+from broker.config import KafkaSettings
+from broker.embedded.kafka import KafkaServer
+from broker.metrics import TOPICS_RECREATED
+from broker.streaming.topics import Topics
+from tests.integration.test_service import (
+    IDS,
+    PACKETS,
+    Group,
+    Servers,
+    Threads,
+    Worker,
+    servers,
+    wait_until,
+)
+
+__all__ = ["servers"]
+SECONDS = 25.0
+"""For what has to be noticed within seconds: a tenth of librdkafka's five minutes, on a busy machine."""
+
+
+def delete(kafka: KafkaServer, *topics: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for future in admin.delete_topics(list(topics), operation_timeout=10).values():
+        future.result()
+    wait_until(lambda: not set(topics) & set(admin.list_topics(timeout=10).topics), 20)
+
+
+def metric(worker: Worker, name: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and not line.startswith("#"))
+
+
+def check(worker: Worker, name: str) -> str:
+    body = worker.get("/readyz")[1]
+    return str(body["checks"].get(name, "")) if body else ""
+
+
+def send_to(kafka: KafkaServer, topic: str, partition: int, payloads: list[bytes]) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "message.timeout.ms": 20_000})
+    for payload in payloads:
+        producer.produce(topic, payload, partition=partition)
+    assert producer.flush(20) == 0
+
+
+def test_a_missing_topic_is_named_and_read_when_it_comes(servers: Servers, tmp_path: Path) -> None:
+    later = "deaf.later"
+    with Group(servers, tmp_path, "deaf", kafka={"input_topics": ["deaf.in", later], "metadata_refresh_s": 2}) as group:
+        worker = group.start("one")
+        wait_until(lambda: later in check(worker, "topics"), 60, worker)
+        wait_until(lambda: check(worker, "group") == "ok", 60, worker)
+        status, body = worker.get("/readyz")
+        assert status == 503
+        assert body["checks"]["topics"].startswith("deaf.later: no such topic")
+        assert "deaf.in" not in body["checks"]["topics"].split(":")[0]
+        servers.kafka.create_topics([later], partitions=2)
+        send_to(servers.kafka, later, 0, PACKETS[:20])
+        send_to(servers.kafka, later, 1, PACKETS[20:40])
+        group.wait_for(40, SECONDS)
+        worker.wait_until_ready()
+        # Partitions that are added, likewise.
+        admin = AdminClient({"bootstrap.servers": servers.kafka.bootstrap})
+        admin.create_partitions([NewPartitions(later, 3)])[later].result()
+        send_to(servers.kafka, later, 2, PACKETS[40:50])
+        group.wait_for(50, SECONDS)
+        assert group.counts() == Counter(IDS[:50])
+        worker.stop()
+
+
+def test_a_worker_that_has_only_missing_topics_says_so(servers: Servers, tmp_path: Path) -> None:
+    changes = {"input_topics": ["typo.inn", "^typo[.]x.*"], "metadata_refresh_s": 2}
+    with Group(servers, tmp_path, "typo", kafka=changes) as group:
+        worker = group.start("one")
+        wait_until(lambda: "typo.inn, ^typo[.]x.*: no such topic" in check(worker, "topics"), 60, worker)
+        assert worker.get("/readyz")[0] == 503
+        servers.kafka.create_topics(["typo.inn", "typo.x1"], partitions=1)
+        send_to(servers.kafka, "typo.inn", 0, PACKETS[:10])
+        send_to(servers.kafka, "typo.x1", 0, PACKETS[10:20])
+        group.wait_for(20, SECONDS)
+        worker.wait_until_ready()
+        assert group.counts() == Counter(IDS[:20])
+        worker.stop()
+
+
+def test_input_topics_are_created_where_asked_for(servers: Servers, tmp_path: Path) -> None:
+    changes = {"input_topics": ["made.alerts", "^made[.]other"], "create_input_topics": True, "topic_partitions": 3}
+    with Group(servers, tmp_path, "made", kafka=changes) as group:
+        worker = group.start("one")
+        wait_until(lambda: check(worker, "topics").startswith("^made[.]other: no such topic"), 60, worker)
+        admin = AdminClient({"bootstrap.servers": servers.kafka.bootstrap})
+        assert len(admin.list_topics("made.alerts", timeout=10).topics["made.alerts"].partitions) == 3
+
+
+def test_latency_counts_from_the_messages_own_time_and_silence_is_seen(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "waited") as group:
+        servers.kafka.create_topics(["waited.deadletter"], partitions=1)
+        hour_ago = round((time.time() - 3000) * 1000)
+        producer = Producer({"bootstrap.servers": servers.kafka.bootstrap})
+        for payload in PACKETS[:10]:
+            producer.produce(group.input, payload, timestamp=hour_ago)
+        assert producer.flush(20) == 0
+        begun = time.time()
+        worker = group.start("one")
+        worker.wait_until_ready()
+        group.wait_for(10)
+        wait_until(lambda: metric(worker, "trifid_alert_latency_seconds_count") == 10, 10, worker)
+        assert 3000 * 10 < metric(worker, "trifid_alert_latency_seconds_sum") < (3000 + 300) * 10
+        last = metric(worker, 'trifid_last_message_timestamp_seconds{topic="waited.in"}')
+        assert begun < last <= time.time()
+        worker.stop()
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_an_input_topic_made_anew_is_read_from_its_beginning(
+    servers: Servers, running: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = f"anew-{running}".lower()
+    topic = f"{name}.in"
+    old, new = [b"old %d" % n for n in range(60)], [b"new %d" % n for n in range(300)]
+    with Threads(servers.kafka, name, lambda: 0.0, metadata_refresh_s=1.0, session_timeout_s=6.0) as group:
+        send_to(servers.kafka, topic, 0, old)
+        group.start()
+        wait_until(lambda: len(group.out()) == 60, 60)
+        recreated = TOPICS_RECREATED.labels(topic)._value.get()
+        if not running:
+            group.stop(0)
+        delete(servers.kafka, topic)
+        servers.kafka.create_topics([topic], partitions=4)
+        send_to(servers.kafka, topic, 0, new)  # at once more than the old one had
+        if not running:
+            time.sleep(7)  # longer than the session: the group has nobody left
+            group.start()
+        wait_until(lambda: len(group.out()) >= 360, 60)
+        time.sleep(3)
+        assert Counter(group.out()) == Counter(old + new)
+        if running:
+            assert TOPICS_RECREATED.labels(topic)._value.get() == recreated + 1
+            assert f"input topic {topic} was deleted and made anew" in caplog.text
+
+
+def test_offsets_of_a_topic_of_the_same_name_are_not_taken(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    """Committed just after the topic was made anew, by a batch that was in flight: Kafka keeps such offsets."""
+    name, topic = "stale", "stale.in"
+    payloads = [b"%d" % n for n in range(100)]
+    with Threads(servers.kafka, name, lambda: 0.0, metadata_refresh_s=1.0) as group:
+        send_to(servers.kafka, topic, 0, payloads)
+        consumer = Consumer({"bootstrap.servers": servers.kafka.bootstrap, "group.id": name})
+        from confluent_kafka import TopicPartition
+
+        consumer.commit(offsets=[TopicPartition(topic, 0, 60, "topic-id=AbcdefghijklmnopqrstuQ")], asynchronous=False)
+        consumer.close()
+        group.start()
+        wait_until(lambda: len(group.out()) >= 100, 60)
+        assert Counter(group.out()) == Counter(payloads)
+        assert "id AbcdefghijklmnopqrstuQ" not in caplog.text
+        assert "before AbcdefghijklmnopqrstuQ" in caplog.text
+        (committed,) = Topics(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).committed(
+            name, [TopicPartition(topic, 0)]
+        )
+        now = Topics(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).ids([topic])[topic]
+        assert (committed.offset, committed.metadata) == (100, f"topic-id={now}")
+
+
+def test_deleted_output_topics_are_made_again(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "outputs", kafka={"metadata_refresh_s": 1}) as group:
+        worker = group.start("one")
+        worker.wait_until_ready()
+        group.send(PACKETS[:20])
+        group.wait_for(20)
+        delete(servers.kafka, "outputs.ztf.all")
+        time.sleep(2)
+        group.send(PACKETS[20:60])
+        wait_until(lambda: "outputs.ztf.all" in AdminClient(
+            {"bootstrap.servers": servers.kafka.bootstrap}
+        ).list_topics(timeout=10).topics, 60, worker)  # fmt: skip
+        group.wait_for(40)
+        assert group.counts() == Counter(IDS[20:60])
+        assert "reconcile" in worker.stop() or "the books balance" in worker.tail()
+
+
+def test_the_error_names_the_output_topic_that_is_gone(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "gone") as group:
+        worker = group.start("one")
+        worker.wait_until_ready()
+        group.send(PACKETS[:20])
+        group.wait_for(20)
+        worker.stop()
+        changed = group.config.read_text().replace("[kafka]", "[kafka]\ncreate_topics = false\nmetadata_refresh_s = 1")
+        group.config.write_text(changed)
+        delete(servers.kafka, "gone.ztf.all")
+        worker.start()
+        worker.wait_until_ready()
+        group.send(PACKETS[20:60])
+        wait_until(lambda: "gone.ztf.all" in check(worker, "work"), 90, worker)
+        servers.kafka.create_topics(["gone.ztf.all"], partitions=1)
+        group.wait_for(40)
+        assert group.counts() == Counter(IDS[20:60])
+        worker.stop()
+
+
+def test_a_tight_quota_makes_batches_smaller(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch of 20 dead letters of 1,000 bytes never gets through within half of the transaction's 10 s."""
+    name = "quota"
+    rng = random.Random(4)
+    payloads = [rng.randbytes(1000) for _ in range(24)]
+    servers.kafka.tool(
+        "configs", "--alter", "--entity-type", "clients", "--entity-name", f"{name}-w0", "--add-config",
+        "producer_byte_rate=800",
+    )  # fmt: skip
+    with Threads(servers.kafka, name, lambda: 0.0, transaction_timeout_s=10.0) as group:
+        group.send(payloads)
+        with caplog.at_level("INFO"):
+            group.start()
+            wait_until(lambda: len(group.out()) >= 24, 200)
+        assert "batches have up to 10 messages from now on" in caplog.text
+        group.stop(0)
+        assert Counter(group.out()) == Counter(payloads)
+
+
+def assignments(kafka: KafkaServer, group_id: str) -> list[list[str]]:
+    """Partitions by member."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    members = admin.describe_consumer_groups([group_id])[group_id].result().members
+    return sorted(sorted(f"{p.topic}[{p.partition}]" for p in m.assignment.topic_partitions) for m in members)
+
+
+def test_partitions_of_spectra_do_not_take_the_place_of_alerts(servers: Servers) -> None:
+    """Six workers for six partitions of alerts, and four of spectra."""
+    name = "apart"
+    servers.kafka.create_topics([f"{name}.alerts", f"{name}.spectra"], partitions=6)
+    changes = {"input_topics": [f"{name}.alerts"], "spectra_topic": f"{name}.spectra", "metadata_refresh_s": 1.0}
+    with Threads(servers.kafka, name, lambda: 0.0, **changes) as group:
+        for _ in range(6):
+            group.start()
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, name)] == [1] * 6, 60)
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, f"{name}-spectra")] == [1] * 6, 60)
+        alerts, spectra = [b"alert %d" % n for n in range(300)], [b"spectrum %d" % n for n in range(100)]
+        for partition in range(6):
+            send_to(servers.kafka, f"{name}.alerts", partition, alerts[partition::6])
+            send_to(servers.kafka, f"{name}.spectra", partition, spectra[partition::6])
+        wait_until(lambda: len(group.out()) >= 400, 60)
+        time.sleep(1)
+        assert Counter(group.out()) == Counter(alerts + spectra)
+
+
+def test_spectra_go_on_where_an_earlier_version_was(servers: Servers) -> None:
+    """Its workers read alerts and spectra in one group: new ones wait for their end, and take up their offsets."""
+    name = "handover"
+    topics = [f"{name}.alerts", f"{name}.spectra"]
+    servers.kafka.create_topics(topics, partitions=2)
+    payloads = [b"spectrum %d" % n for n in range(50)]
+    send_to(servers.kafka, topics[1], 0, payloads[:30])
+    earlier = Consumer(
+        {
+            "bootstrap.servers": servers.kafka.bootstrap, "group.id": name, "auto.offset.reset": "earliest",
+            "enable.auto.commit": False, "partition.assignment.strategy": "cooperative-sticky",
+        }
+    )  # fmt: skip
+    earlier.subscribe(topics)
+    read = earlier.consume(30, 30)
+    assert len(read) == 30
+    earlier.commit(asynchronous=False)
+    changes = {"input_topics": [topics[0]], "spectra_topic": topics[1], "metadata_refresh_s": 1.0}
+    with Threads(servers.kafka, name, lambda: 0.0, **changes) as group:
+        group.start()
+        send_to(servers.kafka, topics[1], 0, payloads[30:])
+        late = [m for _ in range(30) for m in earlier.consume(10, 0.3)]
+        assert [m.value() for m in late] == payloads[30:]
+        assert group.out() == []
+        more = [b"late %d" % n for n in range(5)]
+        earlier.commit(asynchronous=False)
+        earlier.close()
+        send_to(servers.kafka, topics[1], 0, more)
+        wait_until(lambda: len(group.out()) >= 5, 60)
+        time.sleep(2)
+        assert Counter(group.out()) == Counter(more)
+
+
+def test_a_group_of_another_protocol_is_named(servers: Servers, tmp_path: Path) -> None:
+    with Group(servers, tmp_path, "mixed") as group:
+        other = Consumer({"bootstrap.servers": servers.kafka.bootstrap, "group.id": "mixed"})
+        other.subscribe([group.input])
+        other.poll(10)
+        worker = group.start("one")
+        wait_until(lambda: "hand out partitions otherwise" in check(worker, "group"), 60, worker)
+        assert worker.get("/readyz")[0] == 503
+        other.close()
+        worker.wait_until_ready()
+        worker.stop()
+
+
+def test_workers_join_an_eager_group_where_told_to(servers: Servers) -> None:
+    name = "eager"
+    with Threads(servers.kafka, name, lambda: 0.02, group_protocol="eager") as group:
+        other = Consumer({"bootstrap.servers": servers.kafka.bootstrap, "group.id": name, "enable.auto.commit": False})
+        other.subscribe([f"{name}.in"])
+        other.poll(5)
+        payloads = [b"%d" % n for n in range(400)]
+        group.start()
+        wait_until(lambda: other.poll(0.1) is None and len(assignments(servers.kafka, name)) == 2, 60)
+        other.close()
+        group.send(payloads)
+        group.start()
+        wait_until(lambda: len(group.out()) >= 400, 60)
+        time.sleep(1)
+        assert Counter(group.out()) == Counter(payloads)
