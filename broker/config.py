@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -137,7 +138,7 @@ class KafkaSettings(_Section):
     """Messages that wait to be sent, MiB; the worker waits when it is full."""
     metadata_refresh_s: Seconds = 5.0
     """Input topics and partitions that are new, missing or made anew are noticed within so long."""
-    unreachable_limit_s: Seconds = 300.0
+    unreachable_limit_s: Seconds = 120.0
     """A worker whose connections have not reached any of Kafka's brokers for so long, or for which a transaction has
     not come to an end, exits with code 1: the next process asks ``bootstrap_servers`` again, behind which brokers may
     have moved."""

@@ -135,6 +135,8 @@ class Input:
                 ids = self._topics.ids(p.topic for p in assigned)
                 for start in self._starts(assigned, ids):
                     self.consumer.seek(start)
+                for topic in ids:
+                    TOPICS_RECREATED.labels(topic)
                 self._ids.update({topic: found for topic, found in ids.items() if found})
             return True
         except (KafkaException, DependencyUnavailableError) as error:
@@ -170,7 +172,7 @@ class Input:
         new = [p for p in found if p.offset < 0]
         if self.group_id == self._kafka.group_id or not new:
             return found
-        # Before 0.2 the worker's one group read all topics.
+        # Workers of 0.1.0 read spectra in the group of the alerts.
         before = self._topics.committed(self._kafka.group_id, new)
         return [p for p in found if p.offset >= 0] + before
 

@@ -26,8 +26,8 @@ for topic in $INPUT_TOPICS $SPECTRA_TOPIC; do inputs+=(--topic "$topic"); done
 published=() # without the dead letters, which are the operator's
 for survey in $SURVEYS; do published+=(--topic "$PREFIX.$survey."); done
 
-# The service: reads alerts and spectra as one group, writes annotations and dead letters, in transactions.
-allow "$SERVICE" --operation Read "${inputs[@]}" --group "$GROUP"
+# The service: reads alerts and spectra as two groups, writes annotations and dead letters, in transactions.
+allow "$SERVICE" --operation Read "${inputs[@]}" --group "$GROUP" --group "$GROUP-spectra"
 allow "$SERVICE" --operation Write --resource-pattern-type prefixed --topic "$PREFIX." --transactional-id "$GROUP-"
 if [ "$CREATE_TOPICS" = yes ]; then
   allow "$SERVICE" --operation Create --resource-pattern-type prefixed --topic "$PREFIX."

@@ -136,9 +136,10 @@ class Group:
             lines += [f"{key} = {json.dumps(value)}" for key, value in (values | settings.get(section, {})).items()]
         self.config.write_text("\n".join(lines))
 
-    def start(self, name: str) -> Worker:
+    def start(self, name: str, before: Sequence[str] = ()) -> Worker:
+        """``before`` are arguments of ``env``."""
         port = free_port()
-        command = ["env", f"TRIFID_KAFKA__WORKER_ID={name}", f"TRIFID_METRICS__PORT={port}"]
+        command = ["env", *before, f"TRIFID_KAFKA__WORKER_ID={name}", f"TRIFID_METRICS__PORT={port}"]
         command += [sys.executable, "-m", "broker.cli", "run", "--config", str(self.config)]
         worker = Worker(command, self.folder / f"{name}.log", port)
         worker.start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -15,8 +17,10 @@ from confluent_kafka.cimpl import NewPartitions
 
 from broker.config import KafkaSettings
 from broker.embedded.kafka import KafkaServer
+from broker.embedded.ports import free_port
 from broker.metrics import TOPICS_RECREATED
 from broker.streaming.topics import Topics
+from tests.faults.proxy import BadNetwork
 from tests.integration.test_service import (
     IDS,
     PACKETS,
@@ -27,6 +31,7 @@ from tests.integration.test_service import (
     servers,
     wait_until,
 )
+from tests.random_models import MODEL_REPO
 
 __all__ = ["servers"]
 SECONDS = 25.0
@@ -319,3 +324,102 @@ def test_workers_join_an_eager_group_where_told_to(servers: Servers) -> None:
         wait_until(lambda: len(group.out()) >= 400, 60)
         time.sleep(1)
         assert Counter(group.out()) == Counter(payloads)
+
+
+RELEASE = "cb82431"
+"""The last release, of which workers may run beside those of now (docs/delivery.md, Upgrades)."""
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the last release's code and model."""
+    archive = subprocess.run(
+        ["git", "-C", ROOT, "archive", RELEASE, "broker", "model_repo"], capture_output=True, check=False
+    )
+    if archive.returncode:
+        pytest.skip(f"no history with commit {RELEASE} here")
+    folder = tmp_path_factory.mktemp("release")
+    subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
+    return folder
+
+
+@pytest.mark.timeout(400)
+def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, release: Path, tmp_path: Path) -> None:
+    """Under load, alerts and spectra; each of them once."""
+    spectra = "upgrade.spectra"
+    with Group(servers, tmp_path, "upgrade", kafka={"spectra_topic": spectra, "metadata_refresh_s": 1.0}) as group:
+        servers.kafka.create_topics([spectra], partitions=2)
+        new_config = group.config.read_text()
+        # What the two keep in Redis, and whether one reads the other's, is another matter: each has its own here.
+        old = new_config.replace(servers.redis.url, servers.redis.url.rsplit("/", 1)[0] + "/7")
+        old = old.replace("metadata_refresh_s = 1.0\n", "")
+        old = old.replace(str(servers.models), str(release / "model_repo"))
+        old = old.replace(str(MODEL_REPO / "reference_set.npz"), str(release / "model_repo/reference_set.npz"))
+        workers = []
+        for name in ("w0", "w1"):
+            group.config = tmp_path / f"old-{name}.toml"
+            group.config.write_text(old)
+            worker = group.start(name, before=["-C", str(release), f"PYTHONPATH={release}"])
+            workers.append(worker)
+        for worker in workers:
+            worker.wait_until_ready()
+        sender = threading.Thread(target=group.send, args=(PACKETS, 30.0))
+        sender.start()
+        group.wait_for(50)
+        send_to(servers.kafka, spectra, 0, [b"no spectrum: before %d" % n for n in range(10)])
+        wait_until(lambda: len(group.published(group.letters)) == 10, 60, *workers)
+        group.config = tmp_path / "new.toml"
+        group.config.write_text(new_config)
+        third = group.start("w2")  # one beside the old ones
+        third.wait_until_ready()
+        members = assignments(servers.kafka, "upgrade")
+        assert len(members) == 3
+        assert sum(p.startswith(group.input) for m in members for p in m) == 4
+        send_to(servers.kafka, spectra, 0, [b"no spectrum: meanwhile %d" % n for n in range(10)])
+        send_to(servers.kafka, spectra, 1, [b"no spectrum: meanwhile too %d" % n for n in range(10)])
+        wait_until(lambda: len(group.published(group.letters)) == 30, 60, *workers, third)
+        for worker in workers:  # and then in the place of each
+            worker.stop()
+        for name in ("w0", "w1"):
+            group.start(name).wait_until_ready()
+        send_to(servers.kafka, spectra, 1, [b"no spectrum: after %d" % n for n in range(10)])
+        sender.join()
+        group.wait_for(len(IDS) + 40, 120)
+        time.sleep(2)
+        assert group.counts() == Counter(IDS)
+        letters = group.published(group.letters)
+        assert len(letters) == len(set(letters)) == 40
+        for worker in group.workers[2:]:
+            worker.stop()
+
+
+@pytest.mark.timeout(400)
+def test_brokers_that_move_behind_their_bootstrap_address(servers: Servers, tmp_path: Path) -> None:
+    """The worker ends with exit code 1 within a bounded time; started again, it finds them and goes on."""
+    with BadNetwork() as network, KafkaServer(tmp_path / "kafka") as kafka:
+        network.target_port = port_of(kafka)
+        changes = {
+            "bootstrap_servers": f"127.0.0.1:{network.port}", "unreachable_limit_s": 8.0, "metadata_refresh_s": 1.0,
+        }  # fmt: skip
+        with Group(Servers(kafka, servers.redis, servers.models), tmp_path, "moved", kafka=changes) as group:
+            worker = group.start("one")
+            worker.wait_until_ready()
+            group.send(PACKETS[:20])
+            group.wait_for(20)
+            kafka.stop()
+            kafka._port, kafka._controller_port = free_port(), free_port()
+            kafka.start()
+            network.target_port = port_of(kafka)
+            assert worker.process.wait(60) == 1
+            assert "kafka.unreachable_limit_s" in worker.tail()
+            group.kafka = KafkaSettings(bootstrap_servers=kafka.bootstrap)
+            group.send(PACKETS[20:60])
+            worker.start()
+            group.wait_for(60)
+            assert group.counts() == Counter(IDS[:60])
+            worker.stop()
+
+
+def port_of(kafka: KafkaServer) -> int:
+    return int(kafka.bootstrap.rsplit(":", 1)[1])
