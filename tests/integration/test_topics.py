@@ -407,7 +407,7 @@ def test_brokers_that_move_behind_their_bootstrap_address(servers: Servers, tmp_
             worker.wait_until_ready()
             group.send(PACKETS[:20])
             group.wait_for(20)
-            kafka.stop()
+            kafka.kill()
             kafka._port, kafka._controller_port = free_port(), free_port()
             kafka.start()
             network.target_port = port_of(kafka)
