@@ -112,7 +112,7 @@ UNDECODED: Final = "unknown"
 """The survey of what could not be decoded."""
 
 
-def initialise(surveys: Iterable[str]) -> None:
+def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None:
     """Have a series, of value 0, for all label values that are known at the start.
 
     A labelled counter has no series before its first event: a panel would say "No data" where nothing has happened, and
@@ -122,6 +122,9 @@ def initialise(surveys: Iterable[str]) -> None:
     for metric, values in _known(tuple(surveys)):
         for labels in values:
             metric.labels(*labels)
+    for topic in input_topics:
+        TOPICS_RECREATED.labels(topic)
+        LAST_MESSAGE.labels(topic).set_to_current_time()
 
 
 def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterable[tuple[str, ...]]]]:

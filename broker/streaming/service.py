@@ -114,9 +114,6 @@ class Service:
             # of alerts, and take its place.
             if self._kafka.spectra_topic:
                 self._inputs.append(self._input(self._kafka.spectra_group_id, [self._kafka.spectra_topic], "spectra"))
-            for topic in self._kafka.input_topics:
-                if not is_pattern(topic):
-                    LAST_MESSAGE.labels(topic).set_to_current_time()
             with suppress(GivenUpError):
                 self._patiently(self._create_topics)
                 process = self._patiently(lambda: self._with_hands(self._prepare))

@@ -19,6 +19,7 @@ from broker.streaming.handling import Process
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
 from broker.streaming.topics import Topics
+from broker.topic_names import is_pattern
 
 _KEPT_ERRORS: Final = 20
 
@@ -35,7 +36,8 @@ def worker(
     that are away are waited for when the service runs.
     """
     publisher, decoder = build_publisher(settings), build_decoder(settings)
-    metrics.initialise(publisher.topics.surveys)
+    named = (topic for topic in settings.kafka.input_topics if not is_pattern(topic))
+    metrics.initialise(publisher.topics.surveys, named)
     with (
         closing(build_engine(settings.inference, settings.triton)) as engine,
         closing(build_store(settings)) as store,
