@@ -100,7 +100,7 @@ def labels() -> dict[str, set[tuple[tuple[str, str], ...]]]:
 
 
 def test_nothing_that_happens_brings_other_values() -> None:
-    metrics.initialise(SURVEYS)
+    metrics.initialise(SURVEYS, ["alerts.ztf"])
     before = labels()
     labelled = {m for m in vars(metrics).values() if getattr(m, "_labelnames", None)}
     assert {f"{m._name}" for m in labelled} - KNOWN_LATER - {"trifid_check_failed"} <= set(before)
