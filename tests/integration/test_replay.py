@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from broker.cli import main
 from broker.embedded.kafka import KafkaServer, find_kafka_home
@@ -61,15 +63,23 @@ def test_bad_archives_are_named_and_the_good_ones_around_them_are_sent(kafka: Ka
     assert all(payload.startswith(b"Obj\x01") for payload in found)
 
 
-def test_a_packet_too_large_for_kafka_is_named_and_the_others_are_sent(kafka: KafkaServer, tmp_path: Path) -> None:
-    sizes = {"a": 1000, "b": 11_000_000, "c": 1001}
+def test_packets_too_large_for_the_client_or_the_broker_are_named_and_the_others_sent(
+    kafka: KafkaServer, tmp_path: Path
+) -> None:
+    topic = NewTopic("large", 1, config={"max.message.bytes": "1048588"})  # Kafka's own default
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.create_topics([topic])["large"].result(30)
+    sizes = {"a": 1000, "b": 2_000_000, "c": 1001, "d": 11_000_000, "e": 1002}
     for name, size in sizes.items():
         (tmp_path / f"{name}.avro").write_bytes(b"\0" + np.random.default_rng(0).bytes(size - 1))
     code, said, remarks = replay(kafka, "large", tmp_path)
     assert code == 1
-    assert said == "2 messages sent to large, 1 not readable or too large\n"
-    assert remarks == ["b.avro: Broker: Message size too large"]
-    assert sorted(map(len, payloads(kafka, "large", 2))) == [1000, 1001]
+    assert said == "3 messages sent to large, 2 not readable or too large\n"
+    assert sorted(remarks) == [
+        "b.avro: Broker: Message size too large",
+        "d.avro: Unable to produce message: Broker: Message size too large",
+    ]
+    assert sorted(map(len, payloads(kafka, "large", 3))) == [1000, 1001, 1002]
 
 
 def test_good_files_end_with_exit_code_0(kafka: KafkaServer) -> None:
