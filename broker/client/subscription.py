@@ -15,7 +15,15 @@ from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 from uuid import uuid4
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_INVALID,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
@@ -30,6 +38,8 @@ _POLL_S: Final = 0.5
 _CALL_S: Final = 2.0
 """Longest call of librdkafka that cannot be interrupted: Ctrl-C waits for it."""
 _RETRY_S: Final = 0.5
+_PATIENCE_S: Final = 120.0
+"""Less than the 5 minutes after which the group takes a member that does not poll for dead."""
 _ASK_AGAIN_S: Final = 5.0
 """Pause between two questions whether Kafka answers again."""
 _COMMIT_MS: Final = 1000
@@ -370,8 +380,8 @@ class Subscription:
         ahead = []
         for p in partitions:
             place = p.topic, p.partition
-            read, p.offset = self._positions.get(place, -1), begun[place]
-            if read > p.offset:
+            read, p.offset = self._positions.get(place, OFFSET_INVALID), begun[place]
+            if 0 <= read > p.offset:
                 p.offset = read  # what an outage kept from being committed
                 ahead.append(p)
             self._positions[place] = p.offset
@@ -406,8 +416,12 @@ class Subscription:
             if at[p.topic, p.partition] < 0:
                 # A topic that came later, or a partition of one whose other partitions have a position, is all new.
                 at_end = self._start == "latest" and p.topic in (self._known or ()) and p.topic not in begun
-                low, high = consumer.get_watermark_offsets(p, timeout=_CALL_S)
-                p.offset = at[p.topic, p.partition] = high if at_end else low
+                if self._has_group or at_end:
+                    low, high = consumer.get_watermark_offsets(p, timeout=_CALL_S)
+                    p.offset = high if at_end else low
+                else:
+                    p.offset = OFFSET_BEGINNING  # librdkafka finds it, and waits for partitions that are being made
+                at[p.topic, p.partition] = p.offset
                 new.append(p)
         if new and self._has_group:
             # Of all partitions at once: members that come in the next moment begin at the same positions.
@@ -415,15 +429,21 @@ class Subscription:
         return at
 
     def _insist(self, call: Callable[[], T]) -> T:
-        """Repeat a call while Kafka does not answer, for as long as at the beginning."""
-        end = time.monotonic() + self._timeout
+        """Repeat a call until it succeeds, within bounds.
+
+        An unreachable Kafka is waited for as long as at the beginning. One that answers that it is not ready yet, as
+        it does for partitions that are being made, and one that went away later, are waited for longer.
+        """
+        start = time.monotonic()
         while True:
             try:
                 return call()
             except KafkaException as error:
-                if error.args[0].code() in _REFUSED:
+                code = error.args[0].code()
+                if code in _REFUSED:
                     raise clients.failure(error.args[0]) from error
-                if time.monotonic() >= end:
+                limit = max(_PATIENCE_S, self._timeout) if code > 0 or self._positions else self._timeout
+                if time.monotonic() - start >= limit:
                     raise DependencyUnavailableError(f"Kafka at {self._servers}: {error.args[0].str()}") from error
                 self._outage.report(error.args[0])
                 time.sleep(_RETRY_S)
