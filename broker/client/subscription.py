@@ -335,9 +335,11 @@ class Subscription:
 
     def _idle_is_meant(self) -> bool:
         """Whether nothing came because there is nothing: raises at a fault, is False where an outage has just ended."""
-        topics = self._existing(_CALL_S) or self._existing(_CALL_S)
-        if topics is None:
-            raise self._unreachable("any more")
+        end = time.monotonic() + self._timeout
+        while (topics := self._existing(_CALL_S)) is None:
+            if time.monotonic() >= end:
+                raise self._unreachable("any more")
+            time.sleep(_RETRY_S)
         if self._outage.text:
             self._outage.over()
             return False

@@ -373,7 +373,9 @@ def test_an_outage_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture)
     with KafkaServer() as server:
         server.create_topics(["t"], partitions=1)
         fill(server, "t", [2])
-        with Subscription("t", server.bootstrap, group_id="g", start="earliest", idle_timeout=6) as subscription:
+        with Subscription(
+            "t", server.bootstrap, group_id="g", start="earliest", idle_timeout=6, timeout=5
+        ) as subscription:
             annotations = iter(subscription)
             assert next(annotations).alert_id == 0
             assert next(annotations).alert_id == 1
