@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -82,6 +84,14 @@ def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]
     return result
 
 
+def conformal_rank(count: int, coverage: float) -> int:
+    """The floor((count + 1)(1 - coverage)) of split conformal prediction, for ``coverage`` as written in decimals.
+
+    In floating point 1000 x (1 - 0.9) is a little less than 100, and its floor 99.
+    """
+    return math.floor((count + 1) * (1 - Fraction(repr(float(coverage)))))
+
+
 def conformal_thresholds(
     model: Trimodal, encoded: Encoded, label: NDArray[np.int64], coverage: float = COVERAGE
 ) -> dict[str, float]:
@@ -95,7 +105,7 @@ def conformal_thresholds(
     for subset in SUBSETS:
         chosen = usable(encoded, subset)
         own = probabilities(model.classifier, encoded, subset)[chosen, label[chosen]]
-        rank = int(np.floor((len(own) + 1) * (1 - coverage)))
+        rank = conformal_rank(len(own), coverage)
         result[subset_name(subset)] = float(np.sort(own)[rank - 1]) if rank > 0 else 0.0
     return result
 

@@ -9,6 +9,7 @@ decides better, too: daily and yearly aliases of a signal fit one sine about equ
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,20 +47,32 @@ class PeriodSearch:
 NO_PERIOD: Final = PeriodSearch(float("nan"), 0.0, float("nan"), 0.0)
 
 
+_PLANNED_MODES: Final = 1 << 22
+"""Modes of all plans that a thread keeps, of one transform after another: these take some 60 MB."""
+
+
 class _Plans(threading.local):
-    """Transform plans of this thread: making one costs more than using it, and none may be shared."""
+    """Transform plans of this thread: making one costs more than using it, and none may be shared.
+
+    The plans used last are kept, within _PLANNED_MODES: light curves of other lengths need other plans, without end.
+    """
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[int, int], finufft.Plan] = {}
+        self._plans: OrderedDict[tuple[int, int], finufft.Plan] = OrderedDict()
+        self._modes = 0
 
     def get(self, modes: int, bands: int) -> finufft.Plan:
-        plan = self._plans.get((modes, bands))
-        if plan is None:
-            plan = finufft.Plan(
+        key = modes, bands
+        if key not in self._plans:
+            self._plans[key] = finufft.Plan(
                 1, (modes,), n_trans=bands, eps=1e-3, isign=-1, dtype="complex64", nthreads=1, upsampfac=1.25
             )
-            self._plans[modes, bands] = plan
-        return plan
+            self._modes += modes * bands
+            while self._modes > _PLANNED_MODES and len(self._plans) > 1:
+                (old_modes, old_bands), _ = self._plans.popitem(last=False)
+                self._modes -= old_modes * old_bands
+        self._plans.move_to_end(key)
+        return self._plans[key]
 
 
 _PLANS: Final = _Plans()

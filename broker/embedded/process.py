@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import weakref
@@ -21,7 +23,14 @@ from broker.errors import ConfigurationError
 
 _POLL: Final = 0.1  # seconds between two looks whether the server answers
 _LOG_TAIL: Final = 2000  # characters of the server's log that an error message quotes
+_PR_SET_PDEATHSIG: Final = 1
 _TROUBLE: Final = re.compile("error|exception|failed", re.IGNORECASE)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when its parent ends (prctl(2), PR_SET_PDEATHSIG)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def temporary_folder(owner: object, prefix: str) -> Path:
@@ -34,8 +43,13 @@ def temporary_folder(owner: object, prefix: str) -> Path:
 class ServerProcess(ABC):
     """One server of a test, a demonstration or a benchmark. As a context manager it starts and stops it."""
 
-    def __init__(self, log: Path, *, start_timeout: float, stop_timeout: float) -> None:
-        """Remember where the server's output goes; ``start`` starts it. Timeouts are in seconds."""
+    def __init__(self, log: Path, *, start_timeout: float, stop_timeout: float, ends_with_parent: bool = False) -> None:
+        """Remember where the server's output goes; ``start`` starts it. Timeouts are in seconds.
+
+        With ``ends_with_parent`` the server is told to stop, on Linux, when the thread that started it ends, even
+        where this process is killed.
+        """
+        self._ends_with_parent = ends_with_parent
         self.log: Final = log
         self._start_timeout = start_timeout
         self._stop_timeout = stop_timeout
@@ -75,15 +89,16 @@ class ServerProcess(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if self._ends_with_parent else None,
             )
         deadline = time.monotonic() + self._start_timeout
         try:
             while not self._answers():
                 if not self.running:
-                    raise ConfigurationError(f"{command[0]} ended at its start: {self._log_tail()}")
+                    raise ConfigurationError(f"{command[0]} ended at its start: {self.log_tail()}")
                 if time.monotonic() > deadline:
                     raise ConfigurationError(
-                        f"{command[0]} did not answer in {self._start_timeout:.0f} s: {self._log_tail()}"
+                        f"{command[0]} did not answer in {self._start_timeout:.0f} s: {self.log_tail()}"
                     )
                 time.sleep(_POLL)
         except BaseException:
@@ -126,7 +141,8 @@ class ServerProcess(ABC):
     ) -> None:
         self.terminate()
 
-    def _log_tail(self) -> str:
+    def log_tail(self) -> str:
+        """What the server said last, errors before all else."""
         lines = self.log.read_text(errors="replace").splitlines()
         told = [line for line in lines if _TROUBLE.search(line)] or lines
         return "\n".join(told)[-_LOG_TAIL:].strip() or "(no output)"

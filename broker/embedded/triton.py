@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import urllib.request
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 
-from broker.embedded.ports import free_port
+from broker.embedded.ports import free_port, taken
 from broker.embedded.process import ServerProcess, temporary_folder
 from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError
@@ -87,22 +88,39 @@ def _shared_memory(pid: int) -> set[Path]:
 
 
 class TritonServer(ServerProcess):
-    """A Triton server on free ports of the loopback interface, serving one model repository."""
+    """A Triton server on the loopback interface, serving one model repository."""
 
-    def __init__(self, model_repository: Path, *, tls: ServerTls | None = None) -> None:
+    def __init__(
+        self,
+        model_repository: Path,
+        *,
+        tls: ServerTls | None = None,
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        ends_with_parent: bool = False,
+    ) -> None:
         """Prepare a server; raises ConfigurationError where ``setup`` has not been run.
 
-        ``tls`` is for the gRPC service: Triton's HTTP service and its metrics have none.
+        ``tls`` is for the gRPC service: Triton's HTTP service and its metrics have none. A port of 0 is any free one.
+        ``ends_with_parent`` see ``ServerProcess``.
         """
         if not triton_installed():
             raise ConfigurationError(
                 f"no Triton for this Python in {triton_venv()}: run `python -m broker.embedded.triton setup`"
             )
         folder = temporary_folder(self, "trifid-triton-")
-        super().__init__(folder / "server.log", start_timeout=_START_TIMEOUT, stop_timeout=_STOP_TIMEOUT)
+        super().__init__(
+            folder / "server.log",
+            start_timeout=_START_TIMEOUT,
+            stop_timeout=_STOP_TIMEOUT,
+            ends_with_parent=ends_with_parent,
+        )
         self._model_repository = model_repository.resolve()
         self._tls = tls
-        self._http_port, self._grpc_port, self._metrics_port = free_port(), free_port(), free_port()
+        self._http_port, self._grpc_port, self._metrics_port = (
+            port or free_port() for port in (http_port, grpc_port, metrics_port)
+        )
 
     @property
     def grpc_url(self) -> str:
@@ -184,16 +202,52 @@ def setup_command() -> None:
     click.echo(f"Triton is installed in {setup()}")
 
 
+def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(
+        f"--{name}-port", default=default, show_default=True, type=click.IntRange(0, 65535), help=f"{what}; 0 for any."
+    )
+
+
 @main.command()
 @click.argument("model_repository", type=click.Path(exists=True, file_okay=False, path_type=Path))
-def serve(model_repository: Path) -> None:
-    """Serve MODEL_REPOSITORY until interrupted."""
-    with TritonServer(model_repository) as server:
-        click.echo(f"gRPC {server.grpc_url}\nHTTP {server.http_url}\nmetrics {server.metrics_url}")
-        try:
+@_port("http", 8000, "Of the HTTP service")
+@_port("grpc", 8001, "Of the gRPC service, which Trifid uses")
+@_port("metrics", 8002, "Of the server's own metrics")
+def serve(model_repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> None:
+    """Serve MODEL_REPOSITORY on 127.0.0.1 until interrupted or terminated.
+
+    The ports are Triton's usual ones. A worker on the same machine has its metrics on port 8000, too: give one of them
+    another (--http-port here, metrics.port or TRIFID_METRICS__PORT there).
+    """
+    for name, port in (("http", http_port), ("grpc", grpc_port), ("metrics", metrics_port)):
+        if port and taken(port):
+            raise click.ClickException(f"port {port} of 127.0.0.1 is in use: give another with --{name}-port, or 0")
+
+    def stop(number: int, frame: object) -> None:
+        raise _Stopped
+
+    try:
+        # SIGINT too: a shell has its background processes ignore it.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        with TritonServer(
+            model_repository,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            metrics_port=metrics_port,
+            ends_with_parent=True,
+        ) as server:
+            click.echo(f"gRPC {server.grpc_url}\nHTTP {server.http_url}\nmetrics {server.metrics_url}")
             server.wait()
-        except KeyboardInterrupt:
-            click.echo("stopping")
+            raise click.ClickException(f"the server ended: {server.log_tail()}")
+    except _Stopped:
+        click.echo("stopped")
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+
+
+class _Stopped(BaseException):
+    """A signal asks to stop."""
 
 
 if __name__ == "__main__":

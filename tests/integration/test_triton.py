@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from broker.embedded.ports import free_port
+from broker.embedded.ports import free_port, taken
 from broker.embedded.triton import TritonServer, triton_installed, triton_venv
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
@@ -175,3 +179,68 @@ def _executions(server: TritonServer) -> np.ndarray[tuple[int], np.dtype[np.int6
 def _shared_memory() -> set[Path]:
     """Regions through which Triton speaks with its backends' processes."""
     return set(Path("/dev/shm").glob("triton_*"))
+
+
+def _serve(ports: list[int]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "broker.embedded.triton", "serve", str(MODEL_REPO)]
+    for name, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+        command += [f"--{name}-port", str(port)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _descendants(pid: int) -> set[int]:
+    """Processes that a process has started, and so on."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it ended
+            continue
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
+
+
+def _wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m broker.embedded.triton setup`")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_serve_has_the_ports_that_it_is_given_and_leaves_no_server_behind(number: int) -> None:
+    ports = [free_port() for _ in range(3)]
+    with _serve(ports) as serving:
+        assert serving.stdout is not None
+        assert serving.stdout.readline() == f"gRPC 127.0.0.1:{ports[1]}\n"
+        assert serving.stdout.readline() == f"HTTP http://127.0.0.1:{ports[0]}\n"
+        assert serving.stdout.readline() == f"metrics http://127.0.0.1:{ports[2]}/metrics\n"
+        with urllib.request.urlopen(f"http://127.0.0.1:{ports[0]}/v2/health/ready", timeout=5) as response:
+            assert response.status == 200
+        engine = TritonEngine(f"127.0.0.1:{ports[1]}", MODEL_REPO)
+        engine.check()
+        engine.close()
+        servers = _descendants(serving.pid)
+        assert any("tritonserver" in Path(f"/proc/{pid}/cmdline").read_text() for pid in servers)
+        serving.send_signal(number)
+        assert serving.wait(60) == (-9 if number == signal.SIGKILL else 0)
+        if number != signal.SIGKILL:
+            assert serving.stdout.read() == "stopped\n"
+        _wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers))
+        assert not any(taken(port) for port in ports)
+
+
+@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m broker.embedded.triton setup`")
+def test_serve_names_the_port_that_is_in_use() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with _serve([port, 0, 0]) as serving:
+            text, _ = serving.communicate(timeout=60)
+        assert serving.returncode == 1
+        assert text == f"Error: port {port} of 127.0.0.1 is in use: give another with --http-port, or 0\n"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from broker.assemble import period
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.period import NO_PERIOD, coarse_power, find_period
 
@@ -99,3 +100,36 @@ def test_a_constant_light_curve_is_harmless() -> None:
     found = find_period(time, np.zeros(50), flat(time))
     assert np.isfinite(found.frequency)
     assert found.r_squared == 0.0
+
+
+def test_plans_of_transforms_are_kept_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = period._Plans()
+    monkeypatch.setattr(period, "_PLANNED_MODES", 8 * 1024)
+    first = plans.get(1024, 2)
+    assert plans.get(1024, 2) is first
+    for bands in range(3, 40):
+        assert plans.get(1024, bands) is not None
+        assert sum(modes * many for modes, many in plans._plans) <= max(8 * 1024, 1024 * bands)
+    assert plans.get(1024, 2) is not first
+    for _ in range(3):  # what is used stays
+        assert plans.get(1024, 2) is plans.get(1024, 2)
+        plans.get(1024, 1)
+        plans.get(1024, 4)
+    assert list(plans._plans) == [(1024, 2), (1024, 1), (1024, 4)]
+
+
+def test_many_time_spans_give_the_same_power_as_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever plans were kept and dropped in between."""
+    rng = np.random.default_rng(5)
+    curves = []
+    for span in (30.0, 400.0, 3000.0, 9000.0, 30.0, 3000.0):
+        time = np.sort(rng.uniform(0, span, 80))
+        curves.append((time - time[0], rng.normal(size=80) / 80))
+    expected = []
+    for curve in curves:
+        monkeypatch.setattr(period, "_PLANS", period._Plans())
+        expected.append(coarse_power(*curve, 24.0)[1])
+    monkeypatch.setattr(period, "_PLANS", period._Plans())
+    monkeypatch.setattr(period, "_PLANNED_MODES", 100_000)
+    for curve, power in zip(curves, expected, strict=True):
+        np.testing.assert_array_equal(coarse_power(*curve, 24.0)[1], power)

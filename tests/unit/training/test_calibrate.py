@@ -8,6 +8,7 @@ import torch
 
 from training.calibrate import (
     Encoded,
+    conformal_rank,
     conformal_thresholds,
     expected_calibration_error,
     probabilities,
@@ -37,6 +38,29 @@ def test_usable_needs_every_modality_of_the_subset() -> None:
     data = Encoded(np.arange(3), torch.zeros(3, 3, 512), present)
     assert usable(data, (True, False, True)).tolist() == [True, True, False]
     assert usable(data, (False, True, False)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("count", "coverage", "rank"),
+    [
+        (999, 0.9, 100), (99, 0.9, 10), (9, 0.9, 1), (8, 0.9, 0), (0, 0.9, 0), (1998, 0.9, 199), (1999, 0.9, 200),
+        (999, 0.95, 50), (19, 0.95, 1), (18, 0.95, 0), (999, 0.8, 200), (4, 0.8, 1), (999, 0.7, 300), (9, 0.7, 3),
+        (999, 0.999, 1), (998, 0.999, 0), (7, 0.5, 4),
+    ],
+)  # fmt: skip
+def test_the_rank_of_the_conformal_threshold_by_hand(count: int, coverage: float, rank: int) -> None:
+    assert conformal_rank(count, coverage) == rank
+    assert conformal_rank(count, float(np.float64(coverage))) == rank
+
+
+def test_the_threshold_is_the_probability_of_that_rank() -> None:
+    """Of 99 objects at 90 %, the tenth smallest; a product of floating-point numbers gave the ninth."""
+    model = build_model(load_settings("trifid")).eval()
+    data = encoded(99, seed=3)
+    data = Encoded(data.rows, data.embeddings, torch.ones_like(data.present))
+    label = np.arange(99) % 10
+    own = np.sort(probabilities(model.classifier, data, SUBSETS[0])[np.arange(99), label])
+    assert conformal_thresholds(model, data, label, coverage=0.9)[subset_name(SUBSETS[0])] == own[9]
 
 
 def test_conformal_sets_cover_new_objects() -> None:
