@@ -6,6 +6,7 @@ All on one core, in one run: read the ratios.
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import fastavro
 import numpy as np
 
 from broker.sources import iter_packets
 from broker.surveys import Decoder
+from broker.surveys.containers import read_blocks, read_header
 from broker.surveys.simulator import simulate_alerts
 from broker.surveys.wire import lsst_schema
 
@@ -33,13 +36,21 @@ START = "import time; from broker.surveys import warm_up; t = time.time(); warm_
 
 
 @cache
-def parsed(schema_id: int) -> object:
-    return fastavro.parse_schema(lsst_schema(schema_id))
+def parsed(schema: int | bytes) -> Any:
+    """A schema by LSST's id or its text, parsed once, as a consumer of a stream would keep it."""
+    return fastavro.parse_schema(lsst_schema(schema) if isinstance(schema, int) else json.loads(schema))
 
 
 def plain(payload: bytes) -> None:
+    """What fastavro makes of a message: all of its fields, with the schema kept between messages."""
     if payload[:1] == b"O":
-        list(fastavro.reader(io.BytesIO(payload)))
+        header = read_header(payload)
+        schema = parsed(header.schema_json)
+        for block in read_blocks(payload, header):
+            records = io.BytesIO(block.data)
+            records.seek(block.start)
+            for _ in range(block.number):
+                fastavro.schemaless_reader(records, schema, None)
     else:
         fastavro.schemaless_reader(io.BytesIO(payload[5:]), parsed(int.from_bytes(payload[1:5], "big")), None)
 
