@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
+from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import assemble, warm_up
 from broker.batch import SPECTRA, BatchResult, DeadLetter, IncomingMessage
 from broker.errors import DecodeError, DependencyUnavailableError
@@ -170,7 +171,7 @@ class Pipeline:
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):
-            anomalies = score(self._reference, predictions.embeddings, inputs.present, inputs.light_curve.detections)
+            anomalies = score(self._reference, predictions.embeddings, strata_of_inputs(inputs))
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
             return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from broker.anomaly.reference_set import ReferenceSet, digest
-from broker.anomaly.strata import DETECTION_BINS
+from broker.anomaly.strata import DETECTION_BINS, LIGHT_CURVE_BIT, MANY_VALUES, METADATA_BIT
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs
 from broker.assemble.lightcurve import (
     FOLDED_CHANNELS,
@@ -133,14 +133,16 @@ def _classifier(path: Path, seed: int) -> None:
 def _reference_set(folder: Path, version: str) -> str:
     """Random embeddings in every stratum; returns the checksum of the file."""
     rng = np.random.default_rng(1)
-    codes = np.repeat(np.arange(1, 8), len(DETECTION_BINS) * 120)
-    points = np.where(codes & 1, np.tile(DETECTION_BINS, len(codes) // len(DETECTION_BINS)), 0)
+    every = np.meshgrid(np.arange(1, 8), np.array(DETECTION_BINS), np.array([5, MANY_VALUES]), np.arange(60))
+    codes, points, values = (column.ravel() for column in every[:3])
+    points, values = np.where(codes & LIGHT_CURVE_BIT, points, 0), np.where(codes & METADATA_BIT, values, 0)
     embeddings = rng.normal(size=(len(codes), EMBEDDING)).astype(np.float32)
     reference = ReferenceSet(
         version, f"trifid-random {version}", embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
         np.array([f"star {i}" for i in range(len(codes))]), np.resize(np.array(CLASS_NAMES), len(codes)),
-        codes.astype(np.uint8), points.astype(np.int32), 5, rng.uniform(0, 2, len(codes)).astype(np.float32),
-        codes.astype(np.uint8), points.astype(np.int32),
+        codes.astype(np.uint8), points.astype(np.int32), values.astype(np.int32), 5,
+        np.repeat(rng.uniform(0, 2, len(codes)), 2).astype(np.float32), np.repeat(codes, 2).astype(np.uint8),
+        np.repeat(points, 2).astype(np.int32), np.repeat(values, 2).astype(np.int32),
     )  # fmt: skip
     data = reference.to_bytes()
     (folder / REFERENCE_SET_FILE).write_bytes(data)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
 from broker.anomaly.scores import nearest
-from broker.anomaly.strata import DETECTION_BINS, strata_of
+from broker.anomaly.strata import DETECTION_BINS, MANY_VALUES, strata_of
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
 from broker.assemble.lightcurve import assemble_light_curves
 from broker.assemble.metadata import default_scaler, standardise
@@ -38,13 +38,13 @@ from training.simulate.spectra import Templates, draw_types, load_templates, sim
 
 NEIGHBOURS: Final = 5
 QUOTAS: Final[dict[tuple[bool, bool, bool], int]] = {
-    (True, False, False): 70,
-    (True, False, True): 50,
-    (True, True, False): 40,
-    (True, True, True): 50,
-    (False, True, False): 50,
-    (False, False, True): 50,
-    (False, True, True): 50,
+    (True, False, False): 60,
+    (True, False, True): 35,
+    (True, True, False): 35,
+    (True, True, True): 25,
+    (False, True, False): 40,
+    (False, False, True): 40,
+    (False, True, True): 40,
 }
 """Reference stars of each class in a stratum, by subset of the modalities: most where most alerts are."""
 CALIBRATION_STARS: Final = 1500
@@ -57,6 +57,8 @@ alert has is real."""
 ANY_TYPE_SHARE: Final = 0.7
 """Of the calibration's real spectra, those of any type: which types a class has is only roughly known, and a spectrum
 of the neighbour in the sky is no rare object."""
+METADATA_DRAWS: Final = 6
+"""Until a star has few or many values, as asked; the few stars for which none fits are left out."""
 CHUNK: Final = 256
 
 Report = Callable[[str], None]
@@ -71,7 +73,6 @@ class _Sample:
     is_reference: NDArray[np.bool_]
     light_curve: LightCurveInputs
     spectrum: SpectrumInputs
-    metadata: MetadataInputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +84,7 @@ class _Embedded:
     embeddings: NDArray[np.float32]
     modalities: NDArray[np.uint8]
     detections: NDArray[np.int32]
+    values: NDArray[np.int32]
 
 
 class _Stars:
@@ -129,12 +131,19 @@ class _Stars:
         curve = shorten(curve, int(np.exp(rng.uniform(np.log(low), np.log(high + 1)))), rng)
         return difference(curve, rng) if rng.random() < DIFFERENCE_SHARE else curve
 
-    def metadata(self, rows: NDArray[np.intp], rng: np.random.Generator) -> MetadataInputs:
-        """Catalogue values of ``rows`` as an operator's catalogues have them."""
+    def metadata(self, rows: NDArray[np.intp], many: bool, rng: np.random.Generator) -> MetadataInputs:
+        """Catalogue values of ``rows`` as an operator's catalogues have them, MANY_VALUES or fewer of them."""
         unknown = np.full(len(self.table), np.nan)
         values, _ = simulate_metadata(self.table, self._donors, self._code, unknown, self._part, rng)
-        known = as_catalogued(values[rows], rng)
-        return standardise(known, self.table.ra[rows], self.table.dec[rows], default_scaler())
+        whole, known = values[rows], np.full((len(rows), values.shape[1]), np.nan)
+        ra, dec = self.table.ra[rows], self.table.dec[rows]
+        for _ in range(METADATA_DRAWS):
+            drawn = as_catalogued(whole, rng)
+            found = standardise(drawn, ra, dec, default_scaler())
+            fits = found.present & ((found.known.sum(axis=1) >= MANY_VALUES) == many)
+            missing = np.isnan(known).all(axis=1)
+            known[fits & missing] = drawn[fits & missing]
+        return standardise(known, ra, dec, default_scaler())
 
     def spectra(
         self, rows: NDArray[np.intp], is_reference: NDArray[np.bool_], rng: np.random.Generator
@@ -186,10 +195,12 @@ def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Repor
         class_names=stars.table.label[own.rows].astype(str),
         modalities=own.modalities,
         detections=own.detections,
+        values=own.values,
         k=NEIGHBOURS,
         calibration_distances=np.zeros(len(other.rows), np.float32),
         calibration_modalities=other.modalities,
         calibration_detections=other.detections,
+        calibration_values=other.values,
     )
     return replace(reference, calibration_distances=_distances(reference, other))
 
@@ -232,20 +243,27 @@ def _embed_all(engine: OnnxEngine, stars: _Stars, bin_number: int | None, over: 
     else:
         curves = [stars.history(row, bin_number, rng) for row in rows]
         light_curve = _joined(list(over(assemble_light_curves, list(_chunks(curves)))))
-    sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng), stars.metadata(rows, rng))
+    metadata = (stars.metadata(rows, False, rng), stars.metadata(rows, True, rng))
+    sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng))
     label = stars.labels.index[rows]
     return [
-        _embed(engine, sample, np.array(subset), quota, label)
+        _embed(engine, sample, np.array(subset), values, quota, label)
         for subset, quota in QUOTAS.items()
         if subset[0] == (bin_number is not None)
+        for values in (metadata if subset[2] else metadata[:1])
     ]
 
 
 def _embed(
-    engine: OnnxEngine, sample: _Sample, subset: NDArray[np.bool_], quota: int, label: NDArray[np.int64]
+    engine: OnnxEngine,
+    sample: _Sample,
+    subset: NDArray[np.bool_],
+    metadata: MetadataInputs,
+    quota: int,
+    label: NDArray[np.int64],
 ) -> _Embedded:
     """Embeddings from the modalities of ``subset`` alone, of the stars that have them: ``quota`` a class in the set."""
-    has = np.stack([sample.light_curve.present, sample.spectrum.present, sample.metadata.present], axis=1)
+    has = np.stack([sample.light_curve.present, sample.spectrum.present, metadata.present], axis=1)
     usable = (has | ~subset).all(axis=1)
     own = usable & sample.is_reference
     each = [np.flatnonzero(own & (label == number))[:quota] for number in range(len(CLASS_NAMES))]
@@ -255,7 +273,7 @@ def _embed(
         inputs = ModelInputs(
             _rows_of(sample.light_curve, part, subset[0]),
             _rows_of(sample.spectrum, part, subset[1]),
-            _rows_of(sample.metadata, part, subset[2]),
+            _rows_of(metadata, part, subset[2]),
         )
         made.append(engine.predict(inputs).embeddings)
     embeddings = np.concatenate(made)
@@ -267,13 +285,14 @@ def _embed(
         embeddings[good],
         np.full(len(rows), subset_codes(subset[None])[0], np.uint8),
         np.where(subset[0], sample.light_curve.detections[rows], 0).astype(np.int32),
+        np.where(subset[2], metadata.known[rows].sum(axis=1), 0).astype(np.int32),
     )
 
 
 def _distances(reference: ReferenceSet, stars: _Embedded) -> NDArray[np.float32]:
     """(m,) the anomaly distance of each of ``stars``, each within its own stratum."""
     result = np.empty(len(stars.rows), np.float32)
-    strata = strata_of(stars.modalities, stars.detections)
+    strata = strata_of(stars.modalities, stars.detections, stars.values)
     for number in np.unique(strata).tolist():
         own = strata == number
         distances, _ = nearest(reference.strata[number].embeddings, stars.embeddings[own], reference.k)

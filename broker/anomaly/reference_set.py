@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.anomaly.strata import LIGHT_CURVE_BIT, strata_of, stratum_name
+from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, strata_of, stratum_name
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
@@ -27,8 +27,8 @@ _STEPS: Final = 127.0
 _NORM_TOLERANCE: Final = 0.02
 """Eight bits a value move the length of a unit vector by less than this."""
 _ARRAYS: Final = (
-    "format", "version", "model", "embeddings", "scales", "object_ids", "class_names", "modalities", "detections", "k",
-    "calibration_distances", "calibration_modalities", "calibration_detections",
+    "format", "version", "model", "embeddings", "scales", "object_ids", "class_names", "modalities", "detections",
+    "values", "k", "calibration_distances", "calibration_modalities", "calibration_detections", "calibration_values",
 )  # fmt: skip
 
 
@@ -65,6 +65,8 @@ class ReferenceSet:
     """(n,) of which modalities each embedding was made, as ``broker.assemble.inputs.subset_codes``."""
     detections: NDArray[np.int32]
     """(n,) of how many photometric points; 0 where without a light curve."""
+    values: NDArray[np.int32]
+    """(n,) of how many known catalogue values, coordinates included; 0 where without metadata."""
     k: int
     """Neighbours whose mean distance is the anomaly distance."""
     calibration_distances: NDArray[np.float32]
@@ -72,17 +74,18 @@ class ReferenceSet:
     calibration_modalities: NDArray[np.uint8]
     """(m,) as ``modalities``, of those stars."""
     calibration_detections: NDArray[np.int32]
+    calibration_values: NDArray[np.int32]
     strata: dict[int, Stratum] = field(init=False)
     """By the numbers of ``strata_of``; those of which there is anything."""
 
     def __post_init__(self) -> None:
         """Sort by stratum."""
-        strata = strata_of(self.modalities, self.detections)
+        strata = strata_of(self.modalities, self.detections, self.values)
         order = np.argsort(strata, kind="stable")
-        for name in ("embeddings", "object_ids", "class_names", "modalities", "detections"):
+        for name in ("embeddings", "object_ids", "class_names", "modalities", "detections", "values"):
             object.__setattr__(self, name, getattr(self, name)[order])
         strata = strata[order]
-        calibrated = strata_of(self.calibration_modalities, self.calibration_detections)
+        calibrated = strata_of(self.calibration_modalities, self.calibration_detections, self.calibration_values)
         found: dict[int, Stratum] = {}
         for number in np.union1d(strata, calibrated).tolist():
             first, end = np.searchsorted(strata, [number, number + 1]).tolist()
@@ -126,10 +129,12 @@ class ReferenceSet:
             class_names=self.class_names.astype(np.str_),
             modalities=self.modalities.astype(np.uint8),
             detections=self.detections.astype(np.int32),
+            values=self.values.astype(np.int32),
             k=np.array(self.k, np.int32),
             calibration_distances=self.calibration_distances.astype(np.float32),
             calibration_modalities=self.calibration_modalities.astype(np.uint8),
             calibration_detections=self.calibration_detections.astype(np.int32),
+            calibration_values=self.calibration_values.astype(np.int32),
         )
         return out.getvalue()
 
@@ -208,8 +213,10 @@ def _checked(arrays: dict[str, NDArray[Any]], origin: str) -> ReferenceSet:
     steps, size, count = arrays["embeddings"], len(arrays["scales"]), len(arrays["calibration_distances"])
     if steps.ndim != 2 or steps.dtype != np.int8 or not steps.size:
         raise refuse(f"embeddings of shape {steps.shape} and type {steps.dtype}, expected (n, width) of int8")
-    columns = {"scales": size, "object_ids": size, "class_names": size, "modalities": size, "detections": size}
-    columns |= dict.fromkeys(("calibration_distances", "calibration_modalities", "calibration_detections"), count)
+    columns = dict.fromkeys(("scales", "object_ids", "class_names", "modalities", "detections", "values"), size)
+    columns |= dict.fromkeys(
+        ("calibration_distances", "calibration_modalities", "calibration_detections", "calibration_values"), count
+    )
     for name, length in {**columns, "embeddings": size}.items():
         if arrays[name].ndim != (2 if name == "embeddings" else 1) or len(arrays[name]) != length:
             raise refuse(f"{name} has the shape {arrays[name].shape}, expected {length} rows")
@@ -222,13 +229,15 @@ def _checked(arrays: dict[str, NDArray[Any]], origin: str) -> ReferenceSet:
     if unknown:
         raise refuse(f"unknown classes {', '.join(unknown)}")
     for prefix in ("", "calibration_"):
-        codes, points = arrays[f"{prefix}modalities"], arrays[f"{prefix}detections"]
-        if codes.dtype.kind not in "ui" or points.dtype.kind not in "ui":
-            raise refuse(f"{prefix}modalities and {prefix}detections are no integers")
+        codes, points, values = (arrays[f"{prefix}{name}"] for name in ("modalities", "detections", "values"))
+        if any(column.dtype.kind not in "ui" for column in (codes, points, values)):
+            raise refuse(f"{prefix}modalities, {prefix}detections and {prefix}values are no integers")
         if np.any((codes < 1) | (codes >= 1 << len(MODALITIES))):
             raise refuse(f"{prefix}modalities are no subsets of {', '.join(MODALITIES)}")
         if np.any(points < 0) or np.any((codes & LIGHT_CURVE_BIT > 0) != (points > 0)):
             raise refuse(f"{prefix}detections and {prefix}modalities disagree on which have a light curve")
+        if np.any(values < 0) or np.any((codes & METADATA_BIT > 0) != (values > 0)):
+            raise refuse(f"{prefix}values and {prefix}modalities disagree on which have metadata")
     distances = arrays["calibration_distances"]
     if not np.all((distances >= 0) & (distances <= 2 + 1e-3)):
         raise refuse("calibration distances that are no distances between unit vectors, 0 to 2")
@@ -237,6 +246,6 @@ def _checked(arrays: dict[str, NDArray[Any]], origin: str) -> ReferenceSet:
         raise refuse(f"{k} neighbours, expected 1 to {MIN_EMBEDDINGS}")
     return ReferenceSet(
         str(arrays["version"]), str(arrays["model"]), _restore(steps, arrays["scales"]), arrays["object_ids"],
-        arrays["class_names"], arrays["modalities"], arrays["detections"], k, distances,
-        arrays["calibration_modalities"], arrays["calibration_detections"],
+        arrays["class_names"], arrays["modalities"], arrays["detections"], arrays["values"], k,
+        distances, arrays["calibration_modalities"], arrays["calibration_detections"], arrays["calibration_values"],
     )  # fmt: skip

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.anomaly.strata import strata_of, stratum_name
-from broker.assemble.inputs import subset_codes
+from broker.anomaly.strata import stratum_name
 from broker.records import Neighbour
 
 _BLOCK: Final = 64
@@ -33,23 +32,16 @@ class AnomalyScores:
     """Why a row has no score; None where it has one."""
 
 
-def score(
-    reference: ReferenceSet,
-    embeddings: NDArray[np.float32],
-    present: NDArray[np.bool_],
-    detections: NDArray[np.integer],
-) -> AnomalyScores:
+def score(reference: ReferenceSet, embeddings: NDArray[np.float32], strata: NDArray[np.integer]) -> AnomalyScores:
     """Exact k-nearest-neighbour scores of ``embeddings`` (batch, d), unit vectors; see ``AnomalyScores``.
 
-    ``present`` (batch, 3) says of which modalities each was made, ``detections`` (batch,) of how many photometric
-    points. One matrix product for each stratum that the batch has rows of; all of them together are no larger than
-    the product with the whole set.
+    ``strata`` (batch,) says of what each was made, as ``strata_of_inputs``. One matrix product for each stratum that
+    the batch has rows of; all of them together are no larger than the product with the whole set.
     """
     size = len(embeddings)
     distance, percentile = np.full(size, np.nan, np.float32), np.full(size, np.nan, np.float32)
     neighbours: list[tuple[Neighbour, ...]] = [()] * size
     reasons: list[str | None] = [None] * size
-    strata = strata_of(subset_codes(present), detections)
     for number in np.unique(strata).tolist():
         rows = np.flatnonzero(strata == number)
         problem = _problem(reference, number)

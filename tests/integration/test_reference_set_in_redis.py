@@ -138,5 +138,8 @@ def test_the_command_replaces_the_models_set_and_no_other(
     shown = CliRunner().invoke(main, ["reference", "show", "--config", str(config)], catch_exceptions=False)
     lines = shown.output.splitlines()
     assert lines[0] == f"reference set 0.0.1 of {NEW}: 5040 embeddings"
-    assert len(lines) == 28
-    assert any(line.startswith("light_curve+metadata, 5 to 9 points: 120 embeddings, 120") for line in lines)
+    assert len(lines) == 42
+    assert any(
+        line.startswith("light_curve+metadata, 5 to 9 points, 9 known values or more: 60 embeddings, 120")
+        for line in lines
+    )

@@ -39,10 +39,13 @@ _HOLDINGS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], float], ...]] = (
     (_GAIA, ("v", "2mass", "wise"), 0.4),
     (("g", "motion"), ("v", "gaia_color", "motion_error"), 0.5),  # a list of proper motions
     (("v", "g", "motion"), (), 0.0),  # and the same without anything else: four numbers
+    (("v", "g", "motion", "parallax"), ("motion_error",), 0.3),  # the same with a parallax, of any catalogue
 )
 _FAINTER_SHARE: Final = 0.5
 _FAINTER_MAX: Final = 7.0
 """Magnitudes: the faintest of ASAS's stars, 14, become 21, ZTF's and Gaia's limit."""
+_WORSE_DEX: Final = 2.0
+"""Hipparcos's parallaxes have fifty times Gaia's errors."""
 _NOISE_FROM_G: Final = 14.0
 """Gaia's astrometric errors are constant above, and grow with the photons' noise below (Lindegren et al. 2021, A&A
 649, A2, figure 7): by 10 ** (0.2 (G - 14))."""
@@ -52,6 +55,8 @@ def as_catalogued(values: NDArray[np.float64], rng: np.random.Generator) -> NDAr
     """``values`` (n, 34), raw, NaN where unknown, with the distances and the gaps that catalogues give them."""
     values = _farther(values, rng)
     kind = rng.integers(0, len(_HOLDINGS) + 1, len(values))
+    worse = np.where(kind == len(_HOLDINGS) - 1, 10.0 ** rng.uniform(0.0, _WORSE_DEX, len(values)), 1.0)
+    values = _less_certain(values, worse, rng)
     # The last kind: any blocks, few or many.
     share = np.where(kind == len(_HOLDINGS), rng.uniform(0.2, 0.95, len(values)), 0.0)
     for name, columns in _BLOCKS.items():
@@ -74,11 +79,21 @@ def _farther(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[n
     for name in ("mean_vmag", "phot_g_mean_mag"):
         values[:, _COLUMN[name]] += fainter
     g = np.where(fainter > 0, np.nan_to_num(values[:, _COLUMN["phot_g_mean_mag"]], nan=0.0), 0.0)
-    noise = np.maximum(1.0, 10.0 ** (0.2 * (g - _NOISE_FROM_G)))
-    for name in ("parallax_error", "pmra_error", "pmdec_error"):
-        values[:, _COLUMN[name]] *= noise
-    scatter = rng.normal(size=len(values)) * np.nan_to_num(values[:, _COLUMN["parallax_error"]])
-    values[:, _COLUMN["parallax"]] += np.where(noise > 1.0, scatter, 0.0)
+    values = _less_certain(values, np.maximum(1.0, 10.0 ** (0.2 * (g - _NOISE_FROM_G))), rng)
     # Follows from the two, which have changed.
     values[fainter > 0, _COLUMN["parallax_over_error"]] = np.nan
+    return values
+
+
+def _less_certain(
+    values: NDArray[np.float64], factor: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Astrometric errors larger by ``factor`` (n,), and the parallax scattered by its new error where that is not 1."""
+    values = values.copy()
+    for name in ("parallax_error", "pmra_error", "pmdec_error"):
+        values[:, _COLUMN[name]] *= factor
+    scatter = rng.normal(size=len(values)) * np.nan_to_num(values[:, _COLUMN["parallax_error"]])
+    changed = factor > 1.0
+    values[:, _COLUMN["parallax"]] += np.where(changed, scatter, 0.0)
+    values[changed, _COLUMN["parallax_over_error"]] = np.nan
     return values

@@ -22,6 +22,7 @@ def reference_set(
     embeddings: NDArray[np.float32],
     modalities: int | NDArray[np.uint8] = LIGHT_CURVE,
     detections: int | NDArray[np.int32] = 30,
+    values: int = 5,
     distances: NDArray[np.float32] | None = None,
     model: str = MODEL,
 ) -> ReferenceSet:
@@ -29,10 +30,11 @@ def reference_set(
     size = len(embeddings)
     codes = np.broadcast_to(np.asarray(modalities, np.uint8), size).copy()
     points = np.broadcast_to(np.asarray(detections, np.int32), size).copy()
-    pairs = np.unique(np.stack([codes.astype(np.int64), points.astype(np.int64)]), axis=1)
+    known = np.where(codes & METADATA, values, 0).astype(np.int32)
+    pairs = np.unique(np.stack([codes, points, known]).astype(np.int64), axis=1)
     own = np.linspace(0, 1, 200, dtype=np.float32) if distances is None else distances
     return ReferenceSet(
         "1.0+abcdef01", model, embeddings, np.array([f"star {i}" for i in range(size)]), np.full(size, "EW"), codes,
-        points, 5, np.tile(own, pairs.shape[1]), np.repeat(pairs[0], len(own)).astype(np.uint8),
-        np.repeat(pairs[1], len(own)).astype(np.int32),
+        points, known, 5, np.tile(own, pairs.shape[1]), np.repeat(pairs[0], len(own)).astype(np.uint8),
+        np.repeat(pairs[1], len(own)).astype(np.int32), np.repeat(pairs[2], len(own)).astype(np.int32),
     )  # fmt: skip

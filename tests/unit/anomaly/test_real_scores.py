@@ -34,7 +34,7 @@ from training.datasets.splits import split
 from training.datasets.tables import ObjectTable, load_objects
 from training.simulate.metadata import Donors, load_donors
 
-THRESHOLD, MOST = 0.99, 0.1
+THRESHOLD, MOST = 0.99, 0.05
 STARS = 220
 
 
@@ -63,7 +63,7 @@ def stars(table: ObjectTable) -> NDArray[np.intp]:
 
 
 def metadata_of(table: ObjectTable, row: int) -> SourceMetadata:
-    """The star's own real values: V, Gaia's G and proper motion, Hipparcos's parallax where it has one."""
+    """The star's own values: V, Gaia's G and what the table calls proper motion, Hipparcos's parallax where known."""
     values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
     own = {
         "mean_vmag": table.mean_magnitude[row], "phot_g_mean_mag": table.measured["gaia_g"][row],
@@ -97,9 +97,9 @@ def share(annotations: Sequence[Annotation], modalities: tuple[str, ...]) -> flo
     return float(np.mean([cast("float", a.anomaly_score) >= THRESHOLD for a in annotations]))
 
 
-@pytest.mark.parametrize("points", [None, 30, 7])
+@pytest.mark.parametrize(("points", "most"), [(None, MOST), (30, 0.08), (7, 0.1)])
 def test_metadata_of_a_star_are_no_anomaly(
-    pipeline: Pipeline, table: ObjectTable, stars: NDArray[np.intp], points: int | None
+    pipeline: Pipeline, table: ObjectTable, stars: NDArray[np.intp], points: int | None, most: float
 ) -> None:
     """Few known values, as the star has them: all scores were 0.99 and more."""
     rng = np.random.default_rng(0)
@@ -107,9 +107,9 @@ def test_metadata_of_a_star_are_no_anomaly(
     if points is not None:
         curves = [shorten(s.light_curve, min(points, len(s.light_curve)), rng) for s in states]
         states = [replace(s, light_curve=curve) for s, curve in zip(states, curves, strict=True)]
-    assert share(annotate(pipeline, states), ("light_curve",)) < MOST
+    assert share(annotate(pipeline, states), ("light_curve",)) < most
     known = [replace(s, metadata=metadata_of(table, r)) for s, r in zip(states, stars, strict=True)]
-    assert share(annotate(pipeline, known), ("light_curve", "metadata")) < MOST
+    assert share(annotate(pipeline, known), ("light_curve", "metadata")) < most
 
 
 def test_a_real_spectrum_is_no_anomaly(

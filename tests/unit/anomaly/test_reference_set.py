@@ -42,7 +42,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(stored, name))
     assert [s.name for s in again.strata.values()] == [
         "light_curve, 10 to 19 points",
-        "light_curve+metadata, 10 to 19 points",
+        "light_curve+metadata, 10 to 19 points, fewer than 9 known values",
     ]
 
 
@@ -60,6 +60,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
         (lambda a: {"modalities": np.zeros(100, np.uint8)}, "modalities are no subsets"),
         (lambda a: {"detections": np.zeros(100, np.int32)}, "disagree on which have a light curve"),
         (lambda a: {"detections": np.full(100, 3.5)}, "no integers"),
+        (lambda a: {"values": np.ones(100, np.int32)}, "values and modalities disagree on which have metadata"),
         (lambda a: {"calibration_modalities": a["calibration_modalities"] * 9}, "_modalities are no subsets"),
         (lambda a: {"calibration_distances": a["calibration_distances"] * np.nan}, "no distances"),
         (lambda a: {"calibration_distances": a["calibration_distances"] - 1}, "no distances"),
@@ -108,5 +109,5 @@ def test_the_published_set_is_whole_and_the_manifests() -> None:
     published = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE, manifest.reference_set_sha256)
     published.check_model(manifest.identity, 512)
     assert published.version.startswith(f"{manifest.model_version}+")
-    assert len(published.strata) == 27
-    assert [s.problem for s in published.strata.values()] == [None] * 27
+    assert len(published.strata) == 41
+    assert [s.problem for s in published.strata.values()] == [None] * 41

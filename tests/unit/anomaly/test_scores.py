@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import MIN_CALIBRATION, MIN_EMBEDDINGS
 from broker.anomaly.scores import nearest, score
@@ -10,6 +11,11 @@ from broker.assemble.inputs import subset_codes
 from tests.unit.anomaly.sets import LIGHT_CURVE, METADATA, reference_set, unit
 
 ALONE, WITH_METADATA = [True, False, False], [True, False, True]
+
+
+def strata(present: object, detections: int | NDArray[np.int_], values: int = 5) -> NDArray[np.intp]:
+    codes = subset_codes(np.array(present, np.bool_))
+    return strata_of(codes, np.broadcast_to(detections, codes.shape), np.full(len(codes), values))
 
 
 @pytest.mark.parametrize("size", [7, 200, 512, 1000])
@@ -22,26 +28,23 @@ def test_nearest_are_those_of_a_plain_search(size: int) -> None:
 
 
 def test_a_subset_of_the_modalities_and_a_range_of_lengths_are_a_stratum() -> None:
-    present = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 0]], np.bool_)
-    codes = subset_codes(present)
-    assert codes.tolist() == [1, 1, 1, 2, 2, 5, 0]
-    strata = strata_of(codes, np.array([5, 9, 10, 0, 7, 1000, 0])).tolist()
-    assert strata[0] == strata[1] != strata[2]
-    assert strata[3] == strata[4]  # points count for nothing without a light curve
-    assert strata[6] == -1
-    assert [stratum_name(s) for s in strata[:6]] == [
-        "light_curve, 5 to 9 points", "light_curve, 5 to 9 points", "light_curve, 10 to 19 points", "spectrum",
-        "spectrum", "light_curve+metadata, 200 points or more",
+    present = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0], [1, 0, 1], [1, 0, 1], [0, 0, 1]])
+    detections, values = np.array([5, 9, 10, 0, 7, 1000, 1000, 0]), np.array([0, 9, 0, 0, 9, 8, 9, 9])
+    found = strata_of(subset_codes(present.astype(np.bool_)), detections, values).tolist()
+    assert [stratum_name(s) for s in found] == [
+        "light_curve, 5 to 9 points", "light_curve, 5 to 9 points",  # values count for nothing without metadata
+        "light_curve, 10 to 19 points", "spectrum", "spectrum",  # nor points without a light curve
+        "light_curve+metadata, 200 points or more, fewer than 9 known values",
+        "light_curve+metadata, 200 points or more, 9 known values or more", "metadata, 9 known values or more",
     ]  # fmt: skip
-    assert len(every_stratum()) == 4 * len(DETECTION_BINS) + 3
+    assert len(set(found)) == 6
+    assert strata([[False] * 3], 30).tolist() == [-1]
+    assert len(every_stratum()) == 6 * len(DETECTION_BINS) + 5
 
 
 def test_a_stored_object_finds_itself_and_is_no_anomaly() -> None:
     stored = reference_set(unit(300))
-    detections = np.full(11, 30)
-    scores = score(
-        stored, np.concatenate([stored.embeddings[:10], unit(1, seed=9)]), np.array([ALONE] * 11), detections
-    )
+    scores = score(stored, np.concatenate([stored.embeddings[:10], unit(1, seed=9)]), strata([ALONE] * 11, 30))
     assert [row[0].object_id for row in scores.neighbours[:10]] == [f"star {i}" for i in range(10)]
     assert all(row[0].distance == pytest.approx(0, abs=1e-3) for row in scores.neighbours[:10])
     assert scores.distance[10] > scores.distance[:10].max()
@@ -57,11 +60,11 @@ def test_an_object_is_compared_with_what_was_made_of_the_same() -> None:
     stored = reference_set(cloud, codes, distances=np.linspace(0.0, 0.2, 200, dtype=np.float32))
     rows = np.array([0, 300, 1, 301])
     present = np.array([ALONE, WITH_METADATA] * 2)
-    scores = score(stored, cloud[rows], present, np.full(4, 30))
+    scores = score(stored, cloud[rows], strata(present, 30))
     assert [n[0].object_id for n in scores.neighbours] == ["star 0", "star 300", "star 1", "star 301"]
     assert (scores.percentile < 0.99).all()
     # The same embeddings against the other stratum: as far as can be.
-    crossed = score(stored, cloud[rows], present[::-1], np.full(4, 30))
+    crossed = score(stored, cloud[rows], strata(present[::-1], 30))
     assert (crossed.percentile == 1.0).all()
 
 
@@ -72,9 +75,9 @@ def test_each_row_of_a_batch_is_scored_as_if_alone() -> None:
     queries = unit(40, seed=3)
     present = np.array([[True, bool(i & 1), bool(i & 2)] for i in range(40)])
     detections = np.where(np.arange(40) % 3, 8, 25)
-    together = score(stored, queries, present, detections)
+    together = score(stored, queries, strata(present, detections))
     for row in range(40):
-        alone = score(stored, queries[row : row + 1], present[row : row + 1], detections[row : row + 1])
+        alone = score(stored, queries[row : row + 1], strata(present[row : row + 1], detections[row : row + 1]))
         assert alone.distance[0] == pytest.approx(together.distance[row], abs=1e-6)
         assert alone.percentile[0] == together.percentile[row]
         assert [n.object_id for n in alone.neighbours[0]] == [n.object_id for n in together.neighbours[row]]
@@ -83,7 +86,7 @@ def test_each_row_of_a_batch_is_scored_as_if_alone() -> None:
 def test_percentiles_are_those_of_the_stratums_calibration() -> None:
     distances, _ = nearest(unit(2000), unit(1000, seed=4), 5)
     stored = reference_set(unit(2000), distances=distances.mean(axis=1))
-    percentile = score(stored, unit(500, seed=5), np.array([ALONE] * 500), np.full(500, 30)).percentile
+    percentile = score(stored, unit(500, seed=5), strata([ALONE] * 500, 30)).percentile
     assert np.mean(percentile < 0.5) == pytest.approx(0.5, abs=0.1)
     assert np.mean(percentile > 0.9) == pytest.approx(0.1, abs=0.06)
 
@@ -96,17 +99,17 @@ def test_no_score_and_the_reason_where_a_stratum_has_too_little() -> None:
     kept = np.setdiff1d(np.arange(len(stored.calibration_distances)), fewer)
     stored = type(stored)(
         stored.version, stored.model, stored.embeddings, stored.object_ids, stored.class_names, stored.modalities,
-        stored.detections, stored.k, stored.calibration_distances[kept], stored.calibration_modalities[kept],
-        stored.calibration_detections[kept],
+        stored.detections, stored.values, stored.k, stored.calibration_distances[kept],
+        stored.calibration_modalities[kept], stored.calibration_detections[kept], stored.calibration_values[kept],
     )  # fmt: skip
     present = np.array([ALONE, [0, 1, 0], [0, 0, 1], [0, 1, 1], ALONE, [0, 0, 0]], np.bool_)
-    scores = score(stored, unit(6, seed=6), present, np.array([30, 0, 0, 0, 300, 0]))
+    scores = score(stored, unit(6, seed=6), strata(present, np.array([30, 0, 0, 0, 300, 0])))
     version = "the reference set 1.0+abcdef01 has"
     assert scores.reasons == [
         None,
         f"{version} 49 embeddings of spectrum, 50 are needed",
-        f"{version} 99 calibration distances of metadata, 100 are needed",
-        f"{version} nothing of spectrum+metadata",
+        f"{version} 99 calibration distances of metadata, fewer than 9 known values, 100 are needed",
+        f"{version} nothing of spectrum+metadata, fewer than 9 known values",
         f"{version} nothing of light_curve, 200 points or more",
         "no modality is present",
     ]

@@ -29,7 +29,7 @@ def test_few_values_are_as_frequent_as_many() -> None:
     known = np.isfinite(catalogued())
     assert not known[:, [i for n, i in COLUMN.items() if n not in WHOLE]].any()
     counts = known.sum(axis=1)
-    assert 0.1 < np.mean(counts >= 13) < 0.4
+    assert 0.1 < np.mean(counts >= 12) < 0.4
     assert 0.2 < np.mean((counts >= 3) & (counts <= 6)) < 0.5
     # Exactly V, G and a proper motion, as ASAS's stars have.
     columns = [COLUMN[n] for n in ("mean_vmag", "phot_g_mean_mag", "pmra", "pmdec", "pm")]
@@ -49,14 +49,18 @@ def test_half_of_the_stars_are_farther_and_known_less_well() -> None:
     assert np.nanmax(g) < 11.8 + 7.0
     assert 0.4 < np.mean(g[np.isfinite(g)] > 11.8) < 0.6
     both = np.isfinite(g) & np.isfinite(error)
-    np.testing.assert_allclose(error[both], 0.02 * np.maximum(1.0, 10 ** (0.2 * (g[both] - 14.0))))
+    worse = error[both] / (0.02 * np.maximum(1.0, 10 ** (0.2 * (g[both] - 14.0))))
+    # Gaia's errors, or those of a catalogue of parallaxes alone, up to a hundred times as large.
+    assert np.mean(np.isclose(worse, 1.0)) > 0.5
+    assert worse.min() > 0.999
+    assert 50 < worse.max() < 100
     motion = values[:, COLUMN["pm"]]
     both = np.isfinite(g) & np.isfinite(motion)
     np.testing.assert_allclose(motion[both], 10.0 * 10 ** (-0.2 * (g[both] - 11.8)), rtol=1e-6)
     parallax = values[:, COLUMN["parallax"]]
     both = np.isfinite(g) & np.isfinite(parallax) & np.isfinite(error)
     deviation = (parallax[both] - 2.0 * 10 ** (-0.2 * (g[both] - 11.8))) / error[both]
-    noisy = g[both] > 14.0
+    noisy = (g[both] > 14.0) | (worse > 1.001)
     assert np.std(deviation[noisy]) > 0.8
     np.testing.assert_allclose(deviation[~noisy], 0, atol=1e-6)
     assert np.isnan(values[g > 11.8, COLUMN["parallax_over_error"]]).all()

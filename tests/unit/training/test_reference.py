@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker.anomaly.reference_set import MIN_EMBEDDINGS
 from broker.anomaly.strata import DETECTION_BINS
 from broker.assemble.spectrum import BAD_PIXEL_ERROR, MIN_COVERAGE
 from broker.errors import ConfigurationError
+from broker.taxonomy import CLASS_NAMES
 from tests.random_models import build_random_repository
 from training.reference import QUOTAS, _Stars, write_reference_set
 from training.simulate.real_spectra import RealSpectra
@@ -22,7 +24,7 @@ def stars(shared: Path) -> _Stars:
 
 def test_every_subset_of_the_modalities_has_reference_stars() -> None:
     assert len(QUOTAS) == 7
-    assert min(QUOTAS.values()) * 10 >= 400
+    assert min(QUOTAS.values()) * len(CLASS_NAMES) >= 5 * MIN_EMBEDDINGS
 
 
 def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: _Stars) -> None:
@@ -32,7 +34,7 @@ def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: _Stars) -> Non
     assert not set(names[reference]) & set(names[calibration])
     assert len(calibration) == 1500
     counts = np.bincount(stars.labels.index[reference], minlength=10)
-    assert counts.tolist() == [70] * 10
+    assert counts.tolist() == [max(QUOTAS.values())] * 10
 
 
 @pytest.mark.parametrize("number", range(len(DETECTION_BINS)))
