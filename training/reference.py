@@ -57,6 +57,9 @@ alert has is real."""
 ANY_TYPE_SHARE: Final = 0.7
 """Of the calibration's real spectra, those of any type: which types a class has is only roughly known, and a spectrum
 of the neighbour in the sky is no rare object."""
+ANY_STAR_SHARE: Final = 0.3
+"""Calibration stars with the catalogue values of another, of any class: those of a class are known from few donors, and
+here too a neighbour's are nothing rare."""
 METADATA_DRAWS: Final = 6
 """Until a star has few or many values, as asked; the few stars for which none fits are left out."""
 CHUNK: Final = 256
@@ -131,7 +134,9 @@ class _Stars:
         curve = shorten(curve, int(np.exp(rng.uniform(np.log(low), np.log(high + 1)))), rng)
         return difference(curve, rng) if rng.random() < DIFFERENCE_SHARE else curve
 
-    def metadata(self, rows: NDArray[np.intp], many: bool, rng: np.random.Generator) -> MetadataInputs:
+    def metadata(
+        self, rows: NDArray[np.intp], is_reference: NDArray[np.bool_], many: bool, rng: np.random.Generator
+    ) -> MetadataInputs:
         """Catalogue values of ``rows`` as an operator's catalogues have them, MANY_VALUES or fewer of them."""
         unknown = np.full(len(self.table), np.nan)
         values, _ = simulate_metadata(self.table, self._donors, self._code, unknown, self._part, rng)
@@ -143,6 +148,8 @@ class _Stars:
             fits = found.present & ((found.known.sum(axis=1) >= MANY_VALUES) == many)
             missing = np.isnan(known).all(axis=1)
             known[fits & missing] = drawn[fits & missing]
+        others = np.flatnonzero(~is_reference & (rng.random(len(rows)) < ANY_STAR_SHARE))
+        known[others] = known[rng.permutation(others)]
         return standardise(known, ra, dec, default_scaler())
 
     def spectra(
@@ -243,7 +250,7 @@ def _embed_all(engine: OnnxEngine, stars: _Stars, bin_number: int | None, over: 
     else:
         curves = [stars.history(row, bin_number, rng) for row in rows]
         light_curve = _joined(list(over(assemble_light_curves, list(_chunks(curves)))))
-    metadata = (stars.metadata(rows, False, rng), stars.metadata(rows, True, rng))
+    metadata = tuple(stars.metadata(rows, is_reference, many, rng) for many in (False, True))
     sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng))
     label = stars.labels.index[rows]
     return [
