@@ -92,10 +92,10 @@ class ObservedSpectrum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceMetadata:
-    """Catalogue values of one source, in the order of ``broker.assemble.metadata.METADATA_FEATURES``."""
+    """Catalogue values of one source, in the order of ``broker.assemble.metadata.SOURCE_FEATURES``."""
 
     values: NDArray[np.float32]
-    """(34,) raw catalogue values; NaN where unknown."""
+    """(SOURCE_FEATURES,) raw values; NaN where unknown. """
 
 
 @dataclass(frozen=True, slots=True, eq=False)

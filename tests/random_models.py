@@ -22,9 +22,9 @@ from broker.assemble.lightcurve import (
     POINT_CHANNELS,
     POINTS,
 )
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import MODEL_FEATURES
 from broker.build import REFERENCE_SET_FILE
-from broker.inference.manifest import MODALITY_SUBSETS
+from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS
 from broker.taxonomy import CLASS_NAMES
 
 MODEL_REPO = Path(__file__).resolve().parents[1] / "model_repo"
@@ -108,7 +108,7 @@ def _spectrum_encoder(path: Path, seed: int) -> None:
 
 def _metadata_encoder(path: Path, seed: int) -> None:
     g = _Graph(seed)
-    size = len(METADATA_FEATURES)
+    size = len(MODEL_FEATURES)
     known = g.op("Cast", "known", to=TensorProto.FLOAT)
     both = g.op("Concat", g.op("Mul", "values", known), known, axis=1)
     g.normalised(g.op("Tanh", g.dense(both, 2 * size, EMBEDDING)), "embedding")
@@ -124,9 +124,11 @@ def _classifier(path: Path, seed: int) -> None:
     total = g.op("ReduceSum", g.op("Mul", stacked, weight), g.constant(np.array([1])), keepdims=0)
     mean = g.op("Div", total, g.op("ReduceSum", weight, g.constant(np.array([1])), keepdims=0))
     logits = g.op("Mul", g.dense(mean, EMBEDDING, len(CLASS_NAMES)), g.constant(np.float32(40)))
+    # Of no consequence for the answer, but an input that no node uses would be dropped.
+    logits = g.op("Add", logits, g.op("Mul", "detections", g.constant(np.float32(0))))
     g.nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
     g.normalised(mean, "embedding")
-    inputs: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (EMBEDDING,)), "present": (3,)}
+    inputs: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (EMBEDDING,)), "present": (3,), "detections": (1,)}
     g.save(path, inputs, {"probabilities": len(CLASS_NAMES), "embedding": EMBEDDING})
 
 
@@ -167,7 +169,9 @@ def build_random_repository(folder: Path, seed: int = 0) -> Path:
         "classifier_name": "trifid-random",
         "model_version": f"0.0.{seed}",
         "classes": CLASS_NAMES,
-        "conformal_thresholds": {subset: round(0.05 * (1 + i), 2) for i, subset in enumerate(MODALITY_SUBSETS)},
+        "conformal_thresholds": {
+            subset: [round(0.05 * (1 + i), 2)] * len(CALIBRATION_BINS) for i, subset in enumerate(MODALITY_SUBSETS)
+        },
         "sha256": checksums,
         "reference_set_sha256": _reference_set(folder, f"0.0.{seed}"),
     }
@@ -184,7 +188,7 @@ def random_inputs(present: NDArray[np.bool_], seed: int = 0) -> ModelInputs:
         return rng.normal(size=(batch, *shape)).astype(np.float32)
 
     points_mask = np.arange(POINTS) < rng.integers(10, POINTS + 1, (batch, 1))
-    known = rng.random((batch, len(METADATA_FEATURES))) < 0.8
+    known = rng.random((batch, len(MODEL_FEATURES))) < 0.8
     light_curve, spectrum, metadata = (
         present[:, column].reshape(batch, *([1] * 2)).astype(np.float32) for column in range(3)
     )
@@ -200,7 +204,7 @@ def random_inputs(present: NDArray[np.bool_], seed: int = 0) -> ModelInputs:
         ),
         spectrum=SpectrumInputs(spectra=normal(*SPECTRUM) * spectrum, present=present[:, 1]),
         metadata=MetadataInputs(
-            values=normal(len(METADATA_FEATURES)) * known * metadata[:, 0],
+            values=normal(len(MODEL_FEATURES)) * known * metadata[:, 0],
             known=known & present[:, 2:],
             present=present[:, 2],
         ),

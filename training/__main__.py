@@ -20,11 +20,15 @@ from training.datasets.splits import split
 from training.datasets.tables import load_objects
 from training.evaluate import TEST_SETS, markdown
 from training.label_limits import label_limits
+from training.live import PREFACE as LIVE_PREFACE
+from training.live import CrossValidated, Repository, evaluate_live, first_detections_scores, plot_first
+from training.live import save as save_live
 from training.loop import join_workers
 from training.prepare import VERSIONS
 from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
 from training.run import Run, metadata_against_astrom3
+from training.stream import train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
 from training.table import markdown as table_markdown
 
@@ -219,6 +223,48 @@ def reference_set(shared: Path, repository: Path) -> None:
     Writes reference_set.npz and its checksum in manifest.json. `export` does the same for the models it writes.
     """
     write_reference_set(repository, shared / "data", CONSOLE.log)
+
+
+@main.command()
+@_shared
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
+    help="Triton model repository: its encoders of light curves and spectra stay, the rest is written anew.",
+)  # fmt: skip
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/stream"), show_default=True,
+    help="Folder for the models of the folds and for what is prepared.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--version", default=None, help="Model version; date and time by default.")
+def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None) -> None:
+    """Train metadata encoder and classifier on what alerts carry, cross-validated by star; minutes on a CPU.
+
+    Afterwards: `reference-set`, since embeddings have changed, and `evaluate-live`.
+    """
+    version = version or datetime.now(UTC).strftime("%Y.%m.%d.%H%M")
+    train_stream(repository, shared / "data", output, version, seed, CONSOLE.log)
+
+
+@main.command("evaluate-live")
+@_shared
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
+    help="Triton model repository that is scored.",
+)  # fmt: skip
+@click.option(
+    "--folds", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
+    help="Folder `folds` of `stream`: stars that were trained on are scored by a model that has not seen them. "
+    "Without it every star is scored by the repository's model, as is right for stars that were kept back.",
+)  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/live"), show_default=True)
+def evaluate_live_command(shared: Path, repository: Path, folds: Path | None, output: Path) -> None:
+    """Score the model on real packets and archives in several bands; writes live.md, live.json and figures."""
+    classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
+    scores = evaluate_live(classify, shared / "data")
+    save_live(scores, output, LIVE_PREFACE)
+    plot_first(first_detections_scores(classify, shared / "data"), output / "live.png")
+    click.echo((output / "live.md").read_text())
 
 
 @main.command("label-limits")

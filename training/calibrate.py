@@ -1,4 +1,8 @@
-"""Temperatures and conformal thresholds, one for each subset of the modalities, from validation objects."""
+"""Temperatures and conformal thresholds, by subset of the modalities and number of detections.
+
+They come from objects that the model has not seen. Where a cell has too few of them, the nearest cells of the same
+subset lend theirs, those with fewer detections first: to ask for too much there is the safer mistake.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from broker.inference.manifest import CALIBRATION_BINS
 from training.data import TrainingSet, to_device
 from training.encoders.trimodal import SUBSETS, Classifier, Trimodal, subset_name
 
 COVERAGE = 0.9
+LEAST_IN_CELL = 40
+"""Objects that a temperature or threshold is taken from, at least, where there are so many."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """Embeddings (n, 3, 512) and presence (n, 3) of some rows of a training set."""
+    """Embeddings (n, 3, 512), presence (n, 3) and detections (n,) of some rows of a training set."""
 
     rows: NDArray[np.intp]
     embeddings: Tensor
     present: Tensor
+    detections: NDArray[np.int32]
+
+    def take(self, chosen: NDArray[np.bool_]) -> Encoded:
+        """Some of the rows, by a mask (n,)."""
+        mask = torch.from_numpy(chosen)
+        return Encoded(self.rows[chosen], self.embeddings[mask], self.present[mask], self.detections[chosen])
 
 
 @torch.no_grad()
@@ -47,7 +60,7 @@ def encode_rows(
         ]
         embeddings.append(torch.stack(parts, dim=1).cpu())
         present.append(batch.present.cpu())
-    return Encoded(rows, torch.cat(embeddings), torch.cat(present))
+    return Encoded(rows, torch.cat(embeddings), torch.cat(present), data.detections[version, rows])
 
 
 def usable(encoded: Encoded, subset: tuple[bool, ...]) -> NDArray[np.bool_]:
@@ -60,27 +73,54 @@ def probabilities(classifier: Classifier, encoded: Encoded, subset: tuple[bool, 
     """(n, 10) calibrated probabilities from the modalities of ``subset`` alone."""
     device = classifier.log_temperature.device
     present = torch.tensor(subset, device=device).expand(len(encoded.rows), -1)
-    result, _ = classifier.eval()(*encoded.embeddings.to(device).unbind(dim=1), present)
+    detections = torch.from_numpy(encoded.detections.astype(np.float32))[:, None].to(device)
+    result, _ = classifier.eval()(*encoded.embeddings.to(device).unbind(dim=1), present, detections)
     double: NDArray[np.float64] = result.double().cpu().numpy()
     return double
 
 
-def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]) -> dict[str, float]:
-    """Set each subset's temperature to the one with the least cross-entropy on ``encoded`` (Guo et al. 2017)."""
-    target = torch.from_numpy(label)
-    result = {}
-    classifier = model.classifier.eval()
+@torch.no_grad()
+def logits(classifier: Classifier, encoded: Encoded, subset: tuple[bool, ...]) -> Tensor:
+    """(n, 10) uncalibrated logits from the modalities of ``subset`` alone, on the CPU."""
     device = classifier.log_temperature.device
+    present = torch.tensor(subset, device=device).expand(len(encoded.rows), -1)
+    result: Tensor = classifier.eval().logits(encoded.embeddings.to(device), present).cpu()
+    return result
+
+
+def cell_rows(detections: NDArray[np.integer], least: int) -> list[NDArray[np.intp]]:
+    """For each of CALIBRATION_BINS the objects (n,) that calibrate it: its own, and lent ones up to ``least``."""
+    number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
+    own = [np.flatnonzero(number == cell) for cell in range(len(CALIBRATION_BINS))]
+    cells = []
+    for cell in range(len(CALIBRATION_BINS)):
+        chosen = own[cell]
+        for other in sorted((c for c in range(len(own)) if c != cell), key=lambda c: (abs(c - cell), c > cell)):
+            if len(chosen) >= least:
+                break
+            chosen = np.concatenate([chosen, own[other]])
+        cells.append(chosen)
+    return cells
+
+
+def best_log_temperature(logit: Tensor, target: Tensor) -> float:
+    """The logarithm of the temperature with the least cross-entropy (Guo et al. 2017) of logits (n, 10)."""
     grid = torch.linspace(-1.0, 1.5, 101)
+    losses = torch.stack([functional.cross_entropy(logit / t.exp(), target) for t in grid])
+    return float(grid[int(losses.argmin())])
+
+
+def fit_temperatures(model: Trimodal, encoded: Encoded, label: NDArray[np.int64]) -> dict[str, tuple[float, ...]]:
+    """Set the temperature of each subset and number of detections to the one with the least cross-entropy."""
+    result = {}
     for subset in SUBSETS:
-        chosen = torch.from_numpy(usable(encoded, subset))
-        with torch.no_grad():
-            present = torch.tensor(subset, device=device).expand(int(chosen.sum()), -1)
-            logits = classifier.logits(encoded.embeddings[chosen].to(device), present).cpu()
-            losses = torch.stack([functional.cross_entropy(logits / t.exp(), target[chosen]) for t in grid])
-        best = grid[int(losses.argmin())]
-        classifier.log_temperature[int(Classifier.subset_index(torch.tensor([subset]))[0])] = best
-        result[subset_name(subset)] = float(best.exp())
+        chosen = usable(encoded, subset)
+        logit, target = logits(model.classifier, encoded.take(chosen), subset), torch.from_numpy(label[chosen])
+        row = model.classifier.log_temperature[int(Classifier.subset_index(torch.tensor([subset]))[0])]
+        for cell, rows in enumerate(cell_rows(encoded.detections[chosen], LEAST_IN_CELL)):
+            if len(rows):
+                row[cell] = best_log_temperature(logit[rows], target[rows])
+        result[subset_name(subset)] = tuple(row.exp().tolist())
     return result
 
 
@@ -94,20 +134,28 @@ def conformal_rank(count: int, coverage: float) -> int:
 
 def conformal_thresholds(
     model: Trimodal, encoded: Encoded, label: NDArray[np.int64], coverage: float = COVERAGE
-) -> dict[str, float]:
-    """Least probability that belongs in a prediction set, for each subset of the modalities.
+) -> dict[str, tuple[float, ...]]:
+    """Least probability that belongs in a prediction set, for each subset of the modalities and number of detections.
 
-    Split conformal prediction (Sadinle, Lei & Wasserman 2019, JASA 114, 223): with n calibration objects the
-    threshold is the floor((n + 1)(1 - coverage))-th smallest probability of the true class, so that the set
-    holds the true class of a new object with probability at least ``coverage``.
+    Split conformal prediction (Sadinle, Lei & Wasserman 2019, JASA 114, 223) in each cell, so that the promise holds in
+    each (Vovk 2012, arXiv 1209.2673).
     """
     result = {}
     for subset in SUBSETS:
         chosen = usable(encoded, subset)
-        own = probabilities(model.classifier, encoded, subset)[chosen, label[chosen]]
-        rank = conformal_rank(len(own), coverage)
-        result[subset_name(subset)] = float(np.sort(own)[rank - 1]) if rank > 0 else 0.0
+        own = probabilities(model.classifier, encoded.take(chosen), subset)[np.arange(chosen.sum()), label[chosen]]
+        cells = cell_rows(encoded.detections[chosen], LEAST_IN_CELL)
+        result[subset_name(subset)] = tuple(conformal_threshold(own[rows], coverage) for rows in cells)
     return result
+
+
+def conformal_threshold(own: NDArray[np.float64], coverage: float) -> float:
+    """The floor((n + 1)(1 - coverage))-th smallest probability (n,) of the true classes, 0 where there is none.
+
+    A set of the classes that reach it holds the true class of a new object with probability at least ``coverage``.
+    """
+    rank = conformal_rank(len(own), coverage)
+    return float(np.sort(own)[rank - 1]) if rank > 0 else 0.0
 
 
 def expected_calibration_error(predicted: NDArray[np.float64], label: NDArray[np.int64], bins: int = 15) -> float:

@@ -94,7 +94,7 @@ class TrainingSet:
         known: NDArray[np.bool_],
         metadata_present: NDArray[np.bool_],
     ) -> None:
-        """``spectra`` (v, n, 3, 2575); ``values`` and ``known`` (n, 34); the ``present`` arrays (n,)."""
+        """``spectra`` (v, n, 3, 2575); ``values`` and ``known`` (n, MODEL_FEATURES); the ``present`` arrays (n,)."""
         self.labels = labels
         self.points = torch.from_numpy(np.array(light_curves.points))
         self.points_mask = torch.from_numpy(np.array(light_curves.points_mask))
@@ -130,6 +130,7 @@ class TrainingSet:
             values=self.values[index],
             known=self.known[index],
             present=self.present(index, v),
+            detections=torch.from_numpy(self.detections[v.numpy(), rows].astype(np.float32))[:, None],
         )
 
     def present(self, index: Tensor, version: Tensor) -> Tensor:

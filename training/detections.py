@@ -119,8 +119,9 @@ def _classify(
     joined = torch.zeros(len(embeddings), len(MODALITIES), EMBEDDING)
     joined[:, 0] = embeddings
     encoded = Encoded(
-        np.arange(len(present)), joined, torch.from_numpy(present)[:, None] & torch.tensor(LIGHT_CURVE_ONLY)
-    )
+        np.arange(len(present)), joined, torch.from_numpy(present)[:, None] & torch.tensor(LIGHT_CURVE_ONLY),
+        np.concatenate([part.detections for part in parts]),
+    )  # fmt: skip
     return probabilities(model.classifier, encoded, LIGHT_CURVE_ONLY), present
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, recall_score
 
+from broker.inference.manifest import CALIBRATION_BINS
 from broker.taxonomy import CLASS_NAMES
 from training.calibrate import (
     Encoded,
@@ -51,13 +52,13 @@ def score(
     modalities: str,
     predicted: NDArray[np.float64],
     label: NDArray[np.int64],
-    threshold: float,
+    threshold: float | NDArray[np.float64],
 ) -> Score:
-    """Scores of calibrated probabilities (n, 10) against labels (n,)."""
+    """Scores of calibrated probabilities (n, 10) against labels (n,); ``threshold`` is one for all or (n,)."""
     best = predicted.argmax(axis=1)
     present = np.unique(label)
     recall = recall_score(label, best, labels=present, average=None, zero_division=0.0)
-    in_set = predicted >= threshold
+    in_set = predicted >= np.broadcast_to(threshold, len(label))[:, None]
     return Score(
         test_set=test_set,
         modalities=modalities,
@@ -73,7 +74,7 @@ def score(
 
 
 def score_subsets(
-    model: Trimodal, encoded: Encoded, label: NDArray[np.int64], thresholds: dict[str, float], test_set: str
+    model: Trimodal, encoded: Encoded, label: NDArray[np.int64], thresholds: dict[str, tuple[float, ...]], test_set: str
 ) -> list[Score]:
     """One Score for each subset of the modalities, over the objects that have all of that subset."""
     scores = []
@@ -83,7 +84,8 @@ def score_subsets(
             continue
         name = subset_name(subset)
         predicted = probabilities(model.classifier, encoded, subset)[chosen]
-        scores.append(score(test_set, name, predicted, label[chosen], thresholds[name]))
+        number = np.searchsorted(CALIBRATION_BINS[1:], encoded.detections[chosen], side="right")
+        scores.append(score(test_set, name, predicted, label[chosen], np.array(thresholds[name])[number]))
     return scores
 
 
@@ -92,8 +94,8 @@ class Evaluation:
     """What ``calibrate_and_score`` finds."""
 
     scores: list[Score]
-    temperatures: dict[str, float]
-    thresholds: dict[str, float]
+    temperatures: dict[str, tuple[float, ...]]
+    thresholds: dict[str, tuple[float, ...]]
     encoded: dict[str, Encoded]
     """The encoded rows of each test set."""
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from broker.assemble.inputs import MODALITIES
 from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import MODEL_FEATURES, SCALER_FILE, Scaler
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import Batch, Trimodal
+from training.encoders.trimodal import Batch, Classifier, Trimodal
 
 CLASSIFIER_NAME = "trifid-astrom3"
 OPSET = 18
@@ -39,27 +39,47 @@ def export_models(model: Trimodal, repository: Path) -> None:
     _export(
         model.spectrum_encoder, {"spectra": torch.randn(2, 3, 2575)}, ["embedding"], repository / "spectrum_encoder"
     )
+    export_metadata_encoder(model.metadata_encoder, repository)
+    export_classifier(model.classifier, repository)
+
+
+def export_metadata_encoder(encoder: nn.Module, repository: Path) -> None:
+    """Write ``metadata_encoder/1/model.onnx`` under ``repository``."""
     _export(
-        model.metadata_encoder,
+        encoder.eval(),
         {
-            "values": torch.randn(2, len(METADATA_FEATURES)),
-            "known": torch.ones(2, len(METADATA_FEATURES), dtype=torch.bool),
+            "values": torch.randn(2, len(MODEL_FEATURES)),
+            "known": torch.ones(2, len(MODEL_FEATURES), dtype=torch.bool),
         },
         ["embedding"],
         repository / "metadata_encoder",
     )
+
+
+def export_classifier(classifier: Classifier, repository: Path) -> None:
+    """Write ``classifier/1/model.onnx`` under ``repository``."""
     embedding = torch.randn(2, EMBEDDING)
     _export(
-        model.classifier,
+        classifier.eval(),
         {
             "light_curve": embedding,
             "spectrum": embedding.clone(),
             "metadata": embedding.clone(),
             "present": torch.ones(2, len(MODALITIES), dtype=torch.bool),
+            "detections": torch.tensor([[7.0], [300.0]]),
         },
         ["probabilities", "embedding"],
         repository / "classifier",
     )
+
+
+def save_scaler(scaler: Scaler) -> None:
+    """Write the scaler into the package: it belongs to the model that is published with this release."""
+    columns = {
+        name: [round(float(m), 6), round(float(s), 6)] if np.isfinite(s) else None
+        for name, m, s in zip(MODEL_FEATURES, scaler.mean, scaler.std, strict=True)
+    }
+    SCALER_FILE.write_text(json.dumps(columns, indent=1) + "\n")
 
 
 def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], folder: Path) -> None:
@@ -83,7 +103,9 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], fo
     program.save(path, external_data=False)
 
 
-def write_manifest(repository: Path, version: str, thresholds: dict[str, float], training: dict[str, object]) -> None:
+def write_manifest(
+    repository: Path, version: str, thresholds: dict[str, tuple[float, ...]], training: dict[str, object]
+) -> None:
     """Write ``manifest.json``: versions, classes, conformal thresholds and the hash of each model file."""
     files = sorted(p for p in repository.glob("*/*/model.onnx"))
     manifest = {
@@ -112,6 +134,7 @@ def check_export(model: Trimodal, repository: Path, batch: Batch, tolerance: flo
         "metadata_encoder": {"values": batch.values, "known": batch.known},
         "classifier": {
             "light_curve": light_curve, "spectrum": spectrum, "metadata": metadata, "present": batch.present,
+            "detections": batch.detections,
         },
     }  # fmt: skip
     worst = 0.0

@@ -162,5 +162,5 @@ def augment(batch: Batch) -> Batch:
     return Batch(
         points, mask, batch.folded.roll(turn, dims=2), features,
         batch.spectra, batch.values + METADATA_BLUR * torch.randn_like(batch.values),
-        batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present,
+        batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present, batch.detections,
     )  # fmt: skip

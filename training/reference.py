@@ -18,17 +18,26 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
 from broker.anomaly.scores import nearest
-from broker.anomaly.strata import DETECTION_BINS, MANY_VALUES, strata_of
+from broker.anomaly.strata import DETECTION_BINS, MANY_VALUES, known_values, strata_of
+from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
-from broker.assemble.lightcurve import assemble_light_curves
-from broker.assemble.metadata import default_scaler, standardise
+from broker.assemble.lightcurve import assemble_light_curves, usable_points
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    SOURCE_FEATURES,
+    default_scaler,
+    raw_values,
+    standardise,
+    widened,
+)
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
 from broker.records import LightCurve
-from broker.taxonomy import CLASS_NAMES
+from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.crops import difference, shorten
 from training.data import Labels
+from training.datasets.multiband import load_packets
 from training.datasets.splits import split
 from training.datasets.tables import ObjectTable, load_objects
 from training.simulate.catalogues import as_catalogued
@@ -62,6 +71,10 @@ ANY_STAR_SHARE: Final = 0.3
 here too a neighbour's are nothing rare."""
 METADATA_DRAWS: Final = 6
 """Until a star has few or many values, as asked; the few stars for which none fits are left out."""
+PACKET_SHARE: Final = 0.5
+"""Stars whose metadata are a real packet's, of those with metadata."""
+PACKET_BLUR: Final = 0.02
+"""Relative noise on a packet's values, so that one packet is not one point."""
 CHUNK: Final = 256
 
 Report = Callable[[str], None]
@@ -90,6 +103,33 @@ class _Embedded:
     values: NDArray[np.int32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PacketValues:
+    """What n real packets say: raw values (n, MODEL_FEATURES), positions and the classes of their stars."""
+
+    values: NDArray[np.float64]
+    ra: NDArray[np.float64]
+    dec: NDArray[np.float64]
+    label: NDArray[np.int64]
+
+    def take(self, chosen: NDArray[np.bool_]) -> PacketValues:
+        """Some of them."""
+        return PacketValues(*(getattr(self, field.name)[chosen] for field in fields(self)))
+
+
+def load_packet_values(data: Path) -> PacketValues:
+    """Of the labelled ZTF packets in ``data``; none where they are not there."""
+    objects = load_packets(data)
+    objects = objects.take([i for i, label in enumerate(objects.label) if label in CLASS_INDEX])
+    history = history_features(usable_points([s.light_curve for s in objects.states]))
+    return PacketValues(
+        raw_values([s.metadata for s in objects.states], history),
+        np.array([s.ra for s in objects.states]),
+        np.array([s.dec for s in objects.states]),
+        np.array([CLASS_INDEX[label] for label in objects.label], np.int64),
+    )
+
+
 class _Stars:
     """The stars and the means to give them spectra and catalogue values."""
 
@@ -106,6 +146,9 @@ class _Stars:
         order = np.random.default_rng([seed, 6]).permutation(len(real))
         # No spectrum is both in the set and in its calibration.
         self._real: tuple[RealSpectra, RealSpectra] = (real.take(order[::2]), real.take(order[1::2]))
+        packets = load_packet_values(data)
+        chosen = np.random.default_rng([seed, 8]).random(len(packets.label)) < 0.5
+        self._packets = (packets.take(chosen), packets.take(~chosen))
         self._length = np.array([len(curve) for curve in self.table.light_curves])
         rng = np.random.default_rng([seed, 7])
         self._code = np.full(len(self.table), np.nan)
@@ -135,22 +178,62 @@ class _Stars:
         return difference(curve, rng) if rng.random() < DIFFERENCE_SHARE else curve
 
     def metadata(
-        self, rows: NDArray[np.intp], is_reference: NDArray[np.bool_], many: bool, rng: np.random.Generator
+        self,
+        rows: NDArray[np.intp],
+        is_reference: NDArray[np.bool_],
+        history: NDArray[np.float64],
+        many: bool,
+        rng: np.random.Generator,
     ) -> MetadataInputs:
-        """Catalogue values of ``rows`` as an operator's catalogues have them, MANY_VALUES or fewer of them."""
+        """Of ``rows`` (n,), MANY_VALUES or fewer, with the ``history`` of their light curves (n, HISTORY_FEATURES).
+
+        They are as an operator's catalogues have them; of many values, half are what a real packet of the class says,
+        or of any class where there is none. Packets of the set and of its calibration are of different objects.
+        """
         unknown = np.full(len(self.table), np.nan)
         values, _ = simulate_metadata(self.table, self._donors, self._code, unknown, self._part, rng)
         whole, known = values[rows], np.full((len(rows), values.shape[1]), np.nan)
-        ra, dec = self.table.ra[rows], self.table.dec[rows]
+        ra, dec = np.array(self.table.ra[rows]), np.array(self.table.dec[rows])
         for _ in range(METADATA_DRAWS):
             drawn = as_catalogued(whole, rng)
-            found = standardise(drawn, ra, dec, default_scaler())
-            fits = found.present & ((found.known.sum(axis=1) >= MANY_VALUES) == many)
+            found = standardise(widened(drawn), ra, dec, default_scaler())
+            fits = found.present & ((known_values(found) >= MANY_VALUES) == many)
             missing = np.isnan(known).all(axis=1)
             known[fits & missing] = drawn[fits & missing]
         others = np.flatnonzero(~is_reference & (rng.random(len(rows)) < ANY_STAR_SHARE))
         known[others] = known[rng.permutation(others)]
-        return standardise(known, ra, dec, default_scaler())
+        raw = widened(known)
+        catalogued = ~np.isnan(known).all(axis=1)
+        raw[catalogued, len(SOURCE_FEATURES) :] = history[catalogued]
+        if many:
+            for own, packets in zip((is_reference, ~is_reference), self._packets, strict=True):
+                self._fill_from_packets(raw, ra, dec, rows, own, packets, rng)
+        return standardise(raw, ra, dec, default_scaler())
+
+    def _fill_from_packets(
+        self,
+        raw: NDArray[np.float64],
+        ra: NDArray[np.float64],
+        dec: NDArray[np.float64],
+        rows: NDArray[np.intp],
+        own: NDArray[np.bool_],
+        packets: PacketValues,
+        rng: np.random.Generator,
+    ) -> None:
+        """Give PACKET_SHARE of the rows that are ``own`` (n,) a packet's values and position, in place."""
+        if not len(packets.label):
+            return
+        catalogs = len(METADATA_FEATURES)
+        for row in np.flatnonzero(own & (rng.random(len(rows)) < PACKET_SHARE)).tolist():
+            alike = np.flatnonzero(packets.label == self.labels.index[rows[row]])
+            donor = rng.choice(alike) if len(alike) else rng.integers(len(packets.label))
+            packet = packets.values[donor] * (1.0 + PACKET_BLUR * rng.normal(size=raw.shape[1]))
+            # Where catalogues are loaded, too, their values come first, and the packet's fill what is unknown.
+            if rng.random() < 0.5:
+                catalog = raw[row, :catalogs]
+                packet[:catalogs] = np.where(np.isnan(catalog), packet[:catalogs], catalog)
+            raw[row] = packet
+            ra[row], dec[row] = packets.ra[donor], packets.dec[donor]
 
     def spectra(
         self, rows: NDArray[np.intp], is_reference: NDArray[np.bool_], rng: np.random.Generator
@@ -246,11 +329,13 @@ def _embed_all(engine: OnnxEngine, stars: _Stars, bin_number: int | None, over: 
     rows = np.concatenate([reference, calibration])
     is_reference = np.arange(len(rows)) < len(reference)
     if bin_number is None:
-        light_curve = assemble_light_curves([LightCurve.empty()] * len(rows))
+        curves = [LightCurve.empty()] * len(rows)
+        light_curve = assemble_light_curves(curves)
     else:
         curves = [stars.history(row, bin_number, rng) for row in rows]
         light_curve = _joined(list(over(assemble_light_curves, list(_chunks(curves)))))
-    metadata = tuple(stars.metadata(rows, is_reference, many, rng) for many in (False, True))
+    history = np.concatenate([history_features(usable_points(part)) for part in _chunks(curves)])
+    metadata = tuple(stars.metadata(rows, is_reference, history, many, rng) for many in (False, True))
     sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng))
     label = stars.labels.index[rows]
     return [
@@ -292,7 +377,7 @@ def _embed(
         embeddings[good],
         np.full(len(rows), subset_codes(subset[None])[0], np.uint8),
         np.where(subset[0], sample.light_curve.detections[rows], 0).astype(np.int32),
-        np.where(subset[2], metadata.known[rows].sum(axis=1), 0).astype(np.int32),
+        np.where(subset[2], known_values(metadata)[rows], 0).astype(np.int32),
     )
 
 

@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from broker.assemble.metadata import METADATA_FEATURES, Scaler, standardise
+from broker.assemble.metadata import Scaler, standardise, widened
 from broker.errors import ConfigurationError, InputFileError
 from broker.taxonomy import CLASS_NAMES
 from training.baselines import forest_probabilities
@@ -30,7 +30,7 @@ from training.detections import accuracy_by_detections, detections_markdown, sav
 from training.encoders.build import build_model, new_model
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Trimodal
 from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score
-from training.export import check_export, export_models, write_manifest
+from training.export import check_export, export_models, save_scaler, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
 from training.finetune import finetune
 from training.loop import Checkpoints, Context, Workers
@@ -91,6 +91,7 @@ class Run:
         part = _part(len(table), (self.train_rows, self.validation_rows, self.test_rows))
         held_out = part == 2
         raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], part, rng)
+        raw = widened(raw)
         scaler = fit_scaler(raw[self.train_rows])
         metadata = standardise(raw, table.ra, table.dec, scaler)
         if self.light_curve_only:
@@ -257,7 +258,7 @@ class Run:
         rows = rows[self.labels.scored[rows]]
         return rows if survey is None else rows[self.table.survey[rows] == survey]
 
-    def calibrate_and_evaluate(self, model: Trimodal) -> tuple[list[Score], dict[str, float]]:
+    def calibrate_and_evaluate(self, model: Trimodal) -> tuple[list[Score], dict[str, tuple[float, ...]]]:
         """Fit temperatures and conformal thresholds on validation stars, score on test stars, write all of it.
 
         Into the run folder go ``evaluation.md`` and ``.json``, ``calibration.json``, ``detections.json`` and the
@@ -325,7 +326,7 @@ class Run:
         export_models(model, repository)
         worst = check_export(model, repository, self.data.batch(self.scored(self.test_rows)[:64]), tolerance=1e-4)
         self.report(f"exported to {repository}; largest difference from torch {worst:.1e}")
-        self._save_scaler()
+        save_scaler(self.scaler)
         write_manifest(
             repository,
             version,
@@ -347,15 +348,6 @@ class Run:
     def _class_counts(self) -> NDArray[np.intp]:
         rows = self.train_rows[self.labels.weight[self.train_rows] > 0]
         return np.bincount(self.labels.index[rows], minlength=len(CLASS_NAMES))
-
-    def _save_scaler(self) -> None:
-        import broker.assemble.metadata as module
-
-        columns = {
-            name: [round(float(m), 6), round(float(s), 6)] if np.isfinite(s) else None
-            for name, m, s in zip(METADATA_FEATURES, self.scaler.mean, self.scaler.std, strict=True)
-        }
-        Path(module.__file__).with_name("metadata_scaler.json").write_text(json.dumps(columns, indent=1) + "\n")
 
 
 def _part(size: int, splits: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.inputs import MODALITIES, ModelInputs, subset_codes
+from broker.assemble.inputs import MODALITIES, MetadataInputs, ModelInputs, subset_codes
+from broker.assemble.metadata import SOURCE_FEATURES
 
 DETECTION_BINS: Final[tuple[int, ...]] = (5, 10, 20, 50, 100, 200)
 """Least number of photometric points in each bin; the last has no upper end."""
@@ -40,8 +41,13 @@ def strata_of(
 
 def strata_of_inputs(inputs: ModelInputs) -> NDArray[np.intp]:
     """(batch,) the strata of a batch of objects."""
-    known = inputs.metadata.known.sum(axis=1)
-    return strata_of(subset_codes(inputs.present), inputs.light_curve.detections, known)
+    return strata_of(subset_codes(inputs.present), inputs.light_curve.detections, known_values(inputs.metadata))
+
+
+def known_values(metadata: MetadataInputs) -> NDArray[np.intp]:
+    """(batch,) how many values of catalogue and packet are known; those of the light curve itself do not count."""
+    counts: NDArray[np.intp] = metadata.known[:, : len(SOURCE_FEATURES)].sum(axis=1)
+    return counts
 
 
 def every_stratum() -> list[int]:

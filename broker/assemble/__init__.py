@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from broker.assemble.harmonics import warm_up
+from broker.assemble.history import history_features
 from broker.assemble.inputs import ModelInputs
-from broker.assemble.lightcurve import assemble_light_curves
+from broker.assemble.lightcurve import assemble_points, usable_points
 from broker.assemble.metadata import assemble_metadata
 from broker.assemble.spectrum import assemble_spectra
 from broker.records import ObjectState
@@ -18,10 +19,14 @@ __all__ = ["assemble", "warm_up"]
 
 def assemble(states: Sequence[ObjectState]) -> ModelInputs:
     """Model inputs of a batch of objects, a row each, with a mask for each modality that is missing."""
+    points = usable_points([s.light_curve for s in states])
     return ModelInputs(
-        light_curve=assemble_light_curves([s.light_curve for s in states]),
+        light_curve=assemble_points(points),
         spectrum=assemble_spectra([s.spectrum for s in states]),
         metadata=assemble_metadata(
-            [s.metadata for s in states], np.array([s.ra for s in states]), np.array([s.dec for s in states])
+            [s.metadata for s in states],
+            history_features(points),
+            np.array([s.ra for s in states]),
+            np.array([s.dec for s in states]),
         ),
     )

@@ -52,9 +52,9 @@ class MetadataInputs:
     """Model inputs made from catalogue values; unknown values are zero in ``values`` and False in ``known``."""
 
     values: NDArray[np.float32]
-    """(batch, 34): standardised values."""
+    """(batch, MODEL_FEATURES): standardised values, see ``broker.assemble.metadata``."""
     known: NDArray[np.bool_]
-    """(batch, 34): which of the values are known."""
+    """(batch, MODEL_FEATURES): which of the values are known."""
     present: NDArray[np.bool_]
     """(batch,): whether the object has enough catalogue values to be used."""
 

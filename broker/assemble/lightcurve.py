@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from broker.assemble.grouped import group_median, group_quantiles
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
@@ -56,6 +57,31 @@ _MAX_MJD: Final = 200_000.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class UsablePoints:
+    """The m measurements of a batch that can be used, by object, band and time; upper limits are only counted."""
+
+    size: int
+    """Objects in the batch."""
+    row: NDArray[np.intp]
+    """(m,) the object of each point."""
+    time: NDArray[np.float64]
+    """(m,) MJD."""
+    flux: NDArray[np.float64]
+    """(m,) nJy, as in ``LightCurve``."""
+    error: NDArray[np.float64]
+    reference: NDArray[np.float64]
+    """(m,) nJy; NaN where unknown, 0 where ``flux`` is total."""
+    band: NDArray[np.intp]
+    limits: NDArray[np.intp]
+    """(size,) upper limits of each object."""
+
+    @property
+    def total_flux(self) -> NDArray[np.float64]:
+        """(m,) nJy; NaN where the reference flux is unknown."""
+        return self.flux + self.reference
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Points:
     """The usable points of a batch, by object and time."""
 
@@ -80,8 +106,13 @@ def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInput
     relative to its own median. Upper limits are left out, and forced photometry where the same exposure has
     a detection.
     """
-    size = len(light_curves)
-    points = _select(light_curves)
+    return assemble_points(usable_points(light_curves))
+
+
+def assemble_points(usable: UsablePoints) -> LightCurveInputs:
+    """``assemble_light_curves`` from the usable points of a batch."""
+    size = usable.size
+    points = _brightness(usable)
     detections = points.count.astype(np.int32)
     present = points.count >= MIN_POINTS
     keep = present[points.row]
@@ -110,8 +141,8 @@ def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInput
     return inputs
 
 
-def _select(light_curves: Sequence[LightCurve]) -> _Points:
-    """Choose the points to use, put them on one brightness scale and sort them by object and time."""
+def usable_points(light_curves: Sequence[LightCurve]) -> UsablePoints:
+    """The points of a batch of light curves that can be used, each exposure once, by object, band and time."""
     size = len(light_curves)
     lengths = np.array([len(curve) for curve in light_curves], np.intp)
     row = np.repeat(np.arange(size), lengths)
@@ -122,7 +153,8 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
 
     time, flux, error, reference = (column(n) for n in ("mjd", "flux", "flux_error", "reference_flux"))
     band, kind = column("band").astype(np.intp), column("kind").astype(np.intp)
-    usable = (kind != PhotometryKind.LIMIT) & np.isfinite(time) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
+    limit = kind == PhotometryKind.LIMIT
+    usable = ~limit & np.isfinite(time) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
     usable &= np.isfinite(error)
 
     # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
@@ -136,16 +168,24 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
         & (kind[order][1:] != kind[order][:-1])
     )
     order = order[~repeated]
+    return UsablePoints(
+        size, row[order], time[order], flux[order], error[order], reference[order], band[order],
+        np.bincount(row[limit], minlength=size).astype(np.intp),
+    )  # fmt: skip
 
-    has_total = np.isfinite(reference)
-    total_flux = flux + np.where(has_total, reference, np.nan)
-    with_total = np.bincount(row[order], has_total[order], size)
-    is_total = (with_total >= 0.5 * np.bincount(row[order], minlength=size)) & (with_total > 0)
-    order = order[~is_total[row[order]] | (has_total[order] & (total_flux[order] > 0))]
 
-    row, time, error, band = row[order], time[order], error[order], band[order]
+def _brightness(points: UsablePoints) -> _Points:
+    """Put the points on one brightness scale and sort them by object and time."""
+    size, row, band, error = points.size, points.row, points.band, points.error
+    has_total = np.isfinite(points.reference)
+    total_flux = points.total_flux
+    with_total = np.bincount(row, has_total, size)
+    is_total = (with_total >= 0.5 * np.bincount(row, minlength=size)) & (with_total > 0)
+    order = np.flatnonzero(~is_total[row] | (has_total & (total_flux > 0)))
+
+    row, time, error, band = row[order], points.time[order], error[order], band[order]
     total = is_total[row]
-    flux = np.where(total, total_flux[order], flux[order])
+    flux = np.where(total, total_flux[order], points.flux[order])
     largest = np.zeros(size)
     np.maximum.at(largest, row, np.abs(flux))
     unit = np.where(total, np.abs(flux), largest[row])
@@ -153,35 +193,12 @@ def _select(light_curves: Sequence[LightCurve]) -> _Points:
     per_magnitude = 2.5 / np.log(10.0)
     value = np.where(total, per_magnitude * np.log(unit), per_magnitude * flux / unit)
     error = np.clip(per_magnitude * error / unit, 1e-4, 1.0)
-    value -= _group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
+    value -= group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
     by_time = np.lexsort((time, row))
     return _Points(
         row[by_time], time[by_time], value[by_time], error[by_time],
         np.bincount(row, minlength=size).astype(np.intp), is_total,
     )  # fmt: skip
-
-
-def _group_median(value: NDArray[np.float64], group: NDArray[np.intp], groups: int) -> NDArray[np.float64]:
-    """Median of each group, (groups,); 0 for an empty group."""
-    median: NDArray[np.float64] = _group_quantiles(value, group, groups, (0.5,))[0]
-    return median
-
-
-def _group_quantiles(
-    value: NDArray[np.float64], group: NDArray[np.intp], groups: int, quantiles: Sequence[float]
-) -> NDArray[np.float64]:
-    """(len(quantiles), groups) the quantiles, interpolated between ranks; 0 for an empty group."""
-    count = np.bincount(group, minlength=groups)
-    ordered = value[np.lexsort((value, group))]
-    result = np.zeros((len(quantiles), groups))
-    filled = count > 0
-    start, last = (np.cumsum(count) - count)[filled], count[filled] - 1
-    for out, quantile in zip(result, quantiles, strict=True):
-        rank = last * quantile
-        below = rank.astype(np.intp)
-        low, high = ordered[start + below], ordered[start + np.minimum(below + 1, last)]
-        out[filled] = low + (rank - below) * (high - low)
-    return result
 
 
 def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -198,9 +215,9 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
     std = np.sqrt(mean(deviation**2))
     std = np.where(std > 1e-6, std, 1.0)
     standard = deviation / std[row]
-    levels = _group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
-    mad = _group_median(np.abs(value - levels[4][row]), row, size)
-    error = _group_median(points.error, row, size)
+    levels = group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
+    mad = group_median(np.abs(value - levels[4][row]), row, size)
+    error = group_median(points.error, row, size)
     first, last = points.start, points.start + points.count - 1
     span = np.zeros(size)
     span[some] = points.time[last[some]] - points.time[first[some]]

@@ -1,4 +1,4 @@
-"""Catalogue values to model inputs."""
+"""The third modality: values of catalogues, of the packet and of the light curve's brightness, to model inputs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.inputs import MetadataInputs
 from broker.errors import ConfigurationError
 from broker.records import SourceMetadata
@@ -28,6 +29,22 @@ METADATA_FEATURES: Final[tuple[str, ...]] = (
 )  # fmt: skip
 """AstroM3's 34 metadata columns (arXiv 2411.08842, section 3.3), raw values before standardisation."""
 
+PACKET_FEATURES: Final[tuple[str, ...]] = (
+    "ps1_g_r", "ps1_r_i", "ps1_i_z", "ps1_r_mag", "star_score", "gaia_bright_mag",
+    "log10_detections_ever", "log10_visits_ever", "detected_ever_share", "log10_history_days",
+)  # fmt: skip
+"""What an alert packet itself says of its source beside AstroM3's columns: colours and magnitude of the Pan-STARRS
+source at the position, how star-like it is (0 to 1), the nearest bright Gaia source's G (which may be another star's),
+and how often and for how long the survey has detected something there. The counts are logarithms of numbers; ZTF's
+names are sgmag1 to szmag1, sgscore1, maggaiabright, ndethist, ncovhist, jdstarthist and jdendhist."""
+
+SOURCE_FEATURES: Final[tuple[str, ...]] = METADATA_FEATURES + PACKET_FEATURES
+"""The columns of ``SourceMetadata.values``: append, never reorder, since stored objects name them by number."""
+
+MODEL_FEATURES: Final[tuple[str, ...]] = SOURCE_FEATURES + HISTORY_FEATURES
+"""The columns of ``MetadataInputs``: the source's values, and those of its light curve (``broker.assemble.history``).
+"""
+
 MAGNITUDES: Final[tuple[str, ...]] = (
     "mean_vmag", "phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag",
     "j_mag", "h_mag", "k_mag", "w1_mag", "w2_mag", "w3_mag", "w4_mag",
@@ -36,13 +53,25 @@ MAGNITUDES: Final[tuple[str, ...]] = (
 MIN_PARALLAX_SNR: Final = 3.0
 """Parallaxes less certain than this give no absolute magnitude: its error would exceed 0.7 mag."""
 MIN_KNOWN: Final = 3
-"""Catalogue values, coordinates aside, that make metadata usable."""
+"""Catalogue values, coordinates aside, that make metadata usable; a colour does so by itself."""
+COLORS: Final[tuple[str, ...]] = (
+    "bp_rp",
+    "j_k",
+    "w1_w2",
+    "ps1_g_r",
+    "ps1_r_i",
+    "ps1_i_z",
+    "reference_g_r",
+    "total_g_r",
+)
+"""Columns of which one is enough. Brightness and range of a light curve alone are no metadata."""
 
 SCALER_FILE: Final = Path(__file__).with_name("metadata_scaler.json")
 """Written by ``python -m training export`` with the model that needs it."""
 
-_COLUMN: Final = {name: index for index, name in enumerate(METADATA_FEATURES)}
-_COORDINATES: Final = [_COLUMN["cos_l"], _COLUMN["sin_b"]]
+_COLUMN: Final = {name: index for index, name in enumerate(MODEL_FEATURES)}
+_CATALOGUED: Final = np.array([name in METADATA_FEATURES and name not in ("cos_l", "sin_b") for name in MODEL_FEATURES])
+_COLOR_COLUMNS: Final = [_COLUMN[name] for name in COLORS]
 # Rotation from ICRS to galactic coordinates (Hipparcos and Tycho Catalogues, ESA SP-1200, 1997, vol. 1, 1.5.3).
 _GALACTIC: Final = np.array(
     [
@@ -65,7 +94,7 @@ class Scaler:
         """Read the scaler; ConfigurationError where the file is missing or names other columns."""
         try:
             columns = json.loads(path.read_text())
-            pairs = [columns[name] or (np.nan, np.nan) for name in METADATA_FEATURES]
+            pairs = [columns[name] or (np.nan, np.nan) for name in MODEL_FEATURES]
         except (OSError, ValueError, KeyError) as error:
             raise ConfigurationError(f"metadata scaler {path}: {error!r}") from error
         mean, std = np.array(pairs, np.float64).T
@@ -88,8 +117,8 @@ def galactic(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray
 def absolute_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The columns as the model sees them: magnitudes made absolute, derived columns filled in where possible.
 
-    ``values`` (n, 34) raw, NaN where unknown. M = m + 5 log10(parallax / 100 mas), unknown where the parallax
-    is not MIN_PARALLAX_SNR times its error.
+    ``values`` (n, MODEL_FEATURES) raw, NaN where unknown. M = m + 5 log10(parallax / 100 mas), unknown where the
+    parallax is not MIN_PARALLAX_SNR times its error.
     """
     values = np.array(values, np.float64)
 
@@ -117,31 +146,51 @@ def absolute_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def assemble_metadata(
     metadata: Sequence[SourceMetadata | None],
+    history: NDArray[np.float64],
     ra: NDArray[np.float64],
     dec: NDArray[np.float64],
     scaler: Scaler | None = None,
 ) -> MetadataInputs:
-    """Model inputs of a batch of catalogue values and ICRS positions (batch,) in degrees.
+    """Model inputs of a batch of source values, histories (batch, HISTORY_FEATURES) and ICRS positions in degrees.
 
-    Columns the model was not trained on count as unknown. Objects with fewer than MIN_KNOWN known values
-    besides the coordinates are marked absent, and their rows are zero: a position alone is no metadata.
+    Columns the model was not trained on count as unknown. Objects without any of COLORS and with fewer than
+    MIN_KNOWN known catalogue values besides the coordinates are marked absent, and their rows are zero: a position
+    alone is no metadata.
     """
-    values = np.full((len(metadata), len(METADATA_FEATURES)), np.nan)
+    return standardise(raw_values(metadata, history), ra, dec, scaler or default_scaler())
+
+
+def raw_values(metadata: Sequence[SourceMetadata | None], history: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(batch, MODEL_FEATURES) as they come, NaN where unknown."""
+    values = np.full((len(metadata), len(MODEL_FEATURES)), np.nan)
     for row, source in enumerate(metadata):
         if source is not None:
-            values[row] = source.values
-    return standardise(values, ra, dec, scaler or default_scaler())
+            values[row, : len(source.values)] = source.values
+    values[:, len(SOURCE_FEATURES) :] = history
+    return values
+
+
+def widened(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(batch, MODEL_FEATURES) from values (batch, m) of the first m of these columns; the others are NaN."""
+    result = np.full((len(values), len(MODEL_FEATURES)), np.nan)
+    result[:, : values.shape[1]] = values
+    return result
 
 
 def standardise(
     values: NDArray[np.float64], ra: NDArray[np.float64], dec: NDArray[np.float64], scaler: Scaler
 ) -> MetadataInputs:
-    """Model inputs from raw values (batch, 34), NaN where unknown, and positions (batch,)."""
+    """Model inputs from raw values (batch, MODEL_FEATURES), NaN where unknown, and positions (batch,)."""
     values = absolute_values(values)
     values[:, _COLUMN["cos_l"]], values[:, _COLUMN["sin_b"]] = galactic(ra, dec)
     standard = np.clip((values - scaler.mean) / scaler.std, -6, 6)
     known = np.isfinite(standard)
-    catalogued = known.sum(axis=1) - known[:, _COORDINATES].sum(axis=1)
-    present = catalogued >= MIN_KNOWN
+    present = usable_metadata(known)
     known &= present[:, None]
     return MetadataInputs(np.where(known, standard, 0.0).astype(np.float32), known, present)
+
+
+def usable_metadata(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(batch,) whether what is ``known`` (batch, MODEL_FEATURES) is enough: a colour, or MIN_KNOWN catalogue values."""
+    enough: NDArray[np.bool_] = (known[:, _CATALOGUED].sum(axis=1) >= MIN_KNOWN) | known[:, _COLOR_COLUMNS].any(axis=1)
+    return enough

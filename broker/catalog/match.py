@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import SOURCE_FEATURES
 from broker.catalog.layout import (
     EPOCH,
     FIRST_YEAR,
@@ -86,7 +86,7 @@ class Match:
     separation: float
     """Arcsec, after both were moved to the same time."""
     values: dict[str, float]
-    """Those that are known, by the names of METADATA_FEATURES."""
+    """Those that are known, by the names of SOURCE_FEATURES."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +98,7 @@ class _Found:
     separation: Array
     """(m,) arcsec."""
     values: NDArray[np.float32]
-    """(m, 34)."""
+    """(m, SOURCE_FEATURES)."""
 
 
 class CatalogReader:
@@ -166,7 +166,7 @@ class CatalogReader:
         ``values`` are those of ``request.keys``. Of each catalogue the nearest source within its radius counts,
         each moved to the alert's time. Values of several catalogues fill each other up, the first loaded first.
         """
-        merged = np.full((len(ra), len(METADATA_FEATURES)), np.nan, np.float32)
+        merged = np.full((len(ra), len(SOURCE_FEATURES)), np.nan, np.float32)
         matched = np.zeros(len(ra), np.bool_)
         for one in self._found(request, values, ra, dec, mjd):
             if one is not None:
@@ -184,7 +184,7 @@ class CatalogReader:
             Match(
                 part.name,
                 float(one.separation[0]),
-                {n: v for n, v in zip(METADATA_FEATURES, one.values[0].tolist(), strict=True) if v == v},
+                {n: v for n, v in zip(SOURCE_FEATURES, one.values[0].tolist(), strict=True) if v == v},
             )
             for part, one in zip(request.parts, found, strict=True)
             if one is not None
@@ -244,7 +244,7 @@ class CatalogReader:
         alert, best = np.unique(alert[order], return_index=True)
         row, distance = row[order][best], distance[order][best]
         motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
-        result = np.full((len(alert), len(METADATA_FEATURES)), np.nan, np.float32)
+        result = np.full((len(alert), len(SOURCE_FEATURES)), np.nan, np.float32)
         at, feature = layout.features
         result[:, feature] = stored[row][:, at]
         return _Found(alert, distance, result)

@@ -37,7 +37,7 @@ _TENSORS: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
     SPECTRUM_ENCODER: ({"spectra": "FP32"}, {"embedding": "FP32"}),
     METADATA_ENCODER: ({"values": "FP32", "known": "BOOL"}, {"embedding": "FP32"}),
     CLASSIFIER: (
-        {**dict.fromkeys(_CLASSIFIER_INPUTS, "FP32"), "present": "BOOL"},
+        {**dict.fromkeys(_CLASSIFIER_INPUTS, "FP32"), "present": "BOOL", "detections": "FP32"},
         {"probabilities": "FP32", "embedding": "FP32"},
     ),
 }
@@ -140,7 +140,10 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     encoded = run_models(feeds)
 
     any_present = present.any(axis=1)
-    classifier_feed: dict[str, NDArray[Any]] = {"present": present[any_present]}
+    classifier_feed: dict[str, NDArray[Any]] = {
+        "present": present[any_present],
+        "detections": light_curve.detections[any_present, None].astype(np.float32),
+    }
     for encoder, rows, name in zip(_ENCODERS, present.T, _CLASSIFIER_INPUTS, strict=True):
         embeddings = np.zeros((len(inputs), width), np.float32)
         if encoder in encoded:

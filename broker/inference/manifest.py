@@ -26,6 +26,9 @@ MODALITY_SUBSETS: Final[tuple[str, ...]] = tuple(
 )
 """Names of the seven non-empty subsets of MODALITIES, such as ``light_curve+metadata``."""
 
+CALIBRATION_BINS: Final[tuple[int, ...]] = (0, 5, 10, 20, 50, 100, 200)
+"""First numbers of detections of the bins in which temperatures and thresholds are calibrated."""
+
 # The number that ``subset_codes`` gives each named subset.
 _SUBSET_CODE: Final[dict[str, int]] = {
     name: sum(1 << MODALITIES.index(modality) for modality in name.split("+")) for name in MODALITY_SUBSETS
@@ -42,9 +45,10 @@ class Manifest(BaseModel):
     model_version: str
     classes: tuple[str, ...]
     """The classes in the order of the model's probabilities."""
-    conformal_thresholds: dict[str, Annotated[float, Field(ge=0, le=1)]]
-    """For each of MODALITY_SUBSETS, the probability from which a class belongs to the prediction set (split
-    conformal prediction, Sadinle, Lei & Wasserman 2019, JASA 114, 223)."""
+    conformal_thresholds: dict[str, tuple[Annotated[float, Field(ge=0, le=1)], ...]]
+    """For each of MODALITY_SUBSETS, and each of CALIBRATION_BINS, the probability from which a class belongs to the
+    prediction set (split conformal prediction, Sadinle, Lei & Wasserman 2019, JASA 114, 223; conditional on both, Vovk
+    2012, arXiv 1209.2673)."""
     sha256: dict[str, str]
     """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
     reference_set_sha256: str | None = None
@@ -58,6 +62,8 @@ class Manifest(BaseModel):
             raise ValueError(f"classes are {self.classes}, this release of Trifid knows {CLASS_NAMES}")
         if set(self.conformal_thresholds) != set(MODALITY_SUBSETS):
             raise ValueError(f"conformal_thresholds must have exactly the keys {MODALITY_SUBSETS}")
+        if any(len(row) != len(CALIBRATION_BINS) for row in self.conformal_thresholds.values()):
+            raise ValueError(f"conformal_thresholds must have one value for each of the detections {CALIBRATION_BINS}")
         models = sorted(path.split("/")[0] for path in self.sha256)
         if models != sorted(MODELS) or any(len(path.split("/")) != 3 for path in self.sha256):
             raise ValueError(f"sha256 must name <model>/<version>/model.onnx once for each of {MODELS}")
@@ -76,18 +82,21 @@ class Manifest(BaseModel):
         """Name and version of the whole, such as ``trifid-astrom3 2026.11.1``."""
         return f"{self.classifier_name} {self.model_version}"
 
-    def prediction_sets(self, probabilities: NDArray[np.float32], present: NDArray[np.bool_]) -> list[tuple[str, ...]]:
+    def prediction_sets(
+        self, probabilities: NDArray[np.float32], present: NDArray[np.bool_], detections: NDArray[np.integer]
+    ) -> list[tuple[str, ...]]:
         """Classes that each object may belong to, the most probable first.
 
         ``probabilities`` is (batch, 10) as in ``Predictions``; ``present`` is (batch, 3), which of MODALITIES
-        each object has. A set holds every class whose probability reaches the threshold of the object's
-        modalities, and the most probable class always. An object without probabilities (all zero) has an
-        empty set.
+        each object has; ``detections`` (batch,). A set holds every class whose probability reaches the threshold of
+        the object's modalities and detections, and the most probable class always. An object without probabilities
+        (all zero) has an empty set.
         """
-        thresholds = np.full(1 << len(MODALITIES), np.inf)
-        for name, threshold in self.conformal_thresholds.items():
-            thresholds[_SUBSET_CODE[name]] = threshold
-        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[subset_codes(present)][:, None])
+        thresholds = np.full((1 << len(MODALITIES), len(CALIBRATION_BINS)), np.inf)
+        for name, row in self.conformal_thresholds.items():
+            thresholds[_SUBSET_CODE[name]] = row
+        number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
+        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[subset_codes(present), number][:, None])
         member[np.arange(len(member)), probabilities.argmax(axis=1)] = True
         member &= probabilities.any(axis=1, keepdims=True)
         order = np.argsort(-probabilities, axis=1, kind="stable")

@@ -15,6 +15,7 @@ from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
+from broker.physics import rule_out
 from broker.records import Alert, Annotation, ObjectState, PhotometryKind
 from broker.state.objects import ANOTHER_NIGHT
 from broker.taxonomy import NOT_CLASSIFIED
@@ -34,12 +35,13 @@ def annotate(
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
     zeros), is NotClassified, with the reason.
     """
-    classified: NDArray[np.bool_] = np.any(predictions.probabilities, axis=1)
+    plausible, period = rule_out(predictions.probabilities, inputs.light_curve)
+    classified: NDArray[np.bool_] = np.any(plausible, axis=1)
     # In double precision, so that the published probabilities sum to 1 to the last digits.
-    probabilities = predictions.probabilities.astype(np.float64)
+    probabilities = plausible.astype(np.float64)
     probabilities[classified] /= probabilities[classified].sum(axis=1, keepdims=True)
-    sets = manifest.prediction_sets(predictions.probabilities, inputs.present)
-    periods = inputs.light_curve.period.tolist()
+    sets = manifest.prediction_sets(plausible, inputs.present, inputs.light_curve.detections)
+    periods = period.tolist()
     detections = inputs.light_curve.detections.tolist()
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
@@ -97,5 +99,6 @@ def _reason(present: NDArray[np.bool_], detections: int) -> str:
     if present.any():
         return "the model gave no finite probabilities"
     return (
-        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, too few catalogue values"
+        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, no colour, "
+        "too few catalogue values"
     )

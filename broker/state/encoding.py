@@ -6,7 +6,8 @@ Compression was tried and left out: it saves a third and costs more time than th
 
 The layout of a version never changes; a release reads all versions that any release before it wrote, and leaves those
 of later releases alone (docs/state.md). Version 1 had of the latest alert its position and time only. Version 2 was
-written without the revision for a while; the length tells. What is not of the present form is written again in it when
+written without the revision for a while; the length tells. Version 3 is laid out as version 2, but may name columns
+of the packet that an earlier release does not know. What is not of the present form is written again in it when
 the object's next alert comes, or by ``trifid state migrate``. A change of the layout needs a new version, its reader
 here, and values written by the last release in ``tests/data/state``.
 """
@@ -17,20 +18,19 @@ import struct
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import SOURCE_FEATURES
 from broker.errors import TrifidError
 from broker.records import BAND_CODE, BANDS, Alert, LightCurve, SourceMetadata, Spectrum
 
-VERSION: Final = 2
+VERSION: Final = 3
 _HEADER: Final = struct.Struct("<BcI")  # version, kind, number of points
 _LATEST_1: Final = struct.Struct("<ddd")  # ra, dec, mjd
 _REVISION: Final = struct.Struct("<I")
 _LATEST: Final = struct.Struct("<dddqqffBBB")
 """Of the latest alert: ra, dec, mjd, alert id, source id, real/bogus, star score, band, whether it is of a moving
 object, and how many catalogue values of its packet follow."""
-_PACKET_VALUE: Final = struct.Struct("<Bf")  # index into METADATA_FEATURES, value
+_PACKET_VALUE: Final = struct.Struct("<Bf")  # index into SOURCE_FEATURES, value
 _NO_BAND: Final = 255
 _COLUMNS: Final = (
     ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"), ("reference_flux", "<f4"), ("band", "u1"), ("kind", "u1"),
@@ -185,7 +185,9 @@ def decode_metadata(data: bytes) -> SourceMetadata:
     _, count = _read_header(data, b"M")
     if len(data) != _HEADER.size + 4 * count:
         raise StateError(f"{count} catalogue values in {len(data)} bytes")
-    values: NDArray[np.float32] = np.frombuffer(data, "<f4", count, _HEADER.size)
+    stored = np.frombuffer(data, "<f4", count, _HEADER.size)[: len(SOURCE_FEATURES)]
+    values = np.full(len(SOURCE_FEATURES), np.nan, np.float32)
+    values[: len(stored)] = stored  # earlier releases had fewer columns
     return SourceMetadata(values)
 
 
@@ -196,7 +198,7 @@ def _number(value: float | None) -> float:
 def _packet_values(data: bytes, start: int, known: int) -> SourceMetadata | None:
     if not known:
         return None
-    values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
+    values = np.full(len(SOURCE_FEATURES), np.nan, np.float32)
     for number in range(known):
         index, value = _PACKET_VALUE.unpack_from(data, start + number * _PACKET_VALUE.size)
         values[index] = value

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import SOURCE_FEATURES
 from broker.records import BAND_CODE, BANDS, LightCurve, PhotometryKind, SourceMetadata
 from broker.surveys.machine import NULL, OTHER
 from broker.surveys.reader import Rows
@@ -39,7 +39,7 @@ that brokers wrote again hold the whole night (up to 0.25 d later in 95 of 420 p
 LIMIT_SIGMA: Final = 5.0
 """Upper limits are published at five sigma, by ZTF as by LSST."""
 UNKNOWN_BAND: Final = 255
-_COLUMN: Final = {name: index for index, name in enumerate(METADATA_FEATURES)}
+_COLUMN: Final = {name: index for index, name in enumerate(SOURCE_FEATURES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +260,7 @@ class Checks:
 
 def metadata(count: int, values: Iterable[tuple[str, Numbers]]) -> list[SourceMetadata | None]:
     """Catalogue values of ``count`` records from columns (count,) by name, NaN where unknown; None where all are."""
-    table = np.full((count, len(METADATA_FEATURES)), np.nan, np.float32)
+    table = np.full((count, len(SOURCE_FEATURES)), np.nan, np.float32)
     known = np.zeros(count, np.bool_)
     for name, column in values:
         table[:, _COLUMN[name]] = column

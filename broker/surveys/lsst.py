@@ -85,6 +85,7 @@ class Lsst:
                 "extendedness": _number("diaSource.extendedness"),
                 "detections": _integer("diaObject.nDiaSources"),
                 "first": _number("diaObject.firstDiaSourceMjdTai"),
+                "last": _number("diaObject.lastDiaSourceMjdTai"),
                 "parallax": _number("diaObject.parallax"),
                 "parallax_error": _number("diaObject.parallaxErr"),
                 "pmra": _number("diaObject.pmRa"),
@@ -224,11 +225,19 @@ def _object_id(object_id: int | None, moving: int | None, source_id: int) -> str
 
 
 def _metadata(packet: Rows) -> list[SourceMetadata | None]:
-    """Parallax and proper motion of the DIA object, which schemas before 8.0 have (mas, mas a year).
+    """Parallax and proper motion of the DIA object, which schemas before 8.0 have (mas, mas a year), and its history.
 
-    A value counts with its error only: nulls, zeros and NaN stand for what was not measured.
+    A parallax or motion counts with its error only: nulls, zeros and NaN stand for what was not measured.
     """
-    found = []
+    detections = packet.integers("detections").astype(np.float64)  # null is far below 0
+    extended = packet.numbers("extendedness")
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        days = packet.numbers("last") - packet.numbers("first")
+        found = [
+            ("star_score", np.where((extended >= 0) & (extended <= 1), 1.0 - extended, np.nan)),
+            ("log10_detections_ever", np.where(detections > 0, np.log10(detections), np.nan)),
+            ("log10_history_days", np.where((days >= 0) & (days < 1e5), np.log10(days + 0.1), np.nan)),
+        ]
     for name, most in (("parallax", _MAX_PARALLAX), ("pmra", _MAX_PROPER_MOTION), ("pmdec", _MAX_PROPER_MOTION)):
         value, error = packet.numbers(name), packet.numbers(f"{name}_error")
         good = (np.abs(value) <= most) & (value != 0) & (error > 0) & (error <= most)

@@ -50,8 +50,8 @@ _PROCESSED: Final = "0"
 sigma (bad pixels; Masci et al. 2023, arXiv:2305.16279), and 55 and 61, which have none."""
 _CANDIDATE: Final = 0  # the first of the paths of candidates
 _NUMBERS: Final = (
-    "ra", "dec", "drb", "rb", "ssdistnr", "sgscore1", "distpsnr1", "sgmag1", "srmag1", "neargaia", "maggaia",
-    "jdstarthist",
+    "ra", "dec", "drb", "rb", "ssdistnr", "sgscore1", "distpsnr1", "sgmag1", "srmag1", "simag1", "szmag1",
+    "neargaia", "maggaia", "maggaiabright", "ncovhist", "jdstarthist", "jdendhist",
 )  # fmt: skip
 
 
@@ -246,19 +246,44 @@ def _forced_flux(forced: Rows) -> tuple[Numbers, Numbers]:
 
 
 def _metadata(packet: Rows, ps1: NDArray[np.bool_]) -> list[SourceMetadata | None]:
-    """V of the PS1 source at the position (Tonry et al. 2012, ApJ 750, 99, table 6) and Gaia's G."""
-    g, r = packet.numbers("sgmag1"), packet.numbers("srmag1")
-    gaia = packet.numbers("maggaia")
-    has_v = ps1 & _is_magnitude(g) & _is_magnitude(r)
-    has_g = _within(packet.numbers("neargaia"), MAX_REFERENCE_DISTANCE) & _is_magnitude(gaia)
-    with np.errstate(over="ignore", invalid="ignore"):
+    """What the packet says of the source: see ``broker.assemble.metadata.PACKET_FEATURES``.
+
+    V is that of the PS1 source at the position (Tonry et al. 2012, ApJ 750, 99, table 6).
+    """
+
+    def magnitude(name: str, own: NDArray[np.bool_]) -> Numbers:
+        values = packet.numbers(name)
+        return np.where(own & _is_magnitude(values), values, np.nan)
+
+    g, r, i, z = (magnitude(f"s{band}mag1", ps1) for band in "griz")
+    at_gaia = _within(packet.numbers("neargaia"), MAX_REFERENCE_DISTANCE)
+    everywhere = np.ones(len(packet), np.bool_)
+    # A null is far below 0.
+    detections, visits = packet.integers("ndethist").astype(np.float64), packet.numbers("ncovhist")
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        days = packet.numbers("jdendhist") - packet.numbers("jdstarthist")
         return columns.metadata(
             len(packet),
             [
-                ("mean_vmag", np.where(has_v, r + 0.006 + 0.474 * (g - r), np.nan)),
-                ("phot_g_mean_mag", np.where(has_g, gaia, np.nan)),
+                ("mean_vmag", r + 0.006 + 0.474 * (g - r)),
+                ("phot_g_mean_mag", magnitude("maggaia", at_gaia)),
+                ("ps1_g_r", g - r),
+                ("ps1_r_i", r - i),
+                ("ps1_i_z", i - z),
+                ("ps1_r_mag", r),
+                ("star_score", np.where(ps1, _share(packet.numbers("sgscore1")), np.nan)),
+                ("gaia_bright_mag", magnitude("maggaiabright", everywhere)),
+                ("log10_detections_ever", np.where(detections > 0, np.log10(detections), np.nan)),
+                ("log10_visits_ever", np.where(visits > 0, np.log10(visits), np.nan)),
+                ("detected_ever_share", _share(np.where(visits > 0, detections / visits, np.nan))),
+                ("log10_history_days", np.where((days >= 0) & (days < 1e5), np.log10(days + 0.1), np.nan)),
             ],
         )
+
+
+def _share(values: Numbers) -> Numbers:
+    """Values that are between 0 and 1, NaN for others."""
+    return np.where((values >= 0) & (values <= 1), values, np.nan)
 
 
 def _is_magnitude(values: Numbers) -> NDArray[np.bool_]:

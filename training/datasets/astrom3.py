@@ -43,7 +43,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES, MIN_KNOWN, Scaler, absolute_values
+from broker.assemble.metadata import METADATA_FEATURES, MIN_KNOWN, MODEL_FEATURES, Scaler, absolute_values, widened
 from broker.assemble.spectrum import BAD_PIXEL_ERROR, GRID, MIN_COVERAGE, assemble_spectra
 from broker.errors import InputFileError
 from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, Spectrum
@@ -58,7 +58,7 @@ DAYS_OF_SPAN: Final = 365.0
 _COLUMNS: Final = ("photometry", "spectra", "metadata", "label")
 _READ_TOGETHER: Final = 256
 _RAW_NAMES: Final = tuple({"cos_l": "l", "sin_b": "b"}.get(name, name) for name in METADATA_FEATURES)
-_CATALOGUED: Final = np.array([name not in ("cos_l", "sin_b") for name in METADATA_FEATURES])
+_CATALOGUED: Final = np.isin(MODEL_FEATURES, sorted({*METADATA_FEATURES} - {"cos_l", "sin_b"}))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +111,7 @@ def load_astrom3(
     if not objects.labels:
         raise InputFileError(f"{source} has no objects")
     train_rows, validation_rows, test_rows = rows
-    standard = np.concatenate(objects.metadata)
+    standard = widened(np.concatenate(objects.metadata))
     scaler = None
     if objects.raw:
         if not len(train_rows):

@@ -211,8 +211,10 @@ class PerceptronEncoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(batch, 34) standardised values, (batch, 34) True where known, to (batch, 512), unit length.
+        """(batch, MODEL_FEATURES) standardised values and True where known, to (batch, 512), unit length.
 
-        AstroM3 knows all values of all stars; here an unknown one takes the mean, 0.
+        AstroM3 has the first 34 of these columns, and knows all values of all stars; here an unknown one takes the
+        mean, 0.
         """
-        return functional.normalize(self.layers(values * known.to(values.dtype)), dim=1)
+        filled = values * known.to(values.dtype)
+        return functional.normalize(self.layers(filled[:, : len(METADATA_FEATURES)]), dim=1)

@@ -42,4 +42,6 @@ def new_model(settings: ModelSettings, seed: int, data: TrainingSet, rows: NDArr
     model = build_model(settings)
     features = data.features[:, torch.from_numpy(rows)].float()
     model.light_curve_encoder.set_feature_scale(features.reshape(-1, features.shape[-1]))
+    if isinstance(model.metadata_encoder, MetadataEncoder):
+        model.metadata_encoder.fit_pieces(data.values[rows].numpy(), data.known[rows].numpy())
     return model

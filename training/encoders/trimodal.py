@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.assemble.inputs import MODALITIES
+from broker.inference.manifest import CALIBRATION_BINS
 from broker.taxonomy import CLASSES
 from training.encoders.astrom3 import GalSpecNetEncoder, InformerEncoder, PerceptronEncoder
 from training.encoders.lightcurve import EMBEDDING, LightCurveEncoder
@@ -33,9 +34,12 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # One temperature for each subset, indexed by its bits (Guo et al. 2017, arXiv 1706.04599).
-        self.register_buffer("log_temperature", torch.zeros(2 ** len(MODALITIES)))
+        # One temperature for each subset, indexed by its bits, and number of detections (Guo et al. 2017, arXiv
+        # 1706.04599): a few points deserve another trust than a thousand.
+        self.register_buffer("log_temperature", torch.zeros(2 ** len(MODALITIES), len(CALIBRATION_BINS)))
+        self.register_buffer("bin_ends", torch.tensor(CALIBRATION_BINS[1:], dtype=torch.float32), persistent=False)
         self.log_temperature: Tensor
+        self.bin_ends: Tensor
 
     @staticmethod
     def subset_index(present: Tensor) -> Tensor:
@@ -47,11 +51,14 @@ class Classifier(nn.Module):
         """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
 
     def forward(
-        self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor
+        self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor, detections: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (batch, 512) each and ``present`` (batch, 3) to probabilities and joint embedding."""
+        """Embeddings (batch, 512) each, ``present`` (batch, 3) and number of detections (batch, 1) to probabilities
+        and joint embedding.
+        """
         embeddings = torch.stack([light_curve, spectrum, metadata], dim=1)
-        temperature = self.log_temperature[self.subset_index(present)].exp()[:, None]
+        number = (detections >= self.bin_ends).long().sum(dim=1)
+        temperature = self.log_temperature[self.subset_index(present), number].exp()[:, None]
         probabilities = (self.logits(embeddings, present) / temperature).softmax(dim=1)
         mask = present.to(embeddings.dtype)[..., None]
         return probabilities, functional.normalize((embeddings * mask).sum(dim=1), dim=1)
@@ -74,6 +81,25 @@ class ConcatClassifier(Classifier):
         x = torch.cat([(embeddings * mask[..., None]).flatten(1) * EMBEDDING**0.5, mask], dim=1)
         result: Tensor = self.layers(x)
         return result
+
+
+class StreamClassifier(Classifier):
+    """Two heads: one for objects without metadata, and one, trained on streams, for objects with them.
+
+    What is known of a light curve alone was learnt from tens of thousands of stars, and what a packet says from a few
+    hundred: neither is to be blurred by the other.
+    """
+
+    def __init__(self, without_metadata: ConcatClassifier, with_metadata: ConcatClassifier) -> None:
+        super().__init__()
+        self.without_metadata = without_metadata
+        self.with_metadata = with_metadata
+
+    def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
+        has_metadata = present[:, MODALITIES.index("metadata"), None]
+        with_, without = (head.logits(embeddings, present) for head in (self.with_metadata, self.without_metadata))
+        return torch.where(has_metadata, with_, without)
 
 
 class MeanClassifier(Classifier):
@@ -102,6 +128,8 @@ class Batch:
     values: Tensor
     known: Tensor
     present: Tensor
+    detections: Tensor
+    """(batch, 1), as a number."""
 
 
 class Trimodal(nn.Module):

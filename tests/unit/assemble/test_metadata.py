@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.metadata import (
     METADATA_FEATURES,
+    MODEL_FEATURES,
+    SOURCE_FEATURES,
     Scaler,
     absolute_values,
     assemble_metadata,
@@ -20,12 +23,16 @@ from broker.assemble.metadata import (
 from broker.errors import ConfigurationError
 from broker.records import SourceMetadata
 
-COLUMN = {name: i for i, name in enumerate(METADATA_FEATURES)}
-UNIT = Scaler(np.zeros(34), np.ones(34))
+COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
+UNIT = Scaler(np.zeros(len(MODEL_FEATURES)), np.ones(len(MODEL_FEATURES)))
+
+
+def no_history(objects: int) -> np.ndarray:
+    return np.full((objects, len(HISTORY_FEATURES)), np.nan)
 
 
 def source(**known: float) -> SourceMetadata:
-    values = np.full(34, np.nan, np.float32)
+    values = np.full(len(SOURCE_FEATURES), np.nan, np.float32)
     for name, value in known.items():
         values[COLUMN[name]] = value
     return SourceMetadata(values)
@@ -64,26 +71,46 @@ def test_derived_columns_are_filled_in_but_not_overwritten() -> None:
 
 
 def test_unknown_values_are_masked_and_a_position_alone_is_no_metadata() -> None:
-    rows = [source(bp_rp=1.2, pmra=3.0, pmdec=np.nan, ruwe=1.0, j_k=0.4), source(bp_rp=1.2), None]
-    inputs = assemble_metadata(rows, np.zeros(3), np.zeros(3), UNIT)
+    rows = [source(pmra=3.0, pmdec=np.nan, ruwe=1.0, parallax=1.0), source(pmra=3.0, ruwe=1.0), None]
+    inputs = assemble_metadata(rows, no_history(3), np.zeros(3), np.zeros(3), UNIT)
     assert inputs.present.tolist() == [True, False, False]
-    known = {METADATA_FEATURES[i] for i in np.flatnonzero(inputs.known[0])}
-    assert known == {"bp_rp", "pmra", "ruwe", "j_k", "cos_l", "sin_b"}
+    known = {MODEL_FEATURES[i] for i in np.flatnonzero(inputs.known[0])}
+    assert known == {"pmra", "ruwe", "parallax", "cos_l", "sin_b"}
     assert not inputs.values[~inputs.known].any()
     assert not inputs.known[1:].any()
 
 
+def test_one_color_is_enough_and_counts_are_not() -> None:
+    history = no_history(4)
+    history[2, HISTORY_FEATURES.index("total_g_r")] = 0.4
+    history[3, HISTORY_FEATURES.index("total_r_mag")] = 17.0
+    rows = [source(ps1_g_r=0.5), source(log10_detections_ever=2.0, star_score=1.0, ps1_r_mag=16.0), None, None]
+    inputs = assemble_metadata(rows, history, np.zeros(4), np.zeros(4), UNIT)
+    assert inputs.present.tolist() == [True, False, True, False]
+    assert inputs.values[2, COLUMN["total_g_r"]] == pytest.approx(0.4)
+
+
+def test_values_stored_by_an_earlier_release_are_fewer() -> None:
+    stored = SourceMetadata(source(bp_rp=0.7).values[: len(METADATA_FEATURES)])
+    inputs = assemble_metadata([stored], no_history(1), np.zeros(1), np.zeros(1), UNIT)
+    assert inputs.values[0, COLUMN["bp_rp"]] == pytest.approx(0.7)
+    assert not inputs.known[0, COLUMN["ps1_g_r"]]
+
+
 def test_columns_the_model_was_not_trained_on_are_ignored() -> None:
-    std = np.ones(34)
+    std = np.ones(len(MODEL_FEATURES))
     std[COLUMN["h_mag"]] = np.nan
     rows = [source(h_mag=9, bp_rp=1, ruwe=1, pmra=1, parallax=10, parallax_error=0.1)]
-    inputs = assemble_metadata(rows, np.zeros(1), np.zeros(1), Scaler(np.zeros(34), std))
+    inputs = assemble_metadata(
+        rows, no_history(1), np.zeros(1), np.zeros(1), Scaler(np.zeros(len(MODEL_FEATURES)), std)
+    )
     assert inputs.present[0]
     assert not inputs.known[0, COLUMN["h_mag"]]
 
 
 def test_extreme_values_are_clipped() -> None:
-    inputs = assemble_metadata([source(ruwe=1e6, bp_rp=-1e6, pmra=np.inf, pmdec=1)], np.zeros(1), np.zeros(1), UNIT)
+    rows = [source(ruwe=1e6, bp_rp=-1e6, pmra=np.inf, pmdec=1)]
+    inputs = assemble_metadata(rows, no_history(1), np.zeros(1), np.zeros(1), UNIT)
     assert inputs.values.max() == 6
     assert inputs.values.min() == -6
     assert not inputs.known[0, COLUMN["pmra"]]
@@ -91,8 +118,12 @@ def test_extreme_values_are_clipped() -> None:
 
 def test_the_committed_scaler_has_every_column() -> None:
     scaler = default_scaler()
-    assert scaler.mean.shape == (34,)
-    assert np.isfinite(scaler.std[[COLUMN[n] for n in ("bp_rp", "parallax", "cos_l", "sin_b")]]).all()
+    assert scaler.mean.shape == (len(MODEL_FEATURES),)
+    assert np.isfinite(
+        scaler.std[
+            [COLUMN[n] for n in ("bp_rp", "parallax", "cos_l", "sin_b", "ps1_g_r", "reference_g_r", "latest_change")]
+        ]
+    ).all()
 
 
 def test_a_broken_scaler_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
 from broker.catalog.cells import by_cell
 from broker.catalog.layout import (
     CatalogError,
@@ -154,7 +154,7 @@ def test_the_motion_of_one_catalogue_leads_to_the_source_in_another() -> None:
     redis.load("gaia", GAIA, ra, dec, phot_g_mean_mag=np.array([10.0]), pmra=pmra, pmdec=pmdec)
     found = one(redis, now[0][0], now[1][0])
     assert found is not None
-    known = {name: v for name, v in zip(METADATA_FEATURES, found.values.tolist(), strict=True) if v == v}
+    known = {name: v for name, v in zip(SOURCE_FEATURES, found.values.tolist(), strict=True) if v == v}
     assert known == {"phot_g_mean_mag": 10.0, "pmra": 150.0, "pmdec": -80.0, "j_mag": 9.0}
 
 

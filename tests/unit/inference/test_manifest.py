@@ -66,8 +66,9 @@ def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"classes": CLASS_NAMES[::-1]}, "classes are"),
-        ({"conformal_thresholds": {"light_curve": 0.1}}, "must have exactly the keys"),
-        ({"conformal_thresholds": dict.fromkeys(MODALITY_SUBSETS, 1.5)}, "less than or equal to 1"),
+        ({"conformal_thresholds": {"light_curve": [0.1] * 7}}, "must have exactly the keys"),
+        ({"conformal_thresholds": dict.fromkeys(MODALITY_SUBSETS, [1.5] * 7)}, "less than or equal to 1"),
+        ({"conformal_thresholds": dict.fromkeys(MODALITY_SUBSETS, [0.5] * 6)}, "one value for each of the detections"),
         ({"sha256": {"classifier/1/model.onnx": "00"}}, "once for each of"),
         ({"sha256": {"classifier/model.onnx": "00"}}, "once for each of"),
         ({"surprise": 1}, "surprise"),
@@ -80,14 +81,17 @@ def test_refuses_a_manifest_of_another_release(repository: Path, changes: dict[s
 
 
 def test_prediction_sets(repository: Path) -> None:
-    thresholds = dict.fromkeys(MODALITY_SUBSETS, 0.3) | {"light_curve+metadata": 0.15, "spectrum": 0.9}
+    thresholds = dict.fromkeys(MODALITY_SUBSETS, [0.3] * 7) | {
+        "light_curve+metadata": [0.15] * 7,
+        "spectrum": [0.9] * 7,
+    }
     _edit(repository, conformal_thresholds=thresholds)
     manifest = load_manifest(repository)
     row = np.zeros(10, np.float32)
     row[[0, 1, 4]] = 0.2, 0.5, 0.3
     probabilities = np.stack([row, row, row, np.zeros(10, np.float32)])
     present = np.array([[1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
-    assert manifest.prediction_sets(probabilities, present) == [
+    assert manifest.prediction_sets(probabilities, present, np.full(4, 60)) == [
         ("SR", "EB"),  # the threshold itself belongs to the set
         ("SR", "EB", "EW"),
         ("SR",),  # none reaches 0.9: the most probable alone
@@ -97,4 +101,16 @@ def test_prediction_sets(repository: Path) -> None:
 
 def test_prediction_sets_of_an_empty_batch(repository: Path) -> None:
     manifest = load_manifest(repository)
-    assert manifest.prediction_sets(np.empty((0, 10), np.float32), np.empty((0, 3), bool)) == []
+    assert manifest.prediction_sets(np.empty((0, 10), np.float32), np.empty((0, 3), bool), np.empty(0, int)) == []
+
+
+def test_prediction_sets_depend_on_the_number_of_detections(repository: Path) -> None:
+    thresholds = {name: [0.05, 0.1, 0.15, 0.25, 0.35, 0.4, 0.45] for name in MODALITY_SUBSETS}
+    _edit(repository, conformal_thresholds=thresholds)
+    row = np.zeros(10, np.float32)
+    row[[0, 1, 4]] = 0.2, 0.5, 0.3
+    detections = np.array([4, 5, 19, 20, 49, 50, 1000])
+    sets = load_manifest(repository).prediction_sets(
+        np.tile(row, (7, 1)), np.tile(np.array([[True, False, False]]), (7, 1)), detections
+    )
+    assert [len(own) for own in sets] == [3, 3, 3, 2, 2, 1, 1]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import SOURCE_FEATURES
 from broker.records import LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
     STAMP_BYTES,
@@ -25,8 +25,8 @@ from tests.unit.state.test_merge import same
 
 ALERT = Decoder().decode([a.payload for a in simulate_alerts(2, 20, seed=0)][-1])[0]
 CURVE = ALERT.light_curve
-PACKET_VALUES = SourceMetadata(np.full(len(METADATA_FEATURES), np.nan, np.float32))
-PACKET_VALUES.values[[0, 33]] = 15.5, -0.25
+PACKET_VALUES = SourceMetadata(np.full(len(SOURCE_FEATURES), np.nan, np.float32))
+PACKET_VALUES.values[[0, 43]] = 15.5, -0.25
 
 
 def version_1(curve: LightCurve, ra: float, dec: float, mjd: float) -> bytes:
@@ -77,7 +77,10 @@ def test_spectra_and_metadata_come_back_exactly() -> None:
     np.testing.assert_array_equal(again.wavelength, spectrum.wavelength)
     np.testing.assert_array_equal(again.flux_error, spectrum.flux_error)
     metadata = SourceMetadata(np.array([1, np.nan, 3], np.float32))
-    np.testing.assert_array_equal(decode_metadata(encode_metadata(metadata)).values, metadata.values)
+    again = decode_metadata(encode_metadata(metadata)).values
+    np.testing.assert_array_equal(again[:3], metadata.values)
+    assert len(again) == len(SOURCE_FEATURES)
+    assert np.isnan(again[3:]).all()
 
 
 @pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"x", lambda b: b"\x09" + b[1:], lambda b: b[:3]])

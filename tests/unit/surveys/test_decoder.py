@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.sources import Packet, iter_packets
@@ -390,15 +390,41 @@ def test_catalogue_values_of_ztf(candidate: Any, star: float | None, v: float | 
     assert alert.star_score == (None if star is None else pytest.approx(star))
     expected = {"mean_vmag": v, "phot_g_mean_mag": g}
     assert_metadata(alert, {name: value for name, value in expected.items() if value is not None})
+    assert known_values(alert).get("star_score") == (None if star is None else pytest.approx(star))
+    color = known_values(alert).get("ps1_g_r")
+    assert color == (None if v is None else pytest.approx(0.5, abs=1e-4))
+
+
+def known_values(alert: Alert) -> dict[str, float]:
+    if alert.metadata is None:
+        return {}
+    values = dict(zip(SOURCE_FEATURES, alert.metadata.values.tolist(), strict=True))
+    return {name: value for name, value in values.items() if value == value}
 
 
 def assert_metadata(alert: Alert, expected: dict[str, float]) -> None:
-    if not expected:
-        assert alert.metadata is None
-        return
-    assert alert.metadata is not None
-    values = dict(zip(METADATA_FEATURES, alert.metadata.values.tolist(), strict=True))
-    assert {name: value for name, value in values.items() if value == value} == pytest.approx(expected)
+    """Of a catalogue's columns, just these."""
+    known = {name: value for name, value in known_values(alert).items() if name in METADATA_FEATURES}
+    assert known == pytest.approx(expected)
+
+
+def test_what_a_packet_says_of_its_source() -> None:
+    candidate = {
+        **NEAR, "simag1": 16.3, "szmag1": 16.25, "maggaiabright": 13.2, "ndethist": 40, "ncovhist": 160,
+        "jdstarthist": 2458200.0, "jdendhist": 2458299.9,
+    }  # fmt: skip
+    known = known_values(alerts_of(Decoder().decode(ztf(candidate=candidate)))[0])
+    assert known["ps1_r_i"] == pytest.approx(0.2, abs=1e-4)
+    assert known["ps1_i_z"] == pytest.approx(0.05, abs=1e-4)
+    assert known["ps1_r_mag"] == pytest.approx(16.5)
+    assert known["gaia_bright_mag"] == pytest.approx(13.2, abs=1e-5)
+    assert known["log10_detections_ever"] == pytest.approx(np.log10(40))
+    assert known["log10_visits_ever"] == pytest.approx(np.log10(160))
+    assert known["detected_ever_share"] == pytest.approx(0.25)
+    assert known["log10_history_days"] == pytest.approx(2.0, abs=1e-3)
+    strange = {"ndethist": 400, "ncovhist": 160, "jdstarthist": float("inf"), "jdendhist": float("inf")}
+    known = known_values(alerts_of(Decoder().decode(ztf(candidate={**NEAR, **strange})))[0])
+    assert not {"detected_ever_share", "log10_history_days"} & set(known)
 
 
 OBJECT = {"parallax": 2.0, "parallaxErr": 0.1, "pmRa": -3.0, "pmRaErr": 0.2, "pmDec": 4.0, "pmDecErr": 0.3}

@@ -8,7 +8,10 @@ import torch
 
 from training.calibrate import (
     Encoded,
+    best_log_temperature,
+    cell_rows,
     conformal_rank,
+    conformal_threshold,
     conformal_thresholds,
     expected_calibration_error,
     probabilities,
@@ -23,7 +26,7 @@ def encoded(size: int, seed: int) -> Encoded:
     torch.manual_seed(seed)
     embeddings = torch.nn.functional.normalize(torch.randn(size, 3, 512), dim=2)
     present = torch.rand(size, 3) < 0.7
-    return Encoded(np.arange(size), embeddings, present)
+    return Encoded(np.arange(size), embeddings, present, np.full(size, 300, np.int32))
 
 
 def test_expected_calibration_error() -> None:
@@ -35,7 +38,7 @@ def test_expected_calibration_error() -> None:
 
 def test_usable_needs_every_modality_of_the_subset() -> None:
     present = torch.tensor([[True, False, True], [True, True, True], [False, False, True]])
-    data = Encoded(np.arange(3), torch.zeros(3, 3, 512), present)
+    data = Encoded(np.arange(3), torch.zeros(3, 3, 512), present, np.full(3, 300, np.int32))
     assert usable(data, (True, False, True)).tolist() == [True, True, False]
     assert usable(data, (False, True, False)).tolist() == [False, True, False]
 
@@ -57,10 +60,10 @@ def test_the_threshold_is_the_probability_of_that_rank() -> None:
     """Of 99 objects at 90 %, the tenth smallest; a product of floating-point numbers gave the ninth."""
     model = build_model(load_settings("trifid")).eval()
     data = encoded(99, seed=3)
-    data = Encoded(data.rows, data.embeddings, torch.ones_like(data.present))
+    data = Encoded(data.rows, data.embeddings, torch.ones_like(data.present), data.detections)
     label = np.arange(99) % 10
     own = np.sort(probabilities(model.classifier, data, SUBSETS[0])[np.arange(99), label])
-    assert conformal_thresholds(model, data, label, coverage=0.9)[subset_name(SUBSETS[0])] == own[9]
+    assert conformal_thresholds(model, data, label, coverage=0.9)[subset_name(SUBSETS[0])][-1] == own[9]
 
 
 def test_conformal_sets_cover_new_objects() -> None:
@@ -76,5 +79,31 @@ def test_conformal_sets_cover_new_objects() -> None:
     for subset in SUBSETS:
         chosen = usable(fresh, subset)
         predicted = probabilities(model.classifier, fresh, subset)[chosen]
-        covered = predicted[np.arange(chosen.sum()), label[chosen]] >= thresholds[subset_name(subset)]
+        covered = predicted[np.arange(chosen.sum()), label[chosen]] >= thresholds[subset_name(subset)][-1]
         assert covered.mean() == pytest.approx(0.9, abs=0.035)
+
+
+def test_threshold_is_the_rank_that_covers() -> None:
+    # Of 19 calibration objects the 2nd smallest: (19 + 1) * 0.1 = 2.
+    own = np.linspace(0.05, 0.95, 19)
+    assert conformal_threshold(own[::-1], 0.9) == pytest.approx(0.10)
+    # Of 8 none is small enough to promise nine tenths: every class belongs to the set.
+    assert conformal_threshold(own[:8], 0.9) == 0.0
+
+
+def test_cells_borrow_from_their_neighbours_with_fewer_detections_first() -> None:
+    detections = np.array([3] * 4 + [7] * 2 + [12] * 2 + [300] * 9)
+    cells = cell_rows(detections, least=4)
+    assert sorted(cells[0].tolist()) == [0, 1, 2, 3]
+    assert sorted(cells[1].tolist()) == [0, 1, 2, 3, 4, 5]  # its own two, and those of fewer than five
+    assert sorted(cells[2].tolist()) == [4, 5, 6, 7]
+    assert len(cells[6]) == 9
+    assert len(cells[4]) >= 4
+
+
+def test_temperature_of_overconfident_logits_is_found() -> None:
+    # Right three times of four with logits that claim e^4 to 1: the best temperature makes it 3 to 1.
+    logits = torch.zeros(400, 2)
+    logits[:, 0] = 4.0
+    target = torch.tensor([0, 0, 0, 1] * 100)
+    assert np.exp(best_log_temperature(logits, target)) == pytest.approx(4 / np.log(3), rel=0.03)

@@ -83,7 +83,7 @@ def test_scores_are_those_of_the_services_inputs_cut_to_the_first_points(model: 
             *(torch.from_numpy(a) for a in (inputs.points, inputs.points_mask, inputs.folded, inputs.features))
         )
     embeddings = torch.stack([own, torch.zeros_like(own), torch.zeros_like(own)], dim=1)
-    encoded = Encoded(np.arange(3), embeddings, torch.tensor([[True, False, False]] * 3))
+    encoded = Encoded(np.arange(3), embeddings, torch.tensor([[True, False, False]] * 3), np.full(3, 10, np.int32))
     best = probabilities(model.classifier, encoded, (True, False, False)).argmax(axis=1)
     label = np.where(np.arange(3) < 2, best, (best + 1) % 10)
     assert accuracy_by_detections(model, curves, label, (20,), processes=1)[0].accuracy == pytest.approx(2 / 3)

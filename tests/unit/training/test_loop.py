@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from broker.assemble.lightcurve import assemble_light_curves
+from broker.assemble.metadata import MODEL_FEATURES
 from broker.errors import ConfigurationError
 from broker.records import LightCurve
 from broker.taxonomy import CLASS_NAMES
@@ -124,8 +125,8 @@ def made_up_stars(size: int = 28) -> TrainingSet:
         PreparedLightCurves(**columns),
         rng.normal(size=(2, size, 3, 2575)).astype(np.float16),
         np.arange(size) % 4 > 0,
-        rng.normal(size=(size, 34)).astype(np.float32),
-        rng.random((size, 34)) < 0.8,
+        rng.normal(size=(size, len(MODEL_FEATURES))).astype(np.float32),
+        rng.random((size, len(MODEL_FEATURES))) < 0.8,
         np.arange(size) % 5 > 0,
     )
 

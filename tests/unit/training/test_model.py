@@ -15,6 +15,8 @@ from broker.assemble.lightcurve import (
     POINT_CHANNELS,
     POINTS,
 )
+from broker.assemble.metadata import MODEL_FEATURES
+from broker.inference.manifest import CALIBRATION_BINS
 from training.config import load_settings
 from training.encoders.build import build_model
 from training.encoders.trimodal import Batch, Trimodal
@@ -30,9 +32,10 @@ def batch(size: int, seed: int = 0) -> Batch:
         folded=torch.randn(size, FOLDED_CHANNELS, PHASE_BINS),
         features=torch.randn(size, len(LIGHT_CURVE_FEATURES)),
         spectra=torch.randn(size, 3, 2575),
-        values=torch.randn(size, 34),
-        known=torch.rand(size, 34) < 0.5,
+        values=torch.randn(size, len(MODEL_FEATURES)),
+        known=torch.rand(size, len(MODEL_FEATURES)) < 0.5,
         present=torch.rand(size, 3) < 0.6,
+        detections=length.float(),
     )
 
 
@@ -62,13 +65,14 @@ def assert_what_is_absent_has_no_say(model: Trimodal) -> None:
         values,
         first.known,
         first.present,
+        first.detections,
     )
     assert torch.allclose(model.encode(first), model.encode(second), atol=1e-5)
     embeddings = model.encode(first)
     changed = torch.where(first.present[..., None], embeddings, torch.flip(embeddings, dims=[2]))
     for a, b in zip(
-        model.classifier(*embeddings.unbind(1), first.present),
-        model.classifier(*changed.unbind(1), first.present),
+        model.classifier(*embeddings.unbind(1), first.present, first.detections),
+        model.classifier(*changed.unbind(1), first.present, first.detections),
         strict=True,
     ):
         assert torch.allclose(a, b, atol=1e-5)
@@ -80,15 +84,16 @@ def test_hidden_points_unknown_values_and_absent_modalities_have_no_say(model: T
 
 
 @torch.no_grad()
-def test_temperature_is_that_of_the_subset_present() -> None:
+def test_temperature_is_that_of_the_subset_present_and_the_number_of_detections() -> None:
     model = build_model(load_settings("trifid")).eval()
-    embeddings = model.encode(batch(2))
-    present = torch.tensor([[True, False, False], [True, True, True]])
-    before, _ = model.classifier(*embeddings.unbind(1), present)
-    model.classifier.log_temperature[1] = np.log(3.0)
-    after, _ = model.classifier(*embeddings.unbind(1), present)
+    embeddings = model.encode(batch(3))
+    present = torch.tensor([[True, False, False], [True, True, True], [True, False, False]])
+    detections = torch.tensor([[10.0], [10.0], [20.0]])
+    before, _ = model.classifier(*embeddings.unbind(1), present, detections)
+    model.classifier.log_temperature[1, CALIBRATION_BINS.index(10)] = np.log(3.0)
+    after, _ = model.classifier(*embeddings.unbind(1), present, detections)
     assert not torch.allclose(before[0], after[0])
-    assert torch.equal(before[1], after[1])
+    assert torch.equal(before[1:], after[1:])
     expected = (before[0].log() / 3).softmax(dim=0)
     assert torch.allclose(after[0], expected, atol=1e-5)
 

@@ -1,0 +1,221 @@
+"""The head: metadata encoder and classifier, and how they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    MODEL_FEATURES,
+    usable_metadata,
+)
+from broker.errors import ConfigurationError
+from broker.taxonomy import CLASS_NAMES
+from training.encoders.metadata import MetadataEncoder
+from training.encoders.trimodal import ConcatClassifier, StreamClassifier
+from training.stream.material import Inputs, Material
+
+ARCHIVE_SHARE = 0.4
+"""Of the archive's histories, used by each head: a head sees others than the next one."""
+EPOCHS = 8
+BATCH = 512
+LEARNING_RATE = 1.5e-3
+CLASS_BALANCE = 0.3
+PACKET_WEIGHT = 12.0
+"""Of a history from packets against one of the archive: about a third of each batch are packets."""
+PACKET_LIKE_SHARE = 0.5
+SWAPPED, SWAPPED_COLUMNS = 0.5, 0.3
+NOISE = 0.2
+"""Deviation of the noise on standardised values."""
+MOST_HIDDEN = 0.5
+"""Share of known values that are hidden: even between 0 and this."""
+LEAST_IN_BATCH = 8
+SUBSET_WEIGHTS: dict[tuple[bool, bool, bool], float] = {
+    (False, False, True): 0.4,
+    (True, False, True): 0.6,
+    (False, True, True): 0.2,
+    (True, True, True): 0.4,
+}
+"""Weight of each subset with metadata (light curve, spectrum, metadata) in the loss."""
+NAMES = ("values", "known", "present")
+_COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
+_APPARENT = [i for name, i in _COLUMN.items() if name.endswith("_mag") and i >= len(METADATA_FEATURES)]
+"""Apparent magnitudes; AstroM3's are made absolute."""
+
+
+class Head(nn.Module):
+    """What is trained: metadata encoder and classifier."""
+
+    def __init__(self, without_metadata: ConcatClassifier) -> None:
+        """``without_metadata`` is the head for objects without metadata, and stays as it is."""
+        super().__init__()
+        self.metadata_encoder = MetadataEncoder()
+        self.classifier = StreamClassifier(without_metadata.requires_grad_(False), ConcatClassifier(dropout=0.3))
+
+    def logits(self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor) -> Tensor:
+        """Embeddings (n, 512) each, ``present`` (n, 3), to logits (n, 10)."""
+        return self.classifier.logits(torch.stack([light_curve, spectrum, metadata], dim=1), present)
+
+
+def published_head(repository: Path) -> ConcatClassifier:
+    """The head that a repository's classifier has for objects without metadata, from the weights in its ONNX file.
+
+    Raises ConfigurationError where the classifier is another one.
+    """
+    path = repository / "classifier" / "1" / "model.onnx"
+    weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+    head = ConcatClassifier()
+    for prefix in ("without_metadata.", ""):
+        found = {name: weights.get(f"{prefix}{name}") for name in ("layers.0.weight", "layers.0.bias")}
+        found |= {name: weights.get(f"{prefix}{name}") for name in ("layers.3.weight", "layers.3.bias")}
+        if all(value is not None for value in found.values()):
+            tensors = {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+            head.load_state_dict(tensors, strict=False)
+            return head.eval()
+    raise ConfigurationError(f"{path} has no layers of a ConcatClassifier: only heads of Trifid's own can be kept")
+
+
+def train_head(material: Material, training_star: NDArray[np.bool_], seed: int, report: Callable[[str], None]) -> Head:
+    """A head of the archive's training stars and those of ``material.real`` (m,) that ``training_star`` names."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 11])
+    is_training = np.array([kind.startswith("train") for kind in material.archive.kind])
+    archive = rng.permutation(np.flatnonzero(is_training))[: int(ARCHIVE_SHARE * is_training.sum())]
+    real = np.flatnonzero(material.usable & training_star)
+    pool = _Pool.of(material, archive, real)
+    head = Head(published_head(material.repository))
+    head.metadata_encoder.fit_pieces(
+        np.concatenate([i.values for i in pool.sources]), np.concatenate([i.known for i in pool.sources])
+    )
+    steps = EPOCHS * len(pool) // BATCH
+    learnt = [p for p in head.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, LEARNING_RATE, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    head.train()
+    for step in range(steps):
+        batch = pool.draw(rng)
+        metadata = head.metadata_encoder(batch.values, batch.known)
+        loss = torch.zeros(())
+        for subset, weight in SUBSET_WEIGHTS.items():
+            wanted = torch.tensor(subset)
+            chosen = (batch.present | ~wanted).all(dim=1)
+            if int(chosen.sum()) < LEAST_IN_BATCH:
+                continue
+            logits = head.logits(
+                batch.light_curve[chosen], batch.spectrum[chosen], metadata[chosen],
+                wanted.expand(int(chosen.sum()), -1),
+            )  # fmt: skip
+            loss = loss + weight * functional.cross_entropy(logits, batch.target[chosen], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(learnt, 5.0)
+        optimizer.step()
+        schedule.step()
+        if step % 100 == 0:
+            report(f"step {step} of {steps}: loss {float(loss.detach()):.3f}")
+    return head.eval()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    light_curve: Tensor
+    spectrum: Tensor
+    values: Tensor
+    known: Tensor
+    present: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pool:
+    """Examples to draw from, the archive's first, then the real ones."""
+
+    light_curve: NDArray[np.float32]
+    spectrum: NDArray[np.float32]
+    has_light_curve: NDArray[np.bool_]
+    sources: tuple[Inputs, Inputs]
+    """Metadata of the pool: of a catalogue, and of a packet; the same twice for real stars."""
+    target: NDArray[np.float32]
+    probability: NDArray[np.float64]
+    archive: int
+    """How many are the archive's."""
+    alike: dict[int, NDArray[np.intp]]
+    """Rows of packets by class."""
+    packet_class: NDArray[np.int64]
+    """Class of each row that is of a packet, else -1."""
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @staticmethod
+    def of(material: Material, archive: NDArray[np.intp], real: NDArray[np.intp]) -> _Pool:
+        label = np.concatenate([material.archive.label[archive], material.real.label[real]])
+        packet = material.is_packet[real]
+        counts = np.bincount(label[: len(archive)], minlength=len(CLASS_NAMES)).clip(min=1)
+        weight = np.concatenate(
+            [
+                (counts.mean() / counts[material.archive.label[archive]]) ** CLASS_BALANCE,
+                np.where(packet, PACKET_WEIGHT, 1.0),
+            ]
+        )
+        target = np.eye(len(CLASS_NAMES), dtype=np.float32)[label]
+        rows = len(archive) + np.flatnonzero(packet)
+        own = [
+            Inputs(*(np.concatenate([getattr(i, n)[archive], getattr(material.real_inputs, n)[real]]) for n in NAMES))
+            for i in (material.catalogued, material.packet_like)
+        ]
+        packet_class = np.full(len(label), -1)
+        packet_class[rows] = label[rows]
+        return _Pool(
+            np.concatenate([material.archive.light_curve[archive], material.real.light_curve[real]]).astype(np.float32),
+            material.spectrum[archive].astype(np.float32),
+            np.concatenate([material.archive.present[archive], material.real.present[real]]),
+            (own[0], own[1]),
+            target,
+            weight / weight.sum(),
+            len(archive),
+            {c: np.flatnonzero(packet_class == c) for c in np.unique(packet_class[rows]).tolist()},
+            packet_class,
+        )
+
+    def draw(self, rng: np.random.Generator) -> _Drawn:
+        """A batch, with noise on the values, some of them hidden, and some swapped between packets of one class.
+
+        Real packets are few, and would be learnt by heart: their parts are put together anew.
+        """
+        rows = rng.choice(len(self), BATCH, p=self.probability)
+        from_packet = rng.random(BATCH) < PACKET_LIKE_SHARE
+        values = np.where(from_packet[:, None], self.sources[1].values[rows], self.sources[0].values[rows])
+        known = np.where(from_packet[:, None], self.sources[1].known[rows], self.sources[0].known[rows])
+        for place in np.flatnonzero((self.packet_class[rows] >= 0) & (rng.random(BATCH) < SWAPPED)).tolist():
+            other = rng.choice(self.alike[int(self.packet_class[rows[place]])])
+            lent = rng.random(values.shape[1]) < SWAPPED_COLUMNS
+            values[place, lent], known[place, lent] = (
+                self.sources[0].values[other, lent],
+                self.sources[0].known[other, lent],
+            )
+        values = values + rng.normal(0, NOISE, values.shape).astype(np.float32)
+        values[:, _APPARENT] += rng.normal(0, NOISE, (BATCH, 1)).astype(np.float32)  # one star, nearer or farther
+        known &= rng.random(known.shape) >= rng.uniform(0, MOST_HIDDEN, (BATCH, 1))
+        has_metadata = usable_metadata(known)
+        known &= has_metadata[:, None]
+        spectrum = np.zeros((BATCH, self.light_curve.shape[1]), np.float32)
+        of_archive = rows < self.archive
+        spectrum[of_archive] = self.spectrum[rows[of_archive]]
+        present = np.stack([self.has_light_curve[rows], of_archive, has_metadata], axis=1)
+        return _Drawn(
+            *(
+                torch.from_numpy(a)
+                for a in (self.light_curve[rows], spectrum, values, known, present, self.target[rows])
+            )
+        )

@@ -1,0 +1,276 @@
+"""What the head is trained on: stars of ASAS and Catalina, real stars in several bands, real packets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from rich.progress import track
+
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    MODEL_FEATURES,
+    Scaler,
+    standardise,
+)
+from broker.records import LightCurve, ObjectState
+from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from training.crops import crop
+from training.data import Labels
+from training.datasets.multiband import load_archive, load_packets
+from training.datasets.splits import split
+from training.datasets.tables import load_objects
+from training.simulate.metadata import fit_scaler, load_donors, simulate_metadata
+from training.simulate.spectra import draw_types, load_templates, simulate_spectra
+from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_indices, cut_versions, first_n, random_n
+
+PACKETS = "ztf_packets"
+REAL_SETS = (PACKETS, "ztf_dr", "ztf_rebuilt", "stripe82")
+"""Sets that are trained on. ASAS-SN's, whose labels are doubtful, and EROS-2's are for tests alone."""
+STARS_OF_CLASS = 1000
+"""Training stars of each class and survey of the archive, at most."""
+_COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
+
+
+def packet_colors(bp_rp: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """PS1 g - r and r - i, and r - G, of stars with Gaia's BP - RP.
+
+    Gaia to SDSS after Riello et al. (2021, A&A 649, A3, table C.2), SDSS to PS1 after Tonry et al. (2012, ApJ 750, 99,
+    table 6). Beyond the polynomials' range, -0.3 to 3, colours go on with a slope of 0.75.
+    """
+    x = np.clip(bp_rp, -0.3, 3.0)
+    g = -np.polynomial.Polynomial((0.2199, -0.6365, -0.1548, 0.0064))(x)
+    r = -np.polynomial.Polynomial((-0.09837, 0.08592, 0.1907, -0.1701, 0.02263))(x)
+    i = -np.polynomial.Polynomial((-0.293, 0.6404, -0.09609, -0.002104))(x)
+    redder = 0.75 * np.maximum(bp_rp - 3.0, 0.0)
+    g_r, r_i = g - r + redder, r - i + redder
+    return g_r * (1.0 - 0.139 + 0.007) - 0.012, r_i + g_r * (0.014 - 0.007) - 0.004, r
+
+
+def as_in_catalogs(values: NDArray[np.float64], catalogued: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Raw values (n, MODEL_FEATURES) with AstroM3's columns (n, 34) of a catalogue."""
+    result = np.array(values)
+    result[:, : len(METADATA_FEATURES)] = catalogued
+    return result
+
+
+def as_in_packets(
+    values: NDArray[np.float64], catalogued: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Raw values (n, MODEL_FEATURES) with what a packet and two bands would say, instead of a catalogue's (n, 34)."""
+    result = np.array(values)
+    size = len(result)
+
+    def of_catalog(name: str) -> NDArray[np.float64]:
+        column: NDArray[np.float64] = catalogued[:, METADATA_FEATURES.index(name)]
+        return column
+
+    g_r, r_i, r = packet_colors(of_catalog("bp_rp") + rng.normal(0, 0.05, size))
+    # The archives' stars are brighter than those that a survey sends alerts of.
+    gaia = of_catalog("phot_g_mean_mag") + rng.normal(0.5, 1.0, size)
+    measured = np.nan_to_num(values[:, _COLUMN["blue_range"]], nan=0.0)
+    for name, column in {
+        "phot_g_mean_mag": gaia,
+        "ps1_g_r": g_r + rng.normal(0, 0.04, size),
+        "ps1_r_i": r_i + rng.normal(0, 0.04, size),
+        "ps1_i_z": 0.5 * r_i + rng.normal(0, 0.04, size),
+        "ps1_r_mag": gaia + r,
+        "star_score": np.clip(1.0 - rng.exponential(0.03, size), 0.5, 1.0),
+        "total_g_r": g_r + rng.normal(0, 0.06, size),
+        "total_r_mag": gaia + r,
+        # A star's amplitude falls with wavelength, and V lies between g and r.
+        "blue_range": np.where(measured > 0, measured * rng.uniform(1.0, 1.25, size), np.nan),
+        "red_range": np.where(measured > 0, measured * rng.uniform(0.75, 1.0, size), np.nan),
+    }.items():
+        result[:, _COLUMN[name]] = column
+    return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Standardised metadata of n examples."""
+
+    values: NDArray[np.float32]
+    known: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+
+    @staticmethod
+    def of(examples: Examples, raw: NDArray[np.float64], scaler: Scaler) -> Inputs:
+        """From raw values (n, MODEL_FEATURES) at the positions of ``examples``."""
+        inputs = standardise(raw, examples.ra, examples.dec, scaler)
+        return Inputs(inputs.values, inputs.known, inputs.present)
+
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Inputs:
+        """Some of them."""
+        return Inputs(self.values[rows], self.known[rows], self.present[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Material:
+    """All that a head is trained on."""
+
+    repository: Path
+    """Whose encoders embedded the light curves and spectra."""
+    archive: Examples
+    catalogued: Inputs
+    """Of the archive's stars, with a catalogue's values."""
+    packet_like: Inputs
+    """Of the same, with a packet's."""
+    spectrum: NDArray[np.float16]
+    """(n, 512) embeddings of simulated spectra of the archive's stars."""
+    real: Examples
+    real_inputs: Inputs
+    usable: NDArray[np.bool_]
+    """(m,) which of ``real`` have a label that counts."""
+    scaler: Scaler
+
+    @property
+    def is_packet(self) -> NDArray[np.bool_]:
+        """(m,) which of ``real`` come from packets."""
+        return np.array([kind.startswith(PACKETS) for kind in self.real.kind])
+
+
+def prepare_material(repository: Path, data: Path, seed: int, cache: Path, report: Callable[[str], None]) -> Material:
+    """All histories, encoded; kept in the folder ``cache``, which belongs to the encoders of ``repository``."""
+    encoder = FrozenEncoder(repository)
+    cache.mkdir(parents=True, exist_ok=True)
+    real = _cached(cache / "real.npz", lambda: _real_examples(encoder, data))
+    stars = _ArchiveStars(data, seed)
+    archive = _cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
+    path = cache / f"spectra-{seed}.npy"
+    if not path.exists():
+        np.save(path, stars.spectra(repository, data))
+    rows = stars.rows_of(archive)
+    spectrum: NDArray[np.float16] = np.load(path, allow_pickle=False)[np.searchsorted(stars.rows, rows)]
+    rng = np.random.default_rng([seed, 13])
+    # What a catalogue has of an archive's star, and what a packet would say of it.
+    catalogued = stars.catalogued[rows]
+    raw = [as_in_catalogs(archive.values, catalogued), as_in_packets(archive.values, catalogued, rng)]
+    counts = np.array([kind.split("/")[0] in REAL_SETS for kind in real.kind]) & (real.label >= 0)
+    training = np.array([kind.startswith("train") for kind in archive.kind])
+    seen = np.concatenate([real.values[counts], raw[0][training][::4], raw[1][training][::4]])
+    scaler = fit_scaler(seen)
+    report(
+        f"{len(archive)} histories of {len(stars.rows)} stars of ASAS and Catalina, {int(counts.sum())} of real ones"
+    )
+    return Material(
+        repository,
+        archive,
+        Inputs.of(archive, raw[0], scaler),
+        Inputs.of(archive, raw[1], scaler),
+        spectrum,
+        real,
+        Inputs.of(real, real.values, scaler),
+        counts,
+        scaler,
+    )
+
+
+def _cached(path: Path, make: Callable[[], Examples]) -> Examples:
+    if not path.exists():
+        examples = make()
+        columns = {name: getattr(examples, name) for name in Examples.__slots__}
+        np.savez(path, **{n: c.astype(np.str_) if c.dtype == object else c for n, c in columns.items()})
+    with np.load(path, allow_pickle=False) as file:
+        stored = [file[name] for name in Examples.__slots__]
+        return Examples(*(c.astype(object) if c.dtype.kind == "U" else c for c in stored))
+
+
+def _real_examples(encoder: FrozenEncoder, data: Path) -> Examples:
+    """Real stars, whole and cut; the kind is the set's name and the number of the version, 0 for the whole."""
+    parts = []
+    for name in REAL_SETS:
+        objects = load_packets(data) if name == PACKETS else load_archive(data, name)
+        kept = [i for i, label in enumerate(objects.label) if label in CLASS_INDEX and objects.quality[i] != "weak"]
+        objects = objects.take(kept)
+        cuts: tuple[Cut, ...] = (first_n, first_n) if name == PACKETS else (first_n, random_n, first_n, random_n, few)
+        label = class_indices(objects.label)
+        for number, version in enumerate([objects, *cut_versions(objects, cuts, seed=1)]):
+            parts.append(encoder.examples(version.states, label, f"{name}/{number}", f"{name}, version {number}"))
+    return Examples.join(parts)
+
+
+def few(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
+    """The first 2 to 30 points."""
+    return first_n(curve, rng, 2, 30)
+
+
+class _ArchiveStars:
+    """Stars of ASAS and Catalina: training stars, up to STARS_OF_CLASS of each class, and all validation stars."""
+
+    def __init__(self, data: Path, seed: int) -> None:
+        self._table = load_objects(data)
+        self._seed = seed
+        table = self._table
+        label = class_indices(table.label)
+        labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+        training, validation, test = split(table, seed)
+        rng = np.random.default_rng([seed, 14])
+        # Catalina's EW, of which some are EB, are trained on but not calibrated with.
+        own = training[(labels.weight[training] == 1.0) & (label[training] >= 0)]
+        chosen = [
+            rng.permutation(own[(table.survey[own] == survey) & (label[own] == number)])[:STARS_OF_CLASS]
+            for survey in np.unique(table.survey)
+            for number in range(len(CLASS_NAMES))
+        ]
+        self.training = np.sort(np.concatenate(chosen))
+        self.validation = validation[labels.scored[validation]]
+        self.rows = np.sort(np.concatenate([self.training, self.validation]))
+        self._label = label
+        self._part = np.zeros(len(table), np.intp)
+        self._part[validation], self._part[test] = 1, 2
+        self._code = np.full(len(table), np.nan)
+        labelled = np.flatnonzero(label >= 0)
+        self._code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
+        unknown = np.full(len(table), np.nan)
+        self.catalogued, _ = simulate_metadata(table, load_donors(data), self._code, unknown, self._part, rng)
+
+    def rows_of(self, examples: Examples) -> NDArray[np.intp]:
+        """The table's row of each example."""
+        row = {name: i for i, name in enumerate(self._table.object_id)}
+        return np.array([row[name] for name in examples.star], np.intp)
+
+    def examples(self, encoder: FrozenEncoder) -> Examples:
+        """Whole light curves and parts of them; the kind is ``train`` or ``val`` and the number of the version."""
+        parts = []
+        for name, rows, cuts in (
+            ("train", self.training, (None, first_n, crop, random_n)),
+            ("val", self.validation, (None, first_n, random_n)),
+        ):
+            for number, cut in enumerate(cuts):
+                states = self._states(rows, cut, number)
+                parts.append(encoder.examples(states, self._label[rows], f"{name}/{number}", name))
+        return Examples.join(parts)
+
+    def _states(self, rows: NDArray[np.intp], cut: Cut | None, number: int) -> list[ObjectState]:
+        table = self._table
+        return [
+            ObjectState(
+                table.object_id[i],
+                float(table.ra[i]),
+                float(table.dec[i]),
+                table.light_curves[i]
+                if cut is None
+                else cut(table.light_curves[i], np.random.default_rng([self._seed, number, int(i)])),
+            )
+            for i in rows
+        ]
+
+    def spectra(self, repository: Path, data: Path) -> NDArray[np.float16]:
+        """(m, 512) embeddings of a simulated spectrum of each of ``rows``."""
+        session = onnxruntime.InferenceSession(repository / "spectrum_encoder" / "1" / "model.onnx")
+        templates, table = load_templates(data), self._table
+        rng = np.random.default_rng([self._seed, 15])
+        parts = []
+        for first in track(range(0, len(self.rows), CHUNK), "Simulating spectra"):
+            rows = self.rows[first : first + CHUNK]
+            spectra = simulate_spectra(
+                templates, list(table.label[rows]), list(table.survey[rows]), self._code[rows],
+                self._part[rows] == 2, rng,
+            )  # fmt: skip
+            parts.append(session.run(["embedding"], {"spectra": spectra.astype(np.float32)})[0].astype(np.float16))
+        return np.concatenate(parts)

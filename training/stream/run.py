@@ -1,0 +1,157 @@
+"""Folds, calibration, and what is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from broker.assemble.inputs import MODALITIES
+from broker.inference.manifest import CALIBRATION_BINS
+from training.calibrate import COVERAGE, LEAST_IN_CELL, best_log_temperature, cell_rows, conformal_threshold
+from training.encoders.trimodal import SUBSETS, Classifier, subset_name
+from training.export import export_classifier, export_metadata_encoder, save_scaler, write_manifest
+from training.stream.examples import Examples
+from training.stream.head import Head, train_head
+from training.stream.material import Inputs, Material, prepare_material
+
+FOLDS = 5
+ONE_CLASS = "stripe82"
+
+
+def fold_of_stars(material: Material, seed: int) -> NDArray[np.intp]:
+    """(m,) the fold of each real example, the same for all of one star."""
+    names, star = np.unique(material.real.star.astype(str), return_inverse=True)
+    return (np.random.default_rng([seed, 16]).permutation(len(names)) % FOLDS)[star]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Logits of histories that the model had not seen, with their labels; a row each."""
+
+    subset: NDArray[np.intp]
+    """(n,) index into SUBSETS."""
+    logits: NDArray[np.float32]
+    """(n, 10)."""
+    label: NDArray[np.int64]
+    detections: NDArray[np.int32]
+    fold: NDArray[np.intp]
+    """(n,) of a real star; -1 for the archive's."""
+
+    def fit(self, without: int | None = None) -> tuple[NDArray[np.float32], dict[str, tuple[float, ...]]]:
+        """Logarithms of temperatures (8, CALIBRATION_BINS) and conformal thresholds, but for one fold's stars."""
+        temperatures = np.zeros((1 << len(MODALITIES), len(CALIBRATION_BINS)), np.float32)
+        thresholds = {}
+        kept = self.fold != (-2 if without is None else without)
+        for number, subset in enumerate(SUBSETS):
+            rows = np.flatnonzero(kept & (self.subset == number))
+            code = int(Classifier.subset_index(torch.tensor([subset]))[0])
+            cells = []
+            for cell, chosen in enumerate(cell_rows(self.detections[rows], LEAST_IN_CELL)):
+                own = rows[chosen]
+                logits, label = torch.from_numpy(self.logits[own]), self.label[own]
+                temperatures[code, cell] = best_log_temperature(logits, torch.from_numpy(label))
+                probability = (logits / float(np.exp(temperatures[code, cell]))).softmax(dim=1).double().numpy()
+                cells.append(conformal_threshold(probability[np.arange(len(own)), label], COVERAGE))
+            thresholds[subset_name(subset)] = tuple(cells)
+        return temperatures, thresholds
+
+
+@torch.no_grad()
+def head_logits(
+    head: Head, examples: Examples, inputs: Inputs, spectrum: NDArray[np.float16] | None, subset: tuple[bool, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Logits (n, 10) from the modalities of ``subset``, and which examples have all of these."""
+    light_curve = torch.from_numpy(examples.light_curve.astype(np.float32))
+    spectra = torch.zeros_like(light_curve) if spectrum is None else torch.from_numpy(spectrum.astype(np.float32))
+    metadata = head.metadata_encoder(torch.from_numpy(inputs.values), torch.from_numpy(inputs.known))
+    there = np.stack([examples.present, np.full(len(examples), spectrum is not None), inputs.present], axis=1)
+    usable = (there | ~np.array(subset)).all(axis=1)
+    logits = head.logits(light_curve, spectra, metadata, torch.tensor(subset).expand(len(examples), -1))
+    return logits.numpy(), usable
+
+
+def calibration_of(material: Material, heads: Sequence[Head], published: Head, fold: NDArray[np.intp]) -> Calibration:
+    """Real stars by the head of their fold; the archive's validation stars where no real star has the modalities.
+
+    A light curve alone is calibrated on both: streams of one band are as frequent as of several.
+    """
+    parts: list[Calibration] = []
+
+    def add(
+        number: int, logits: NDArray[np.float32], examples: Examples, of_fold: int, chosen: NDArray[np.bool_]
+    ) -> None:
+        size, own = int(chosen.sum()), examples.take(chosen)
+        parts.append(
+            Calibration(np.full(size, number), logits[chosen], own.label, own.detections, np.full(size, of_fold))
+        )
+
+    # Stripe 82 has RR Lyrae stars only, whole classes of mistakes cannot be made there, and it would speak for all.
+    several_classes = np.array([not kind.startswith(ONE_CLASS) for kind in material.real.kind])
+    validation = np.array([kind.startswith("val") for kind in material.archive.kind])
+    archive, spectrum = material.archive.take(validation), material.spectrum[validation]
+    for number, subset in enumerate(SUBSETS):
+        if not subset[1]:
+            for k, head in enumerate(heads):
+                rows = material.usable & (fold == k) & several_classes
+                examples = material.real.take(rows)
+                logits, usable = head_logits(head, examples, material.real_inputs.take(rows), None, subset)
+                add(number, logits, examples, k, usable)
+        if subset[1] or not subset[2]:
+            for inputs in (material.catalogued.take(validation), material.packet_like.take(validation)):
+                logits, usable = head_logits(published, archive, inputs, spectrum, subset)
+                add(number, logits, archive, -1, usable)
+                if not subset[2]:
+                    break
+    return Calibration(*(np.concatenate([getattr(p, name) for p in parts]) for name in Calibration.__slots__))
+
+
+def train_stream(
+    repository: Path, data: Path, output: Path, version: str, seed: int, report: Callable[[str], None]
+) -> None:
+    """Train the head on what streams carry, and write it: into ``repository``, and each fold's into ``output``.
+
+    ``output`` has the folders ``folds/0`` and so on, repositories without a reference set, ``folds/folds.json``, which
+    names each star's, and ``cache``. The repository's light-curve and spectrum encoders stay as they are.
+    """
+    material = prepare_material(repository, data, seed, output / "cache", report)
+    fold = fold_of_stars(material, seed)
+    heads = []
+    for k in range(FOLDS):
+        report(f"fold {k + 1} of {FOLDS}")
+        heads.append(train_head(material, fold != k, seed + k, report))
+    report("all stars")
+    published = train_head(material, np.ones(len(fold), np.bool_), seed, report)
+    calibration = calibration_of(material, heads, published, fold)
+    folds = output / "folds"
+    for k, head in enumerate(heads):
+        write_head(head, *calibration.fit(without=k), repository, folds / str(k), f"{version}-fold{k}")
+    names = {str(s): int(f) for s, f, u in zip(material.real.star, fold, material.usable, strict=True) if u}
+    (folds / "folds.json").write_text(json.dumps(names, indent=1) + "\n")
+    save_scaler(material.scaler)
+    write_head(published, *calibration.fit(), repository, repository, version)
+
+
+def write_head(
+    head: Head,
+    log_temperatures: NDArray[np.float32],
+    thresholds: dict[str, tuple[float, ...]],
+    source: Path,
+    repository: Path,
+    version: str,
+) -> None:
+    """A repository with the encoders of ``source`` and this head; it has no reference set until one is made for it."""
+    if repository != source:
+        for name in ("light_curve_encoder", "spectrum_encoder", "metadata_encoder", "classifier"):
+            shutil.copytree(source / name, repository / name, dirs_exist_ok=True)
+    head.classifier.log_temperature.copy_(torch.from_numpy(log_temperatures))
+    export_metadata_encoder(head.metadata_encoder, repository)
+    export_classifier(head.classifier, repository)
+    training = json.loads((source / "manifest.json").read_text())["training"]
+    write_manifest(repository, version, thresholds, {**training, "stream_head": {"version": version, "folds": FOLDS}})
