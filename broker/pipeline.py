@@ -184,10 +184,13 @@ def _sort(
     received: list[Received] = []
     spectra: list[ReceivedSpectrum] = []
     for message, records in zip(messages, decoded, strict=True):
-        if isinstance(records, DecodeError) or not records:
-            reason = describe(records) if isinstance(records, DecodeError) else "the message holds no alert"
+        refused = [records] if isinstance(records, DecodeError) else records.refused
+        if isinstance(records, Decoded) and not records and not refused:
+            refused = [DecodeError("the message holds no alert")]
+        for error in refused:
             result.alerts_in["unknown"] += 1
-            result.dead_letters.append(DeadLetter(message, "unknown", reason))
+            result.dead_letters.append(DeadLetter(message, "unknown", describe(error)))
+        if isinstance(records, DecodeError):
             continue
         for record in records:
             if isinstance(record, Alert):

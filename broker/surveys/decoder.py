@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -46,7 +46,14 @@ _RECENT_HEADERS: Final = 8
 _MAX_RUN_BYTES: Final = 64_000_000
 """Inflated bytes that are read at once, where one message is not larger itself."""
 
-Decoded = list[Alert | ObservedSpectrum]
+
+class Decoded(list[Alert | ObservedSpectrum]):
+    """What one message holds."""
+
+    def __init__(self, records: Iterable[Alert | ObservedSpectrum] = ()) -> None:
+        super().__init__(records)
+        self.refused: list[DecodeError] = []
+        """Why alerts of the message cannot be used, one reason each; the others are in the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,8 @@ class Decoder:
     def decode(self, payload: bytes) -> Decoded:
         """The alerts of one message, an Avro container or a record in Confluent's wire format; or its spectra.
 
-        Raises DecodeError, with the reason, where the bytes are not that, DependencyUnavailableError where its
+        Of several alerts those that cannot be used are left out, and named in ``refused``. Raises DecodeError, with the
+        reason, where the bytes are not that or the only alert cannot be used, DependencyUnavailableError where its
         schema cannot be had at present.
         """
         decoded = self.decode_batch([payload])[0]
@@ -172,7 +180,7 @@ class Decoder:
                 if results and most is not None and alerts > most:
                     break
                 reader, blocks = self._open(payload, header, spans)
-                results.append([] if reader is not None else _spectra(payload))
+                results.append(Decoded() if reader is not None else _spectra(payload))
                 if reader is not None:
                     work.setdefault(reader.survey, _Work()).add(len(results) - 1, reader.program, blocks, time)
                     size += sum(block.end - block.start for block in blocks)
@@ -182,7 +190,7 @@ class Decoder:
                 break
         for survey, todo in work.items():
             self._run(todo, survey, results)
-        return results
+        return [_alone(result) for result in results]
 
     def _run(self, work: _Work, number: int, results: list[Decoded | DecodeError]) -> None:
         survey, layout = self._surveys[number], self._layouts[number]
@@ -202,9 +210,9 @@ class Decoder:
                 if isinstance(result, DecodeError):
                     continue
                 if isinstance(alert, DecodeError):
-                    results[position] = alert
+                    result.refused.append(alert)
                 elif len(alert.object_id) > MAX_OBJECT_ID:
-                    results[position] = DecodeError(f"an object id of more than {MAX_OBJECT_ID} characters")
+                    result.refused.append(DecodeError(f"an object id of more than {MAX_OBJECT_ID} characters"))
                 else:
                     result.append(alert)
             first = done.stopped
@@ -311,4 +319,11 @@ def _spectra(payload: bytes) -> Decoded:
     # What reads spectra imports this package.
     from broker.spectra.message import read
 
-    return list(read(payload))
+    return Decoded(read(payload))
+
+
+def _alone(result: Decoded | DecodeError) -> Decoded | DecodeError:
+    """A message whose only alert cannot be used is one that cannot be used."""
+    if isinstance(result, Decoded) and not result and len(result.refused) == 1:
+        return result.refused[0]
+    return result

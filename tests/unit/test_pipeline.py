@@ -27,6 +27,7 @@ from broker.streaming.books import Books
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO, build_random_repository
+from tests.unit.surveys.test_decoder import RECORD, SCHEMA, container
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases"
 PACKETS = [a.payload for a in simulate_alerts(10, 40, seed=2)]
@@ -160,6 +161,24 @@ def test_a_message_of_too_many_alerts_is_one_dead_letter(engine: OnnxEngine) -> 
     (letter,) = result.dead_letters
     assert letter.message.origin == Origin("alerts", 0, 7, 0)
     assert letter.reason == "the message says that it has 11 records; pipeline.max_message_alerts allows 10"
+
+
+def test_of_many_alerts_in_a_message_only_those_that_cannot_be_used_are_dead_letters(engine: OnnxEngine) -> None:
+    record = {**RECORD, "prv_candidates": None}
+    records = [{**record, "objectId": f"ZTF18aaaaaa{c}", "candid": n} for n, c in enumerate("abcde")]
+    records[1] = {**records[1], "candidate": {**record["candidate"], "fid": 9}}
+    records[3] = {**records[3], "objectId": ""}
+    result = pipeline(engine, MemoryStore()).process([message(container(SCHEMA, records)), message(PACKETS[0])])
+    assert [a.object_id for a in result.annotations][:3] == ["ZTF18aaaaaaa", "ZTF18aaaaaac", "ZTF18aaaaaae"]
+    assert [letter.reason for letter in result.dead_letters] == [
+        "fid 9 is no filter of ZTF", "the packet has an empty objectId",
+    ]  # fmt: skip
+    assert result.alerts_in == {"ztf": 4, "unknown": 2}
+    # Of which none can be used: each is counted.
+    none = pipeline(engine, MemoryStore()).process([message(container(SCHEMA, [records[1], records[3]]))])
+    assert none.annotations == []
+    assert none.alerts_in == {"unknown": 2}
+    assert len(none.dead_letters) == 2
 
 
 def test_one_poisonous_alert_is_a_dead_letter_and_the_others_go_on(engine: OnnxEngine) -> None:

@@ -780,8 +780,11 @@ def test_a_container_of_many_and_one_of_none() -> None:
     ]  # fmt: skip
     assert decoder.decode_batch([]) == []
     bad = container(SCHEMA, [RECORD, {**RECORD, "objectId": ""}])
+    found = decoder.decode(bad)
+    assert [alert.object_id for alert in alerts_of(found)] == [RECORD["objectId"]]
+    assert [str(error) for error in found.refused] == ["the packet has an empty objectId"]
     with pytest.raises(DecodeError, match="empty objectId"):
-        decoder.decode(bad)
+        decoder.decode(container(SCHEMA, [{**RECORD, "objectId": ""}]))
 
 
 def test_batches_of_more_bytes_than_one_run_takes(monkeypatch: pytest.MonkeyPatch) -> None:
