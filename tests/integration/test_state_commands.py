@@ -23,7 +23,7 @@ from broker.embedded.redis import RedisServer
 from broker.errors import DecodeError
 from broker.publish.annotation import mjd_now
 from broker.records import JD_OF_MJD_0, Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
-from broker.state.encoding import decode_object
+from broker.state.encoding import VERSION, decode_object
 from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
@@ -152,7 +152,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
     shown: Result = trifid("show", NAME, "--points")
     assert shown.exit_code == 0
     for text in (
-        f"ztf:{NAME}\n", f"points:     {len(curve)}, MJD 30000.00000 to", "ztf:g", "ztf:r", "layout 2,",
+        f"ztf:{NAME}\n", f"points:     {len(curve)}, MJD 30000.00000 to", "ztf:g", "ztf:r", f"layout {VERSION},",
         "spectrum yes, catalogue values no", "40 points (after_receipt), 1 points (before_survey), 1 points (flux)",
         "place:      Place(ra=", "1e+15",
     ):  # fmt: skip
