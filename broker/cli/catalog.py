@@ -183,15 +183,15 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
     import json
     from contextlib import closing
 
-    from broker.assemble.metadata import METADATA_FEATURES
+    from broker.assemble.metadata import SOURCE_FEATURES
     from broker.catalog.store import CatalogStore
     from broker.config import load_settings
 
     with closing(CatalogStore(load_settings(config).redis.address())) as store:
         found, matches = store.match(ra, dec, mjd)
         names = [entry.name for entry in store.entries() if entry.current is not None]
-    numbers = found.values.tolist() if found is not None else [math.nan] * len(METADATA_FEATURES)
-    values = {name: value for name, value in zip(METADATA_FEATURES, numbers, strict=True) if value == value}
+    numbers = found.values.tolist() if found is not None else []
+    values = {name: value for name, value in zip(SOURCE_FEATURES, numbers, strict=False) if value == value}
     if as_json:
         sources = [
             {"catalog": m.catalog, "separation_arcsec": round(m.separation, 4), "values": m.values} for m in matches
