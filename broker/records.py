@@ -51,6 +51,13 @@ class LightCurve:
     def __len__(self) -> int:
         return len(self.mjd)
 
+    def take(self, index: NDArray[np.intp]) -> LightCurve:
+        """The points with these numbers, in this order."""
+        return LightCurve(
+            self.mjd[index], self.flux[index], self.flux_error[index],
+            self.reference_flux[index], self.band[index], self.kind[index],
+        )  # fmt: skip
+
     @staticmethod
     def empty() -> LightCurve:
         """A light curve with no points."""

@@ -56,6 +56,13 @@ _output = click.option(
 )
 
 
+def _repository(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option --repository; ``text`` says what is done with it."""
+    return click.option(
+        "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True, help=text
+    )
+
+
 @main.command()
 @_config
 @_shared
@@ -194,10 +201,7 @@ def baseline(config: str, shared: Path, output: Path, seed: int | None) -> None:
 @_shared
 @_output
 @click.option("--seed", type=int, default=None)
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
-    help="Triton model repository to write.",
-)  # fmt: skip
+@_repository("Triton model repository to write.")
 @click.option(
     "--figures", type=click.Path(path_type=Path), default=Path("docs/figures"), show_default=True,
     help="Folder for the evaluation's figures.",
@@ -213,10 +217,7 @@ def export(
 
 @main.command("reference-set")
 @_shared
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
-    help="Triton model repository whose models are to be used.",
-)  # fmt: skip
+@_repository("Triton model repository whose models are to be used.")
 def reference_set(shared: Path, repository: Path) -> None:
     """Make the reference set of anomaly scores again for the models in a repository; no training, minutes on a CPU.
 
@@ -227,10 +228,7 @@ def reference_set(shared: Path, repository: Path) -> None:
 
 @main.command()
 @_shared
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
-    help="Triton model repository: its encoders of light curves and spectra stay, the rest is written anew.",
-)  # fmt: skip
+@_repository("Triton model repository: its encoders of light curves and spectra stay, the rest is written anew.")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs/stream"), show_default=True,
     help="Folder for the models of the folds and for what is prepared.",
@@ -248,10 +246,7 @@ def stream(shared: Path, repository: Path, output: Path, seed: int, version: str
 
 @main.command("evaluate-live")
 @_shared
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repo"), show_default=True,
-    help="Triton model repository that is scored.",
-)  # fmt: skip
+@_repository("Triton model repository that is scored.")
 @click.option(
     "--folds", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
     help="Folder `folds` of `stream`: stars that were trained on are scored by a model that has not seen them. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from broker.records import LightCurve
 
@@ -13,7 +12,7 @@ MIN_CROP: int = 8
 def thin(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     """The same object as a survey with other weather would have seen it: 60 to 95 % of the points, at random."""
     keep = round(len(curve) * rng.uniform(0.6, 0.95))
-    return _take(curve, np.sort(rng.permutation(len(curve))[:keep]))
+    return curve.take(np.sort(rng.permutation(len(curve))[:keep]))
 
 
 def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
@@ -34,7 +33,7 @@ def shorten(curve: LightCurve, keep: int, rng: np.random.Generator) -> LightCurv
     total = len(curve)
     stretch = min(total, max(keep, int(keep * np.exp(rng.uniform(0.0, np.log(total / keep))))))
     start = int(rng.integers(0, total - stretch + 1))
-    return _take(curve, start + np.sort(rng.choice(stretch, keep, replace=False)))
+    return curve.take(start + np.sort(rng.choice(stretch, keep, replace=False)))
 
 
 def difference(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
@@ -43,11 +42,4 @@ def difference(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     return LightCurve(
         curve.mjd, (curve.flux - np.float32(reference)), curve.flux_error,
         np.full(len(curve), np.nan, np.float32), curve.band, curve.kind,
-    )  # fmt: skip
-
-
-def _take(curve: LightCurve, index: NDArray[np.intp]) -> LightCurve:
-    return LightCurve(
-        curve.mjd[index], curve.flux[index], curve.flux_error[index],
-        curve.reference_flux[index], curve.band[index], curve.kind[index],
     )  # fmt: skip

@@ -62,10 +62,7 @@ def first_detections(curve: LightCurve, n: int | None) -> LightCurve:
         measured = np.cumsum(curve.kind[order] != PhotometryKind.LIMIT)
         # Without the limits after the n-th detection: the alert of that detection does not know them.
         order = order[: int(np.searchsorted(measured, n)) + 1]
-    return LightCurve(
-        curve.mjd[order], curve.flux[order], curve.flux_error[order],
-        curve.reference_flux[order], curve.band[order], curve.kind[order],
-    )  # fmt: skip
+    return curve.take(order)
 
 
 def accuracy_by_detections(

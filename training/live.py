@@ -41,13 +41,11 @@ from training.datasets.multiband import (
     load_archive,
     load_packets,
 )
-from training.datasets.splits import split
+from training.datasets.splits import part_of_each, split
 from training.datasets.tables import load_objects
 from training.detections import first_detections
 from training.evaluate import TEST_SETS
-from training.simulate.metadata import load_donors, simulate_metadata
-from training.simulate.spectra import draw_types
-from training.stream.examples import points_at
+from training.simulate.catalogues import catalogue_values
 
 PARENTS: dict[str, tuple[str, ...]] = {
     "rr_lyrae": ("RRAB", "RRC"),
@@ -244,14 +242,9 @@ def one_band_tests(data: Path) -> list[tuple[str, LabelledObjects]]:
     """
     table = load_objects(data)
     labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-    _, validation, test = split(table, 0)
-    part = np.zeros(len(table), np.intp)
-    part[validation], part[test] = 1, 2
-    rng = np.random.default_rng(0)
-    code, unknown = np.full(len(table), np.nan), np.full(len(table), np.nan)
-    labelled = np.flatnonzero(labels.index >= 0)
-    code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-    values, _ = simulate_metadata(table, load_donors(data), code, unknown, part, rng)
+    splits = split(table, 0)
+    test = splits[2]
+    values, _ = catalogue_values(table, data, part_of_each(len(table), splits), np.random.default_rng(0))
     values = widened(values)[:, : len(SOURCE_FEATURES)].astype(np.float32)
     tests = []
     for survey, name in TEST_SETS.items():
@@ -284,7 +277,7 @@ def random_points(objects: LabelledObjects, n: int, seed: int) -> LabelledObject
     for row, state in enumerate(objects.states):
         size = len(state.light_curve)
         chosen = np.random.default_rng([seed, n, row]).permutation(size)[:n]
-        curves.append(points_at(state.light_curve, np.sort(chosen)))
+        curves.append(state.light_curve.take(np.sort(chosen)))
     return objects.with_light_curves(curves)
 
 
@@ -292,7 +285,7 @@ def only_band(objects: LabelledObjects, band: str) -> LabelledObjects:
     """The points in one band."""
     code = BAND_CODE[band]
     return objects.with_light_curves(
-        [points_at(s.light_curve, np.flatnonzero(s.light_curve.band == code)) for s in objects.states]
+        [s.light_curve.take(np.flatnonzero(s.light_curve.band == code)) for s in objects.states]
     )
 
 

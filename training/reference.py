@@ -38,7 +38,7 @@ from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.crops import difference, shorten
 from training.data import Labels
 from training.datasets.multiband import load_packets
-from training.datasets.splits import split
+from training.datasets.splits import part_of_each, split
 from training.datasets.tables import ObjectTable, load_objects
 from training.simulate.catalogues import as_catalogued
 from training.simulate.metadata import load_donors, simulate_metadata
@@ -138,8 +138,7 @@ class _Stars:
         self.table: ObjectTable = load_objects(data)
         self.labels = Labels.from_columns(self.table.label, self.table.label_quality, self.table.label_is_coarse)
         self.training, self.validation, test = split(self.table, seed)
-        self._part = np.zeros(len(self.table), np.intp)
-        self._part[self.validation], self._part[test] = 1, 2
+        self._part = part_of_each(len(self.table), (self.training, self.validation, test))
         self._donors = load_donors(data)
         self._templates: Templates = load_templates(data)
         real = load_real_spectra(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from training.calibrate import encode_rows, probabilities, usable
 from training.config import FinetuneSettings, ModelSettings
 from training.data import Labels, TrainingSet
 from training.datasets.confusion import catalogue_confusion, name_counts
-from training.datasets.splits import same_star_groups, split
+from training.datasets.splits import part_of_each, same_star_groups, split
 from training.datasets.tables import ObjectTable, load_objects
 from training.detections import accuracy_by_detections, detections_markdown, save_detections
 from training.encoders.build import build_model, new_model
@@ -37,6 +37,7 @@ from training.loop import Checkpoints, Context, Workers
 from training.prepare import VERSIONS, PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
 from training.reference import write_reference_set
+from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
 from training.simulate.spectra import draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
@@ -88,7 +89,7 @@ class Run:
         labelled = np.flatnonzero(self.labels.index >= 0)
         code = np.full(len(table), np.nan)
         code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-        part = _part(len(table), (self.train_rows, self.validation_rows, self.test_rows))
+        part = part_of_each(len(table), (self.train_rows, self.validation_rows, self.test_rows))
         held_out = part == 2
         raw, _ = simulate_metadata(table, load_donors(data), code, light_curves.period[0], part, rng)
         raw = widened(raw)
@@ -350,22 +351,11 @@ class Run:
         return np.bincount(self.labels.index[rows], minlength=len(CLASS_NAMES))
 
 
-def _part(size: int, splits: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
-    """(size,) which of the splits each object is in: 0 for training, 1 for validation, 2 for test."""
-    part = np.zeros(size, np.intp)
-    for which, rows in enumerate(splits):
-        part[rows] = which
-    return part
-
-
 def metadata_against_astrom3(data: Path, seed: int) -> list[tuple[str, int, float, float, float, float]]:
     """``compare_with_astrom3`` for all labelled stars; donors are drawn without regard to the period."""
     table = load_objects(data)
     labelled = np.flatnonzero([label is not None for label in table.label])
-    rng = np.random.default_rng(seed)
-    code = np.full(len(table), np.nan)
-    code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-    part = _part(len(table), split(table, seed))
-    values, _ = simulate_metadata(table, load_donors(data), code, np.full(len(table), np.nan), part, rng)
+    part = part_of_each(len(table), split(table, seed))
+    values, _ = catalogue_values(table, data, part, np.random.default_rng(seed))
     published = json.loads((data / "astrom3_repo_numbers.json").read_text())
     return compare_with_astrom3(values[labelled], published["scaler"])

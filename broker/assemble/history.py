@@ -49,10 +49,10 @@ def history_features(points: UsablePoints) -> NDArray[np.float64]:
     columns["detected_share"][some] = (detections / np.maximum(detections + points.limits, 1))[some]
     # A reference flux of 0 says that the flux is total as it stands.
     has_reference = np.isfinite(points.reference) & (points.reference > 0)
-    magnitude = _magnitude(points.total_flux, points.band)
+    magnitude, reference = (_magnitude(flux, points.band) for flux in (points.total_flux, points.reference))
     total = np.isfinite(magnitude)
     for prefix, value, use in (
-        ("reference", _magnitude(points.reference, points.band), has_reference),
+        ("reference", reference, has_reference),
         ("total", magnitude, total),
     ):
         red, color = _by_wavelength(value[use], points.row[use], points.band[use], size)
@@ -62,7 +62,7 @@ def history_features(points: UsablePoints) -> NDArray[np.float64]:
         columns[name][:] = _range(magnitude[side], points.row[side], points.band[side], size)
     changed = total & has_reference
     row, time = points.row[changed], points.time[changed]
-    change = magnitude[changed] - _magnitude(points.reference, points.band)[changed]
+    change = magnitude[changed] - reference[changed]
     _changes(change, row, time, size, columns)
     return result
 

@@ -37,19 +37,6 @@ GAIA = PRESETS["gaia"]
 N = 20_000
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def store(server: RedisServer, client: redis.Redis) -> Iterator[CatalogStore]:
     store = CatalogStore(server.url)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import redis
 
-from broker.embedded.redis import RedisServer
 from broker.isolation import isolate
 from broker.records import Alert, ObjectState
 from broker.state.encoding import VERSION, StateError, decode_object, encode_object, is_current
@@ -40,25 +37,6 @@ def _script() -> Any:
 
 
 WRITTEN = _script()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def store(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
-    with closing(RedisStore(server.url)) as store:
-        yield store
 
 
 def load(client: redis.Redis, release: str) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -36,25 +35,6 @@ PAYLOADS = [alert.payload for alert in simulate_alerts(2, 20, seed=5)]
 ALERTS = [a for payload in PAYLOADS for a in Decoder().decode(payload) if isinstance(a, Alert)]
 GOOD = ALERTS[-1]
 NAME = GOOD.object_id
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
-
-
-@pytest.fixture
-def store(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
-    with closing(RedisStore(server.url)) as store:
-        yield store
 
 
 @pytest.fixture

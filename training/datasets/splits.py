@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,14 @@ def split(
     }
     parts = np.array([part[int(number)] for number in group], np.intp)
     return np.flatnonzero(parts == 0), np.flatnonzero(parts == 1), np.flatnonzero(parts == 2)
+
+
+def part_of_each(size: int, splits: Sequence[NDArray[np.intp]]) -> NDArray[np.intp]:
+    """(size,) which of the splits each object is in: 0 for training, 1 for validation, 2 for test."""
+    part = np.zeros(size, np.intp)
+    for which, rows in enumerate(splits):
+        part[rows] = which
+    return part
 
 
 def _uniform(text: str) -> float:

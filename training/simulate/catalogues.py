@@ -7,12 +7,17 @@ stars are moved away, with the errors that Gaia has at their new brightness. See
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.metadata import METADATA_FEATURES
+from broker.taxonomy import CLASS_INDEX
+from training.datasets.tables import ObjectTable
+from training.simulate.metadata import load_donors, simulate_metadata
+from training.simulate.spectra import draw_types
 
 _COLUMN: Final = {name: index for index, name in enumerate(METADATA_FEATURES)}
 
@@ -51,6 +56,21 @@ _WORSE_DEX: Final = 2.0
 _NOISE_FROM_G: Final = 14.0
 """Gaia's astrometric errors are constant above, and grow with the photons' noise below (Lindegren et al. 2021, A&A
 649, A2, figure 7): by 10 ** (0.2 (G - 14))."""
+
+
+def catalogue_values(
+    table: ObjectTable, data: Path, part: NDArray[np.intp], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values (n, 34) of all stars, with donors drawn without regard to the period, and spectral type codes (n,).
+
+    ``part`` (n,) as in ``simulate_metadata``; ``data`` is the folder of the donors. Stars without a label have what is
+    known of themselves, and no type (NaN).
+    """
+    labelled = np.flatnonzero([name in CLASS_INDEX for name in table.label])
+    code, unknown = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
+    values, _ = simulate_metadata(table, load_donors(data), code, unknown, part, rng)
+    return values, code
 
 
 def as_catalogued(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -102,15 +102,7 @@ def first_n(curve: LightCurve, rng: np.random.Generator, least: int = 2, most: i
 def random_n(curve: LightCurve, rng: np.random.Generator, least: int = 4, most: int = 300) -> LightCurve:
     """As many points, wherever they are."""
     n = min(int(np.exp(rng.uniform(np.log(least), np.log(max(min(most, len(curve)), least + 1))))), len(curve))
-    return points_at(curve, np.sort(rng.permutation(len(curve))[:n]))
-
-
-def points_at(curve: LightCurve, index: NDArray[np.intp]) -> LightCurve:
-    """The points with these numbers."""
-    return LightCurve(
-        curve.mjd[index], curve.flux[index], curve.flux_error[index],
-        curve.reference_flux[index], curve.band[index], curve.kind[index],
-    )  # fmt: skip
+    return curve.take(np.sort(rng.permutation(len(curve))[:n]))
 
 
 Cut = Callable[[LightCurve, np.random.Generator], LightCurve]

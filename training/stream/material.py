@@ -22,10 +22,11 @@ from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.crops import crop
 from training.data import Labels
 from training.datasets.multiband import load_archive, load_packets
-from training.datasets.splits import split
+from training.datasets.splits import part_of_each, split
 from training.datasets.tables import load_objects
-from training.simulate.metadata import fit_scaler, load_donors, simulate_metadata
-from training.simulate.spectra import draw_types, load_templates, simulate_spectra
+from training.simulate.catalogues import catalogue_values
+from training.simulate.metadata import fit_scaler
+from training.simulate.spectra import load_templates, simulate_spectra
 from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_indices, cut_versions, first_n, random_n
 
 PACKETS = "ztf_packets"
@@ -221,13 +222,8 @@ class _ArchiveStars:
         self.validation = validation[labels.scored[validation]]
         self.rows = np.sort(np.concatenate([self.training, self.validation]))
         self._label = label
-        self._part = np.zeros(len(table), np.intp)
-        self._part[validation], self._part[test] = 1, 2
-        self._code = np.full(len(table), np.nan)
-        labelled = np.flatnonzero(label >= 0)
-        self._code[labelled] = draw_types(list(table.label[labelled]), list(table.survey[labelled]), rng)
-        unknown = np.full(len(table), np.nan)
-        self.catalogued, _ = simulate_metadata(table, load_donors(data), self._code, unknown, self._part, rng)
+        self._part = part_of_each(len(table), (training, validation, test))
+        self.catalogued, self._code = catalogue_values(table, data, self._part, rng)
 
     def rows_of(self, examples: Examples) -> NDArray[np.intp]:
         """The table's row of each example."""

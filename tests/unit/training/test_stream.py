@@ -14,7 +14,7 @@ from broker.records import LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS
 from training.stream import head as head_module
-from training.stream.examples import Examples, first_n, points_at, random_n
+from training.stream.examples import Examples, first_n, random_n
 from training.stream.head import published_head, train_head
 from training.stream.material import Inputs, Material, as_in_packets, packet_colors
 from training.stream.run import Calibration, fold_of_stars, head_logits
@@ -63,7 +63,7 @@ def test_cuts_keep_the_order_and_the_bounds() -> None:
         assert np.all(np.diff(some.mjd) > 0)
         lengths.add(len(first) < 20)
     assert lengths == {True, False}
-    assert points_at(curve, np.array([3, 5])).mjd.tolist() == [3.0, 5.0]
+    assert curve.take(np.array([3, 5])).mjd.tolist() == [3.0, 5.0]
 
 
 def examples(label: np.ndarray, kind: str, stars: np.ndarray, rng: np.random.Generator) -> Examples:
