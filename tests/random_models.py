@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,7 @@ def _metadata_encoder(path: Path, seed: int) -> None:
     g.save(path, {"values": (size,), "known": (size,)}, {"embedding": EMBEDDING})
 
 
-def _classifier(path: Path, seed: int) -> None:
+def _classifier(path: Path, seed: int, other: bool) -> None:
     g = _Graph(seed)
     names = ("light_curve", "spectrum", "metadata")
     # (batch, 3, 512) of embeddings, their mean over the modalities that are present, and a linear head.
@@ -129,7 +130,12 @@ def _classifier(path: Path, seed: int) -> None:
     g.nodes.append(helper.make_node("Softmax", [logits], ["probabilities"], axis=1))
     g.normalised(mean, "embedding")
     inputs: dict[str, tuple[int, ...]] = {**dict.fromkeys(names, (EMBEDDING,)), "present": (3,), "detections": (1,)}
-    g.save(path, inputs, {"probabilities": len(CLASS_NAMES), "embedding": EMBEDDING})
+    outputs = {"probabilities": len(CLASS_NAMES), "embedding": EMBEDDING}
+    if other:
+        logit = g.op("Mul", g.dense(mean, EMBEDDING, 1), g.constant(np.float32(40)))
+        g.nodes.append(helper.make_node("Sigmoid", [logit], ["other"]))
+        outputs["other"] = 1
+    g.save(path, inputs, outputs)
 
 
 def _reference_set(folder: Path, version: str) -> str:
@@ -151,13 +157,16 @@ def _reference_set(folder: Path, version: str) -> str:
     return digest(data)
 
 
-def build_random_repository(folder: Path, seed: int = 0) -> Path:
-    """Write a complete model repository into ``folder``, with the configurations of the real one."""
+def build_random_repository(folder: Path, seed: int = 0, *, other_threshold: float | None = None) -> Path:
+    """Write a complete model repository into ``folder``, with the configurations of the real one.
+
+    With ``other_threshold`` the classifier has the output ``other``.
+    """
     builders = {
         "light_curve_encoder": _light_curve_encoder,
         "spectrum_encoder": _spectrum_encoder,
         "metadata_encoder": _metadata_encoder,
-        "classifier": _classifier,
+        "classifier": partial(_classifier, other=other_threshold is not None),
     }
     checksums = {}
     for offset, (name, build) in enumerate(builders.items()):
@@ -173,6 +182,7 @@ def build_random_repository(folder: Path, seed: int = 0) -> Path:
             subset: [round(0.05 * (1 + i), 2)] * len(CALIBRATION_BINS) for i, subset in enumerate(MODALITY_SUBSETS)
         },
         "sha256": checksums,
+        "other_threshold": other_threshold,
         "reference_set_sha256": _reference_set(folder, f"0.0.{seed}"),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

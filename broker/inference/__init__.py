@@ -13,12 +13,16 @@ from broker.assemble.inputs import ModelInputs
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """What the model says of one batch. Rows with no modality present are zero in both arrays."""
+    """What the model says of one batch. Rows with no modality present are zero in both arrays, and
+    NaN in ``other``."""
 
     probabilities: NDArray[np.float32]
     """(batch, 10) calibrated class probabilities in the order of ``taxonomy.CLASSES``."""
     embeddings: NDArray[np.float32]
     """(batch, 512) L2-normalised mean of the embeddings of the modalities present."""
+    other: NDArray[np.float32]
+    """(batch,) probability that the object is none of the ten classes, to which ``probabilities`` then do not apply;
+    NaN where the model does not say."""
 
 
 class Engine(Protocol):

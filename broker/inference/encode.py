@@ -42,6 +42,8 @@ _TENSORS: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
     ),
 }
 """Names and Triton data types of the inputs and outputs of each model."""
+_OPTIONAL_OUTPUTS: Final[dict[str, dict[str, str]]] = {CLASSIFIER: {"other": "FP32"}}
+"""Outputs that a model may have beside these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,13 @@ def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) ->
     """Raise ConfigurationError unless the four models are those that this release knows how to use."""
     for model, (inputs, outputs) in _TENSORS.items():
         signature = signatures[model]
-        for kind, expected, found in (
-            ("inputs", inputs, signature.inputs),
-            ("outputs", outputs, signature.outputs),
+        optional = _OPTIONAL_OUTPUTS.get(model, {})
+        for kind, expected, found, more in (
+            ("inputs", inputs, signature.inputs, {}),
+            ("outputs", outputs, signature.outputs, optional),
         ):
             types = {name: spec.datatype for name, spec in found.items()}
-            if types != expected:
+            if not expected.items() <= types.items() <= (expected | more).items():
                 raise ConfigurationError(f"{model} has the {kind} {types}, this release needs {expected}")
     classifier = signatures[CLASSIFIER]
     for encoder, name in zip(_ENCODERS, _CLASSIFIER_INPUTS, strict=True):
@@ -80,6 +83,8 @@ def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) ->
             raise ConfigurationError(
                 f"{encoder} gives embeddings of shape {embedding}, the classifier takes {classifier.inputs[name].shape}"
             )
+    if "other" in classifier.outputs and classifier.outputs["other"].shape != (1,):
+        raise ConfigurationError(f"the classifier gives other of shape {classifier.outputs['other'].shape}, not (1,)")
     if classifier.outputs["probabilities"].shape != (len(manifest.classes),):
         raise ConfigurationError(
             f"the classifier gives {classifier.outputs['probabilities'].shape} probabilities for "
@@ -108,7 +113,8 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     """Encode each modality of the objects that have it, then classify the objects that have any.
 
     Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a
-    value that is not finite: neither is a classification. Raises InferenceError where the inputs do not have
+    value that is not finite: neither is a classification. ``other`` is NaN there, and in all rows of a model that
+    has no such output. Raises InferenceError where the inputs do not have
     the models' shapes, and whatever ``run_models`` raises.
     """
     present = inputs.present
@@ -117,6 +123,7 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     predictions = Predictions(
         probabilities=np.zeros((len(inputs), classes), np.float32),
         embeddings=np.zeros((len(inputs), width), np.float32),
+        other=np.full(len(inputs), np.nan, np.float32),
     )
     if not present.any():
         return predictions
@@ -155,4 +162,6 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     rows = np.flatnonzero(any_present)[finite]
     predictions.probabilities[rows] = outputs["probabilities"][finite]
     predictions.embeddings[rows] = outputs["embedding"][finite]
+    if "other" in outputs:
+        predictions.other[rows] = outputs["other"][finite, 0]
     return predictions

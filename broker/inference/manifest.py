@@ -51,6 +51,9 @@ class Manifest(BaseModel):
     2012, arXiv 1209.2673)."""
     sha256: dict[str, str]
     """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
+    other_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Probability of being none of the classes from which an object is published as ``Other``
+    (``inference.other_threshold`` wins); None where the model was not made to tell."""
     reference_set_sha256: str | None = None
     """Checksum of the repository's ``reference_set.npz``; None where there is none for this model yet."""
     training: dict[str, Any] = Field(default_factory=dict)

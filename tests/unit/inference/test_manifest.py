@@ -72,6 +72,7 @@ def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
         ({"sha256": {"classifier/1/model.onnx": "00"}}, "once for each of"),
         ({"sha256": {"classifier/model.onnx": "00"}}, "once for each of"),
         ({"surprise": 1}, "surprise"),
+        ({"other_threshold": 0.0}, "other_threshold"),
     ],
 )
 def test_refuses_a_manifest_of_another_release(repository: Path, changes: dict[str, Any], message: str) -> None:

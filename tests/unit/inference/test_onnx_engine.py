@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,26 @@ def test_predictions_are_probabilities_and_unit_vectors(engine: OnnxEngine) -> N
     np.testing.assert_allclose(np.linalg.norm(predictions.embeddings[any_present], axis=1), 1, atol=1e-5)
     assert not predictions.probabilities[~any_present].any()
     assert not predictions.embeddings[~any_present].any()
+
+
+def test_other_comes_from_the_classifier_where_it_has_that_output(tmp_path: Path) -> None:
+    present = mixed_presence(40)
+    inputs = random_inputs(present)
+    with closing(OnnxEngine(build_random_repository(tmp_path / "without"), threads=1)) as without:
+        expected = without.predict(inputs)
+    assert np.isnan(expected.other).all()
+    repository = build_random_repository(tmp_path / "with", other_threshold=0.75)
+    with closing(OnnxEngine(repository, threads=1)) as engine:
+        assert engine.manifest.other_threshold == 0.75
+        predictions = engine.predict(inputs)
+        row = int(np.flatnonzero(present.any(axis=1))[3])
+        alone = engine.predict(_rows(inputs, slice(row, row + 1)))
+    np.testing.assert_array_equal(np.isnan(predictions.other), ~present.any(axis=1))
+    found = predictions.other[present.any(axis=1)]
+    assert np.all((found > 0) & (found < 1))
+    assert len(set(found.tolist())) == len(found)
+    assert alone.other[0] == pytest.approx(predictions.other[row], abs=1e-5)
+    np.testing.assert_array_equal(predictions.probabilities, expected.probabilities)
 
 
 def test_rows_without_a_modality_do_not_depend_on_its_arrays(engine: OnnxEngine) -> None:
