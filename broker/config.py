@@ -44,8 +44,7 @@ from pydantic_settings import (
 from broker.errors import ConfigurationError
 from broker.kafka_options import refusal
 from broker.state.merge import MAX_POINTS
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
-from broker.topic_names import check_topic, is_pattern, matches
+from broker.topic_names import KINDS, check_topic, is_pattern, matches, topic_of
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
@@ -402,6 +401,9 @@ class InferenceSettings(_Section):
     """CPU threads of ``onnx``; 0 for one a core."""
     device: Literal["any", "cpu", "gpu"] = "any"
     """Where the model has to run; ``/readyz`` says no where it runs elsewhere."""
+    other_threshold: float | None = Field(default=None, gt=0, le=1)
+    """Probability of being none of the ten classes from which an alert is published as ``Other`` (docs/annotation.md);
+    the model's own where None, 1 for never. Known bodies of the solar system are Other in any case."""
 
 
 class AnomalySettings(_Section):
@@ -512,8 +514,7 @@ class Settings(BaseSettings):
         """A service that reads what it writes would have each annotation as an alert that cannot be decoded."""
         kafka = self.kafka
         surveys = ["ztf", "lsst", "elasticc", *(name.rpartition(".")[2] for name in self.surveys)]
-        kinds = ["all", "anomaly", *(name.lower() for name in (*CLASS_NAMES, NOT_CLASSIFIED.name))]
-        written = [f"{self.publish.topic_prefix}.{survey}.{kind}" for survey in surveys for kind in kinds]
+        written = [topic_of(self.publish.topic_prefix, survey, kind) for survey in surveys for kind in KINDS]
         written.append(f"{self.publish.topic_prefix}.deadletter")
         for topic in kafka.input_topics:
             if kafka.spectra_topic and matches(topic, kafka.spectra_topic):

@@ -81,7 +81,7 @@ class Progress:
         self.surveys[annotation.survey] += 1
         tally = self.classes.setdefault(annotation.best_class, ClassTally())
         tally.alerts += 1
-        tally.probability += max(annotation.probabilities)
+        tally.probability += annotation.best_probability
         if annotation.anomaly_score is not None:
             tally.anomalies += annotation.anomaly_score >= threshold
             ranked = sorted([*self.strangest, annotation], key=lambda a: -(a.anomaly_distance or 0.0))

@@ -9,7 +9,7 @@ from typing import Final
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from broker.taxonomy import CLASS_NAMES
+from broker.taxonomy import CLASS_NAMES, OTHER
 
 ALERTS_IN: Final = Counter(
     "trifid_alerts_in_total", "Alerts taken from the survey's stream, undecodable ones included.", ["survey"]
@@ -19,7 +19,9 @@ ALERTS_OUT: Final = Counter(
     "Alerts that left the service, by outcome: classified, not_classified or dead_lettered.",
     ["survey", "outcome"],
 )
-CLASSIFIED: Final = Counter("trifid_classified_total", "Classified alerts by most probable class.", ["class_name"])
+CLASSIFIED: Final = Counter(
+    "trifid_classified_total", "Classified alerts by most probable class, Other included.", ["class_name"]
+)
 HISTORY: Final = Counter(
     "trifid_alert_history_total",
     "Alerts by what was known of their object's past: remembered, packet (which holds all of it) or missing "
@@ -134,7 +136,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield ALERTS_IN, ((survey,) for survey in (*surveys, UNDECODED))
     yield ALERTS_OUT, product(surveys, ("classified", "not_classified", "dead_lettered"))
     yield ALERTS_OUT, [(UNDECODED, "dead_lettered")]
-    yield CLASSIFIED, ((name,) for name in CLASS_NAMES)
+    yield CLASSIFIED, ((name,) for name in (*CLASS_NAMES, OTHER.name))
     yield HISTORY, product(surveys, ("remembered", "packet", "missing"))
     yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in LeftOut if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]

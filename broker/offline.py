@@ -63,7 +63,7 @@ def classify_light_curves(
             lambda item, error: [_not_classified(item[0], describe(error))],
         )
         for annotation, curve in zip(annotations, batch, strict=True):
-            if annotation.reason is not None and curve.problem is not None:
+            if not annotation.classified and curve.problem is not None:
                 yield replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
             else:
                 yield annotation

@@ -68,9 +68,11 @@ class Pipeline:
         reference: ReferenceSet,
         *,
         batch_size: int = 256,
+        other_threshold: float | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """``batch_size``: no more alerts than this are assembled and classified at once.
+        """``batch_size``: no more alerts than this are assembled and classified at once; ``other_threshold`` is that
+        of ``annotate``.
 
         ``progress`` is called after each of these batches, of which one message may hold many. Raises
         ConfigurationError where the reference set was made by another model than the engine runs.
@@ -79,6 +81,7 @@ class Pipeline:
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
+        self._other_threshold = other_threshold
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
@@ -174,7 +177,7 @@ class Pipeline:
             anomalies = score(self._reference, predictions.embeddings, strata_of_inputs(inputs))
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
-            return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest)
+            return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold)
 
 
 def _sort(

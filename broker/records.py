@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE as BAND_CODE
 from broker.bands import BANDS as BANDS
+from broker.taxonomy import NOT_CLASSIFIED, OTHER, PARENT_OF
 
 JD_OF_MJD_0: Final = 2_400_000.5
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
@@ -186,7 +187,7 @@ class Annotation:
     dec: float
     mjd: float
     class_names: tuple[str, ...]
-    """The ten classes, or ``("NotClassified",)``."""
+    """The ten classes; with ``Other`` behind them where the object is taken for none; or ``("NotClassified",)``."""
     probabilities: tuple[float, ...]
     """One for each of ``class_names``; they sum to 1."""
     modalities: tuple[str, ...]
@@ -196,6 +197,10 @@ class Annotation:
     period: float | None
     """Best period in days, None where the light curve is too short to search."""
     prediction_set: tuple[str, ...] = ()
+    parents: dict[str, float] = field(default_factory=dict, hash=False)
+    """Sums of ``probabilities`` over the classes of each parent; empty where NotClassified."""
+    p_other: float | None = None
+    """Probability that the object is none of the ten classes; None where the model does not say."""
     anomaly_score: float | None = None
     """Share (0 to 1) of calibration stars of the same modalities and similar length that lie no farther."""
     anomaly_distance: float | None = None
@@ -209,7 +214,7 @@ class Annotation:
     ingest_mjd: float = 0.0
     """When the broker received the alert, MJD UTC."""
     reason: str | None = None
-    """Why the alert is NotClassified; None where it is classified."""
+    """Why the alert is NotClassified, or Other without the model; or what was left out of one that is classified."""
     real_bogus: float | None = None
     solar_system: bool = False
     star_score: float | None = None
@@ -230,5 +235,36 @@ class Annotation:
 
     @property
     def best_class(self) -> str:
-        """The most probable of ``class_names``, the first of equals."""
+        """The most probable of ``class_names``, the first of equals; Other wherever it is among them.
+
+        It is only where its probability reaches the threshold, which may be below that of a class.
+        """
+        if OTHER.name in self.class_names:
+            return OTHER.name
         return self.class_names[self.probabilities.index(max(self.probabilities))]
+
+    @property
+    def best_probability(self) -> float:
+        """That of ``best_class``."""
+        return self.probabilities[self.class_names.index(self.best_class)]
+
+    @property
+    def classified(self) -> bool:
+        """Whether there is an answer: a class, or Other."""
+        return self.class_names != (NOT_CLASSIFIED.name,)
+
+    @property
+    def parent(self) -> str | None:
+        """The most probable of ``parents``, which need not be that of ``best_class``; None for Other."""
+        if not self.parents or self.best_class == OTHER.name:
+            return None
+        return max(self.parents, key=self.parents.__getitem__)
+
+    @property
+    def answer(self) -> str | None:
+        """What ``prediction_set`` leaves open: its class where it has one, the parent of all its classes where they
+        have one, Other, or None."""
+        if self.best_class == OTHER.name or len(self.prediction_set) == 1:
+            return self.best_class
+        parents = {PARENT_OF.get(name) for name in self.prediction_set}
+        return parents.pop() if len(parents) == 1 else None

@@ -5,9 +5,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+
+KINDS: Final[tuple[str, ...]] = ("all", *CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name, *PARENTS, "anomaly")
+"""Of the topics of one survey, see ``topic_of``."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _NOT_POSIX: Final = re.compile(r"\(\?|\\[A-Za-z0-9](?<!\\[wWsSbB])")
 """librdkafka has the C library's extended regular expressions: there ``\\d`` is the letter d, and ``(?`` an error."""
+
+
+def topic_of(prefix: str, survey: str, kind: str) -> str:
+    """The topic of one of KINDS: ``trifid.ztf.rrab``."""
+    return f"{prefix}.{survey}.{kind.lower()}"
 
 
 def is_pattern(topic: str) -> bool:

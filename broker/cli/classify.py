@@ -86,7 +86,14 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
     # The models run here, whatever engine the service has.
     inference = settings.inference.model_copy(update={"engine": "onnx"})
     with closing(build_engine(inference, settings.triton)) as engine:
-        pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, load_reference_set(settings))
+        pipeline = Pipeline(
+            Decoder(),
+            MemoryStore(),
+            engine,
+            engine.manifest,
+            load_reference_set(settings),
+            other_threshold=inference.other_threshold,
+        )
         if not as_json:
             text.echo(text.HEADER)
         for table in tables:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from broker.records import Annotation
 
 HEADER: Final = (
-    f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'points':>6} "
+    f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'parent':<15} {'points':>6} "
     f"{'period/d':>11} {'anomaly':>7}  most alike"
 )
 
@@ -41,14 +41,16 @@ def line(annotation: Annotation) -> str:
 def _line(annotation: Annotation) -> str:
     best = annotation.best_class
     start = f"{annotation.object_id:<24} {annotation.survey:<9} {best:<13}"
-    if annotation.reason is not None:
+    if not annotation.classified:
         return f"{start} {'':>5}  {annotation.reason}"
     others = " ".join(name for name in annotation.prediction_set if name != best)
+    parent = "" if annotation.parent is None else f"{annotation.parent} {annotation.parents[annotation.parent]:.2f}"
     period = "" if annotation.period is None else f"{annotation.period:.6g}"
     anomaly = "" if annotation.anomaly_score is None else f"{annotation.anomaly_score:.3f}"
     nearest = annotation.neighbours[0] if annotation.neighbours else None
     alike = "" if nearest is None else f"{nearest.object_id} ({nearest.class_name})"
+    remark = "" if annotation.reason is None else f"  ({annotation.reason})"
     return (
-        f"{start} {max(annotation.probabilities):>5.2f}  {others:<18} {annotation.detections:>6} "
-        f"{period:>11} {anomaly:>7}  {alike}"
+        f"{start} {annotation.best_probability:>5.2f}  {others:<18} {parent:<15} {annotation.detections:>6} "
+        f"{period:>11} {anomaly:>7}  {alike}{remark}"
     )

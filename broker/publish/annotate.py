@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from math import isfinite
-from typing import Literal
+from math import inf, isfinite
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,12 @@ from broker.inference import Predictions
 from broker.inference.manifest import Manifest
 from broker.physics import rule_out
 from broker.records import Alert, Annotation, ObjectState, PhotometryKind
-from broker.state.objects import ANOTHER_NIGHT
-from broker.taxonomy import NOT_CLASSIFIED
+from broker.state.objects import ANOTHER_NIGHT, is_moving
+from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+
+_IN_PARENT: Final = np.array([[name in names for names in PARENTS.values()] for name in CLASS_NAMES], np.float64)
+"""(10, parents) 1 where a class is the parent's."""
+_MOVES: Final = "a known body of the solar system, as the survey says"
 
 
 def annotate(
@@ -29,19 +33,32 @@ def annotate(
     predictions: Predictions,
     anomalies: AnomalyScores,
     manifest: Manifest,
+    other_threshold: float | None = None,
 ) -> list[Annotation]:
     """What is published about each alert; all arguments are of the same length.
 
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
-    zeros), is NotClassified, with the reason.
+    zeros), is NotClassified, with the reason. One whose ``predictions.other`` is at least ``other_threshold`` (None for
+    the manifest's; 1 for never) is Other, and so is a known body of the solar system, whatever the model says.
     """
     plausible, period = rule_out(predictions.probabilities, inputs.light_curve)
     classified: NDArray[np.bool_] = np.any(plausible, axis=1)
     # In double precision, so that the published probabilities sum to 1 to the last digits.
     probabilities = plausible.astype(np.float64)
     probabilities[classified] /= probabilities[classified].sum(axis=1, keepdims=True)
+    moves = np.array([is_moving(a, s.light_curve) for a, s in zip(alerts, states, strict=True)], np.bool_)
+    p_other = np.where(moves, 1.0, predictions.other.astype(np.float64))
+    other = moves | (classified & (p_other >= _threshold(other_threshold, manifest)))
+    # The model's ten are of an object that is one of them.
+    probabilities[other] *= 1.0 - p_other[other, None]
+    in_parents = (probabilities @ _IN_PARENT).tolist()
+    answered = classified | other
+    plausible[moves] = 0.0
     sets = manifest.prediction_sets(plausible, inputs.present, inputs.light_curve.detections)
-    periods = period.tolist()
+    for row in np.flatnonzero(other).tolist():
+        sets[row] = (OTHER.name, *sets[row])
+    named = [_named(*row) for row in zip(probabilities.tolist(), p_other.tolist(), classified, other, strict=True)]
+    periods, p_others = period.tolist(), p_other.tolist()
     detections = inputs.light_curve.detections.tolist()
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
@@ -53,12 +70,14 @@ def annotate(
             ra=alert.ra,
             dec=alert.dec,
             mjd=alert.mjd,
-            class_names=manifest.classes if good else (NOT_CLASSIFIED.name,),
-            probabilities=tuple(probabilities[row].tolist()) if good else (1.0,),
+            class_names=named[row][0],
+            probabilities=named[row][1],
             modalities=tuple(compress(MODALITIES, inputs.present[row])),
             detections=detections[row],
             period=periods[row] if isfinite(periods[row]) else None,
             prediction_set=sets[row],
+            parents=dict(zip(PARENTS, in_parents[row], strict=True)) if answered[row] else {},
+            p_other=p_others[row] if isfinite(p_others[row]) else None,
             anomaly_score=percentiles[row] if good and anomalies.reasons[row] is None else None,
             anomaly_distance=distances[row] if good and anomalies.reasons[row] is None else None,
             anomaly_reason=anomalies.reasons[row] if good else None,
@@ -67,7 +86,7 @@ def annotate(
             classifier_name=manifest.classifier_name,
             model_version=manifest.identity,
             ingest_mjd=received,
-            reason=None if good else _reason(inputs.present[row], detections[row]),
+            reason=_MOVES if moves[row] else None if good else _reason(inputs.present[row], detections[row]),
             real_bogus=alert.real_bogus,
             solar_system=alert.solar_system,
             star_score=alert.star_score,
@@ -79,6 +98,20 @@ def annotate(
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]
+
+
+def _threshold(setting: float | None, manifest: Manifest) -> float:
+    threshold = manifest.other_threshold if setting is None else setting
+    return inf if threshold is None or threshold == 1.0 else threshold
+
+
+def _named(
+    probabilities: list[float], p_other: float, classified: bool, other: bool
+) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Names and probabilities of the classes of one alert."""
+    if other:
+        return (*CLASS_NAMES, OTHER.name), (*probabilities, p_other)
+    return (CLASS_NAMES, tuple(probabilities)) if classified else ((NOT_CLASSIFIED.name,), (1.0,))
 
 
 def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet", "missing", ""]:

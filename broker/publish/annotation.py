@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -19,14 +20,14 @@ import fastavro
 from broker import __version__
 from broker.errors import DecodeError
 from broker.records import Annotation, Neighbour
-from broker.taxonomy import CLASS_INDEX, NOT_CLASSIFIED
+from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER
 
 IDS: Final = ("alertId", "diaSourceId")
 """Fields that are integers of 64 bits; ids of objects are text already."""
 _MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
 _REASON: Final = 200
 """Characters of a reason."""
-_CLASS_ID: Final = {**CLASS_INDEX, NOT_CLASSIFIED.name: NOT_CLASSIFIED.class_id}
+_CLASS_ID: Final = {**CLASS_INDEX, **{c.name: c.class_id for c in (NOT_CLASSIFIED, OTHER)}}
 
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("annotation.avsc").read_text("utf-8")
 """The schema with its documentation."""
@@ -44,6 +45,10 @@ class PublishedAnnotation(Annotation):
     """When the broker made the message, MJD UTC."""
     class_ids: tuple[int, ...] = ()
     """``classId`` of each of ``class_names``, some of which a newer release may have added."""
+    elasticc_ids: tuple[int | None, ...] = ()
+    """ELAsTiCC's number of each of ``class_names``; None in messages of earlier releases."""
+    topics: tuple[str, ...] = ()
+    """All topics that this annotation was published to; empty in messages of earlier releases."""
 
 
 def mjd_now() -> float:
@@ -62,11 +67,15 @@ def to_record(
     publish_mjd: float,
     broker_version: str = __version__,
     class_ids: tuple[int, ...] = (),
+    elasticc_ids: tuple[int | None, ...] = (),
+    topics: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The annotation in the fields of ``annotation.avsc``; timestamps are datetimes.
 
-    ``class_ids`` are those of this release's taxonomy where not given.
+    ``class_ids`` and ``elasticc_ids`` are those of this release's taxonomy where not given.
     """
+    elasticc_ids = elasticc_ids or tuple(ELASTICC_ID[name] for name in annotation.class_names)
+    parent = annotation.parent
     class_ids = class_ids or tuple(_CLASS_ID[name] for name in annotation.class_names)
     return {
         "alertId": annotation.alert_id,
@@ -79,9 +88,9 @@ def to_record(
         "classifierName": annotation.classifier_name,
         "classifierParams": annotation.model_version,
         "classifications": [
-            {"classId": class_id, "className": name, "probability": probability}
-            for class_id, name, probability in zip(
-                class_ids, annotation.class_names, annotation.probabilities, strict=True
+            {"classId": class_id, "className": name, "probability": probability, "elasticcId": elasticc_id}
+            for class_id, name, probability, elasticc_id in zip(
+                class_ids, annotation.class_names, annotation.probabilities, elasticc_ids, strict=True
             )
         ],
         "survey": annotation.survey,
@@ -110,6 +119,12 @@ def to_record(
         "historyStart": annotation.history_start,
         "surveyDetections": annotation.survey_detections,
         "history": annotation.history,
+        "parents": annotation.parents,
+        "parent": parent,
+        "parentElasticcId": ELASTICC_ID.get(parent) if parent is not None else None,
+        "answer": annotation.answer,
+        "pOther": annotation.p_other,
+        "topics": list(topics),
     }
 
 
@@ -147,19 +162,24 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         history_start=record["historyStart"],
         survey_detections=record["surveyDetections"],
         history=record["history"],
+        parents=dict(record["parents"]),
+        p_other=record["pOther"],
         topic=topic,
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],
         publish_mjd=mjd_of(record["brokerPublishTimestamp"]),
         class_ids=tuple(c["classId"] for c in record["classifications"]),
+        elasticc_ids=tuple(c["elasticcId"] for c in record["classifications"]),
+        topics=tuple(record["topics"]),
     )
 
 
 def published_record(annotation: PublishedAnnotation) -> dict[str, Any]:
     """The record that a subscriber's annotation was made from."""
     return to_record(
-        annotation, annotation.broker_name, annotation.publish_mjd, annotation.broker_version, annotation.class_ids
-    )
+        annotation, annotation.broker_name, annotation.publish_mjd, annotation.broker_version, annotation.class_ids,
+        annotation.elasticc_ids, annotation.topics,
+    )  # fmt: skip
 
 
 def to_json(record: dict[str, Any]) -> str:

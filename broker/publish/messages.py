@@ -43,9 +43,10 @@ class Publisher:
         """One message for each topic of each annotation, keyed by object id, and one for each dead letter."""
         now = mjd_now()
         for annotation in result.annotations:
-            value = self._write(to_record(annotation, self._broker_name, now))
+            topics = self.topics.of(annotation)
+            value = self._write(to_record(annotation, self._broker_name, now, topics=topics))
             key = annotation.object_id.encode()
-            for topic in self.topics.of(annotation):
+            for topic in topics:
                 yield OutgoingMessage(topic, value, key)
         for letter in result.dead_letters:
             yield self._dead_letter(letter)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from broker.records import Annotation
 from broker.surveys import SURVEYS
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED
+from broker.topic_names import KINDS, topic_of
 
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Output topics: ``<prefix>.<survey>.all``, ``.<class>``, ``.anomaly``, and ``<prefix>.deadletter``."""
+    """Output topics: ``<prefix>.<survey>.all``, ``.<class>``, ``.<parent>``, ``.other``, ``.notclassified``,
+    ``.anomaly``, and ``<prefix>.deadletter``."""
 
     prefix: str
     anomaly_threshold: float
@@ -25,20 +26,22 @@ class Topics:
         return f"{self.prefix}.deadletter"
 
     def of(self, annotation: Annotation) -> list[str]:
-        """Topics of one annotation: all, its most probable class, and anomaly where its score reaches it."""
+        """Topics of one annotation: all, its most probable class and parent, anomaly where its score reaches it.
+
+        The parent of the most probable class may be another than the most probable parent: ROT 0.3 leads, but EA, EB
+        and EW together have 0.7. What is Other or NotClassified has no parent.
+        """
         names = ["all", annotation.best_class]
+        if (parent := annotation.parent) is not None:
+            names.append(parent)
         if annotation.anomaly_score is not None and annotation.anomaly_score >= self.anomaly_threshold:
             names.append("anomaly")
-        return [self._name(annotation.survey, name) for name in names]
+        return [topic_of(self.prefix, annotation.survey, name) for name in names]
 
     def every(self) -> list[str]:
         """All topics that annotations and dead letters can go to."""
-        kinds = ("all", *CLASS_NAMES, NOT_CLASSIFIED.name, "anomaly")
-        return [self._name(survey, kind) for survey in self.surveys for kind in kinds] + [self.dead_letter]
+        return [topic_of(self.prefix, survey, kind) for survey in self.surveys for kind in KINDS] + [self.dead_letter]
 
     def all_alerts(self) -> list[str]:
         """The topics that have every annotation of a survey."""
-        return [self._name(survey, "all") for survey in self.surveys]
-
-    def _name(self, survey: str, kind: str) -> str:
-        return f"{self.prefix}.{survey}.{kind.lower()}"
+        return [topic_of(self.prefix, survey, "all") for survey in self.surveys]

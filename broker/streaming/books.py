@@ -38,7 +38,7 @@ class Books:
     reclassified: int = 0
     """Objects classified again upon a spectrum, which are no alerts in."""
     classes: Counter[str] = field(default_factory=Counter)
-    """Alerts by most probable class, NotClassified included."""
+    """Alerts by most probable class, Other and NotClassified included."""
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
     """Held while a batch is entered: whoever ends the process reads whole batches."""
 
@@ -67,15 +67,15 @@ class Books:
                 HISTORY.labels(annotation.survey, annotation.history).inc()
             best = annotation.best_class
             self.classes[best] += 1
-            if annotation.reason is None:
+            if annotation.classified:
                 self.classified += 1
                 CLASSIFIED.labels(best).inc()
             else:
                 self.not_classified += 1
-            ALERTS_OUT.labels(annotation.survey, "classified" if annotation.reason is None else "not_classified").inc()
+            ALERTS_OUT.labels(annotation.survey, "classified" if annotation.classified else "not_classified").inc()
             if annotation.anomaly_score is not None:
                 ANOMALY_SCORE.observe(annotation.anomaly_score)
-            elif annotation.reason is None:
+            elif annotation.anomaly_reason is not None:
                 ANOMALY_UNSCORED.inc()
         for letter in result.dead_letters:
             if letter.survey == SPECTRA_SURVEY:

@@ -56,6 +56,7 @@ def worker(
                 engine.manifest,
                 reference,
                 batch_size=settings.pipeline.batch_size,
+                other_threshold=settings.inference.other_threshold,
                 progress=control.health.progress if control is not None else lambda: None,
             )
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]

@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import fastavro
 import pytest
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import DecodeError
-from broker.publish.annotation import SCHEMA_TEXT, PublishedAnnotation, published_record, read, to_json, to_record
+from broker.publish.annotation import SCHEMA, PublishedAnnotation, published_record, read, to_json, to_record
 from broker.publish.messages import OutgoingMessage, Publisher
 from broker.publish.topics import Topics
 from broker.records import Annotation, Neighbour
@@ -23,11 +24,21 @@ ANNOTATION = Annotation(
     reference_set_version="r1", classifier_name="trifid", model_version="trifid 1", ingest_mjd=61000.5, real_bogus=0.5,
     star_score=0.75, associated=("lsst:123",), trigger="spectrum", remembered_points=30, history_start=58500.5,
     survey_detections=99, history="missing",
+    parents={"Eclipsing": 0.25, "RRLyrae": 0.75, "DeltaScuti": 0.0, "LongPeriod": 0.0, "Rotational": 0.0},
+    p_other=0.125,
 )  # fmt: skip
 NOT_CLASSIFIED = replace(
     ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
-    neighbours=(), period=None, prediction_set=(), reference_set_version=None, reason="too few points",
+    neighbours=(), period=None, prediction_set=(), reference_set_version=None, reason="too few points", parents={},
+    p_other=None,
 )  # fmt: skip
+OTHER = replace(
+    ANNOTATION, class_names=(*CLASS_NAMES, "Other"), p_other=0.75, prediction_set=("Other", "RRAB", "EB"),
+    probabilities=(*(0.25 * p for p in ANNOTATION.probabilities), 0.75),
+    parents={name: 0.25 * p for name, p in ANNOTATION.parents.items()},
+)  # fmt: skip
+OLD_SCHEMA = json.loads((Path(__file__).resolve().parents[2] / "data" / "annotation" / "4a70615.avsc").read_text())
+"""Of the release before parents, ``pOther`` and ``topics``."""
 UNSCORED = replace(
     ANNOTATION, anomaly_score=None, anomaly_distance=None, neighbours=(), anomaly_reason="nothing of spectrum",
 )  # fmt: skip
@@ -45,16 +56,20 @@ def one(message: OutgoingMessage) -> PublishedAnnotation:
 
 def test_topics_of_an_annotation() -> None:
     strange = replace(ANNOTATION, survey="lsst", anomaly_score=0.95)
-    assert [m.topic for m in publish(ANNOTATION)] == ["trifid.ztf.all", "trifid.ztf.rrab"]
-    assert [m.topic for m in publish(strange)] == ["trifid.lsst.all", "trifid.lsst.rrab", "trifid.lsst.anomaly"]
+    assert [m.topic for m in publish(ANNOTATION)] == ["trifid.ztf.all", "trifid.ztf.rrab", "trifid.ztf.rrlyrae"]
+    assert [m.topic for m in publish(strange)] == [
+        "trifid.lsst.all", "trifid.lsst.rrab", "trifid.lsst.rrlyrae", "trifid.lsst.anomaly",
+    ]  # fmt: skip
+    assert [m.topic for m in publish(OTHER)] == ["trifid.ztf.all", "trifid.ztf.other"]
     assert [m.topic for m in publish(NOT_CLASSIFIED)] == ["trifid.ztf.all", "trifid.ztf.notclassified"]
-    assert [m.topic for m in publish(UNSCORED)] == ["trifid.ztf.all", "trifid.ztf.rrab"]
+    assert [m.topic for m in publish(UNSCORED)] == ["trifid.ztf.all", "trifid.ztf.rrab", "trifid.ztf.rrlyrae"]
     assert {m.key for m in publish(ANNOTATION)} == {b"ZTF18abcdefg"}
     for message in publish(strange):
+        assert one(message).topics == tuple(m.topic for m in publish(strange))
         assert message.topic in Topics("trifid", 0.9).every()
 
 
-@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED, UNSCORED])
+@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED, UNSCORED, OTHER])
 def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
     again = one(publish(annotation)[0])
     for name in (
@@ -63,6 +78,7 @@ def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
         "detections", "period", "prediction_set", "anomaly_score", "anomaly_distance", "anomaly_reason", "neighbours",
         "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
         "star_score", "associated", "trigger", "remembered_points", "history_start", "survey_detections", "history",
+        "parents", "parent", "p_other", "answer", "best_class", "best_probability", "classified",
     ):  # fmt: skip
         assert getattr(again, name) == getattr(annotation, name), name
     assert again.ingest_mjd == pytest.approx(annotation.ingest_mjd, abs=2e-8)
@@ -74,7 +90,12 @@ def test_json_has_the_fields_of_elasticc() -> None:
     record = json.loads(to_json(published_record(one(publish(ANNOTATION)[0]))))
     for name in ("alertId", "diaSourceId", "brokerName", "brokerVersion", "brokerIngestTimestamp", "classifierName"):
         assert name in record
-    assert record["classifications"][3] == {"classId": 3, "className": "RRAB", "probability": 0.75}
+    assert record["classifications"][3] == {
+        "classId": 3, "className": "RRAB", "probability": 0.75, "elasticcId": 2323,
+    }  # fmt: skip
+    assert record["parents"] == ANNOTATION.parents
+    assert (record["parent"], record["parentElasticcId"], record["answer"]) == ("RRLyrae", 2323, None)
+    assert (record["pOther"], record["topics"]) == (0.125, ["trifid.ztf.all", "trifid.ztf.rrab", "trifid.ztf.rrlyrae"])
     assert record["brokerIngestTimestamp"].endswith("Z")
 
 
@@ -125,14 +146,45 @@ def test_bytes_that_are_no_annotation_are_refused(change: object) -> None:
 
 def test_a_message_of_an_earlier_release_is_read() -> None:
     """As release cb82431 wrote it, before ``history`` and its like."""
-    old = json.loads(SCHEMA_TEXT)
+    old = json.loads(json.dumps(OLD_SCHEMA))
     new = {"rememberedPoints", "historyStart", "surveyDetections", "history"}
     old["fields"] = [field for field in old["fields"] if field["name"] not in new]
     out = io.BytesIO()
-    record = {k: v for k, v in to_record(ANNOTATION, "Trifid", 61000.6).items() if k not in new}
+    record = to_record(ANNOTATION, "Trifid", 61000.6)
     fastavro.writer(out, fastavro.parse_schema(old), [record])
     (again,) = read(out.getvalue())
     assert (again.object_id, again.detections) == (ANNOTATION.object_id, ANNOTATION.detections)
     assert (again.remembered_points, again.history_start, again.survey_detections, again.history) == (
         None, None, None, "",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED])
+def test_messages_of_the_release_before_parents_are_read(annotation: Annotation) -> None:
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.parse_schema(OLD_SCHEMA), [to_record(annotation, "Trifid", 61000.6)])
+    (again,) = read(out.getvalue(), "trifid.ztf.all")
+    assert again.probabilities == annotation.probabilities
+    assert (again.best_class, again.prediction_set) == (annotation.best_class, annotation.prediction_set)
+    assert (again.parents, again.parent, again.p_other, again.topics) == ({}, None, None, ())
+    assert again.elasticc_ids == (None,) * len(annotation.class_names)
+    assert json.loads(to_json(published_record(again)))["parents"] == {}
+
+
+@pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED, OTHER])
+def test_subscribers_of_the_release_before_parents_read_messages_of_this_one(annotation: Annotation) -> None:
+    value = publish(annotation)[0].value
+    (record,) = fastavro.reader(io.BytesIO(value), reader_schema=fastavro.parse_schema(OLD_SCHEMA))
+    assert isinstance(record, dict)
+    assert set(record) == {field["name"] for field in OLD_SCHEMA["fields"]}
+    assert [c["className"] for c in record["classifications"]] == list(annotation.class_names)
+    assert sum(c["probability"] for c in record["classifications"]) == 1.0
+    assert record["predictionSet"] == list(annotation.prediction_set)
+
+
+def test_each_field_added_since_then_has_a_default() -> None:
+    """Without one, messages of earlier releases cannot be read (Avro, "Schema Resolution")."""
+    old = {field["name"] for field in OLD_SCHEMA["fields"]}
+    added = [field for field in SCHEMA["fields"] if field["name"] not in old]
+    assert {"parents", "parent", "parentElasticcId", "answer", "pOther", "topics"} <= {f["name"] for f in added}
+    assert all("default" in field for field in added)

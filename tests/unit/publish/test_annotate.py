@@ -1,0 +1,171 @@
+"""What is made of the model's answer: class, parent, Other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from broker.anomaly.scores import AnomalyScores
+from broker.assemble import assemble
+from broker.inference import Predictions
+from broker.inference.manifest import Manifest, load_manifest
+from broker.publish.annotate import annotate
+from broker.publish.topics import Topics
+from broker.records import Alert, Annotation, LightCurve, ObjectState
+from broker.taxonomy import CLASS_INDEX, PARENTS
+from tests.random_models import MODEL_REPO
+
+NAN = float("nan")
+RNG = np.random.default_rng(0)
+CURVE = LightCurve(
+    np.sort(RNG.uniform(59_000, 59_200, 30)), RNG.normal(1e5, 1e4, 30).astype(np.float32), np.full(30, 1e3, np.float32),
+    np.zeros(30, np.float32), np.zeros(30, np.uint8), np.zeros(30, np.uint8),
+)  # fmt: skip
+ALERT = Alert(
+    survey="ztf", alert_id=1, source_id=1, object_id="ZTF18abcdefg", ra=10.0, dec=20.0, mjd=float(CURVE.mjd[-1]),
+    band="ztf:g", light_curve=CURVE, schema_version="4.02",
+)  # fmt: skip
+
+
+def manifest(**changes: object) -> Manifest:
+    own = load_manifest(MODEL_REPO, verify_models=False)
+    thresholds = {name: tuple(0.2 for _ in row) for name, row in own.conformal_thresholds.items()}
+    return own.model_copy(update={"conformal_thresholds": thresholds, "other_threshold": None, **changes})
+
+
+def say(
+    probabilities: dict[str, float],
+    other: float = NAN,
+    *,
+    alert: Alert = ALERT,
+    curve: LightCurve = CURVE,
+    model: Manifest | None = None,
+    threshold: float | None = None,
+) -> Annotation:
+    """The annotation of one alert, for which the model says this."""
+    row = np.zeros((1, 10), np.float32)
+    for name, value in probabilities.items():
+        row[0, CLASS_INDEX[name]] = value
+    states = [ObjectState(alert.object_id, alert.ra, alert.dec, curve)]
+    inputs = assemble(states)
+    inputs.light_curve.period[:] = NAN  # physics is another test's
+    predictions = Predictions(row, np.zeros((1, 512), np.float32), np.array([other], np.float32))
+    nothing = np.array([NAN])
+    anomalies = AnomalyScores("r1", nothing, nothing, [()], ["no set"])
+    (annotation,) = annotate(
+        [alert], [61_000.0], inputs, states, predictions, anomalies, model or manifest(), threshold
+    )
+    return annotation
+
+
+def topics(annotation: Annotation) -> Sequence[str]:
+    return [name.removeprefix("trifid.ztf.") for name in Topics("trifid", 0.9).of(annotation)]
+
+
+def test_parents_are_sums() -> None:
+    found = say({"RRAB": 0.5, "RRC": 0.375, "EW": 0.0625, "ROT": 0.0625})
+    assert found.parents == {
+        "Eclipsing": 0.0625, "RRLyrae": 0.875, "DeltaScuti": 0.0, "LongPeriod": 0.0, "Rotational": 0.0625,
+    }  # fmt: skip
+    assert (found.best_class, found.parent, found.p_other) == ("RRAB", "RRLyrae", None)
+    assert topics(found) == ["all", "rrab", "rrlyrae"]
+
+
+def test_the_leading_parent_need_not_be_that_of_the_leading_class() -> None:
+    found = say({"ROT": 0.375, "EA": 0.25, "EB": 0.25, "EW": 0.125})
+    assert (found.best_class, found.parent) == ("ROT", "Eclipsing")
+    assert found.parents["Eclipsing"] == 0.625
+    assert topics(found) == ["all", "rot", "eclipsing"]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "in_set", "answer"),
+    [
+        ({"RRAB": 0.9, "RRC": 0.1}, ("RRAB",), "RRAB"),
+        ({"RRAB": 0.5, "RRC": 0.4, "EW": 0.1}, ("RRAB", "RRC"), "RRLyrae"),
+        ({"EB": 0.4, "EW": 0.3, "EA": 0.3}, ("EB", "EA", "EW"), "Eclipsing"),
+        ({"RRC": 0.5, "EW": 0.5}, ("EW", "RRC"), None),
+        ({"ROT": 1.0}, ("ROT",), "ROT"),
+    ],
+)
+def test_a_set_of_one_parent_is_an_answer(
+    probabilities: dict[str, float], in_set: tuple[str, ...], answer: str | None
+) -> None:
+    found = say(probabilities)
+    assert set(found.prediction_set) == set(in_set)
+    assert found.answer == answer
+
+
+def test_from_the_threshold_on_it_is_other() -> None:
+    model = manifest(other_threshold=0.5)
+    below = say({"RRAB": 0.75, "RRC": 0.25}, 0.4375, model=model)
+    assert (below.best_class, below.p_other, below.probabilities[CLASS_INDEX["RRAB"]]) == ("RRAB", 0.4375, 0.75)
+    assert topics(below) == ["all", "rrab", "rrlyrae"]
+    found = say({"RRAB": 0.75, "RRC": 0.25}, 0.75, model=model)
+    assert found.class_names[-1] == found.best_class == found.answer == "Other"
+    assert found.probabilities[CLASS_INDEX["RRAB"]] == 0.1875
+    assert (found.best_probability, found.p_other, sum(found.probabilities)) == (0.75, 0.75, 1.0)
+    assert (found.parent, found.parents["RRLyrae"]) == (None, 0.25)
+    assert found.prediction_set == ("Other", "RRAB", "RRC")
+    assert found.classified
+    assert found.reason is None
+    assert topics(found) == ["all", "other"]
+
+
+def test_other_leads_also_where_a_class_is_more_probable_than_a_low_threshold() -> None:
+    found = say({"M": 1.0}, 0.375, model=manifest(other_threshold=0.25))
+    assert (found.best_class, found.best_probability, max(found.probabilities)) == ("Other", 0.375, 0.625)
+
+
+@pytest.mark.parametrize(
+    ("own", "setting", "best"),
+    [
+        (None, None, "M"), (0.5, None, "Other"), (0.5, 0.875, "M"), (0.875, 0.5, "Other"), (None, 0.5, "Other"),
+        (0.5, 1.0, "M"),
+    ],
+)  # fmt: skip
+def test_the_setting_wins_over_the_models_own_threshold(own: float | None, setting: float | None, best: str) -> None:
+    assert say({"M": 1.0}, 0.75, model=manifest(other_threshold=own), threshold=setting).best_class == best
+
+
+def test_what_the_model_says_nothing_of_is_not_other() -> None:
+    found = say({"M": 1.0}, NAN, threshold=0.01)
+    assert (found.best_class, found.p_other) == ("M", None)
+    nothing = say({}, 0.99, threshold=0.5)
+    assert (nothing.class_names, nothing.parents, nothing.parent, nothing.answer) == (
+        ("NotClassified",),
+        {},
+        None,
+        None,
+    )
+    assert not nothing.classified
+    assert topics(nothing) == ["all", "notclassified"]
+
+
+def test_a_body_of_the_solar_system_is_other_whatever_the_model_says() -> None:
+    tonight = CURVE.take(np.array([29]))
+    asteroid = replace(ALERT, solar_system=True, light_curve=tonight)
+    for probabilities in ({"RRAB": 1.0}, {}):
+        found = say(probabilities, alert=asteroid, curve=tonight)
+        assert (found.best_class, found.p_other, sum(found.probabilities)) == ("Other", 1.0, 1.0)
+        assert found.reason == "a known body of the solar system, as the survey says"
+        assert found.prediction_set == ("Other",)
+        assert topics(found) == ["all", "other"]
+    lsst = replace(asteroid, survey="lsst", object_id="sso:7", light_curve=CURVE)
+    assert say({"RRAB": 1.0}, alert=lsst).best_class == "Other"
+
+
+def test_a_star_that_an_asteroid_passes_by_keeps_its_class() -> None:
+    """It was detected on other nights."""
+    found = say({"RRAB": 1.0}, alert=replace(ALERT, solar_system=True))
+    assert (found.best_class, found.reason) == ("RRAB", None)
+
+
+def test_every_parent_has_a_topic() -> None:
+    every = Topics("trifid", 0.9, ("ztf",)).every()
+    for kind in (*PARENTS, "Other", "NotClassified", "RRAB", "all", "anomaly"):
+        assert f"trifid.ztf.{kind.lower()}" in every
+    assert len(every) == len(set(every)) == 10 + 5 + 4 + 1
