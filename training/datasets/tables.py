@@ -43,14 +43,20 @@ class ObjectTable:
     mean_magnitude: NDArray[np.float64]
     """Median V."""
     measured: dict[str, NDArray[np.float64]]
-    """Catalogue columns measured for the star itself, NaN where not: ``gaia_g``, ``gaia_pmra``,
-    ``gaia_pmdec``, ``hip_plx``, ``hip_e_plx``, ``hip_bv``, ``hip_vi``."""
+    """Catalogue columns measured for the star itself, NaN where not: ``gaia_g``, ``gaia_bp``, ``gaia_rp``,
+    ``hip_plx``, ``hip_e_plx``, ``hip_bv``, ``hip_vi``."""
 
     def __len__(self) -> int:
         return len(self.object_id)
 
 
-_MEASURED = ("gaia_g", "gaia_pmra", "gaia_pmdec", "hip_plx", "hip_e_plx", "hip_bv", "hip_vi")
+# The file's ``gaia_pmra`` and ``gaia_pmdec`` hold BP and RP magnitudes: 4 to 15 for each star, never negative, with G
+# between the two, and BP - RP follows Hipparcos's B - V (correlation 0.77 over 283 stars).
+_MEASURED = {
+    "gaia_g": "gaia_g", "gaia_bp": "gaia_pmra", "gaia_rp": "gaia_pmdec",
+    "hip_plx": "hip_plx", "hip_e_plx": "hip_e_plx", "hip_bv": "hip_bv", "hip_vi": "hip_vi",
+}  # fmt: skip
+"""Names of the measured values, and of the file's columns that hold them."""
 
 
 def load_objects(data: Path) -> ObjectTable:
@@ -78,7 +84,10 @@ def load_objects(data: Path) -> ObjectTable:
         label_is_coarse=np.array([False] * len(asas) + [c == "EW" for c in css_label]),
         light_curves=asas_curves + css_curves,
         mean_magnitude=np.concatenate([asas_median, css_median]),
-        measured={name: np.concatenate([_column(asas, name), np.full(len(css), np.nan)]) for name in _MEASURED},
+        measured={
+            name: np.concatenate([_column(asas, column), np.full(len(css), np.nan)])
+            for name, column in _MEASURED.items()
+        },
     )
 
 

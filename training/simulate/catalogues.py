@@ -44,6 +44,7 @@ _HOLDINGS: Final[tuple[tuple[tuple[str, ...], tuple[str, ...], float], ...]] = (
     (_GAIA, ("v", "2mass", "wise"), 0.4),
     (("g", "motion"), ("v", "gaia_color", "motion_error"), 0.5),  # a list of proper motions
     (("v", "g", "motion"), (), 0.0),  # and the same without anything else: four numbers
+    (("v", "g", "gaia_color"), (), 0.0),  # two magnitudes and a colour: what ASAS's own stars have
     (("g", "gaia_color", "parallax"), ("v", "ruwe"), 0.5),  # Gaia's columns without its motions
     (("g", "gaia_color", "2mass", "wise"), ("v", "motion"), 0.3),  # colours
     (("v", "g", "motion", "parallax"), ("motion_error",), 0.3),  # a parallax and a motion, of any catalogue

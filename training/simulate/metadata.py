@@ -199,8 +199,7 @@ def _real_values(table: ObjectTable, values: NDArray[np.float64], provenance: ND
     for name, column in {
         "mean_vmag": table.mean_magnitude,
         "phot_g_mean_mag": table.measured["gaia_g"],
-        "pmra": table.measured["gaia_pmra"],
-        "pmdec": table.measured["gaia_pmdec"],
+        "bp_rp": table.measured["gaia_bp"] - table.measured["gaia_rp"],
         "parallax": np.where(table.measured["hip_e_plx"] > 0, table.measured["hip_plx"], np.nan),
         "parallax_error": np.where(np.isfinite(table.measured["hip_plx"]), table.measured["hip_e_plx"], np.nan),
         "cos_l": cos_l,

@@ -55,7 +55,7 @@ def table(shared: Path) -> ObjectTable:
 
 @pytest.fixture(scope="module")
 def stars(table: ObjectTable) -> NDArray[np.intp]:
-    """Held-out ASAS stars of which Gaia's G and proper motion are known: neither in the set nor in its calibration."""
+    """Held-out ASAS stars of which Gaia's G, BP and RP are known: neither in the set nor in its calibration."""
     _, _, test = split(table, 0)
     known = (table.survey[test] == "asas") & np.isfinite(table.measured["gaia_g"][test])
     labelled = np.array([label is not None for label in table.label[test]])
@@ -65,11 +65,11 @@ def stars(table: ObjectTable) -> NDArray[np.intp]:
 
 
 def metadata_of(table: ObjectTable, row: int) -> SourceMetadata:
-    """The star's own values: V, Gaia's G and what the table calls proper motion, Hipparcos's parallax where known."""
+    """The star's own values: V, Gaia's G and BP - RP, Hipparcos's parallax where known."""
     values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
     own = {
         "mean_vmag": table.mean_magnitude[row], "phot_g_mean_mag": table.measured["gaia_g"][row],
-        "pmra": table.measured["gaia_pmra"][row], "pmdec": table.measured["gaia_pmdec"][row],
+        "bp_rp": table.measured["gaia_bp"][row] - table.measured["gaia_rp"][row],
     }  # fmt: skip
     if table.measured["hip_e_plx"][row] > 0:
         own |= {"parallax": table.measured["hip_plx"][row], "parallax_error": table.measured["hip_e_plx"][row]}

@@ -31,6 +31,21 @@ def test_light_curves_are_the_files_own(table: ObjectTable, shared: Path) -> Non
     assert table.mean_magnitude[1234] == pytest.approx(np.median(row["vmag"]), abs=0.02)
 
 
+def test_gaia_columns_are_the_magnitudes_that_they_hold(table: ObjectTable) -> None:
+    """The file calls them proper motions; both are positive, and their difference is a colour."""
+    g, bp, rp, b_v = (table.measured[name] for name in ("gaia_g", "gaia_bp", "gaia_rp", "hip_bv"))
+    color = bp - rp
+    assert np.isfinite(color).sum() == np.isfinite(g).sum() == 1234
+    assert np.mean((bp > g) & (g > rp), where=np.isfinite(g)) > 0.9
+    # Miras are the reddest stars; alpha2 CVn stars are of types B8 to A7 (BP - RP up to 0.29: Pecaut & Mamajek 2013).
+    assert 4.0 < np.nanmedian(color[(table.label == "M") & (table.survey == "asas")]) < 6.0
+    assert np.nanmedian(color[(table.label == "ROT") & (table.survey == "asas")]) < 0.3
+    # Of stars with B - V from 0 to 1 BP - RP is about 1.2 times as large (the Sun: 0.65 and 0.82).
+    normal = (b_v > 0.1) & (b_v < 1.0) & np.isfinite(color)
+    assert normal.sum() > 150
+    assert np.median(color[normal] - 1.25 * b_v[normal]) == pytest.approx(0.0, abs=0.1)
+
+
 def test_counts_and_labels(table: ObjectTable) -> None:
     assert len(table) == 11129 + 22791 == len(table.light_curves)
     assert np.sum((table.label == "EA") & (table.survey == "asas")) == 2017

@@ -78,6 +78,11 @@ def test_real_values_are_kept_and_every_value_has_a_provenance(
     gaia = np.isfinite(table.measured["gaia_g"])
     np.testing.assert_array_equal(values[gaia, COLUMN["phot_g_mean_mag"]], table.measured["gaia_g"][gaia])
     assert np.all(provenance[gaia, COLUMN["phot_g_mean_mag"]] == Provenance.REAL)
+    color = table.measured["gaia_bp"] - table.measured["gaia_rp"]
+    np.testing.assert_array_equal(values[gaia, COLUMN["bp_rp"]], color[gaia])
+    assert np.all(provenance[gaia, COLUMN["bp_rp"]] == Provenance.REAL)
+    # The file's columns called proper motions are magnitudes: no star's motion is real.
+    assert not np.any(provenance[:, [COLUMN["pmra"], COLUMN["pmdec"]]] == Provenance.REAL)
     unlabelled = np.array([label is None for label in table.label])
     assert not np.any(provenance[unlabelled] == Provenance.DONOR)
 
