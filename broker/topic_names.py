@@ -19,6 +19,11 @@ def topic_of(prefix: str, survey: str, kind: str) -> str:
     return f"{prefix}.{survey}.{kind.lower()}"
 
 
+def pattern_of(prefix: str, kind: str) -> str:
+    """A regular expression for the topics of one of KINDS of all surveys: ``^trifid[.][^.]+[.]rrab$``."""
+    return f"^{prefix.replace('.', '[.]')}[.][^.]+[.]{kind.lower()}$"
+
+
 def is_pattern(topic: str) -> bool:
     """Whether Kafka's clients take it for a regular expression."""
     return topic.startswith("^")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 import click
 
 from broker.cli import options, text
+from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+from broker.topic_names import pattern_of, topic_of
 
 if TYPE_CHECKING:
     from broker.client import ForeignMessage
@@ -21,8 +24,46 @@ _NAMED: Final = 10
 """Foreign messages of a topic that are named one by one; of more, every tenth, hundredth and so on."""
 
 
+class _Name(click.ParamType[str]):
+    """One of some names, however it is spelled: ``RR Lyrae`` and ``rr_lyrae`` are RRLyrae."""
+
+    name = "name"
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name itself; fails with all of them."""
+        plain = re.sub(r"[^a-z0-9]", "", value.lower())
+        found = next((name for name in self._names if name.lower() == plain), None)
+        return found or self.fail(f"{value!r} is none of {', '.join(self._names)}", param, ctx)
+
+
 @click.command()
-@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.argument("topics", nargs=-1, metavar="[TOPIC]...")
+@click.option(
+    "--class",
+    "classes",
+    type=_Name((*CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name)),
+    multiple=True,
+    metavar="NAME",
+    help="Those with this most probable class: RRAB, M, Other and so on. May be given several times.",
+)
+@click.option(
+    "--parent",
+    "parents",
+    type=_Name(tuple(PARENTS)),
+    multiple=True,
+    metavar="NAME",
+    help=f"Those with this most probable parent, whatever the class: {', '.join(PARENTS)}. May be given several times.",
+)
+@click.option(
+    "--survey",
+    "surveys",
+    type=options.TEXT,
+    multiple=True,
+    help="Survey of --class and --parent, such as ztf; all of them without it. May be given several times.",
+)
 @options.config
 @options.bootstrap_servers
 @click.option(
@@ -48,6 +89,9 @@ _NAMED: Final = 10
 @options.json_lines
 def subscribe(
     topics: tuple[str, ...],
+    classes: tuple[str, ...],
+    parents: tuple[str, ...],
+    surveys: tuple[str, ...],
     config: Path | None,
     bootstrap_servers: str | None,
     group: str | None,
@@ -61,7 +105,8 @@ def subscribe(
 
     TOPIC is for instance trifid.ztf.rrab for RR Lyrae stars in ZTF, trifid.lsst.anomaly for unusual objects
     in LSST, or trifid.ztf.all for everything. One that begins with ^ is a regular expression: '^trifid\.[a-z]+\.m$'
-    takes the Mira stars of all surveys. Dead letters are left out.
+    takes the Mira stars of all surveys. Dead letters are left out. --class and --parent stand for their topics:
+    --parent RRLyrae --survey ztf is trifid.ztf.rrlyrae. An annotation that is in several of the topics is printed once.
 
     With --group, each line that was printed is read, whatever ended the command; only one killed outright prints the
     lines of its last second again. Messages that are no annotations are named on stderr and passed over.
@@ -75,6 +120,15 @@ def subscribe(
     from broker.publish.annotation import published_record, to_json
 
     settings = load_settings(config)
+    kinds = (*classes, *parents)
+    if surveys and not kinds:
+        raise click.UsageError("--survey goes with --class or --parent")
+    prefix = settings.publish.topic_prefix
+    topics += tuple(
+        name for kind in kinds for name in ([topic_of(prefix, s, kind) for s in surveys] or [pattern_of(prefix, kind)])
+    )
+    if not topics:
+        raise click.UsageError("give a topic, --class or --parent")
     _refuse_inputs(topics, settings)
     kafka = settings.kafka
     foreign = _Foreign()

@@ -97,6 +97,11 @@ class Subscription:
 
     Several subscriptions of one group share the partitions. A partition that was added, or a topic that a pattern
     began to match, is read from its beginning.
+
+    An annotation that several of the topics have comes once: from the first of them in the order given; of those that
+    one regular expression takes, from the first in the annotation's own ``topics``. No memory is needed for it, so
+    that it holds over restarts and between the members of a group, as long as they all have the same topics. Where a
+    group gets a further topic, put it last: the topics before it have a position, and lose nothing.
     """
 
     def __init__(
@@ -221,10 +226,12 @@ class Subscription:
                 continue
             self._outage.over()
             annotations = self._read(message)
-            yield from annotations[:-1]
+            own = [annotation for annotation in annotations if self._comes_from_here(annotation)]
+            yield from own[:-1]
             self._handed = _after(message)
+            if own:
+                yield own[-1]
             if annotations:
-                yield annotations[-1]
                 heard = time.monotonic()
             self.acknowledge()
 
@@ -375,6 +382,17 @@ class Subscription:
         else:
             log.warning("skipped %s", foreign)
         return []
+
+    def _comes_from_here(self, annotation: PublishedAnnotation) -> bool:
+        """Whether, of the topics subscribed to, an annotation is handed out from the one that it was read from.
+
+        Always where that is not among the annotation's own: of an earlier release, or of a topic copied elsewhere.
+        """
+        if annotation.topic not in annotation.topics or (len(self._topics) == 1 and not is_pattern(self._topics[0])):
+            return True
+        return annotation.topic == next(
+            name for topic in self._topics for name in annotation.topics if matches(topic, name)
+        )
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""

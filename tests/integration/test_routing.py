@@ -1,0 +1,211 @@
+"""Which topic has what: the service with real Kafka and Redis, exactly once, and a model that knows ``Other``."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import fastavro
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from pydantic import SecretStr
+
+from broker.batch import BatchResult
+from broker.client import PublishedAnnotation, Subscription
+from broker.config import InferenceSettings, KafkaSettings, PublishSettings, RedisSettings, Settings
+from broker.embedded.kafka import KafkaServer, find_kafka_home
+from broker.embedded.redis import RedisServer
+from broker.publish.annotation import read
+from broker.streaming.books import Books
+from broker.streaming.replay import Replay
+from broker.streaming.worker import worker
+from broker.surveys.simulator import simulate_alerts
+from broker.taxonomy import CLASS_NAMES, PARENT_OF, PARENTS
+from tests.random_models import build_random_repository
+
+THRESHOLD = 0.5
+ASTEROIDS = 7
+GARBAGE = 3
+IDLE = 2.0
+STARS = [alert.payload for alert in simulate_alerts(12, 25, seed=4)]
+
+
+def asteroid(payload: bytes, number: int) -> bytes:
+    """The same as a detection of tonight, beside which ZTF names a body of the solar system."""
+    reader = fastavro.reader(io.BytesIO(payload))
+    (record,) = reader
+    assert isinstance(record, dict)
+    record |= {"objectId": f"ZTF26body{number:03}", "candid": number + 1, "prv_candidates": None}
+    record["candidate"] |= {"candid": number + 1, "ssdistnr": 0.5, "jdstarthist": record["candidate"]["jd"]}
+    out = io.BytesIO()
+    fastavro.writer(out, reader.writer_schema, [record])
+    return out.getvalue()
+
+
+@dataclass
+class Published:
+    kafka: KafkaServer
+    books: Books
+    topics: dict[str, list[PublishedAnnotation]]
+    """All annotations of each topic, from beginning to end."""
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    payloads = [*STARS, *(asteroid(STARS[i], i) for i in range(ASTEROIDS)), *[b"no alert"] * GARBAGE]
+    models = build_random_repository(tmp_path_factory.mktemp("models"), 4, other_threshold=THRESHOLD)
+    with KafkaServer() as kafka, RedisServer() as redis:
+        kafka.create_topics(["in"])
+        settings = Settings(
+            kafka=KafkaSettings(
+                bootstrap_servers=kafka.bootstrap, input_topics=("in",), spectra_topic="", topic_partitions=2
+            ),
+            redis=RedisSettings(url=SecretStr(redis.url)),
+            inference=InferenceSettings(model_repository=models, threads=1),
+            publish=PublishSettings(topic_prefix="r.t"),
+        )
+        with Replay(settings.kafka, "in") as replay:
+            for payload in payloads:
+                replay.send(payload)
+        done = 0
+
+        def delivered(result: BatchResult) -> None:
+            nonlocal done
+            done += result.messages
+            if done == len(payloads):
+                service.stop()
+
+        with worker(settings, delivered) as service:
+            thread = threading.Thread(target=service.run)
+            thread.start()
+            thread.join(120)
+            assert not thread.is_alive()
+        yield Published(kafka, service.books, _all(kafka.bootstrap))
+
+
+def _all(bootstrap: str) -> dict[str, list[PublishedAnnotation]]:
+    consumer = Consumer(
+        {"bootstrap.servers": bootstrap, "group.id": "test", "isolation.level": "read_committed",
+         "enable.partition.eof": True}
+    )  # fmt: skip
+    found: dict[str, list[PublishedAnnotation]] = {}
+    for topic, metadata in consumer.list_topics(timeout=10).topics.items():
+        if not topic.startswith("r.t.ztf."):
+            continue
+        found[topic.removeprefix("r.t.ztf.")] = own = []
+        consumer.assign([TopicPartition(topic, p, 0) for p in metadata.partitions])
+        left = len(metadata.partitions)
+        while left:
+            message = consumer.poll(10)
+            assert message is not None
+            if message.error() is not None:
+                left -= 1
+                continue
+            own += read(message.value() or b"", topic)
+    consumer.close()
+    return found
+
+
+def test_the_books_balance_with_other(published: Published) -> None:
+    books, other = published.books, published.topics["other"]
+    assert books.alerts_in == len(STARS) + ASTEROIDS + GARBAGE
+    assert (books.dead_lettered, books.balanced) == (GARBAGE, True)
+    assert len(published.topics["all"]) == books.classified + books.not_classified == len(STARS) + ASTEROIDS
+    assert books.classes["Other"] == len(other) > ASTEROIDS
+    assert books.not_classified == len(published.topics["notclassified"]) > 0
+    assert books.classified == len(other) + sum(len(published.topics[name.lower()]) for name in CLASS_NAMES)
+    assert books.classes == Counter(annotation.best_class for annotation in published.topics["all"])
+
+
+def test_each_annotation_is_in_the_topics_that_it_names_and_in_no_other(published: Published) -> None:
+    where = defaultdict(set)
+    for topic, found in published.topics.items():
+        for annotation in found:
+            where[annotation.alert_id].add(f"r.t.ztf.{topic}")
+    for annotation in published.topics["all"]:
+        assert where[annotation.alert_id] == set(annotation.topics)
+
+
+def test_what_is_other_is_in_no_topic_of_a_class_or_parent(published: Published) -> None:
+    for topic in (*CLASS_NAMES, *PARENTS):
+        for annotation in published.topics[topic.lower()]:
+            assert annotation.p_other is not None
+            assert annotation.p_other < THRESHOLD
+            assert len(annotation.class_names) == 10
+    bodies = [a for a in published.topics["other"] if a.object_id.startswith("ZTF26body")]
+    assert len(bodies) == ASTEROIDS
+    assert all(a.p_other == 1.0 and a.solar_system for a in bodies)
+    for annotation in published.topics["other"]:
+        assert annotation.p_other is not None
+        assert annotation.p_other >= THRESHOLD
+        assert annotation.probabilities[-1] == annotation.p_other
+        assert sum(annotation.probabilities) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_parents_topics_hold_what_has_this_parent_whatever_its_class(published: Published) -> None:
+    by_hand: Counter[str] = Counter()
+    for annotation in published.topics["all"]:
+        if annotation.classified and annotation.best_class != "Other":
+            sums: Counter[str] = Counter()
+            for name, probability in zip(annotation.class_names, annotation.probabilities, strict=True):
+                sums[PARENT_OF[name]] += probability
+            assert annotation.parents == pytest.approx(sums, abs=1e-12)
+            by_hand[sums.most_common(1)[0][0]] += 1
+    assert by_hand == {p: n for p in PARENTS if (n := len(published.topics[p.lower()]))}
+    assert len(by_hand) > 2
+
+
+def test_a_subscriber_of_several_topics_has_each_annotation_once(published: Published) -> None:
+    everything = sorted(annotation.alert_id for annotation in published.topics["all"])
+    for topics in ("^r[.]t[.]ztf[.]", ["r.t.ztf.other", "r.t.ztf.all"], ["^r[.]t[.]ztf[.][rw]", "r.t.ztf.all"]):
+        with Subscription(topics, published.kafka.bootstrap, start="earliest", idle_timeout=IDLE) as subscription:
+            found = [annotation.alert_id for annotation in subscription]
+        assert sorted(found) == everything
+    # Not those that another topic has, too: that one is not subscribed to.
+    with Subscription(
+        "r.t.ztf.rrlyrae", published.kafka.bootstrap, start="earliest", idle_timeout=IDLE
+    ) as subscription:
+        assert len(list(subscription)) == len(published.topics["rrlyrae"]) > 0
+
+
+def test_members_of_a_group_and_later_calls_repeat_nothing(published: Published) -> None:
+    """The copies of an annotation go to whoever has their partitions, before and after a restart."""
+    topics = ["r.t.ztf.all", "r.t.ztf.rrlyrae", "r.t.ztf.other"]
+    found: list[int] = []
+    for number in (40, 10**6):
+        with Subscription(
+            topics, published.kafka.bootstrap, group_id="several", start="earliest", idle_timeout=IDLE
+        ) as subscription:
+            for annotation in subscription:
+                found.append(annotation.alert_id)
+                if len(found) == number:
+                    break
+    assert sorted(found) == sorted(annotation.alert_id for annotation in published.topics["all"])
+
+
+def test_the_command_by_class_and_parent(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFID_PUBLISH__TOPIC_PREFIX", "r.t")
+
+    def subscribe(*arguments: str) -> list[int]:
+        command = [sys.executable, "-m", "broker.cli", "subscribe", *arguments, "--json", "--from-beginning", "--idle"]
+        done = subprocess.run(
+            [*command, str(IDLE), "--bootstrap-servers", published.kafka.bootstrap],
+            capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return sorted(json.loads(line)["alertId"] for line in done.stdout.splitlines())
+
+    def wanted(*topics: str) -> list[int]:
+        return sorted({annotation.alert_id for topic in topics for annotation in published.topics[topic]})
+
+    assert subscribe("--parent", "RR Lyrae", "--survey", "ztf") == wanted("rrlyrae")
+    assert subscribe("--class", "rrab", "--parent", "rr_lyrae", "--class", "rrc") == wanted("rrab", "rrc", "rrlyrae")
+    assert subscribe("--class", "Other") == wanted("other")
