@@ -459,6 +459,9 @@ class PublishSettings(_Section):
 
     topic_prefix: str = Field(default="trifid", pattern=r"^[A-Za-z0-9._-]+$")
     broker_name: str = "Trifid"
+    disagreement_probability: float = Field(default=0.95, gt=0.5, le=1)
+    """Probability of the leading parent, or class, from which the model is said to disagree with a catalogue of known
+    variable stars (docs/catalogs.md)."""
     dead_letter_max_bytes: _Int32 = 1_000_000
     """Payloads of dead letters are cut to this size; Kafka's own default limit for a message is 1,048,588."""
 

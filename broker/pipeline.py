@@ -18,6 +18,7 @@ from broker.inference.manifest import Manifest
 from broker.isolation import describe, isolate, trace
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, STAGE_SECONDS
 from broker.publish.annotate import annotate
+from broker.publish.disagreement import CONFIDENCE
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
 from broker.state import Store
 from broker.surveys import Decoder
@@ -69,10 +70,11 @@ class Pipeline:
         *,
         batch_size: int = 256,
         other_threshold: float | None = None,
+        disagreement_probability: float = CONFIDENCE,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``batch_size``: no more alerts than this are assembled and classified at once; ``other_threshold`` is that
-        of ``annotate``.
+        of ``annotate``, and ``disagreement_probability`` its ``confidence``.
 
         ``progress`` is called after each of these batches, of which one message may hold many. Raises
         ConfigurationError where the reference set was made by another model than the engine runs.
@@ -81,7 +83,7 @@ class Pipeline:
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
-        self._other_threshold = other_threshold
+        self._other_threshold, self._confidence = other_threshold, disagreement_probability
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
@@ -177,7 +179,10 @@ class Pipeline:
             anomalies = score(self._reference, predictions.embeddings, strata_of_inputs(inputs))
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
-            return annotate(alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold)
+            return annotate(
+                alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold,
+                self._confidence,
+            )  # fmt: skip
 
 
 def _sort(

@@ -146,6 +146,27 @@ class Alert:
     """When the survey detected it first, MJD UTC (ZTF ``jdstarthist``, LSST ``firstDiaSourceMjdTai``)."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownObject:
+    """The star of a catalogue of known variable stars that is at an object's place; no input of the model."""
+
+    catalogue: str
+    """The name under which the catalogue was loaded."""
+    name: str | None
+    """The star's, in the catalogue; None where the catalogue has none."""
+    type: str
+    """Type of variability as the catalogue writes it, such as ``EA/SD:``; may be empty."""
+    period: float | None
+    """Days; None where the catalogue does not say."""
+    distance: float
+    """Arcsec between it and the alert, after it was moved to the alert's time as far as its motion is known."""
+    class_name: str | None = None
+    """Ours, or a parent, that the type stands for; None where it is none of them."""
+    disagrees: Literal["class", "parent"] | None = None
+    """Whether the model contradicts the type with confidence: by another class of the same parent, or by another
+    parent."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ObjectState:
     """All that is remembered of one object, after an alert was merged into it."""
@@ -163,6 +184,8 @@ class ObjectState:
     remembered, as of tables."""
     history_start: float | None = None
     """The oldest point of the object in its own survey, MJD UTC."""
+    known_as: tuple[KnownObject, ...] = ()
+    """The stars of catalogues of known variable stars at the place; never an input of the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +255,8 @@ class Annotation:
     detections from before the packet's oldest point; otherwise ``packet``."""
     trigger: Literal["alert", "spectrum"] = "alert"
     """What the object was classified upon: a new alert, or a new spectrum, and then the alert is its latest."""
+    known_as: tuple[KnownObject, ...] = ()
+    """The stars of catalogues of known variable stars at the place, one of each catalogue that has one."""
 
     @property
     def best_class(self) -> str:
@@ -259,6 +284,11 @@ class Annotation:
         if not self.parents or self.best_class == OTHER.name:
             return None
         return max(self.parents, key=self.parents.__getitem__)
+
+    @property
+    def catalogue_disagrees(self) -> bool:
+        """Whether the model contradicts one of the catalogues with confidence."""
+        return any(known.disagrees is not None for known in self.known_as)
 
     @property
     def answer(self) -> str | None:

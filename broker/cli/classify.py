@@ -93,6 +93,7 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
             engine.manifest,
             load_reference_set(settings),
             other_threshold=inference.other_threshold,
+            disagreement_probability=settings.publish.disagreement_probability,
         )
         if not as_json:
             text.echo(text.HEADER)

@@ -16,7 +16,8 @@ from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
 from broker.physics import rule_out
-from broker.records import Alert, Annotation, ObjectState, PhotometryKind
+from broker.publish.disagreement import CONFIDENCE, compare
+from broker.records import Alert, Annotation, KnownObject, ObjectState, PhotometryKind
 from broker.state.objects import ANOTHER_NIGHT, is_moving
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
 
@@ -34,12 +35,15 @@ def annotate(
     anomalies: AnomalyScores,
     manifest: Manifest,
     other_threshold: float | None = None,
+    confidence: float = CONFIDENCE,
 ) -> list[Annotation]:
     """What is published about each alert; all arguments are of the same length.
 
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
     zeros), is NotClassified, with the reason. One whose ``predictions.other`` is at least ``other_threshold`` (None for
     the manifest's; 1 for never) is Other, and so is a known body of the solar system, whatever the model says.
+    ``confidence`` is the probability from which the model's answer counts against that of a catalogue of known variable
+    stars (``broker.publish.disagreement``).
     """
     plausible, period = rule_out(predictions.probabilities, inputs.light_curve)
     classified: NDArray[np.bool_] = np.any(plausible, axis=1)
@@ -95,6 +99,7 @@ def annotate(
             history_start=states[row].history_start,
             survey_detections=alert.survey_detections,
             history=_history(alert, states[row]),
+            known_as=_compared(states[row].known_as, named[row], in_parents[row], sets[row], confidence),
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]
@@ -112,6 +117,20 @@ def _named(
     if other:
         return (*CLASS_NAMES, OTHER.name), (*probabilities, p_other)
     return (CLASS_NAMES, tuple(probabilities)) if classified else ((NOT_CLASSIFIED.name,), (1.0,))
+
+
+def _compared(
+    known_as: tuple[KnownObject, ...],
+    named: tuple[tuple[str, ...], tuple[float, ...]],
+    in_parents: list[float],
+    prediction_set: tuple[str, ...],
+    confidence: float,
+) -> tuple[KnownObject, ...]:
+    """Known stars and whether the model disagrees, which it can only where one of the ten classes is its answer."""
+    if not known_as or named[0] != CLASS_NAMES:
+        return known_as
+    parents = dict(zip(PARENTS, in_parents, strict=True))
+    return compare(known_as, dict(zip(*named, strict=True)), parents, prediction_set, confidence)
 
 
 def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet", "missing", ""]:

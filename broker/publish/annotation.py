@@ -19,7 +19,7 @@ import fastavro
 
 from broker import __version__
 from broker.errors import DecodeError
-from broker.records import Annotation, Neighbour
+from broker.records import Annotation, KnownObject, Neighbour
 from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER
 
 IDS: Final = ("alertId", "diaSourceId")
@@ -125,6 +125,19 @@ def to_record(
         "answer": annotation.answer,
         "pOther": annotation.p_other,
         "topics": list(topics),
+        "knownAs": [
+            {
+                "catalogue": known.catalogue,
+                "name": known.name,
+                "type": known.type,
+                "class": known.class_name,
+                "period": known.period,
+                "distance": known.distance,
+                "disagrees": known.disagrees,
+            }
+            for known in annotation.known_as
+        ],
+        "catalogueDisagrees": annotation.catalogue_disagrees,
     }
 
 
@@ -164,6 +177,10 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         history=record["history"],
         parents=dict(record["parents"]),
         p_other=record["pOther"],
+        known_as=tuple(
+            KnownObject(k["catalogue"], k["name"], k["type"], k["period"], k["distance"], k["class"], k["disagrees"])
+            for k in record["knownAs"]
+        ),
         topic=topic,
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],

@@ -57,6 +57,7 @@ def worker(
                 reference,
                 batch_size=settings.pipeline.batch_size,
                 other_threshold=settings.inference.other_threshold,
+                disagreement_probability=settings.publish.disagreement_probability,
                 progress=control.health.progress if control is not None else lambda: None,
             )
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]

@@ -14,7 +14,7 @@ from broker.inference import Predictions
 from broker.inference.manifest import Manifest, load_manifest
 from broker.publish.annotate import annotate
 from broker.publish.topics import Topics
-from broker.records import Alert, Annotation, LightCurve, ObjectState
+from broker.records import Alert, Annotation, KnownObject, LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX, PARENTS
 from tests.random_models import MODEL_REPO
 
@@ -44,12 +44,13 @@ def say(
     curve: LightCurve = CURVE,
     model: Manifest | None = None,
     threshold: float | None = None,
+    known_as: tuple[KnownObject, ...] = (),
 ) -> Annotation:
     """The annotation of one alert, for which the model says this."""
     row = np.zeros((1, 10), np.float32)
     for name, value in probabilities.items():
         row[0, CLASS_INDEX[name]] = value
-    states = [ObjectState(alert.object_id, alert.ra, alert.dec, curve)]
+    states = [ObjectState(alert.object_id, alert.ra, alert.dec, curve, known_as=known_as)]
     inputs = assemble(states)
     inputs.light_curve.period[:] = NAN  # physics is another test's
     predictions = Predictions(row, np.zeros((1, 512), np.float32), np.array([other], np.float32))
@@ -169,3 +170,17 @@ def test_every_parent_has_a_topic() -> None:
     for kind in (*PARENTS, "Other", "NotClassified", "RRAB", "all", "anomaly"):
         assert f"trifid.ztf.{kind.lower()}" in every
     assert len(every) == len(set(every)) == 10 + 5 + 4 + 1
+
+
+def test_known_stars_are_published_and_compared_and_change_nothing_else() -> None:
+    known = (KnownObject("vsx", "AB Xyz", "EW", 0.4, 0.1, "EW"), KnownObject("gcvs", None, "RR", 0.55, 1.0, "RRLyrae"))
+    sure = {"RRAB": 0.96, "EW": 0.04}
+    plain, found = say(sure), say(sure, known_as=known)
+    assert [(k.catalogue, k.class_name, k.disagrees) for k in found.known_as] == [
+        ("vsx", "EW", "parent"), ("gcvs", "RRLyrae", None),
+    ]  # fmt: skip
+    assert found.catalogue_disagrees
+    assert replace(found, known_as=()) == plain
+    assert not say({"RRAB": 0.9, "EW": 0.1}, known_as=known).catalogue_disagrees
+    assert say({}, known_as=known).known_as == known  # NotClassified: nothing to compare
+    assert say(sure, 0.9, known_as=known, threshold=0.5).known_as == known  # Other

@@ -13,7 +13,7 @@ from broker.errors import DecodeError
 from broker.publish.annotation import SCHEMA, PublishedAnnotation, published_record, read, to_json, to_record
 from broker.publish.messages import OutgoingMessage, Publisher
 from broker.publish.topics import Topics
-from broker.records import Annotation, Neighbour
+from broker.records import Annotation, KnownObject, Neighbour
 from broker.taxonomy import CLASS_NAMES
 
 ANNOTATION = Annotation(
@@ -25,7 +25,9 @@ ANNOTATION = Annotation(
     star_score=0.75, associated=("lsst:123",), trigger="spectrum", remembered_points=30, history_start=58500.5,
     survey_detections=99, history="missing",
     parents={"Eclipsing": 0.25, "RRLyrae": 0.75, "DeltaScuti": 0.0, "LongPeriod": 0.0, "Rotational": 0.0},
-    p_other=0.125,
+    p_other=0.125, known_as=(
+        KnownObject("vsx", "V0001 Xyz", "EA/SD", 2.5, 0.25, "EA", "parent"), KnownObject("gcvs", None, "", None, 1.5),
+    ),
 )  # fmt: skip
 NOT_CLASSIFIED = replace(
     ANNOTATION, class_names=("NotClassified",), probabilities=(1.0,), anomaly_score=None, anomaly_distance=None,
@@ -79,6 +81,7 @@ def test_a_subscriber_reads_what_was_published(annotation: Annotation) -> None:
         "reference_set_version", "classifier_name", "model_version", "reason", "real_bogus", "solar_system",
         "star_score", "associated", "trigger", "remembered_points", "history_start", "survey_detections", "history",
         "parents", "parent", "p_other", "answer", "best_class", "best_probability", "classified",
+        "known_as", "catalogue_disagrees",
     ):  # fmt: skip
         assert getattr(again, name) == getattr(annotation, name), name
     assert again.ingest_mjd == pytest.approx(annotation.ingest_mjd, abs=2e-8)
@@ -97,6 +100,13 @@ def test_json_has_the_fields_of_elasticc() -> None:
     assert (record["parent"], record["parentElasticcId"], record["answer"]) == ("RRLyrae", 2323, None)
     assert (record["pOther"], record["topics"]) == (0.125, ["trifid.ztf.all", "trifid.ztf.rrab", "trifid.ztf.rrlyrae"])
     assert record["brokerIngestTimestamp"].endswith("Z")
+    assert record["catalogueDisagrees"] is True
+    assert record["knownAs"] == [
+        {"catalogue": "vsx", "name": "V0001 Xyz", "type": "EA/SD", "class": "EA", "period": 2.5, "distance": 0.25,
+         "disagrees": "parent"},
+        {"catalogue": "gcvs", "name": None, "type": "", "class": None, "period": None, "distance": 1.5,
+         "disagrees": None},
+    ]  # fmt: skip
 
 
 def test_json_has_null_for_what_is_no_number() -> None:
@@ -167,6 +177,7 @@ def test_messages_of_the_release_before_parents_are_read(annotation: Annotation)
     assert again.probabilities == annotation.probabilities
     assert (again.best_class, again.prediction_set) == (annotation.best_class, annotation.prediction_set)
     assert (again.parents, again.parent, again.p_other, again.topics) == ({}, None, None, ())
+    assert (again.known_as, again.catalogue_disagrees) == ((), False)
     assert again.elasticc_ids == (None,) * len(annotation.class_names)
     assert json.loads(to_json(published_record(again)))["parents"] == {}
 
@@ -186,5 +197,7 @@ def test_each_field_added_since_then_has_a_default() -> None:
     """Without one, messages of earlier releases cannot be read (Avro, "Schema Resolution")."""
     old = {field["name"] for field in OLD_SCHEMA["fields"]}
     added = [field for field in SCHEMA["fields"] if field["name"] not in old]
-    assert {"parents", "parent", "parentElasticcId", "answer", "pOther", "topics"} <= {f["name"] for f in added}
+    assert {"parents", "parent", "parentElasticcId", "answer", "pOther", "topics", "knownAs"} <= {
+        f["name"] for f in added
+    }
     assert all("default" in field for field in added)
