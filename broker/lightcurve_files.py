@@ -49,6 +49,7 @@ from broker.publish.annotation import mjd_now
 from broker.records import BANDS, LightCurve, PhotometryKind
 from broker.sky import angle, separation
 from broker.state.merge import MAX_POINTS, merge
+from broker.surveys.columns import MAX_UNKNOWN_BANDS
 from broker.text_tables import TextTable
 
 _POINTS_AT_ONCE: Final = 200_000
@@ -80,6 +81,8 @@ _NAMED_GAP, _NAMED_SIGMA = 1.0, 10.0
 """A point that is so far from all others, in magnitudes, and from the median, in deviations, is named and kept."""
 _MOST_NAMED: Final = 20
 """Points of one file that are named one by one."""
+_MOST_BANDS: Final = 100
+"""Unknown bands of one file that are told apart."""
 _SHORTEST: Final = 0.01
 """Days that the points of an object must span: the shortest periods of the classes are 0.02 d."""
 _SAME_PLACE: Final = 360.0
@@ -124,6 +127,8 @@ class NamedLightCurve:
     """In order of time; points at the same time and band are merged."""
     problem: str | None
     """Why points had to be left out, None where all are in."""
+    unknown_bands: tuple[str, ...] = ()
+    """Bands, as the table spells them, of points that were left out because no wavelength is known for them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +144,7 @@ class _Rows:
     points: NDArray[np.float64]
     """(3, m) time, magnitude, error as they stand in the table."""
     band: NDArray[np.uint8]
-    """(m,) index into BANDS, NO_BAND where unknown."""
+    """(m,) index into BANDS; of unknown ones, numbers from NO_BAND down (``_Report.unknown_band``)."""
     reason: NDArray[np.uint8]
     """(m,) LeftOut, as far as the values alone tell."""
     uneven: NDArray[np.bool_]
@@ -334,6 +339,8 @@ class _Report:
     """Of some reasons a value, as a text for the message."""
     bands: Counter[str] = field(default_factory=Counter)
     """Unknown ones, with their points."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """Of unknown bands, in the order in which they came."""
     ways: set[str] = field(default_factory=set)
     named: int = 0
     uneven_lists: int = 0
@@ -342,6 +349,15 @@ class _Report:
 
     def line(self, text: str) -> None:
         self.say(f"{self.path}: {text}")
+
+    def unknown_band(self, name: str) -> int:
+        """The code of an unknown band, from below NO_BAND on; of more than _MOST_BANDS all others have the last."""
+        return NO_BAND - 1 - min(self.numbers.setdefault(name, len(self.numbers)), _MOST_BANDS - 1)
+
+    def band_names(self, codes: NDArray[np.uint8]) -> tuple[str, ...]:
+        """The names of such codes (n,), each once."""
+        names, numbers = list(self.numbers), (NO_BAND - 1 - np.unique(codes)[::-1].astype(int)).tolist()
+        return tuple(names[number] for number in numbers if number >= 0)
 
     def describe(self, counts: Counter[int], points: int, examples: dict[int, str]) -> str:
         """``3 of 60 points left out: 2 upper limits; 1 ...``."""
@@ -527,7 +543,7 @@ class _Reader:
         magnitude, error = (numbers(v, comma)[k] for v, k in zip(values[1:], kept[1:], strict=True))
         reason = self._judge(time, magnitude, error, values, kept)
         band = self._bands(None if columns.band is None else batch[columns.band], size)
-        reason[band == NO_BAND] = LeftOut.BAND
+        reason[band >= len(BANDS)] = LeftOut.BAND
         if columns.flag is not None:
             reason[_per_point(batch[columns.flag], size, lambda v: bad_points(columns.flag or "", v), comma)] = (
                 LeftOut.FLAGGED
@@ -597,6 +613,9 @@ class _Reader:
             counts = np.bincount(index, minlength=len(known) + 1).tolist()
             unknown = {str(n): count for n, code, count in zip(names, known, counts, strict=False) if code == NO_BAND}
             self._report.bands.update(unknown)
+            known = [
+                self._report.unknown_band(str(n)) if str(n) in unknown else c for n, c in zip(names, known, strict=True)
+            ]
             found: NDArray[np.uint8] = np.array([*known, band_code(None, asassn)], np.uint8)[index]
             return found
 
@@ -636,6 +655,7 @@ class _Reader:
                 LightCurve.empty(), 0,
             )  # fmt: skip
             counts = Counter(reason[reason > 0].tolist())
+            unknown: tuple[str, ...] = ()
             if len(curve) < len(used):
                 counts[LeftOut.REPEATED] = len(used) - len(curve)
             thinned = _thinned(curve)
@@ -652,12 +672,14 @@ class _Reader:
                 if counts[LeftOut.POSITION] and apart <= _SAME_PLACE:
                     row = first + int(np.argmax(_is_wrong(rows.ra[first:last], rows.dec[first:last])))
                     examples[LeftOut.POSITION] = f"ra {rows.ra[row]:g}, dec {rows.dec[row]:g}"
-                if counts[LeftOut.BAND] and self._report.bands:
-                    common = ", ".join(repr(band) for band, _ in self._report.bands.most_common(8))
-                    examples[LeftOut.BAND] = f"in column {self._columns.band}: {common}"
+                if unknown := self._report.band_names(rows.band[own][reason == LeftOut.BAND]):
+                    named = ", ".join(map(repr, unknown[:MAX_UNKNOWN_BANDS]))
+                    examples[LeftOut.BAND] = f"in column {self._columns.band}: {named}"
                 problems.append(self._report.describe(counts, high - low, examples))
             self._report.left_out.update(counts)
-            yield NamedLightCurve(rows.name[first], ra, dec, thinned, "; ".join(problems) or None)
+            yield NamedLightCurve(
+                rows.name[first], ra, dec, thinned, "; ".join(problems) or None, unknown[:MAX_UNKNOWN_BANDS]
+            )
 
     def _leave_out_far(
         self,

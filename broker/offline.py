@@ -83,6 +83,7 @@ def _alert(number: int, curve: NamedLightCurve) -> Alert:
         band=BANDS[light_curve.band[-1]] if len(light_curve) else DEFAULT_BAND,
         light_curve=light_curve,
         schema_version="",
+        unknown_bands=curve.unknown_bands,
     )
 
 

@@ -144,6 +144,8 @@ class Alert:
     ``nDiaSources``); None where the packet does not say."""
     first_detected: float | None = None
     """When the survey detected it first, MJD UTC (ZTF ``jdstarthist``, LSST ``firstDiaSourceMjdTai``)."""
+    unknown_bands: tuple[str, ...] = ()
+    """Bands, as the packet spells them, of points that were left out because no wavelength is known for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def annotate(
             classifier_name=manifest.classifier_name,
             model_version=manifest.identity,
             ingest_mjd=received,
-            reason=_MOVES if moves[row] else None if good else _reason(inputs.present[row], detections[row]),
+            reason=_reason(alert, bool(moves[row]), good, inputs.present[row], detections[row]),
             real_bogus=alert.real_bogus,
             solar_system=alert.solar_system,
             star_score=alert.star_score,
@@ -147,10 +147,18 @@ def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet"
     return "packet" if reaches_back or alert.survey_detections <= sent else "missing"
 
 
-def _reason(present: NDArray[np.bool_], detections: int) -> str:
-    if present.any():
-        return "the model gave no finite probabilities"
-    return (
-        f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, no colour, "
-        "too few catalogue values"
-    )
+def _reason(alert: Alert, moves: bool, classified: bool, present: NDArray[np.bool_], detections: int) -> str | None:
+    """Why there is no class, and the bands that were left out; None where there is nothing to say."""
+    said = []
+    if moves:
+        said.append(_MOVES)
+    elif not classified and present.any():
+        said.append("the model gave no finite probabilities")
+    elif not classified:
+        said.append(
+            f"{detections} usable photometric points of at least {MIN_POINTS} needed, no spectrum, no colour, "
+            "too few catalogue values"
+        )
+    if alert.unknown_bands:
+        said.append(f"points left out, of bands that are not known: {', '.join(alert.unknown_bands)}")
+    return "; ".join(said) or None

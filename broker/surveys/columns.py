@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
@@ -39,6 +39,8 @@ that brokers wrote again hold the whole night (up to 0.25 d later in 95 of 420 p
 LIMIT_SIGMA: Final = 5.0
 """Upper limits are published at five sigma, by ZTF as by LSST."""
 UNKNOWN_BAND: Final = 255
+MAX_UNKNOWN_BANDS: Final = 8
+"""Of one object that are named."""
 _COLUMN: Final = {name: index for index, name in enumerate(SOURCE_FEATURES)}
 
 
@@ -189,6 +191,23 @@ def band_codes(values: Integers, table: Mapping[int, str]) -> NDArray[np.uint8]:
     for value, band in table.items():
         codes[values == value] = BAND_CODE[band]
     return codes
+
+
+def unknown_bands(
+    owner: Integers, values: Integers, codes: NDArray[np.uint8], text: Callable[[int], str]
+) -> dict[int, tuple[str, ...]]:
+    """The survey's own bands ``values`` (n,) of which ``codes`` (n,) are UNKNOWN_BAND, by record; ``text`` spells them.
+
+    Of each record in ``owner`` (n,) the first MAX_UNKNOWN_BANDS.
+    """
+    rows = np.flatnonzero(codes == UNKNOWN_BAND)
+    found: dict[int, tuple[str, ...]] = {}
+    if len(rows):
+        for record, value in np.unique(np.stack([owner[rows], values[rows]]), axis=1).T.tolist():
+            named = found.setdefault(record, ())
+            if len(named) < MAX_UNKNOWN_BANDS:
+                found[record] = (*named, "null" if value == NULL else text(value) or "more than 8 characters")
+    return found
 
 
 def score(values: Numbers) -> list[float | None]:

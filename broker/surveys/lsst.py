@@ -137,6 +137,9 @@ class Lsst:
             self._points(points, mjd), count,
             times=self.times, detected=own_mjd, latest=records.latest, left_out=records.left_out,
         )  # fmt: skip
+        left_out_bands = columns.unknown_bands(
+            points.owner, points.integers("band"), band_codes(points.integers("band"), _BAND_OF_LABEL), label_text
+        )
         source = packet.integers("source")
         checks.refuse(source == NULL, "the packet has no diaSourceId")
         checks.refuse(bands == NULL, "the packet has no band")
@@ -168,11 +171,12 @@ class Lsst:
                 star_score=star,
                 survey_detections=detections,
                 first_detected=first,
+                unknown_bands=left_out_bands.get(row, ()),
             )
-            for (
+            for row, (
                 reason, alert_id, packet_id, source_id, object_id, moving, alert_ra, alert_dec, alert_mjd, band, curve,
                 version, catalogue, real, star, detections, first,
-            ) in zip(
+            ) in enumerate(zip(
                 checks.reasons, or_none(packet.integers("alertId")), or_none(packet.integers("diaSourceId")),
                 source.tolist(), or_none(packet.integers("object")), or_none(packet.integers("moving")),
                 ra.tolist(), dec.tolist(), own_mjd.tolist(), names, curves, versions, _metadata(packet),
@@ -180,7 +184,7 @@ class Lsst:
                 columns.counts(packet.integers("detections")),
                 columns.times(packet.numbers("first") - TAI_MINUS_UTC, self.times),
                 strict=True,
-            )
+            ))
         ]  # fmt: skip
 
     def _points(self, points: Rows, mjd: Numbers) -> Points:

@@ -119,6 +119,12 @@ class Ztf:
             _points(candidates, records.tables["forced"], mjd, band), count,
             times=TIMES, detected=own_mjd, latest=records.latest, left_out=records.left_out,
         )  # fmt: skip
+        forced = records.tables["forced"]
+        left_out_bands = columns.unknown_bands(
+            np.concatenate([candidates.owner, forced.owner]),
+            np.concatenate([candidates.integers("fid"), forced.integers("fid")]),
+            np.concatenate([band, band_codes(forced.integers("fid"), BANDS)]), "fid {}".format,
+        )  # fmt: skip
         checks = Checks.of(count)
         checks.refuse(missing, "the packet has no candidate")
         checks.refuse(fid == NULL, "the packet has no fid")
@@ -154,11 +160,12 @@ class Ztf:
                 star_score=star,
                 survey_detections=detections,
                 first_detected=first,
+                unknown_bands=left_out_bands.get(row, ()),
             )
-            for (
+            for row, (
                 reason, number, name, alert_ra, alert_dec, alert_mjd, alert_fid, curve, version, catalogue, real, moves,
                 star, detections, first,
-            ) in zip(
+            ) in enumerate(zip(
                 checks.reasons, candid.tolist(), names, ra.tolist(), dec.tolist(), own_mjd.tolist(), fid.tolist(),
                 curves, records.texts("schemavsn"), _metadata(packet, ps1), columns.score(real_bogus),
                 _within(moving, MAX_SOLAR_SYSTEM_DISTANCE).tolist(),
@@ -166,7 +173,7 @@ class Ztf:
                 columns.counts(packet.integers("ndethist")),
                 columns.times(packet.numbers("jdstarthist") - JD_OF_MJD_0, TIMES),
                 strict=True,
-            )
+            ))
         ]  # fmt: skip
 
 

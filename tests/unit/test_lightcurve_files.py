@@ -171,9 +171,22 @@ def test_unknown_bands_are_named(tmp_path: Path) -> None:
     curve, said = one(write(tmp_path, rows))
     assert len(curve.light_curve) == 60
     assert any("3 of a band that is not known" in line and "'F814W'" in line for line in said)
+    assert curve.unknown_bands == ("F814W",)
     curve, _ = one(write(tmp_path, rows[-3:]))
     assert curve.problem is not None
     assert "'F814W'" in curve.problem
+
+
+def test_unknown_bands_are_those_of_the_object(tmp_path: Path) -> None:
+    rows = [*BASELINE, *[row.removesuffix("g") + "F814W" for row in BASELINE[:3]]]
+    second = [row.replace("S1", "S2").removesuffix("g") + band for row in BASELINE[:9] for band in ("F606W", "g", "Zz")]
+    third = [row.replace("S1", "S3") for row in BASELINE]
+    curves, _ = read(write(tmp_path, [*rows, *second, *third]))
+    assert [curve.name for curve in curves] == ["S1", "S2", "S3"]
+    assert [curve.unknown_bands for curve in curves] == [("F814W",), ("F606W", "Zz"), ()]
+    assert [len(curve.light_curve) for curve in curves] == [60, 9, 60]
+    assert curves[1].problem is not None
+    assert "(in column band: 'F606W', 'Zz')" in curves[1].problem
 
 
 def test_sky_patrol() -> None:

@@ -248,3 +248,18 @@ def test_an_impossible_position_is_not_published(tmp_path: Path) -> None:
     assert (first["ra"], first["dec"], first["mjd"], best(first)) == (None, None, None, "NotClassified")
     assert "150 at a position that cannot be (ra 400, dec 100)" in first["reason"]
     assert (second["ra"], second["dec"], best(second)) == (11.0, -5.0, "RRAB")
+
+
+def test_unknown_bands_are_named_also_where_the_rest_is_classified(tmp_path: Path) -> None:
+    rows = (CASES / "00-baseline" / "star.csv").read_text().splitlines()
+    table = tmp_path / "stars.csv"
+    table.write_text("\n".join([*rows, *(row.removesuffix("g") + "F814W" for row in rows[1:6])]) + "\n")
+    code, lines, _ = run("--lightcurves", table, "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert best(record) != "NotClassified"
+    assert record["reason"] == "points left out, of bands that are not known: F814W"
+    assert record["parents"][record["parent"]] == max(record["parents"].values())
+    assert record["topics"] == []
+    code, lines, _ = run("--lightcurves", table)
+    assert lines[1].endswith("(points left out, of bands that are not known: F814W)")

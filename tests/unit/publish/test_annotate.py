@@ -165,6 +165,15 @@ def test_a_star_that_an_asteroid_passes_by_keeps_its_class() -> None:
     assert (found.best_class, found.reason) == ("RRAB", None)
 
 
+def test_bands_that_are_not_known_are_named() -> None:
+    found = say({"RRAB": 1.0}, alert=replace(ALERT, unknown_bands=("w", "x")))
+    assert (found.best_class, found.classified) == ("RRAB", True)
+    assert found.reason == "points left out, of bands that are not known: w, x"
+    nothing = say({}, alert=replace(ALERT, unknown_bands=("w",)))
+    assert nothing.reason is not None
+    assert nothing.reason.endswith("; points left out, of bands that are not known: w")
+
+
 def test_every_parent_has_a_topic() -> None:
     every = Topics("trifid", 0.9, ("ztf",)).every()
     for kind in (*PARENTS, "Other", "NotClassified", "RRAB", "all", "anomaly"):

@@ -235,3 +235,21 @@ def test_what_is_plausible_of_a_stored_light_curve() -> None:
         LeftOut.NOT, LeftOut.AFTER_RECEIPT, LeftOut.BEFORE_SURVEY, LeftOut.FLUX, LeftOut.NO_VALUE, LeftOut.NOT,
         LeftOut.NO_VALUE, LeftOut.BAND, LeftOut.BAND,
     ]  # fmt: skip
+
+
+def test_bands_that_are_not_known_are_named() -> None:
+    payload = rubin(1101, [{}, {"band": "w"}, {"band": "w"}, {"band": None}], [{"band": "x"}, {}])
+    decoder = Decoder()
+    other, alert = (alerts_of(decoder.decode(p))[0] for p in (rubin(1101, [{}]), payload))
+    assert set(alert.unknown_bands) == {"w", "x", "null"}
+    assert len(alert.light_curve) == 3
+    assert other.unknown_bands == ()
+    assert decoder.take_left_out() == {("lsst", "band"): 4}
+    earlier = [{**c, "fid": 4 + number % 2} for number, c in enumerate(RECORD["prv_candidates"])]
+    (alert,) = alerts_of(decoder.decode(ztf(prv_candidates=earlier, fp_hists=None)))
+    assert alert.unknown_bands == ("fid 4", "fid 5")
+
+
+def test_no_more_than_some_bands_are_named() -> None:
+    (alert,) = alerts_of(Decoder().decode(rubin(1101, [{"band": letter} for letter in "abcdefhjklm"])))
+    assert alert.unknown_bands == tuple("abcdefhj")
