@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE, BANDS
-from broker.records import JD_OF_MJD_0
+from broker.records import JD_OF_MJD_0, TAI_MINUS_UTC, TimeSystem
 
 Array = NDArray[np.float64]
 
@@ -79,6 +79,8 @@ _ASASSN: Final = {"g": BAND_CODE["asassn:g"], "V": BAND_CODE["asassn:V"]}
 EARLIEST_MJD: Final = 15_000.0
 """December 1899: earlier photometry is not digital, and most smaller numbers are days since some other epoch."""
 _EPOCHS: Final = {"btjd": 2_457_000.0, "bkjd": 2_454_833.0, "rjd": 2_400_000.0}
+_TAI: Final = ("expmidptmjd",)
+"""Times of TAI whose names do not say so: those of Rubin's data previews (https://sdm-schemas.lsst.io)."""
 _EPOCH_IN_NAME: Final = re.compile(r"24\d{5}(?:\.5)?")
 _ISO: Final = r"^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 _MJD_OF_1970: Final = 40_587.0
@@ -294,6 +296,18 @@ class TimeColumn:
         return plain(self.name.rsplit(".", 1)[-1])
 
     @property
+    def system(self) -> TimeSystem:
+        """Where the column's name says that the times are: at the observatory, unless it is one such as ``hjd``."""
+        if re.search(r"hm?jd|helio", self._plain):
+            return TimeSystem.HELIOCENTRIC
+        return TimeSystem.BARYCENTRIC if re.search(r"bm?jd|btjd|bkjd|bary", self._plain) else TimeSystem.UTC
+
+    @property
+    def _ahead(self) -> float:
+        """Days by which the column's scale is ahead of UTC."""
+        return TAI_MINUS_UTC if "tai" in self._plain or self._plain in _TAI else 0.0
+
+    @property
     def epoch(self) -> float | None:
         """The Julian date at which the column's name says it begins, None where it says none."""
         match = _EPOCH_IN_NAME.search(self.name)
@@ -307,7 +321,7 @@ class TimeColumn:
         return "MJD" if "mjd" in self._plain else "JD" if "jd" in self._plain or "julian" in self._plain else "time"
 
     def to_mjd(self, value: Array) -> tuple[Array, dict[str, NDArray[np.bool_]]]:
-        """(n,) MJD, NaN for what is no time, and which values were read in which way (names such as ``JD``)."""
+        """(n,) MJD of ``system``, NaN for what is no time, and which values were read in which way (such as ``JD``)."""
         with np.errstate(invalid="ignore"):
             mjd = np.full(len(value), np.nan)
             ways: dict[str, NDArray[np.bool_]] = {}
@@ -317,7 +331,7 @@ class TimeColumn:
                 if way == "JD-2450000":  # BJD of 1325 to 4500 are more likely counted from 2457000: TESS
                     fits &= value > (5000.0 if self._plain.startswith("b") else 0.0)
                 if fits.any():
-                    mjd = np.where(fits, found, mjd)
+                    mjd = np.where(fits, found - self._ahead, mjd)
                     ways[way] = fits
         return mjd, ways
 

@@ -46,7 +46,7 @@ from broker.lightcurve_columns import (
 )
 from broker.photometry import magnitude_to_flux
 from broker.publish.annotation import mjd_now
-from broker.records import BANDS, LightCurve, PhotometryKind
+from broker.records import BANDS, LightCurve, PhotometryKind, TimeSystem
 from broker.sky import angle, separation
 from broker.state.merge import MAX_POINTS, merge
 from broker.surveys.columns import MAX_UNKNOWN_BANDS
@@ -129,6 +129,8 @@ class NamedLightCurve:
     """Why points had to be left out, None where all are in."""
     unknown_bands: tuple[str, ...] = ()
     """Bands, as the table spells them, of points that were left out because no wavelength is known for them."""
+    time_system: TimeSystem = TimeSystem.UTC
+    """Of the times of ``light_curve``."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,17 +188,20 @@ def _join(parts: Sequence[_Rows]) -> _Rows:
     )
 
 
-def read_light_curves(path: Path, say: Callable[[str], None] = lambda _: None) -> Iterator[NamedLightCurve]:
+def read_light_curves(
+    path: Path, say: Callable[[str], None] = lambda _: None, time_system: TimeSystem | None = None
+) -> Iterator[NamedLightCurve]:
     """Each object of a table once, in the order of their first rows; rows of one name are put together.
 
     ``problem`` says which points of an object were left out: it may thus have an empty light curve, but no name is
     lost. A row without a name is called ``row <number>``; a table without names is one object, called as the file.
     Rows of one name that lie at two places are no object: it has no points, and ``problem`` says so. Magnitudes are
     taken as AB (see ``broker.photometry``) and as total flux. ``say`` is called with what the user should know of the
-    file, a line each time. Raises InputFileError where the file is not such a table.
+    file, a line each time. ``time_system`` is what the times are, where not what their column is called after. Raises
+    InputFileError where the file is not such a table.
     """
     try:
-        yield from _Reader(path, say).light_curves()
+        yield from _Reader(path, say, time_system).light_curves()
     except InputFileError as error:
         if str(error).startswith(str(path)):
             raise
@@ -414,7 +419,7 @@ class _Report:
 class _Reader:
     """One pass through one file."""
 
-    def __init__(self, path: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, say: Callable[[str], None], time_system: TimeSystem | None) -> None:
         self._path = path
         self._source = _source(path)
         try:
@@ -425,6 +430,7 @@ class _Reader:
         if isinstance(self._source, _Text) and self._source.unnamed:
             self._report.line(f"no line of column names: the columns are taken as {', '.join(_UNNAMED)}")
         self._time = TimeColumn(self._columns.time, mjd_now() + 1.0)
+        self._time_system = time_system or self._time.system
         self._whole_name = self._of_header(NAME) or path.name.split(".")[0] or path.name
         self._whole_ra, self._whole_dec = (
             _angles(pa.array([self._of_header(spellings) or ""]), hours, self._source.decimal_comma)[0]
@@ -678,8 +684,9 @@ class _Reader:
                 problems.append(self._report.describe(counts, high - low, examples))
             self._report.left_out.update(counts)
             yield NamedLightCurve(
-                rows.name[first], ra, dec, thinned, "; ".join(problems) or None, unknown[:MAX_UNKNOWN_BANDS]
-            )
+                rows.name[first], ra, dec, thinned, "; ".join(problems) or None, unknown[:MAX_UNKNOWN_BANDS],
+                self._time_system,
+            )  # fmt: skip
 
     def _leave_out_far(
         self,

@@ -14,7 +14,7 @@ from broker.lightcurve_columns import DEFAULT_BAND
 from broker.lightcurve_files import NamedLightCurve, read_light_curves
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotation import mjd_now
-from broker.records import BANDS, Alert, Annotation, ObjectState
+from broker.records import BANDS, Alert, Annotation, ObjectState, TimeSystem
 from broker.sources import Remark, iter_packets
 from broker.taxonomy import NOT_CLASSIFIED
 
@@ -39,20 +39,25 @@ def classify_packets(
 
 
 def classify_light_curves(
-    pipeline: Pipeline, path: Path, batch_size: int, say: Callable[[str], None] = lambda _: None
+    pipeline: Pipeline,
+    path: Path,
+    batch_size: int,
+    say: Callable[[str], None] = lambda _: None,
+    time_system: TimeSystem | None = None,
 ) -> Iterator[Annotation]:
     """Classify each object of a table (see ``read_light_curves``); the object id is its name.
 
     Each name gives one annotation: NotClassified, with the reason, where it cannot be used. ``say`` is called with
-    what the user should know of the table. Raises InputFileError where the table cannot be read.
+    what the user should know of the table. ``time_system`` is what its times are, where not what their column is called
+    after. Raises InputFileError where the table cannot be read.
     """
     number = 0
-    for batch in _batched(read_light_curves(path, say), batch_size):
+    for batch in _batched(read_light_curves(path, say, time_system), batch_size):
         message = IncomingMessage(b"", mjd_now())
         items = [
             (
                 Received(_alert(number + offset, curve), message),
-                ObjectState(curve.name, curve.ra, curve.dec, curve.light_curve),
+                ObjectState(curve.name, curve.ra, curve.dec, curve.light_curve, time_system=curve.time_system),
             )
             for offset, curve in enumerate(batch)
         ]
@@ -60,7 +65,7 @@ def classify_light_curves(
         annotations = isolate(
             items,
             lambda items: pipeline.annotate_states([r for r, _ in items], [s for _, s in items]),
-            lambda item, error: [_not_classified(item[0], describe(error))],
+            lambda item, error: [_not_classified(*item, describe(error))],
         )
         for annotation, curve in zip(annotations, batch, strict=True):
             if not annotation.classified and curve.problem is not None:
@@ -87,7 +92,7 @@ def _alert(number: int, curve: NamedLightCurve) -> Alert:
     )
 
 
-def _not_classified(received: Received, reason: str) -> Annotation:
+def _not_classified(received: Received, state: ObjectState, reason: str) -> Annotation:
     alert = received.alert
     return Annotation(
         survey=alert.survey,
@@ -104,6 +109,7 @@ def _not_classified(received: Received, reason: str) -> Annotation:
         period=None,
         ingest_mjd=received.message.received_mjd,
         reason=reason,
+        time_system=state.time_system,
     )
 
 

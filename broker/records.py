@@ -7,7 +7,7 @@ degrees, wavelengths in Angstrom (vacuum). Magnitudes exist only at the edges, i
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +18,8 @@ from broker.bands import BANDS as BANDS
 from broker.taxonomy import NOT_CLASSIFIED, OTHER, PARENT_OF
 
 JD_OF_MJD_0: Final = 2_400_000.5
+TAI_MINUS_UTC: Final = 37.0 / 86400.0
+"""Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); at most a second more than before that."""
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
 
 
@@ -29,6 +31,17 @@ class PhotometryKind(IntEnum):
     LIMIT = 2
 
 
+class TimeSystem(StrEnum):
+    """Where and on which scale the times of an object are; the values are what is published."""
+
+    UTC = "MJD UTC"
+    """At the observatory: all that comes from alert streams."""
+    HELIOCENTRIC = "HMJD"
+    """HJD - 2400000.5: at the Sun, on the scale of the table it comes from."""
+    BARYCENTRIC = "BMJD"
+    """BJD - 2400000.5: at the solar system's barycentre, on the scale of the table it comes from."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LightCurve:
     """Photometry of one object: six columns of the same length n, in time order.
@@ -37,7 +50,7 @@ class LightCurve:
     """
 
     mjd: NDArray[np.float64]
-    """(n,) MJD, UTC, days."""
+    """(n,) MJD, days: UTC at the observatory, unless the object's state names another ``TimeSystem``."""
     flux: NDArray[np.float32]
     """(n,) difference flux, nJy; NaN where ``kind`` is LIMIT."""
     flux_error: NDArray[np.float32]
@@ -188,6 +201,8 @@ class ObjectState:
     """The oldest point of the object in its own survey, MJD UTC."""
     known_as: tuple[KnownObject, ...] = ()
     """The stars of catalogues of known variable stars at the place; never an input of the model."""
+    time_system: TimeSystem = TimeSystem.UTC
+    """Of the times of ``light_curve``; other than UTC for tables of archives only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +226,7 @@ class Annotation:
     ra: float
     dec: float
     mjd: float
+    """Of the detection that caused the alert, MJD on ``time_system``."""
     class_names: tuple[str, ...]
     """The ten classes; with ``Other`` behind them where the object is taken for none; or ``("NotClassified",)``."""
     probabilities: tuple[float, ...]
@@ -252,6 +268,8 @@ class Annotation:
     """The oldest point of the object in its own survey, MJD UTC."""
     survey_detections: int | None = None
     """How many detections of the object the survey itself counts."""
+    time_system: str = TimeSystem.UTC
+    """What ``mjd`` is, a value of TimeSystem; other than UTC for light curves of tables only."""
     history: Literal["remembered", "packet", "missing", ""] = ""
     """``remembered`` where points beyond the packet's were; ``missing`` where none were, though the survey counts
     detections from before the packet's oldest point; otherwise ``packet``."""

@@ -25,6 +25,7 @@ from broker.assemble.history import history_features
 from broker.assemble.lightcurve import usable_points
 from broker.assemble.metadata import MODEL_FEATURES, SOURCE_FEATURES, galactic, raw_values, widened
 from broker.bands import BAND_CODE
+from broker.barycentre import barycentric_light_curves
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.physics import plausible_period, rule_out
@@ -42,7 +43,7 @@ from training.datasets.multiband import (
     load_packets,
 )
 from training.datasets.splits import part_of_each, split
-from training.datasets.tables import load_objects
+from training.datasets.tables import TIME_SYSTEM, load_objects
 from training.detections import first_detections
 from training.evaluate import TEST_SETS
 from training.simulate.catalogues import catalogue_values
@@ -250,7 +251,13 @@ def one_band_tests(data: Path) -> list[tuple[str, LabelledObjects]]:
     for survey, name in TEST_SETS.items():
         rows = test[labels.scored[test] & (table.survey[test] == survey)]
         states = [
-            ObjectState(str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i])
+            ObjectState(
+                str(table.object_id[i]),
+                float(table.ra[i]),
+                float(table.dec[i]),
+                table.light_curves[i],
+                time_system=TIME_SYSTEM,
+            )
             for i in rows
         ]
         none = np.full(len(rows), None, object)
@@ -295,7 +302,7 @@ def packet_forest(objects: LabelledObjects, seed: int = 0, folds: int = 5) -> di
     It has the values that the model's third modality has (colours, magnitudes, star score, galactic latitude, counts,
     ranges), and no period or shape. Classes with fewer stars than folds are in training as they fall.
     """
-    points = usable_points([s.light_curve for s in objects.states])
+    points = usable_points(barycentric_light_curves(objects.states))
     values = raw_values([s.metadata for s in objects.states], history_features(points))
     _, sin_b = galactic(np.array([s.ra for s in objects.states]), np.array([s.dec for s in objects.states]))
     values[:, MODEL_FEATURES.index("sin_b")] = np.abs(sin_b)

@@ -30,6 +30,7 @@ from broker.assemble.metadata import (
     standardise,
     widened,
 )
+from broker.barycentre import barycentric_light_curves
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
@@ -121,7 +122,7 @@ def load_packet_values(data: Path) -> PacketValues:
     """Of the labelled ZTF packets in ``data``; none where they are not there."""
     objects = load_packets(data)
     objects = objects.take([i for i, label in enumerate(objects.label) if label in CLASS_INDEX])
-    history = history_features(usable_points([s.light_curve for s in objects.states]))
+    history = history_features(usable_points(barycentric_light_curves(objects.states)))
     return PacketValues(
         raw_values([s.metadata for s in objects.states], history),
         np.array([s.ra for s in objects.states]),

@@ -12,6 +12,7 @@ from broker.assemble.inputs import ModelInputs
 from broker.assemble.lightcurve import assemble_points, usable_points
 from broker.assemble.metadata import assemble_metadata
 from broker.assemble.spectrum import assemble_spectra
+from broker.barycentre import barycentric_light_curves
 from broker.records import ObjectState
 
 __all__ = ["assemble", "warm_up"]
@@ -19,7 +20,7 @@ __all__ = ["assemble", "warm_up"]
 
 def assemble(states: Sequence[ObjectState]) -> ModelInputs:
     """Model inputs of a batch of objects, a row each, with a mask for each modality that is missing."""
-    points = usable_points([s.light_curve for s in states])
+    points = usable_points(barycentric_light_curves(states))
     return ModelInputs(
         light_curve=assemble_points(points),
         spectrum=assemble_spectra([s.spectrum for s in states]),

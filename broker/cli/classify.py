@@ -27,9 +27,17 @@ _REPORT_EVERY: Final = 1000
     "or JD), magnitude and its error, and optionally band, as archives name them (docs/lightcurves.md): lists in one "
     "row an object, or one row a point. May be given several times.",
 )
+@click.option(
+    "--times",
+    type=click.Choice(["utc", "heliocentric", "barycentric"]),
+    help="What the times of the tables are. By default the column's name tells: hjd and hmjd are heliocentric, bjd, "
+    "btjd and the like barycentric, all others UTC at the observatory, corrected to the solar system's barycentre.",
+)
 @options.json_lines
 @options.config
-def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, config: Path | None) -> None:
+def classify(
+    paths: tuple[Path, ...], tables: tuple[Path, ...], times: str | None, as_json: bool, config: Path | None
+) -> None:
     """Classify alert packets or light curves from files, without any server.
 
     PATH is a packet of ZTF or LSST, a folder, a tar file, an Avro file or a Parquet table of packets, each
@@ -46,13 +54,14 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
     from broker.offline import classify_light_curves, classify_packets
     from broker.pipeline import Pipeline
     from broker.publish.annotation import mjd_now, to_json, to_record
-    from broker.records import Annotation
+    from broker.records import Annotation, TimeSystem
     from broker.sources import Remark
     from broker.state.memory import MemoryStore
     from broker.surveys import Decoder
 
     if not paths and not tables:
         raise click.UsageError("give files with alerts, or --lightcurves FILE")
+    time_system = None if times is None else TimeSystem[times.upper()]
     settings = load_settings(config)
     size = settings.pipeline.batch_size
     done, unreadable, start = 0, 0, time.monotonic()
@@ -100,7 +109,7 @@ def classify(paths: tuple[Path, ...], tables: tuple[Path, ...], as_json: bool, c
         for table in tables:
             try:
                 require_file(table)
-                show(classify_light_curves(pipeline, table, size, say))
+                show(classify_light_curves(pipeline, table, size, say, time_system))
             except InputFileError as error:
                 if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
                     raise

@@ -100,6 +100,7 @@ def annotate(
             survey_detections=alert.survey_detections,
             history=_history(alert, states[row]),
             known_as=_compared(states[row].known_as, named[row], in_parents[row], sets[row], confidence),
+            time_system=states[row].time_system,
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]

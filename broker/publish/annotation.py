@@ -119,6 +119,7 @@ def to_record(
         "historyStart": annotation.history_start,
         "surveyDetections": annotation.survey_detections,
         "history": annotation.history,
+        "timeSystem": str(annotation.time_system),
         "parents": annotation.parents,
         "parent": parent,
         "parentElasticcId": ELASTICC_ID.get(parent) if parent is not None else None,
@@ -175,6 +176,7 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         history_start=record["historyStart"],
         survey_detections=record["surveyDetections"],
         history=record["history"],
+        time_system=record["timeSystem"],
         parents=dict(record["parents"]),
         p_other=record["pOther"],
         known_as=tuple(

@@ -21,8 +21,6 @@ Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-TAI_MINUS_UTC: Final = 37.0 / 86400.0
-"""Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); at most a second more than before that."""
 MAX_MJD: Final = 1e10
 """Times outside of 0 to this are no numbers of days, whatever the survey: LSST's official sample packets hold times
 near MJD 1.5e9."""

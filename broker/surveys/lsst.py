@@ -9,10 +9,9 @@ from typing import Final
 import numpy as np
 
 from broker.errors import DecodeError
-from broker.records import Alert, PhotometryKind, SourceMetadata
+from broker.records import TAI_MINUS_UTC, Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
 from broker.surveys.columns import (
-    TAI_MINUS_UTC,
     Checks,
     LeftOut,
     Numbers,

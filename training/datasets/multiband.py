@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from broker.bands import BAND_CODE, BANDS
 from broker.errors import DecodeError, InputFileError
 from broker.lightcurve_files import read_light_curves
-from broker.records import Alert, LightCurve, ObjectState
+from broker.records import Alert, LightCurve, ObjectState, TimeSystem
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
@@ -32,6 +32,8 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
     "eros2": ("eros2_lmc.parquet",),
 }
 """Files of light curves of total flux in ``data/multiband``, by the name of the set."""
+_TIME_SYSTEM = {"ztf_dr3_vsx.parquet": TimeSystem.HELIOCENTRIC}
+"""Where the column's name does not tell."""
 ALERT_LABELS = "ztf_alert_labels.parquet"
 _PACKETS = ("multiband/ztf_labelled_packets.tar", "../alerts/ztf/native.tar", "../alerts/ztf/recent_v4.02.avro")
 _BATCH = 64
@@ -81,12 +83,16 @@ def load_archive(data: Path, name: str) -> LabelledObjects:
     columns: defaultdict[str, list[object]] = defaultdict(list)
     for file in ARCHIVES[name]:
         path = data / "multiband" / file
-        curves = {curve.name: curve for curve in read_light_curves(path)}
+        curves = {curve.name: curve for curve in read_light_curves(path, time_system=_TIME_SYSTEM.get(file))}
         for row in _rows(path):
             curve = curves.get(str(row["name"]))
             if curve is None:
                 continue
-            states.append(ObjectState(f"{name}:{curve.name}", curve.ra, curve.dec, curve.light_curve))
+            states.append(
+                ObjectState(
+                    f"{name}:{curve.name}", curve.ra, curve.dec, curve.light_curve, time_system=curve.time_system
+                )
+            )
             columns["label"].append(row.get("label", row.get("parent")))
             columns["quality"].append(row.get("label_quality"))
             columns["original"].append(row.get("label_original"))

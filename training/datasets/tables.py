@@ -2,7 +2,8 @@
 
 ASAS: the All Sky Automated Survey's variable stars (Pojmanski 2002, AcA 52, 397). CSS: the Catalina southern
 survey's periodic variables (Drake et al. 2017, MNRAS 469, 3688). Both are V magnitudes, taken as AB: only
-ratios of flux enter the model, so the 0.02 mag between the two systems is of no consequence.
+ratios of flux enter the model, so the 0.02 mag between the two systems is of no consequence. ASAS's times are
+heliocentric, Catalina's are those at the observatory and are corrected here.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from broker.barycentre import barycentric_light_curves
 from broker.errors import InputFileError
 from broker.photometry import magnitude_to_flux
-from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve
+from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, ObjectState, TimeSystem
+
+TIME_SYSTEM: Final = TimeSystem.BARYCENTRIC
+"""Of the light curves of an ``ObjectTable``, whose heliocentric times are within 5 s of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -40,6 +45,7 @@ class ObjectTable:
     label_is_coarse: NDArray[np.bool_]
     """True for Catalina's EW, which lumps contact and semi-detached binaries."""
     light_curves: list[LightCurve]
+    """Their times are heliocentric or barycentric: TIME_SYSTEM."""
     mean_magnitude: NDArray[np.float64]
     """Median V."""
     measured: dict[str, NDArray[np.float64]]
@@ -68,6 +74,12 @@ def load_objects(data: Path) -> ObjectTable:
         raise InputFileError(f"training light curves: {error}") from error
     asas_curves, asas_median = _light_curves(asas, "hjd", JD_OF_MJD_0, "asas:V")
     css_curves, css_median = _light_curves(css, "mjd", 0.0, "css:V")
+    css_curves = barycentric_light_curves(
+        [
+            ObjectState("", ra, dec, curve)
+            for ra, dec, curve in zip(_column(css, "ra"), _column(css, "dec"), css_curves, strict=True)
+        ]
+    )
     asas_css_id = _objects(asas, "css_id")
     css_label = _objects(css, "label")
     return ObjectTable(

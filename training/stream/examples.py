@@ -16,6 +16,7 @@ from broker.assemble.lightcurve import assemble_points, usable_points
 from broker.assemble.metadata import (
     raw_values,
 )
+from broker.barycentre import barycentric_light_curves
 from broker.records import LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.multiband import LabelledObjects
@@ -72,7 +73,7 @@ class FrozenEncoder:
         starts = range(0, len(states), CHUNK)
         for first in track(starts, title, disable=len(starts) < 4):
             chunk = states[first : first + CHUNK]
-            points = usable_points([s.light_curve for s in chunk])
+            points = usable_points(barycentric_light_curves(chunk))
             inputs = assemble_points(points)
             embedding = np.zeros((len(chunk), 512), np.float16)
             rows = inputs.present

@@ -23,7 +23,7 @@ from training.crops import crop
 from training.data import Labels
 from training.datasets.multiband import load_archive, load_packets
 from training.datasets.splits import part_of_each, split
-from training.datasets.tables import load_objects
+from training.datasets.tables import TIME_SYSTEM, load_objects
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
 from training.simulate.spectra import load_templates, simulate_spectra
@@ -252,6 +252,7 @@ class _ArchiveStars:
                 table.light_curves[i]
                 if cut is None
                 else cut(table.light_curves[i], np.random.default_rng([self._seed, number, int(i)])),
+                time_system=TIME_SYSTEM,
             )
             for i in rows
         ]

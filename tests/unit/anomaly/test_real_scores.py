@@ -32,7 +32,7 @@ from broker.surveys import Decoder
 from tests.random_models import MODEL_REPO
 from training.crops import shorten
 from training.datasets.splits import split
-from training.datasets.tables import ObjectTable, load_objects
+from training.datasets.tables import TIME_SYSTEM, ObjectTable, load_objects
 from training.simulate.metadata import Donors, load_donors
 from training.stream.material import packet_colors
 
@@ -105,7 +105,9 @@ def test_metadata_of_a_star_are_no_anomaly(
 ) -> None:
     """Few known values, as the star has them: all scores were 0.99 and more."""
     rng = np.random.default_rng(0)
-    states = [ObjectState(str(r), table.ra[r], table.dec[r], table.light_curves[r]) for r in stars]
+    states = [
+        ObjectState(str(r), table.ra[r], table.dec[r], table.light_curves[r], time_system=TIME_SYSTEM) for r in stars
+    ]
     if points is not None:
         curves = [shorten(s.light_curve, min(points, len(s.light_curve)), rng) for s in states]
         states = [replace(s, light_curve=curve) for s, curve in zip(states, curves, strict=True)]
@@ -121,7 +123,9 @@ def test_a_real_spectrum_is_no_anomaly(
     spectra = spectra_of(shared)
     chosen = np.random.default_rng(1).integers(0, len(spectra), len(stars))
     states = [
-        ObjectState(str(r), table.ra[r], table.dec[r], table.light_curves[r], spectrum=spectra[i])
+        ObjectState(
+            str(r), table.ra[r], table.dec[r], table.light_curves[r], spectrum=spectra[i], time_system=TIME_SYSTEM
+        )
         for r, i in zip(stars, chosen, strict=True)
     ]
     assert share(annotate(pipeline, states), ("light_curve", "spectrum")) < MOST
