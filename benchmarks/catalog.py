@@ -157,7 +157,9 @@ def match(client: redis.Redis, columns: Columns, planted: Columns) -> None:
     other_ra, other_dec = sky.move(ra, dec, shift.real, shift.imag, np.ones(ALERTS))
     request = reader.request(other_ra, other_dec)
     found += reader.match(request, client.mget(request.keys), other_ra, other_dec, mjd)
-    check(columns, planted, found, np.concatenate([ra, other_ra]), np.concatenate([dec, other_dec]))
+    check(
+        columns, planted, [f.metadata for f in found], np.concatenate([ra, other_ra]), np.concatenate([dec, other_dec])
+    )
 
 
 if __name__ == "__main__":

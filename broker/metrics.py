@@ -28,6 +28,12 @@ HISTORY: Final = Counter(
     "(docs/annotation.md).",
     ["survey", "history"],
 )
+KNOWN_OBJECTS: Final = Counter(
+    "trifid_known_objects_total",
+    "Alerts at the place of a star of a catalogue of known variable stars, by whether the model contradicts its type "
+    "with confidence: no, class or parent (docs/catalogs.md).",
+    ["catalogue", "disagrees"],
+)
 POINTS_LEFT_OUT: Final = Counter(
     "trifid_points_left_out_total",
     "Photometric points of packets that were not used, by reason: no_value, flagged, sign, band, before_survey, "
@@ -110,6 +116,8 @@ CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz f
 
 STAGES: Final = ("decode", "remember", "assemble", "infer", "score", "annotate", "publish", "deliver")
 DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
+KNOWN_CATALOGUES: Final = ("vsx", "gcvs")
+"""Usual names of catalogues of known variable stars; others have series from their first match on."""
 UNDECODED: Final = "unknown"
 """The survey of what could not be decoded."""
 
@@ -138,6 +146,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield ALERTS_OUT, [(UNDECODED, "dead_lettered")]
     yield CLASSIFIED, ((name,) for name in (*CLASS_NAMES, OTHER.name))
     yield HISTORY, product(surveys, ("remembered", "packet", "missing"))
+    yield KNOWN_OBJECTS, product(KNOWN_CATALOGUES, ("no", "class", "parent"))
     yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in LeftOut if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)

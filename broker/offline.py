@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from broker.batch import BatchResult, IncomingMessage, Origin
+from broker.catalog.memory import MemoryCatalogs
 from broker.isolation import describe, isolate
 from broker.lightcurve_columns import DEFAULT_BAND
 from broker.lightcurve_files import NamedLightCurve, read_light_curves
@@ -44,22 +45,32 @@ def classify_light_curves(
     batch_size: int,
     say: Callable[[str], None] = lambda _: None,
     time_system: TimeSystem | None = None,
+    catalogs: MemoryCatalogs | None = None,
 ) -> Iterator[Annotation]:
     """Classify each object of a table (see ``read_light_curves``); the object id is its name.
 
     Each name gives one annotation: NotClassified, with the reason, where it cannot be used. ``say`` is called with
     what the user should know of the table. ``time_system`` is what its times are, where not what their column is called
-    after. Raises InputFileError where the table cannot be read.
+    after; ``catalogs`` are of known variable stars. Raises InputFileError where the table cannot be read.
     """
     number = 0
     for batch in _batched(read_light_curves(path, say, time_system), batch_size):
         message = IncomingMessage(b"", mjd_now())
+        received = [Received(_alert(number + offset, curve), message) for offset, curve in enumerate(batch)]
+        found = (catalogs or MemoryCatalogs()).of_alerts([r.alert for r in received])
         items = [
             (
-                Received(_alert(number + offset, curve), message),
-                ObjectState(curve.name, curve.ra, curve.dec, curve.light_curve, time_system=curve.time_system),
+                one,
+                ObjectState(
+                    curve.name,
+                    curve.ra,
+                    curve.dec,
+                    curve.light_curve,
+                    time_system=curve.time_system,
+                    known_as=there.known_as,
+                ),
             )
-            for offset, curve in enumerate(batch)
+            for one, curve, there in zip(received, batch, found, strict=True)
         ]
         number += len(batch)
         annotations = isolate(

@@ -183,6 +183,16 @@ class KnownObject:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Catalogued:
+    """What catalogues have at one position."""
+
+    metadata: SourceMetadata | None = None
+    """Values of catalogues of sources."""
+    known_as: tuple[KnownObject, ...] = ()
+    """Stars of catalogues of known variable stars."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ObjectState:
     """All that is remembered of one object, after an alert was merged into it."""
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker import sky
-from broker.catalog.layout import EPOCH, FIRST_YEAR, LAST_YEAR, Layout, pack
+from broker.catalog.layout import EPOCH, FIRST_YEAR, LAST_YEAR, Layout, pack, pack_columns
 from broker.catalog.tables import CatalogTable, Chunk
 from broker.errors import InputFileError
 from broker.sky import ARCSEC, Array
@@ -111,9 +111,10 @@ def by_cell(layout: Layout, chunk: Chunk) -> CellRows:
     else:
         owner, cell = np.arange(len(ra)), sky.cells(ra, dec, layout.order)
     columns[EPOCH] = row_epoch
-    values = np.empty((len(ra), len(layout.columns)), np.float32)
-    for number, name in enumerate(layout.columns):
-        values[:, number] = columns[name]
+    if layout.known:
+        values = pack_columns([columns[name] for name in layout.columns])
+    else:
+        values = np.stack([columns[name] for name in layout.columns], axis=1).astype(np.float32)
     order = np.argsort(cell, kind="stable")
     cell = cell[order]
     first = np.flatnonzero(np.diff(cell, prepend=-1))

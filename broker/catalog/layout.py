@@ -7,7 +7,8 @@ Keys, under the prefix that all of Trifid's have:
 - ``<prefix>:cat:<name>:<generation>:<cell>``: the rows of one HEALPix cell, one after another.
 - ``<prefix>:catalog:<name>:<generation>``: a hash, how far its loading got.
 
-A row is little-endian words of four bytes: position, then one float32 for each stored column.
+A row is little-endian words of four bytes: position, then one float32 for each stored column; of known variable
+stars texts and a float64 (``broker.catalog.known.STORED``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.metadata import MAGNITUDES, METADATA_FEATURES
+from broker.catalog.known import NAME, PERIOD, STORED, TYPE
+from broker.catalog.plausible import EPOCH as EPOCH
 from broker.errors import TrifidError
 from broker.sky import ARCSEC, Array
 
 VERSION: Final = 1
-EPOCH: Final = "epoch"
-"""Name of the stored column of Julian years, where sources without proper motion were seen at different times."""
 MARGIN: Final = 5.0
 """Arcsec by which an alert's star may have moved since a catalogue without proper motions saw it, and the cell
 where it was then is read in any case: 0.19 arcsec a year over the 26 years since 2MASS."""
@@ -59,12 +60,17 @@ class Layout:
     @property
     def words(self) -> int:
         """Words of four bytes in a row."""
-        return 2 + len(self.columns)
+        return 2 + sum(STORED.get(name, 1) for name in self.columns)
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
         return 4 * self.words
+
+    @property
+    def known(self) -> bool:
+        """Whether it holds names and types of known variable stars, and no values."""
+        return not set(self.columns).isdisjoint((NAME, TYPE))
 
     @property
     def moves(self) -> bool:
@@ -162,6 +168,23 @@ def pack(ra: Array, dec: Array, values: NDArray[np.float32]) -> NDArray[np.uint3
     return words
 
 
+def pack_columns(columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Columns (n,) of texts and float64 as the words (n, k) that ``pack`` takes."""
+    return np.concatenate(
+        [np.ascontiguousarray(c).view("<f4").reshape(len(c), c.itemsize // 4) for c in columns], axis=1
+    )
+
+
+def unpack_columns(layout: Layout, stored: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The inverse of ``pack_columns`` for words (n, k) behind the position, by the layout's columns."""
+    columns, first = {}, 0
+    for name in layout.columns:
+        block = np.ascontiguousarray(stored[:, first : first + STORED[name]])
+        columns[name] = block.view("<f8" if name == PERIOD else f"S{4 * STORED[name]}")[:, 0]
+        first += STORED[name]
+    return columns
+
+
 def unpack(words: NDArray[np.uint32]) -> tuple[Array, Array, NDArray[np.float32]]:
     """The inverse of ``pack``."""
     return words[:, 0] / _RA_STEPS, words[:, 1] / _DEC_STEPS - 90.0, words[:, 2:].view("<f4")
@@ -174,6 +197,6 @@ def _layout(fields: dict[str, Any] | None) -> Layout | None:
         int(fields["generation"]), int(fields["order"]), tuple(fields["columns"]),
         float(fields["epoch"]), float(fields["radius"]), bool(fields["fixed_epoch"]),
     )  # fmt: skip
-    if unknown := set(layout.columns) - {*METADATA_FEATURES, EPOCH}:
+    if unknown := set(layout.columns) - {*METADATA_FEATURES, *STORED, EPOCH}:
         raise CatalogError(f"a catalogue has columns that this program does not know: {', '.join(sorted(unknown))}")
     return layout

@@ -12,6 +12,8 @@ Everything is arrays over the batch; only cells, of which a batch has about as m
 from __future__ import annotations
 
 import logging
+import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from broker import sky
 from broker.assemble.metadata import SOURCE_FEATURES
+from broker.catalog.known import NAME, PERIOD, TYPE
 from broker.catalog.layout import (
     EPOCH,
     FIRST_YEAR,
@@ -31,8 +34,10 @@ from broker.catalog.layout import (
     decode_index,
     index_key,
     unpack,
+    unpack_columns,
 )
-from broker.records import SourceMetadata
+from broker.catalog.types import known_type
+from broker.records import Catalogued, KnownObject, SourceMetadata
 from broker.sky import ARCSEC, Array
 
 LOG: Final = logging.getLogger(__name__)
@@ -87,18 +92,51 @@ class Match:
     """Arcsec, after both were moved to the same time."""
     values: dict[str, float]
     """Those that are known, by the names of SOURCE_FEATURES."""
+    known: KnownObject | None = None
+    """The star, where it is a catalogue of known variable stars."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """The nearest sources of one catalogue."""
 
+    name: str
+    layout: Layout
     alert: NDArray[np.intp]
     """(m,) alerts that have one, each once."""
     separation: Array
     """(m,) arcsec."""
-    values: NDArray[np.float32]
-    """(m, SOURCE_FEATURES)."""
+    stored: NDArray[np.float32]
+    """(m, words behind the position)."""
+
+    def values(self) -> NDArray[np.float32]:
+        """(m, SOURCE_FEATURES) catalogue values, NaN where unknown."""
+        result = np.full((len(self.alert), len(SOURCE_FEATURES)), np.nan, np.float32)
+        at, feature = self.layout.features
+        result[:, feature] = self.stored[:, at]
+        return result
+
+    def known(self) -> list[KnownObject]:
+        """(m,) the stars, where it is a catalogue of known variable stars."""
+        columns = unpack_columns(self.layout, self.stored)
+        names, types = (
+            [text.decode("utf-8", "replace") for text in columns[column].tolist()]
+            if column in columns
+            else [""] * len(self.alert)
+            for column in (NAME, TYPE)
+        )
+        periods = columns[PERIOD].tolist() if PERIOD in columns else [math.nan] * len(self.alert)
+        return [
+            KnownObject(
+                self.name,
+                name or None,
+                kind,
+                None if math.isnan(period) else period,
+                separation,
+                known_type(kind).class_name,
+            )
+            for name, kind, period, separation in zip(names, types, periods, self.separation.tolist(), strict=True)
+        ]
 
 
 class CatalogReader:
@@ -160,20 +198,30 @@ class CatalogReader:
 
     def match(
         self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
-    ) -> list[SourceMetadata | None]:
-        """What the catalogues know of each position (n,), ICRS degrees at times (n,) MJD; None where nothing.
+    ) -> list[Catalogued]:
+        """What the catalogues know of each position (n,), ICRS degrees at times (n,) MJD.
 
         ``values`` are those of ``request.keys``. Of each catalogue the nearest source within its radius counts,
-        each moved to the alert's time. Values of several catalogues fill each other up, the first loaded first.
+        each moved to the alert's time. Values of several catalogues fill each other up, the first loaded first;
+        of catalogues of known variable stars each gives its star.
         """
         merged = np.full((len(ra), len(SOURCE_FEATURES)), np.nan, np.float32)
         matched = np.zeros(len(ra), np.bool_)
+        stars: dict[int, list[KnownObject]] = defaultdict(list)
         for one in self._found(request, values, ra, dec, mjd):
-            if one is not None:
-                before = merged[one.alert]
-                merged[one.alert] = np.where(np.isnan(before), one.values, before)
-                matched[one.alert] = True
-        return [SourceMetadata(row) if known else None for row, known in zip(merged, matched.tolist(), strict=True)]
+            if one is None:
+                continue
+            if one.layout.known:
+                for alert, star in zip(one.alert.tolist(), one.known(), strict=True):
+                    stars[alert].append(star)
+                continue
+            before = merged[one.alert]
+            merged[one.alert] = np.where(np.isnan(before), one.values(), before)
+            matched[one.alert] = True
+        return [
+            Catalogued(SourceMetadata(row) if has_values else None, tuple(stars.get(number, ())))
+            for number, (row, has_values) in enumerate(zip(merged, matched.tolist(), strict=True))
+        ]
 
     def matches(
         self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
@@ -181,12 +229,14 @@ class CatalogReader:
         """The source of each catalogue at one position (1,), as ``match`` finds it."""
         found = self._found(request, values, ra, dec, mjd)
         return [
-            Match(
-                part.name,
+            Match(one.name, float(one.separation[0]), {}, one.known()[0])
+            if one.layout.known
+            else Match(
+                one.name,
                 float(one.separation[0]),
-                {n: v for n, v in zip(SOURCE_FEATURES, one.values[0].tolist(), strict=True) if v == v},
+                {n: v for n, v in zip(SOURCE_FEATURES, one.values()[0].tolist(), strict=True) if v == v},
             )
-            for part, one in zip(request.parts, found, strict=True)
+            for one in found
             if one is not None
         ]
 
@@ -244,10 +294,7 @@ class CatalogReader:
         alert, best = np.unique(alert[order], return_index=True)
         row, distance = row[order][best], distance[order][best]
         motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
-        result = np.full((len(alert), len(SOURCE_FEATURES)), np.nan, np.float32)
-        at, feature = layout.features
-        result[:, feature] = stored[row][:, at]
-        return _Found(alert, distance, result)
+        return _Found(part.name, layout, alert, distance, stored[row])
 
     def _rows(self, part: _Part, value: bytes | None) -> bytes:
         """The bytes of a cell; none where they are no whole number of rows."""

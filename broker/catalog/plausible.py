@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.metadata import MAGNITUDES
-from broker.catalog.layout import EPOCH
 from broker.sky import Array
 
 Counts = dict[str, dict[str, int]]
@@ -24,6 +23,8 @@ NOT_A_NUMBER: Final = "not a number"
 CODE: Final = "a code such as -9.99 or 0"
 OTHER: Final = "of an unknown value"
 POSITION: Final = "position"
+EPOCH: Final = "epoch"
+"""Name of the column of Julian years."""
 
 
 @dataclass(frozen=True, slots=True)

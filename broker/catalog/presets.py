@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from broker.assemble.metadata import METADATA_FEATURES
+from broker.catalog.known import KNOWN_FIELDS
 from broker.catalog.layout import EPOCH
 from broker.errors import ConfigurationError
 from broker.sky import JULIAN_YEAR, Array
@@ -39,6 +40,8 @@ class Preset:
     """Julian year of the positions, where the table does not say."""
     radius: float
     """Arcsec within which a source is an alert's."""
+    known: bool = False
+    """Whether it is one of known variable stars: names and types, which are published, and no values."""
 
     def with_columns(self, pairs: Sequence[str]) -> Preset:
         """This preset with ``ours=theirs`` pairs in place of its own; raises ConfigurationError for others."""
@@ -47,8 +50,9 @@ class Preset:
             ours, equals, theirs = pair.partition("=")
             if not (equals and theirs):
                 raise ConfigurationError(f"column {pair!r}: expected ours=theirs")
-            if ours not in FIELDS:
-                raise ConfigurationError(f"column {pair!r}: {ours!r} is none of {', '.join(FIELDS)}")
+            fields = KNOWN_FIELDS if self.known else FIELDS
+            if ours not in fields:
+                raise ConfigurationError(f"column {pair!r}: {ours!r} is none of {', '.join(fields)}")
             given[ours] = (Source(theirs),)
         return replace(self, columns={**self.columns, **given})
 
@@ -69,8 +73,28 @@ def _named(**columns: str | tuple[str | Source, ...]) -> dict[str, tuple[Source,
     }
 
 
+def _degrees_of_e5(value: Array) -> Array:
+    return value / 1e5
+
+
 PLAIN: Final = Preset({**{name: (Source(name),) for name in FIELDS}, **_named(epoch=(EPOCH, "ref_epoch"))}, 2000.0, 1.5)
 """Any table: our own names."""
+KNOWN: Final = Preset(
+    _named(
+        ra=("RAJ2000", "RAdeg", "RA2000", "RA_ICRS", "ra", "_RAJ2000", Source("ra_e5", _degrees_of_e5)),
+        dec=("DEJ2000", "DEdeg", "Declination2000", "DE_ICRS", "dec", "_DEJ2000", Source("dec_e5", _degrees_of_e5)),
+        name=("Name", "GCVS", "VarName", "designation"),
+        type=("Type", "VarType", "VariabilityType", "vsx_type"),
+        period="Period",
+        flag=("V", "Category"),
+        period_limit="l_Period",
+    ),
+    2000.0,
+    2.0,
+    known=True,
+)
+"""Known variable stars: names of columns of VSX (CDS B/vsx and VizieR: Watson, Henden & Price 2006, SASS 25, 47;
+AAVSO's own), of the GCVS (B/gcvs) and of tables made of them. Positions are of equinox and epoch 2000.0."""
 
 PRESETS: Final[dict[str, Preset]] = {
     # Gaia DR3: names of the archive (gaia_source), then VizieR's (I/355/gaiadr3). Its RAJ2000, DEJ2000 are positions
@@ -140,4 +164,6 @@ PRESETS: Final[dict[str, Preset]] = {
         2010.5589,
         2.5,
     ),
+    "vsx": KNOWN,
+    "gcvs": KNOWN,
 }  # fmt: skip

@@ -35,7 +35,7 @@ from broker.catalog.plausible import Counts
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable, Chunk, expand
 from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
-from broker.records import SourceMetadata
+from broker.records import Catalogued
 from broker.redis_errors import redis_errors
 
 NAME: Final = r"[A-Za-z0-9_.-]+"
@@ -202,7 +202,7 @@ class CatalogStore:
             self._discard_loading(name)
         return LoadResult(layout, contents, complete and not failures, in_use, tuple(failures))
 
-    def match(self, ra: float, dec: float, mjd: float) -> tuple[SourceMetadata | None, list[Match]]:
+    def match(self, ra: float, dec: float, mjd: float) -> tuple[Catalogued, list[Match]]:
         """What the catalogues say of one position, ICRS degrees at a time in MJD: together, and each."""
         reader = CatalogReader(self._prefix)
         at = (np.array([ra]), np.array([dec]))
@@ -453,6 +453,8 @@ class CatalogStore:
 
 def _stored_columns(table: CatalogTable, fixed_epoch: bool) -> tuple[str, ...]:
     """The columns of a table that are stored; each row's epoch only where no proper motion makes it one for all."""
+    if table.known:
+        return table.columns
     columns = tuple(name for name in METADATA_FEATURES if name in table.columns)
     moves = "pmra" in columns and "pmdec" in columns
     return (*columns, EPOCH) if EPOCH in table.columns and not fixed_epoch and not moves else columns

@@ -23,6 +23,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from broker import votable
+from broker.catalog.cds import described
+from broker.catalog.columns import NULLS, Kinds, as_column, regroup
+from broker.catalog.known import NAME, STORED, TEXTS, TYPE, known_columns
 from broker.catalog.layout import EPOCH
 from broker.catalog.plausible import POSITION, Counts, plausible
 from broker.catalog.presets import FIELDS, Preset, Source
@@ -38,13 +41,8 @@ SUFFIXES: Final = (
 """Of the files that are read from a folder."""
 _CSV_BLOCK: Final = 8 << 20
 """Bytes of a CSV file that are parsed at once; a row cannot be longer."""
-_NULLS: Final = [
-    "", "null", "NULL", "Null", "nan", "NaN", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "none", "NONE", "-",
-    "--", "---", "masked", "INDEF", "\\N",
-]  # fmt: skip
 _BLANKS: Final = [" " * n for n in range(1, 40)]
 """VizieR pads columns to a width."""
-_NO_VALUE: Final = frozenset(null.lower() for null in _NULLS)
 _MOST_UNPACKED: Final = 1 << 36
 """Bytes of a FITS file after decompression."""
 _NO_VALUES: Final = "no value"
@@ -66,8 +64,9 @@ class Chunk:
     """(n,) ICRS degrees."""
     epoch: Array
     """(n,) Julian years; NaN where the table does not say."""
-    values: dict[str, Array]
-    """(n,) each: the columns of METADATA_FEATURES that the table has; NaN where unknown."""
+    values: dict[str, NDArray[Any]]
+    """(n,) each: the columns of METADATA_FEATURES that the table has, NaN where unknown; of known variable stars
+    those of ``broker.catalog.known.STORED``."""
     rows_read: int
     """Rows of the file up to the end of this piece, usable or not: where to go on."""
     skipped: int
@@ -87,11 +86,14 @@ class _Table(Protocol):
     uneven: int
     """Rows left out so far for having another number of cells than the header."""
 
-    def keep(self, names: Sequence[str]) -> None:
-        """Columns that will be asked for, and no others."""
+    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
+        """Columns that will be asked for, and no others, and which of them are no numbers."""
 
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
-        """Columns from row ``start`` on, at most ``size`` rows at once, and the bytes read so far."""
+    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+        """Columns from row ``start`` on, at most ``size`` rows at once, and the bytes read so far.
+
+        Each is (n,) float64, or bytes where it is a text.
+        """
 
 
 class CatalogTable:
@@ -100,17 +102,23 @@ class CatalogTable:
     def __init__(self, path: Path, preset: Preset) -> None:
         """Open ``path``; raises InputFileError where it is no table, or one without positions or values."""
         self.path: Final = path
+        self.known: Final = preset.known
+        """Whether it is one of known variable stars."""
         with _as_input_error(path):
             self._table = _open(path)
         self._sources = self._choose(preset)
         self._factors = {ours: self._factor(ours, source.name) for ours, source in self._sources.items()}
         with _as_input_error(path):
-            self._table.keep(list(dict.fromkeys(source.name for source in self._sources.values())))
+            named = {ours: source.name for ours, source in self._sources.items()}
+            texts = frozenset(named[ours] for ours in TEXTS if ours in named) if self.known else frozenset()
+            kinds = Kinds(texts, {named["ra"]: 15.0, named["dec"]: 1.0})
+            self._table.keep(list(dict.fromkeys(named.values())), kinds)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns besides the position that the table gives, in the order of FIELDS."""
-        return tuple(name for name in FIELDS if name in self._sources and name not in ("ra", "dec"))
+        """The columns besides the position that the table gives, in the order of FIELDS or of STORED."""
+        fields = tuple(STORED) if self.known else FIELDS
+        return tuple(name for name in fields if name in self._sources and name not in ("ra", "dec"))
 
     def chunks(self, start: int = 0, size: int = 100_000) -> Iterator[Chunk]:
         """The table from its row ``start`` on, about ``size`` rows at a time; raises InputFileError."""
@@ -121,10 +129,15 @@ class CatalogTable:
             done += read
             ra, dec = columns.pop("ra"), columns.pop("dec")
             placed, unknown = _placed(ra, dec)
-            values, of_values = plausible(columns)
+            epoch = np.full(read, np.nan)
+            if self.known:
+                values, listed, of_values = known_columns(columns)
+            else:
+                values, of_values = plausible(columns)
+                epoch = values.pop(EPOCH, epoch)
+                listed = np.any([np.isfinite(column) for column in values.values()], axis=0)
+            usable = placed & listed
             unknown |= of_values
-            epoch = values.pop(EPOCH, np.full(read, np.nan))
-            usable = placed & np.any([np.isfinite(column) for column in values.values()], axis=0)
             left_out = {_NO_VALUES: int((placed & ~usable).sum()), _UNEVEN: self._table.uneven - uneven}
             uneven = self._table.uneven
             unknown["row"] = {reason: count for reason, count in left_out.items() if count}
@@ -142,7 +155,7 @@ class CatalogTable:
             known, _ = _placed(ra, dec)
             yield ra[known], dec[known]
 
-    def _pieces(self, ours: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    def _pieces(self, ours: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         names = list(dict.fromkeys(self._sources[name].name for name in ours))
         with _as_input_error(self.path):
             for columns, bytes_read in self._table.pieces(names, start, size):
@@ -165,9 +178,11 @@ class CatalogTable:
                 f"{self.path}: no column for {' and '.join(wanted)} (looked for {tried}); "
                 f"the table has {', '.join(self._table.names) or 'none'}"
             )
-        if not set(chosen) - {"ra", "dec", EPOCH}:
+        needed = {NAME, TYPE} if preset.known else set(FIELDS) - {"ra", "dec", EPOCH}
+        if not needed & chosen.keys():
+            what = "names or types" if preset.known else "catalogue values"
             raise InputFileError(
-                f"{self.path}: no column of catalogue values; the table has {', '.join(self._table.names)}; "
+                f"{self.path}: no column of {what}; the table has {', '.join(self._table.names)}; "
                 "name them with --preset or --column"
             )
         return chosen
@@ -189,8 +204,10 @@ class CatalogTable:
                 f"{self.path}: column {theirs} is in {text}, which is not {_UNITS[ours]} in any scale"
             ) from error
 
-    def _convert(self, ours: str, column: Array) -> Array:
+    def _convert(self, ours: str, column: NDArray[Any]) -> NDArray[Any]:
         convert = self._sources[ours].convert
+        if column.dtype.kind == "S":
+            return column
         return column * self._factors[ours] if convert is None else convert(column)
 
 
@@ -217,10 +234,11 @@ class _ParquetTable:
         self.units: Mapping[str, str] = {}
         self.uneven = 0
 
-    def keep(self, names: Sequence[str]) -> None:
+    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
         """Nothing is read ahead."""
+        self._kinds = kinds
 
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         with self._path.open("rb") as raw, pq.ParquetFile(raw) as file:
             length = self._path.stat().st_size
             total = max(file.metadata.num_rows, 1)
@@ -234,7 +252,7 @@ class _ParquetTable:
             groups = list(range(group, file.num_row_groups))
             batches = file.iter_batches(size, row_groups=groups, columns=list(names)) if groups else iter(())
             done = start
-            for columns in _regroup(batches, start - before, size):
+            for columns in regroup(batches, start - before, size, self._kinds):
                 done += len(columns[names[0]])
                 yield columns, length * done // total
 
@@ -261,10 +279,11 @@ class _CsvTable:
         """Keep how far into the file it was read."""
         self._position = position
 
-    def keep(self, names: Sequence[str]) -> None:
+    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
         """Nothing is read ahead."""
+        self._kinds = kinds
 
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         self.uneven = 0
         done = start
         try:
@@ -279,7 +298,7 @@ class _CsvTable:
 
     def _rows(
         self, names: Sequence[str], start: int, size: int, kind: pa.DataType
-    ) -> Iterator[tuple[dict[str, Array], int]]:
+    ) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         uneven = 0
 
         def skip(_: Any) -> Literal["skip", "error"]:
@@ -294,9 +313,9 @@ class _CsvTable:
                     pa_csv.ReadOptions(block_size=_CSV_BLOCK, column_names=self._text.all_names),
                     pa_csv.ParseOptions(delimiter=self._text.separator, invalid_row_handler=skip),
                     pa_csv.ConvertOptions(
-                        column_types=dict.fromkeys(names, kind),
+                        column_types={n: pa.binary() if n in self._kinds.texts else kind for n in names},
                         include_columns=list(names),
-                        null_values=[*_NULLS, *_BLANKS],
+                        null_values=[*NULLS, *_BLANKS],
                     ),
                 )
             except pa.ArrowInvalid as error:
@@ -304,7 +323,7 @@ class _CsvTable:
                     return
                 raise
             with reader:
-                for columns in _regroup(reader, start, size):
+                for columns in regroup(reader, start, size, self._kinds):
                     self.uneven = max(self.uneven, uneven)
                     yield columns, self._position
 
@@ -329,10 +348,11 @@ class _FitsTable:
             self.units: Mapping[str, str] = {c.name: c.unit for c in table.columns if c.unit}
         self.uneven = 0
 
-    def keep(self, names: Sequence[str]) -> None:
+    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
         """Nothing is read ahead."""
+        self._kinds = kinds
 
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         with self._plain() as plain, plain.open("rb") as file, self._table(file, memmap=True) as table:
             total, length = len(table.data), self._path.stat().st_size
             nulls = {c.name: c.null for c in table.columns if c.null is not None}
@@ -342,7 +362,7 @@ class _FitsTable:
                 for name in names:
                     values = np.asarray(rows[name])
                     missing = values == nulls[name] if name in nulls else None
-                    columns[name] = _numbers(name, values, missing)
+                    columns[name] = as_column(name, values, missing, self._kinds)
                 yield columns, length * min(first + size, total) // total
 
     @contextmanager
@@ -380,26 +400,27 @@ class _VoTable:
         self.uneven = 0
         self._array = table.array
         self._length = path.stat().st_size
-        self._kept: list[str] = []
 
-    def keep(self, names: Sequence[str]) -> None:
-        """Keep these columns on disk, one array a row of the file, and nothing in memory."""
-        self._kept = list(names)
-        columns = []
+    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
+        """Keep these columns on disk, in a record for each row, and nothing in memory."""
+        columns = {}
         for name in names:
             column = self._array[self._ids[name]]
-            columns.append(_numbers(name, np.ma.getdata(column), np.ma.getmaskarray(column)))
+            columns[name] = as_column(name, np.ma.getdata(column), np.ma.getmaskarray(column), kinds)
+        records = np.empty(len(self._array), [(name, column.dtype) for name, column in columns.items()])
+        for name, column in columns.items():
+            records[name] = column
         with tempfile.NamedTemporaryFile(prefix="trifid-", suffix=".npy", delete=False) as file:
             self._file = Path(file.name)
             self._delete = weakref.finalize(self, self._file.unlink, missing_ok=True)
-            np.save(file, np.stack(columns))
+            np.save(file, records)
         self._array = None
 
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         columns = np.load(self._file, mmap_mode="r", allow_pickle=False)
-        total = columns.shape[1]
+        total = len(columns)
         for first in range(start, total, size):
-            rows = {name: np.array(columns[self._kept.index(name), first : first + size]) for name in names}
+            rows = {name: np.array(columns[name][first : first + size]) for name in names}
             yield rows, self._length * min(first + size, total) // total
 
 
@@ -417,92 +438,7 @@ def _open(path: Path) -> _Table:
         return _VoTable(path)
     if b"\0" in start and not start.startswith(UTF_16):
         raise InputFileError(f"{path}: neither Parquet, FITS, VOTable nor CSV")
-    return _CsvTable(path)
-
-
-def _regroup(batches: Iterable[pa.RecordBatch], start: int, size: int) -> Iterator[dict[str, Array]]:
-    """Batches of any length as pieces of ``size`` rows, without the first ``start`` rows."""
-    waiting: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        skipped = min(start, batch.num_rows)
-        start -= skipped
-        rest = batch.slice(skipped)
-        while rows + rest.num_rows >= size:
-            waiting.append(rest.slice(0, size - rows))
-            yield _arrays(waiting)
-            rest, waiting, rows = rest.slice(size - rows), [], 0
-        if rest.num_rows:
-            waiting.append(rest)
-            rows += rest.num_rows
-    if waiting:
-        yield _arrays(waiting)
-
-
-def _arrays(batches: list[pa.RecordBatch]) -> dict[str, Array]:
-    table = pa.Table.from_batches(batches)
-    columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        if any(is_text(column.type) for is_text in _TEXTS):
-            columns[name] = _from_texts(name, column.to_pylist())
-            continue
-        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-            try:
-                column = column.cast(pa.float64())
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise ValueError(f"column {name} holds {column.type}, not numbers: {error}") from error
-        columns[name] = np.asarray(column.to_numpy(), np.float64)
-    return columns
-
-
-_TEXTS: Final = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-
-
-def _numbers(name: str, values: NDArray[Any], missing: NDArray[np.bool_] | None) -> Array:
-    """A column as float64, NaN where missing."""
-    if values.ndim == 1 and values.dtype.kind in "SUO":
-        numbers = _from_texts(name, values.tolist())
-    elif values.ndim == 1 and values.dtype.kind in "fiub":
-        numbers = values.astype(np.float64)
-    else:
-        raise ValueError(f"column {name} holds {values.dtype} of shape {values.shape[1:]}, not numbers")
-    if missing is not None:
-        numbers[missing] = np.nan
-    return numbers
-
-
-def _from_texts(name: str, texts: Iterable[Any]) -> Array:
-    """Numbers of texts: NaN for blanks and words for unknown values, infinity for other text.
-
-    Raises ValueError where none of a piece is a number, though some are no blanks: then it is not that column.
-    """
-    numbers = np.array([_number_of(text) for text in texts], np.float64)
-    if np.isinf(numbers).any() and not np.isfinite(numbers).any():
-        example = next(text for text in texts if np.isinf(_number_of(text)))
-        shown = example.decode("utf-8", "replace") if isinstance(example, bytes) else str(example)
-        raise ValueError(f"column {name} holds text such as {shown[:40]!r}, not numbers")
-    return numbers
-
-
-def _number_of(text: Any) -> float:
-    if text is None:
-        return np.nan
-    if isinstance(text, bytes):
-        text = text.decode("latin-1")
-    text = str(text).strip()
-    try:
-        return float(text)
-    except ValueError:
-        pass
-    if text.lower() in _NO_VALUE:
-        return np.nan
-    try:
-        return float(text.lower().replace("d", "e"))  # Fortran's exponents
-    except ValueError:
-        return np.inf
+    return described(path, start) or _CsvTable(path)
 
 
 def _placed(ra: Array, dec: Array) -> tuple[NDArray[np.bool_], Counts]:

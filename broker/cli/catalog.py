@@ -10,7 +10,9 @@ import click
 
 from broker.cli import options, text
 
-_PRESETS = ("gaia", "2mass", "wise")
+_PRESETS = ("gaia", "2mass", "wise", "vsx", "gcvs")
+_KNOWN = ("vsx", "gcvs")
+"""Presets of known variable stars, which the name of the catalogue chooses, too."""
 _SHOWN_FAILURES = 100
 
 
@@ -26,13 +28,18 @@ def _name(context: click.Context, parameter: click.Parameter, value: str) -> str
 
 @click.group()
 def catalog() -> None:
-    """Catalogues of sources, such as Gaia, whose values alerts get by their position."""
+    """Catalogues of sources, such as Gaia, whose values alerts get by their position, and of known variable stars."""
 
 
 @catalog.command()
 @click.argument("name", callback=_name)
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True), metavar="PATH...")
-@click.option("--preset", type=click.Choice(_PRESETS), help="Whose column names to look for; Trifid's own by default.")
+@click.option(
+    "--preset",
+    type=click.Choice(_PRESETS),
+    help="Whose column names to look for; Trifid's own by default. vsx and gcvs are known variable stars, which are "
+    "published with an alert and no input of the model; they are taken for catalogues of these names.",
+)
 @click.option(
     "--column", "columns", multiple=True, metavar="OURS=THEIRS", help="Where a value is, such as k_mag=Ksmag; repeat."
 )
@@ -56,11 +63,11 @@ def load(
     replace: bool,
     config: Path | None,
 ) -> None:
-    """Put tables into Redis as catalogue NAME, such as gaia.
+    """Put tables into Redis as catalogue NAME, such as gaia, or vsx for known variable stars.
 
-    PATH is a Parquet, CSV, FITS or VOTable file or a folder of them. Stopped at any moment, the same command goes
-    on where it was. Files that a complete catalogue does not have yet are added. The exit code is 1 where a file could
-    not be read or no row is usable, and 2 where none could be read.
+    PATH is a Parquet, CSV, FITS or VOTable file, a table of the CDS with its ReadMe beside it, or a folder of them.
+    Stopped at any moment, the same command goes on where it was. Files that a complete catalogue does not have yet are
+    added. The exit code is 1 where a file could not be read or no row is usable, and 2 where none could be read.
     """
     from contextlib import closing
     from time import monotonic
@@ -73,6 +80,8 @@ def load(
     from broker.catalog.store import Progress as Loaded
     from broker.config import load_settings
 
+    if preset is None and name in _KNOWN:
+        preset = name
     chosen = (PRESETS[preset] if preset else PLAIN).with_columns(columns)
     bar = Progress(
         TextColumn("{task.description}"),
@@ -190,11 +199,13 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
     with closing(CatalogStore(load_settings(config).redis.address())) as store:
         found, matches = store.match(ra, dec, mjd)
         names = [entry.name for entry in store.entries() if entry.current is not None]
-    numbers = found.values.tolist() if found is not None else []
+    numbers = found.metadata.values.tolist() if found.metadata is not None else []
     values = {name: value for name, value in zip(SOURCE_FEATURES, numbers, strict=False) if value == value}
     if as_json:
         sources = [
-            {"catalog": m.catalog, "separation_arcsec": round(m.separation, 4), "values": m.values} for m in matches
+            {"catalog": m.catalog, "separation_arcsec": round(m.separation, 4), "values": m.values}
+            | ({} if m.known is None else _known(m.known))
+            for m in matches
         ]
         click.echo(json.dumps({"ra": ra, "dec": dec, "catalogs": names, "matches": sources, "values": values}))
         return
@@ -202,10 +213,17 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
         text.echo(f"no source at {ra:.6f} {dec:+.6f} in {', '.join(names) or 'any catalogue: there are none'}")
         return
     for source in matches:
-        text.echo(f"{source.catalog}: {source.separation:.3f} arcsec from {ra:.6f} {dec:+.6f}")
+        star = "" if source.known is None else f": {text.known_star(source.known).partition(': ')[2]}"
+        name = "" if source.known is None or source.known.name is None else f" {source.known.name}"
+        text.echo(f"{source.catalog}:{name} {source.separation:.3f} arcsec from {ra:.6f} {dec:+.6f}{star}")
     for name, value in values.items():
         first = next(m.catalog for m in matches if name in m.values)
         text.echo(f"{name:20} {value:<12.6g} {first}")
+
+
+def _known(star: Any) -> dict[str, Any]:
+    """A known variable star, in the annotation's words."""
+    return {"name": star.name, "type": star.type, "class": star.class_name, "period": star.period}
 
 
 def _echo_unknown(contents: Any) -> None:

@@ -15,6 +15,12 @@ from broker.cli import options, text
 _REPORT_EVERY: Final = 1000
 
 
+def _named(given: Path) -> tuple[str, Path]:
+    """The name of a catalogue and its file."""
+    name, equals, file = str(given).partition("=")
+    return (name, Path(file)) if equals and not given.exists() else (given.name.partition(".")[0], given)
+
+
 @click.command()
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
 @click.option(
@@ -33,10 +39,24 @@ _REPORT_EVERY: Final = 1000
     help="What the times of the tables are. By default the column's name tells: hjd and hmjd are heliocentric, bjd, "
     "btjd and the like barycentric, all others UTC at the observatory, corrected to the solar system's barycentre.",
 )
+@click.option(
+    "--known",
+    "known",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="[NAME=]FILE",
+    help="Catalogue of known variable stars, such as vsx.dat: each line names the star at the place, its type, and "
+    "whether the model disagrees (docs/catalogs.md). May be given several times.",
+)
 @options.json_lines
 @options.config
 def classify(
-    paths: tuple[Path, ...], tables: tuple[Path, ...], times: str | None, as_json: bool, config: Path | None
+    paths: tuple[Path, ...],
+    tables: tuple[Path, ...],
+    times: str | None,
+    known: tuple[Path, ...],
+    as_json: bool,
+    config: Path | None,
 ) -> None:
     """Classify alert packets or light curves from files, without any server.
 
@@ -48,6 +68,8 @@ def classify(
     from collections import Counter
 
     from broker.build import build_engine, load_reference_set
+    from broker.catalog.memory import MemoryCatalogs
+    from broker.catalog.presets import KNOWN
     from broker.config import load_settings
     from broker.errors import InputFileError
     from broker.files import require_file
@@ -63,6 +85,9 @@ def classify(
         raise click.UsageError("give files with alerts, or --lightcurves FILE")
     time_system = None if times is None else TimeSystem[times.upper()]
     settings = load_settings(config)
+    catalogs = MemoryCatalogs()
+    for name, file in map(_named, known):
+        text.echo(f"{name}: {catalogs.load(name, file, KNOWN):,} known stars", err=True)
     size = settings.pipeline.batch_size
     done, unreadable, start = 0, 0, time.monotonic()
     left_out: Counter[tuple[str, str]] = Counter()
@@ -97,7 +122,7 @@ def classify(
     with closing(build_engine(inference, settings.triton)) as engine:
         pipeline = Pipeline(
             Decoder(),
-            MemoryStore(),
+            MemoryStore(catalogs=catalogs),
             engine,
             engine.manifest,
             load_reference_set(settings),
@@ -109,7 +134,7 @@ def classify(
         for table in tables:
             try:
                 require_file(table)
-                show(classify_light_curves(pipeline, table, size, say, time_system))
+                show(classify_light_curves(pipeline, table, size, say, time_system, catalogs))
             except InputFileError as error:
                 if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
                     raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 if TYPE_CHECKING:
-    from broker.records import Annotation
+    from broker.records import Annotation, KnownObject
 
 HEADER: Final = (
     f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'parent':<15} {'points':>6} "
@@ -42,7 +42,7 @@ def _line(annotation: Annotation) -> str:
     best = annotation.best_class
     start = f"{annotation.object_id:<24} {annotation.survey:<9} {best:<13}"
     if not annotation.classified:
-        return f"{start} {'':>5}  {annotation.reason}"
+        return f"{start} {'':>5}  {annotation.reason}{_known(annotation)}"
     others = " ".join(name for name in annotation.prediction_set if name != best)
     parent = "" if annotation.parent is None else f"{annotation.parent} {annotation.parents[annotation.parent]:.2f}"
     period = "" if annotation.period is None else f"{annotation.period:.6g}"
@@ -52,5 +52,18 @@ def _line(annotation: Annotation) -> str:
     remark = "" if annotation.reason is None else f"  ({annotation.reason})"
     return (
         f"{start} {annotation.best_probability:>5.2f}  {others:<18} {parent:<15} {annotation.detections:>6} "
-        f"{period:>11} {anomaly:>7}  {alike}{remark}"
+        f"{period:>11} {anomaly:>7}  {alike}{remark}{_known(annotation)}"
     )
+
+
+def _known(annotation: Annotation) -> str:
+    """What catalogues of known variable stars have at the place, behind everything else."""
+    return "".join(f"  = {known_star(known)}" for known in annotation.known_as)
+
+
+def known_star(known: KnownObject) -> str:
+    """A star of a catalogue: its type, name and period there, and whether the model disagrees."""
+    period = "" if known.period is None else f", {known.period:.7g} d"
+    verdict = "" if known.disagrees is None else f", BUT ANOTHER {known.disagrees.upper()}"
+    named = "" if known.name is None else f" {known.name}"
+    return f"{known.catalogue}{named}: {known.type or 'no type'}{period}{verdict}"

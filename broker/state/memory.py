@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from broker.catalog.memory import MemoryCatalogs
 from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.state.objects import Limits, Objects
 
@@ -11,12 +12,13 @@ from broker.state.objects import Limits, Objects
 class MemoryStore:
     """Remembers objects as RedisStore does, and forgets them with the process."""
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - immutable
+    def __init__(self, limits: Limits = Limits(), catalogs: MemoryCatalogs | None = None) -> None:  # noqa: B008 - immutable
         self._objects = Objects(limits)
+        self._catalogs = catalogs or MemoryCatalogs()
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.remember``."""
-        return self._objects.merge(alerts, [None] * len(alerts))
+        return self._objects.merge(alerts, self._catalogs.of_alerts(alerts))
 
     def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
         """See ``Store.put_spectra``."""
@@ -35,7 +37,11 @@ class MemoryStore:
     def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
         """See ``Store.objects_of``."""
         found = [self._objects.objects_of(spectrum) for spectrum in spectra]
-        return [self._objects.latest_states(names, [None] * len(names)) for names in found]
+        latest = [[alert for name in names if (alert := self._objects.known[name].latest)] for names in found]
+        return [
+            self._objects.latest_states(names, self._catalogs.of_alerts(alerts))
+            for names, alerts in zip(found, latest, strict=True)
+        ]
 
     def check(self) -> None:
         """See ``Store.check``."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from broker.records import (
     Alert,
+    Catalogued,
     LightCurve,
     ObjectState,
     ObservedSpectrum,
@@ -78,10 +79,10 @@ class Objects:
         self.spectra_places: Places[str] = Places()
         self._object_of_spectrum: dict[str, ObjectName] = {}
 
-    def merge(self, alerts: Sequence[Alert], catalogued: Sequence[SourceMetadata | None]) -> list[ObjectState]:
+    def merge(self, alerts: Sequence[Alert], catalogued: Sequence[Catalogued | None]) -> list[ObjectState]:
         """Merge alerts one after another; each gives its object's state after it.
 
-        ``catalogued`` are one per alert: what a catalogue has at the position.
+        ``catalogued`` are one per alert: what catalogues have at the position.
         """
         states = []
         for alert, values in zip(alerts, catalogued, strict=True):
@@ -102,11 +103,12 @@ class Objects:
             states.append(state)
         return states
 
-    def state(self, name: ObjectName, at: Alert, catalogued: SourceMetadata | None) -> ObjectState:
+    def state(self, name: ObjectName, at: Alert, catalogued: Catalogued | None) -> ObjectState:
         """All that is known of one object, with its counterparts in other surveys and the spectra at its place.
 
         Values stored under the object's name win over a catalogue's at its position, and those over the
-        packet's, which fill what is unknown. The nearest object of each other survey is taken for the same.
+        packet's, which fill what is unknown; what catalogues of known variable stars have there is passed on as it
+        is. The nearest object of each other survey is taken for the same.
         """
         own = self.known[name]
         latest = own.latest or at
@@ -124,7 +126,8 @@ class Objects:
                 spectrum = next((o.spectrum for o in found if o.spectrum is not None), None)
             if spectrum is None and observed:
                 spectrum = max(observed, key=_recency).spectrum
-        metadata = reduce(_fill, [own.metadata, catalogued, latest.metadata])
+        found_there = catalogued or Catalogued()
+        metadata = reduce(_fill, [own.metadata, found_there.metadata, latest.metadata])
         light_curve = reduce(
             lambda curve, other: merge(curve, self.known[other].light_curve, 0), others.values(), own.light_curve
         )
@@ -133,6 +136,7 @@ class Objects:
             tuple(sorted(f"{survey}:{object_id}" for survey, object_id in others.values())),
             remembered=len(own.light_curve),
             history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
+            known_as=found_there.known_as,
         )  # fmt: skip
 
     def put_spectrum(self, name: ObjectName, spectrum: Spectrum) -> None:
@@ -169,7 +173,7 @@ class Objects:
         return [name for name in names if name in self.known and self.known[name].latest is not None]
 
     def latest_states(
-        self, names: Sequence[ObjectName], catalogued: Sequence[SourceMetadata | None]
+        self, names: Sequence[ObjectName], catalogued: Sequence[Catalogued | None]
     ) -> list[tuple[Alert, ObjectState]]:
         """The latest alert and the present state of objects of which an alert was seen."""
         latest = [alert for name in names if (alert := self.known[name].latest) is not None]

@@ -20,7 +20,7 @@ import redis
 
 from broker.catalog.match import CatalogReader
 from broker.metrics import CROWDED_SEARCHES
-from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import Alert, Catalogued, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
 from broker.state.encoding import (
@@ -204,7 +204,7 @@ class RedisStore:
         cells: Sequence[Sequence[int]],
         objects: Sequence[ObjectName],
         radius: float,
-    ) -> list[SourceMetadata | None]:
+    ) -> list[Catalogued]:
         """Fill a batch, in one round trip but for crowded fields; returns what the catalogues have at each position.
 
         ``objects`` are one a position, _NOBODY where it has no object of its own; ``radius`` is how near others

@@ -15,6 +15,7 @@ from broker.metrics import (
     ANOMALY_UNSCORED,
     CLASSIFIED,
     HISTORY,
+    KNOWN_OBJECTS,
     POINTS_LEFT_OUT,
     RECLASSIFIED,
     SPECTRA,
@@ -65,6 +66,8 @@ class Books:
                 continue
             if annotation.history:
                 HISTORY.labels(annotation.survey, annotation.history).inc()
+            for known in annotation.known_as:
+                KNOWN_OBJECTS.labels(known.catalogue, known.disagrees or "no").inc()
             best = annotation.best_class
             self.classes[best] += 1
             if annotation.classified:

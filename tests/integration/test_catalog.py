@@ -75,7 +75,10 @@ def matches(client: redis.Redis, columns: dict[str, np.ndarray]) -> float:
     request = reader.request(columns["ra"], columns["dec"])
     mjd = np.full(len(columns["ra"]), 57388.5)
     found = reader.match(request, client.mget(request.keys), columns["ra"], columns["dec"], mjd)
-    same = [f is not None and f.values[1] == g for f, g in zip(found, columns["phot_g_mean_mag"], strict=True)]
+    same = [
+        f.metadata is not None and f.metadata.values[1] == g
+        for f, g in zip(found, columns["phot_g_mean_mag"], strict=True)
+    ]
     return float(np.mean(same))
 
 
@@ -314,7 +317,7 @@ def test_a_reader_takes_a_replaced_catalogue_with_its_next_request(
     asked = (request, outdated)
     request, values = reader.read(columns["ra"], columns["dec"], client.mget, asked)
     found = reader.match(request, values, columns["ra"], columns["dec"], np.full(len(columns["ra"]), np.nan))
-    assert all(f is not None for f in found)
+    assert all(f.metadata is not None for f in found)
 
 
 def command(server: RedisServer, *arguments: object) -> Result:
@@ -380,7 +383,8 @@ def test_real_stars(server: RedisServer, store: CatalogStore, client: redis.Redi
     found, [match] = store.match(251.61386067502823, -51.54105945499765, 60000.0)
     assert match.catalog == "stars"
     assert found is not None
-    assert found.values[1] == np.float32(10.655378)
+    assert found.metadata is not None
+    assert found.metadata.values[1] == np.float32(10.655378)
 
 
 def test_the_index_is_one_key(store: CatalogStore, client: redis.Redis, tmp_path: Path) -> None:

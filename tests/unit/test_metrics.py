@@ -82,6 +82,7 @@ def test_each_known_value_has_a_series_of_value_0(at_start: str) -> None:
         'trifid_alerts_out_total{outcome="not_classified",survey="elasticc"} 0.0',
         'trifid_classified_total{class_name="HADS"} 0.0',
         'trifid_spectra_total{outcome="dead_lettered"} 0.0',
+        'trifid_known_objects_total{catalogue="vsx",disagrees="parent"} 0.0',
         'trifid_stage_seconds_count{stage="deliver"} 0.0',
         'trifid_dependency_waits_total{dependency="registry"} 0.0',
         'trifid_points_left_out_total{reason="flagged",survey="ztf"} 0.0',

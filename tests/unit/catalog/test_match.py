@@ -67,7 +67,7 @@ class Redis:
         reader = CatalogReader()
         reader.prime(self.values.get(reader.meta_key))
         request = reader.request(ra, dec)
-        return reader.match(request, self.mget(request.keys), ra, dec, mjd)
+        return [found.metadata for found in reader.match(request, self.mget(request.keys), ra, dec, mjd)]
 
 
 def magnitudes(found: list[SourceMetadata | None], feature: int = G) -> Array:
@@ -227,7 +227,7 @@ def test_a_new_catalogue_is_noticed_by_the_next_read() -> None:
         request, values = reader.read(*at, redis.mget)
         assert request.keys[0] == reader.meta_key
         (found,) = reader.match(request, values, *at, np.array([MJD_2026]))
-        return found is not None
+        return found.metadata is not None
 
     assert not match()
     redis.load("a", Layout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
@@ -250,8 +250,8 @@ def test_damaged_values_are_reported_once_and_left_out(caplog: pytest.LogCapture
         for _ in range(3):
             request = reader.request(*at)
             (found,) = reader.match(request, redis.mget(request.keys), *at, np.array([MJD_2026]))
-            assert found is not None
-            assert np.isnan(found.values[METADATA_FEATURES.index("ruwe")])
+            assert found.metadata is not None
+            assert np.isnan(found.metadata.values[METADATA_FEATURES.index("ruwe")])
     assert len(caplog.records) == 1
 
 

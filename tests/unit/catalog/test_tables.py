@@ -315,13 +315,13 @@ def test_what_is_no_table_is_an_input_error(tmp_path: Path, data: bytes) -> None
 
 
 def test_text_where_numbers_belong_is_an_input_error(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("ra,dec,ruwe\n10:20:30,-5:00:00,1.0\n")
-    with pytest.raises(InputFileError, match="10:20:30"):
+    (tmp_path / "t.csv").write_text("ra,dec,ruwe\n10:20:61,-5:00:00,1.0\n")
+    with pytest.raises(InputFileError, match="10:20:61"):
         list(CatalogTable(tmp_path / "t.csv", GAIA).chunks())
-    Table({"ra": ["10:20:30"], "dec": ["-5"], "ruwe": [1.0]}).write(tmp_path / "t.fits")
+    Table({"ra": ["10:20:30 east"], "dec": ["-5"], "ruwe": [1.0]}).write(tmp_path / "t.fits")
     with pytest.raises(InputFileError, match="column ra"):
         list(CatalogTable(tmp_path / "t.fits", GAIA).chunks())
-    pq.write_table(pa.table({"ra": ["10:20"], "dec": ["-5"], "ruwe": [1.0]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"ra": ["10:20:30.5.5"], "dec": ["-5"], "ruwe": [1.0]}), tmp_path / "t.parquet")
     with pytest.raises(InputFileError, match="column ra"):
         list(CatalogTable(tmp_path / "t.parquet", GAIA).chunks())
 

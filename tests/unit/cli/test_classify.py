@@ -263,3 +263,49 @@ def test_unknown_bands_are_named_also_where_the_rest_is_classified(tmp_path: Pat
     assert record["topics"] == []
     code, lines, _ = run("--lightcurves", table)
     assert lines[1].endswith("(points left out, of bands that are not known: F814W)")
+
+
+def test_known_stars_are_named_and_change_nothing_else(tmp_path: Path) -> None:
+    pq.write_table(pa.table(curves()), tmp_path / "lists.parquet")
+    (tmp_path / "vsx.csv").write_text("Name,V,RAJ2000,DEJ2000,Type,Period\nAB Xyz,0,10.0001,-5.0,RRC,0.57\n")
+    (tmp_path / "gcvs.csv").write_text("ra,dec,VarType\n11.0,-5.0,M:\n")
+    _, plain, _ = run("--lightcurves", tmp_path / "lists.parquet", "--json")
+    known = ("--known", tmp_path / "vsx.csv", "--known", f"old={tmp_path / 'gcvs.csv'}")
+    code, lines, errors = run("--lightcurves", tmp_path / "lists.parquet", "--json", *known)
+    assert code == 0
+    assert "vsx: 1 known stars" in errors
+    records = [json.loads(line) for line in lines]
+    stars = [record.pop("knownAs") for record in records]
+    assert [[(s["catalogue"], s["name"], s["type"], s["class"], s["period"]) for s in of] for of in stars] == [
+        [("vsx", "AB Xyz", "RRC", "RRC", 0.57)], [("old", None, "M:", "M", None)], [],
+    ]  # fmt: skip
+    assert stars[0][0]["distance"] == pytest.approx(0.3586, abs=1e-3)
+    without = [json.loads(line) for line in plain]
+    for record, of in zip(records, stars, strict=True):
+        assert record.pop("catalogueDisagrees") == any(s["disagrees"] is not None for s in of)
+    changing = ("knownAs", "catalogueDisagrees", "brokerIngestTimestamp", "brokerPublishTimestamp")
+    assert [{k: v for k, v in r.items() if k not in changing} for r in records] == [
+        {k: v for k, v in r.items() if k not in changing} for r in without
+    ]
+    _, lines, _ = run("--lightcurves", tmp_path / "lists.parquet", *known)
+    assert "  = vsx AB Xyz: RRC, 0.57 d" in lines[1]
+    assert lines[2].endswith("  = old: M:")
+
+
+def test_known_stars_of_packets(tmp_path: Path) -> None:
+    for number, simulated in enumerate(simulate_alerts(3, 20, seed=0)):
+        (tmp_path / f"{number:03d}.avro").write_bytes(simulated.payload)
+    _, lines, _ = run(tmp_path, "--json")
+    first = json.loads(lines[0])
+    (tmp_path / "vsx.csv").write_text(f"ra,dec,Name,Type\n{first['ra']},{first['dec']},it,EA\n")
+    code, lines, _ = run(tmp_path, "--json", "--known", tmp_path / "vsx.csv")
+    assert code == 0
+    names = {r["objectId"]: [k["name"] for k in r["knownAs"]] for r in map(json.loads, lines)}
+    assert len(names) == 3
+    assert {object_id: of for object_id, of in names.items() if of} == {first["objectId"]: ["it"]}
+
+
+def test_a_catalogue_of_known_stars_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    code, _, errors = run("--lightcurves", tmp_path / "none.parquet", "--known", tmp_path / "vsx.dat")
+    assert code == 2
+    assert "vsx.dat" in errors

@@ -12,6 +12,8 @@ from broker.assemble.metadata import METADATA_FEATURES
 from broker.records import (
     BAND_CODE,
     Alert,
+    Catalogued,
+    KnownObject,
     LightCurve,
     ObservedSpectrum,
     PhotometryKind,
@@ -86,6 +88,9 @@ def test_moving_bodies_are_nobodys_counterpart() -> None:
     assert state.associated == ("ztf:ZTF18b",)
 
 
+KNOWN = KnownObject("vsx", "AB Xyz", "M", 300.0, 0.1, "M")
+
+
 def values_of_a_star() -> SourceMetadata:
     values = np.full(len(METADATA_FEATURES), np.nan, np.float32)
     values[METADATA_FEATURES.index("phot_g_mean_mag")] = 15.0
@@ -110,9 +115,10 @@ def test_a_star_that_a_body_passes_by_keeps_what_it_has(passed_by: Alert, has_pl
     store.remember([alert(other, "counterpart", 10.0, 0.0), alert("ztf", "known", 10.0, 0.0, mjd=60000.0)])
     store.put_observed([ObservedSpectrum("s", 10.0, 0.0, 60000.0, SPECTRUM)])
     objects = store._objects
-    (state,) = objects.merge([passed_by], [values_of_a_star()])
+    (state,) = objects.merge([passed_by], [Catalogued(values_of_a_star(), (KNOWN,))])
     assert (state.spectrum is not None, state.metadata is not None) == (has_place, has_place)
     assert bool(state.associated) == has_place
+    assert state.known_as == ((KNOWN,) if has_place else ())
     name = (passed_by.survey, passed_by.object_id)
     assert (objects.places.place(name) is not None) == has_place
 
