@@ -90,7 +90,7 @@ class StreamClassifier(Classifier):
     hundred: neither is to be blurred by the other.
     """
 
-    def __init__(self, without_metadata: ConcatClassifier, with_metadata: ConcatClassifier) -> None:
+    def __init__(self, without_metadata: ConcatClassifier, with_metadata: Classifier) -> None:
         super().__init__()
         self.without_metadata = without_metadata
         self.with_metadata = with_metadata

@@ -21,18 +21,19 @@ from broker.assemble.metadata import (
 )
 from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
-from training.encoders.metadata import MetadataEncoder
+from training.encoders.ensemble import MEMBERS, EnsembleClassifier, MetadataEnsemble
 from training.encoders.trimodal import ConcatClassifier, StreamClassifier
 from training.stream.material import Inputs, Material
 
 ARCHIVE_SHARE = 0.4
 """Of the archive's histories, used by each head: a head sees others than the next one."""
-EPOCHS = 8
+EPOCHS = 5
 BATCH = 512
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 2e-3
+SMOOTHING = 0.05
 CLASS_BALANCE = 0.3
-PACKET_WEIGHT = 12.0
-"""Of a history from packets against one of the archive: about a third of each batch are packets."""
+PACKET_WEIGHT = 6.0
+"""Of a history from packets against one of the archive: about a fifth of each batch are packets."""
 PACKET_LIKE_SHARE = 0.5
 SWAPPED, SWAPPED_COLUMNS = 0.5, 0.3
 NOISE = 0.2
@@ -59,8 +60,9 @@ class Head(nn.Module):
     def __init__(self, without_metadata: ConcatClassifier) -> None:
         """``without_metadata`` is the head for objects without metadata, and stays as it is."""
         super().__init__()
-        self.metadata_encoder = MetadataEncoder()
-        self.classifier = StreamClassifier(without_metadata.requires_grad_(False), ConcatClassifier(dropout=0.3))
+        self.metadata_encoder = MetadataEnsemble()
+        self.ensemble = EnsembleClassifier()
+        self.classifier = StreamClassifier(without_metadata.requires_grad_(False), self.ensemble)
 
     def logits(self, light_curve: Tensor, spectrum: Tensor, metadata: Tensor, present: Tensor) -> Tensor:
         """Embeddings (n, 512) each, ``present`` (n, 3), to logits (n, 10)."""
@@ -92,7 +94,7 @@ def train_head(material: Material, training_star: NDArray[np.bool_], seed: int, 
     is_training = np.array([kind.startswith("train") for kind in material.archive.kind])
     archive = rng.permutation(np.flatnonzero(is_training))[: int(ARCHIVE_SHARE * is_training.sum())]
     real = np.flatnonzero(material.usable & training_star)
-    pool = _Pool.of(material, archive, real)
+    pool = _Pool.of(material, archive, real, rng)
     head = Head(published_head(material.repository))
     head.metadata_encoder.fit_pieces(
         np.concatenate([i.values for i in pool.sources]), np.concatenate([i.known for i in pool.sources])
@@ -105,17 +107,16 @@ def train_head(material: Material, training_star: NDArray[np.bool_], seed: int, 
     for step in range(steps):
         batch = pool.draw(rng)
         metadata = head.metadata_encoder(batch.values, batch.known)
+        # What each modality adds is the same in every subset.
+        parts = head.ensemble.parts(torch.stack([batch.light_curve, batch.spectrum, metadata], dim=1))
         loss = torch.zeros(())
         for subset, weight in SUBSET_WEIGHTS.items():
             wanted = torch.tensor(subset)
             chosen = (batch.present | ~wanted).all(dim=1)
             if int(chosen.sum()) < LEAST_IN_BATCH:
                 continue
-            logits = head.logits(
-                batch.light_curve[chosen], batch.spectrum[chosen], metadata[chosen],
-                wanted.expand(int(chosen.sum()), -1),
-            )  # fmt: skip
-            loss = loss + weight * functional.cross_entropy(logits, batch.target[chosen], label_smoothing=0.05)
+            logits = head.ensemble.member_logits(parts[chosen], wanted.expand(int(chosen.sum()), -1))
+            loss = loss + weight * _members_loss(logits, batch.target[chosen], batch.weight[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(learnt, 5.0)
@@ -126,6 +127,14 @@ def train_head(material: Material, training_star: NDArray[np.bool_], seed: int, 
     return head.eval()
 
 
+def _members_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean cross-entropy of the members: ``logits`` (n, members, 10), classes (n,), ``weight`` (n, members)."""
+    each = functional.cross_entropy(
+        logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]), label_smoothing=SMOOTHING, reduction="none"
+    )
+    return (each * weight.flatten()).mean()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Drawn:
     light_curve: Tensor
@@ -134,6 +143,8 @@ class _Drawn:
     known: Tensor
     present: Tensor
     target: Tensor
+    weight: Tensor
+    """(n, MEMBERS)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,12 +156,15 @@ class _Pool:
     has_light_curve: NDArray[np.bool_]
     sources: tuple[Inputs, Inputs]
     """Metadata of the pool: of a catalogue, and of a packet; the same twice for real stars."""
-    target: NDArray[np.float32]
-    probability: NDArray[np.float64]
+    target: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    """(n, MEMBERS) of each star for each member: the Bayesian bootstrap (Rubin 1981), so that members differ."""
+    cumulative: NDArray[np.float64]
+    """(n,) of the probabilities of being drawn."""
     archive: int
     """How many are the archive's."""
-    alike: dict[int, NDArray[np.intp]]
-    """Rows of packets by class."""
+    by_class: NDArray[np.intp]
+    """Rows of packets, in order of their class."""
     packet_class: NDArray[np.int64]
     """Class of each row that is of a packet, else -1."""
 
@@ -158,7 +172,7 @@ class _Pool:
         return len(self.target)
 
     @staticmethod
-    def of(material: Material, archive: NDArray[np.intp], real: NDArray[np.intp]) -> _Pool:
+    def of(material: Material, archive: NDArray[np.intp], real: NDArray[np.intp], rng: np.random.Generator) -> _Pool:
         label = np.concatenate([material.archive.label[archive], material.real.label[real]])
         packet = material.is_packet[real]
         counts = np.bincount(label[: len(archive)], minlength=len(CLASS_NAMES)).clip(min=1)
@@ -168,7 +182,8 @@ class _Pool:
                 np.where(packet, PACKET_WEIGHT, 1.0),
             ]
         )
-        target = np.eye(len(CLASS_NAMES), dtype=np.float32)[label]
+        names = np.concatenate([material.archive.star[archive], material.real.star[real]]).astype(str)
+        stars, star = np.unique(names, return_inverse=True)
         rows = len(archive) + np.flatnonzero(packet)
         own = [
             Inputs(*(np.concatenate([getattr(i, n)[archive], getattr(material.real_inputs, n)[real]]) for n in NAMES))
@@ -181,10 +196,11 @@ class _Pool:
             material.spectrum[archive].astype(np.float32),
             np.concatenate([material.archive.present[archive], material.real.present[real]]),
             (own[0], own[1]),
-            target,
-            weight / weight.sum(),
+            label,
+            rng.exponential(size=(len(stars), MEMBERS)).astype(np.float32)[star],
+            np.cumsum(weight) / weight.sum(),
             len(archive),
-            {c: np.flatnonzero(packet_class == c) for c in np.unique(packet_class[rows]).tolist()},
+            rows[np.argsort(label[rows], kind="stable")],
             packet_class,
         )
 
@@ -193,17 +209,15 @@ class _Pool:
 
         Real packets are few, and would be learnt by heart: their parts are put together anew.
         """
-        rows = rng.choice(len(self), BATCH, p=self.probability)
+        rows = np.searchsorted(self.cumulative, rng.random(BATCH), side="right").clip(max=len(self) - 1)
         from_packet = rng.random(BATCH) < PACKET_LIKE_SHARE
         values = np.where(from_packet[:, None], self.sources[1].values[rows], self.sources[0].values[rows])
         known = np.where(from_packet[:, None], self.sources[1].known[rows], self.sources[0].known[rows])
-        for place in np.flatnonzero((self.packet_class[rows] >= 0) & (rng.random(BATCH) < SWAPPED)).tolist():
-            other = rng.choice(self.alike[int(self.packet_class[rows[place]])])
-            lent = rng.random(values.shape[1]) < SWAPPED_COLUMNS
-            values[place, lent], known[place, lent] = (
-                self.sources[0].values[other, lent],
-                self.sources[0].known[other, lent],
-            )
+        swapped = np.flatnonzero((self.packet_class[rows] >= 0) & (rng.random(BATCH) < SWAPPED))
+        other = self._alike(rows[swapped], rng)
+        lent = rng.random((len(swapped), values.shape[1])) < SWAPPED_COLUMNS
+        values[swapped] = np.where(lent, self.sources[0].values[other], values[swapped])
+        known[swapped] = np.where(lent, self.sources[0].known[other], known[swapped])
         values = values + rng.normal(0, NOISE, values.shape).astype(np.float32)
         values[:, _APPARENT] += rng.normal(0, NOISE, (BATCH, 1)).astype(np.float32)  # one star, nearer or farther
         known &= rng.random(known.shape) >= rng.uniform(0, MOST_HIDDEN, (BATCH, 1))
@@ -216,6 +230,14 @@ class _Pool:
         return _Drawn(
             *(
                 torch.from_numpy(a)
-                for a in (self.light_curve[rows], spectrum, values, known, present, self.target[rows])
+                for a in (
+                    self.light_curve[rows], spectrum, values, known, present, self.target[rows], self.weight[rows],
+                )
             )
-        )
+        )  # fmt: skip
+
+    def _alike(self, rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+        """For each of ``rows`` of packets another one, or the same, of its class."""
+        classes = self.packet_class[self.by_class]
+        start, stop = (np.searchsorted(classes, self.packet_class[rows], side=s) for s in ("left", "right"))
+        return self.by_class[rng.integers(start, stop)]
