@@ -138,6 +138,8 @@ class Subscription:
         """Whether Kafka and the topics were there."""
         self._known: set[str] | None = None
         """Topics that existed when this began; None until Kafka has answered."""
+        self._visible: set[str] = set()
+        """Topics that this user may see, as of the latest assignment: a pattern takes no others."""
         self._positions: dict[Position, int] = {}
         """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
         self._handed: TopicPartition | None = None
@@ -301,7 +303,8 @@ class Subscription:
     def _existing(self, timeout: float) -> set[str] | None:
         """Names of all topics that may be seen; None where Kafka does not answer."""
         try:
-            return set(self._consumer.list_topics(timeout=timeout).topics)
+            self._visible = set(self._consumer.list_topics(timeout=timeout).topics)
+            return self._visible
         except KafkaException as error:
             if not self._ready:
                 self._consumer.poll(0)  # has error_cb told why; there are no messages yet
@@ -391,7 +394,13 @@ class Subscription:
         if annotation.topic not in annotation.topics or (len(self._topics) == 1 and not is_pattern(self._topics[0])):
             return True
         return annotation.topic == next(
-            name for topic in self._topics for name in annotation.topics if matches(topic, name)
+            (
+                name
+                for topic in self._topics
+                for name in annotation.topics
+                if matches(topic, name) and (name in self._visible or not is_pattern(topic))
+            ),
+            annotation.topic,
         )
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -422,6 +431,7 @@ class Subscription:
         """The next offset to read of each partition; raises KafkaException where Kafka does not answer."""
         topics = {p.topic for p in partitions}
         cluster = consumer.list_topics(timeout=_CALL_S).topics
+        self._visible = set(cluster)
         places = {(p.topic, p.partition) for p in partitions}
         places |= {(topic, number) for topic in topics & cluster.keys() for number in cluster[topic].partitions}
         every = [TopicPartition(topic, number) for topic, number in sorted(places)]

@@ -325,6 +325,20 @@ def test_patterns_leave_dead_letters_out(kafka: KafkaServer) -> None:
     assert sorted(subscribe(kafka, r"^pat\.[a-z]+\.m$", *arguments)) == [0, 1]
 
 
+def test_a_pattern_does_not_wait_for_copies_in_topics_that_cannot_be_seen(kafka: KafkaServer) -> None:
+    """A user with rights to one class's topic only has its annotations, though the same are in ``all``."""
+    kafka.create_topics(["seen.ztf.m"], partitions=1)
+    publisher = Publisher(Topics("seen", 1.0), "Trifid", 1000)
+    result = BatchResult(annotations=[replace(A_STAR, alert_id=number) for number in (1, 2)])
+    messages = [message for message in publisher.messages(result) if message.topic == "seen.ztf.m"]
+    send(kafka, "seen.ztf.m", *(message.value for message in messages))
+    arguments = ("--from-beginning", "--idle", str(IDLE))
+    assert subscribe(kafka, "^seen[.]", *arguments) == [1, 2]
+    kafka.create_topics(["seen.ztf.all"], partitions=1)
+    send(kafka, "seen.ztf.all", *(message.value for message in messages))
+    assert subscribe(kafka, "^seen[.]", *arguments) == [1, 2]
+
+
 def test_a_missing_topic_is_named_with_those_that_are_like_it(kafka: KafkaServer) -> None:
     kafka.create_topics(["near.ztf.rrab", "near.ztf.all"], partitions=1)
     code, said = refusal(kafka, "near.ztf.rrabb", "--idle", "1", "--timeout", "1")
