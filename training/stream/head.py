@@ -87,15 +87,24 @@ def published_head(repository: Path) -> ConcatClassifier:
     raise ConfigurationError(f"{path} has no layers of a ConcatClassifier: only heads of Trifid's own can be kept")
 
 
-def train_head(material: Material, training_star: NDArray[np.bool_], seed: int, report: Callable[[str], None]) -> Head:
-    """A head of the archive's training stars and those of ``material.real`` (m,) that ``training_star`` names."""
+def train_head(
+    material: Material,
+    training_star: NDArray[np.bool_],
+    without_metadata: ConcatClassifier,
+    seed: int,
+    report: Callable[[str], None],
+) -> Head:
+    """A head of the archive's training stars and those of ``material.real`` (m,) that ``training_star`` names.
+
+    Objects without metadata get ``without_metadata``, which stays as it is.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 11])
     is_training = np.array([kind.startswith("train") for kind in material.archive.kind])
     archive = rng.permutation(np.flatnonzero(is_training))[: int(ARCHIVE_SHARE * is_training.sum())]
     real = np.flatnonzero(material.usable & training_star)
     pool = _Pool.of(material, archive, real, rng)
-    head = Head(published_head(material.repository))
+    head = Head(without_metadata)
     head.metadata_encoder.fit_pieces(
         np.concatenate([i.values for i in pool.sources]), np.concatenate([i.known for i in pool.sources])
     )

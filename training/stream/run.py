@@ -20,6 +20,7 @@ from training.export import export_classifier, export_metadata_encoder, save_sca
 from training.stream.examples import Examples
 from training.stream.head import Head, train_head
 from training.stream.material import Inputs, Material, prepare_material
+from training.stream.plain import head_without_metadata
 
 FOLDS = 5
 ONE_CLASS = "stripe82"
@@ -118,16 +119,18 @@ def train_stream(
     """Train the head on what streams carry, and write it: into ``repository``, and each fold's into ``output``.
 
     ``output`` has the folders ``folds/0`` and so on, repositories without a reference set, ``folds/folds.json``, which
-    names each star's, and ``cache``. The repository's light-curve and spectrum encoders stay as they are.
+    names each star's, and ``cache``. The repository's light-curve and spectrum encoders stay as they are, and
+    so does the head for objects without metadata where it fits them.
     """
     material = prepare_material(repository, data, seed, output / "cache", report)
     fold = fold_of_stars(material, seed)
+    plain = head_without_metadata(material, seed, report)
     heads = []
     for k in range(FOLDS):
         report(f"fold {k + 1} of {FOLDS}")
-        heads.append(train_head(material, fold != k, seed + k, report))
+        heads.append(train_head(material, fold != k, plain, seed + k, report))
     report("all stars")
-    published = train_head(material, np.ones(len(fold), np.bool_), seed, report)
+    published = train_head(material, np.ones(len(fold), np.bool_), plain, seed, report)
     calibration = calibration_of(material, heads, published, fold)
     folds = output / "folds"
     for k, head in enumerate(heads):

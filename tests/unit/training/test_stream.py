@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from broker.records import LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS
 from training.stream import head as head_module
+from training.stream import plain as plain_module
 from training.stream.examples import Examples, first_n, random_n
 from training.stream.head import published_head, train_head
 from training.stream.material import Inputs, Material, as_in_packets, packet_colors
+from training.stream.plain import head_without_metadata
 from training.stream.run import Calibration, fold_of_stars, head_logits
 
 MODEL_REPO = Path(__file__).resolve().parents[3] / "model_repo"
@@ -108,7 +111,7 @@ def test_folds_are_made_of_stars(material: Material) -> None:
 def test_a_head_learns_the_color_of_stars_it_has_not_seen(material: Material, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "EPOCHS", 15)
     fold = fold_of_stars(material, seed=0)
-    head = train_head(material, fold != 0, seed=1, report=lambda _line: None)
+    head = train_head(material, fold != 0, published_head(MODEL_REPO), seed=1, report=lambda _line: None)
     unseen = fold == 0
     own = material.real.take(unseen)
     logits, usable = head_logits(head, own, material.real_inputs.take(unseen), None, (False, False, True))
@@ -123,6 +126,33 @@ def test_a_head_learns_the_color_of_stars_it_has_not_seen(material: Material, mo
     np.testing.assert_allclose(logits, kept.detach().numpy(), atol=1e-5)
     _, usable = head_logits(head, own, material.real_inputs.take(unseen), None, (True, True, False))
     assert not usable.any()
+
+
+def test_a_head_that_does_not_fit_the_encoders_is_trained_anew(
+    material: Material, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The material's light curves are noise to the published head; here the first number of each tells its class."""
+    monkeypatch.setattr(plain_module, "BATCH", 64)
+    kind = material.archive.kind.copy()
+    kind[1600:] = "val/0"
+    light_curve = material.archive.light_curve.copy()
+    light_curve[:, 0] = np.where(material.archive.label == CLASS_INDEX["SR"], 8.0, -8.0)
+    light_curve /= np.linalg.norm(light_curve.astype(np.float32), axis=1, keepdims=True)
+    archive = replace(material.archive, kind=kind, light_curve=light_curve)
+    lines: list[str] = []
+    head = head_without_metadata(replace(material, archive=archive), 0, lines.append)
+    assert lines[-1] == "head for objects without metadata: trained anew"
+    own = archive.take(kind == "val/0")
+    embeddings = torch.from_numpy(own.light_curve.astype(np.float32))
+    logits = head.logits(
+        torch.stack([embeddings] + [torch.zeros_like(embeddings)] * 2, dim=1),
+        torch.tensor(LIGHT_CURVE_ONLY).expand(len(own), -1),
+    )
+    assert np.mean(logits.argmax(dim=1).numpy() == own.label) > 0.97
+    # One that says what is right, and no more than is known, is kept.
+    monkeypatch.setattr(plain_module, "published_head", lambda _repository: head)
+    monkeypatch.setattr(plain_module, "EPOCHS", 0)
+    assert head_without_metadata(replace(material, archive=archive), 0, lines.append) is head
 
 
 def test_calibration_is_by_detections_and_leaves_a_fold_out() -> None:
