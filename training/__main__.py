@@ -13,11 +13,14 @@ import rich
 import torch
 
 from broker.errors import TrifidError
+from broker.publish.disagreement import CONFIDENCE
 from training.config import ModelSettings, StageSettings, load_settings
 from training.data import Labels
 from training.datasets.astrom3 import load_astrom3
 from training.datasets.splits import split
 from training.datasets.tables import load_objects
+from training.disagreements import disagreements
+from training.disagreements import markdown as disagreements_table
 from training.evaluate import TEST_SETS, markdown
 from training.label_limits import label_limits
 from training.live import PREFACE as LIVE_PREFACE
@@ -242,6 +245,19 @@ def stream(shared: Path, repository: Path, output: Path, seed: int, version: str
     """
     version = version or datetime.now(UTC).strftime("%Y.%m.%d.%H%M")
     train_stream(repository, shared / "data", output, version, seed, CONSOLE.log)
+
+
+@main.command("disagreements")
+@_shared
+@_repository("Triton model repository whose answers are compared.")
+@click.option(
+    "--folds", type=click.Path(path_type=Path, exists=True, file_okay=False), help="As that of `evaluate-live`."
+)
+@click.option("--confidence", type=float, default=CONFIDENCE, show_default=True, help="As the service's setting.")
+def disagreements_command(shared: Path, repository: Path, folds: Path | None, confidence: float) -> None:
+    """Count stars whose type in VSX the model contradicts with confidence, and who is right by a third source."""
+    classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
+    click.echo(disagreements_table(disagreements(classify, shared / "data", confidence)))
 
 
 @main.command("evaluate-live")

@@ -267,19 +267,22 @@ class CatalogReader:
         first = (np.cumsum(rows) - rows)[part.cell] - (np.cumsum(count) - count)
         row = np.repeat(first, count) + np.arange(len(alert))
         source_ra, source_dec, stored = unpack(words)
-        pm = np.full((len(words), 2), np.nan)
+        # Most pairs are far apart, which their declinations tell without trigonometry: farther than a source can have
+        # moved, by its own motion or by that which another catalogue has.
+        path = _length(motion)[alert]
+        years = year[alert] - layout.epoch
         if layout.moves:
             pm = stored[:, [layout.columns.index("pmra"), layout.columns.index("pmdec")]].astype(np.float64)
-        epoch = np.full(len(words), layout.epoch)
+            path = path + _length(pm)[row]
         if EPOCH in layout.columns:
             seen = stored[:, layout.columns.index(EPOCH)].astype(np.float64)
-            epoch = np.where(np.isnan(seen), layout.epoch, seen)
-        # Most pairs are far apart, which their declinations tell without trigonometry.
-        path = np.hypot(*np.nan_to_num(np.where(np.isnan(pm[row]), motion[alert], pm[row])).T) / _MAS
-        years = year[alert] - epoch[row]
+            years = year[alert] - np.where(np.isnan(seen), layout.epoch, seen)[row]
         near = np.abs(source_dec[row] - dec[alert]) * ARCSEC <= 1.001 * (layout.radius + path * np.abs(years))
         alert, row, years = alert[near], row[near], years[near]
-        pmra, pmdec = np.where(np.isnan(pm[row]), motion[alert], pm[row]).T
+        moved = motion[alert]
+        if layout.moves:
+            moved = np.where(np.isnan(pm[row]), moved, pm[row])
+        pmra, pmdec = moved.T
         at_ra, at_dec = sky.move(source_ra[row], source_dec[row], pmra, pmdec, years)
         distance = sky.separation(ra[alert], dec[alert], at_ra, at_dec)
         within = np.flatnonzero(distance <= layout.radius)
@@ -293,7 +296,8 @@ class CatalogReader:
         order = np.lexsort((faintness, np.rint(distance * _MAS), alert))
         alert, best = np.unique(alert[order], return_index=True)
         row, distance = row[order][best], distance[order][best]
-        motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
+        if layout.moves:
+            motion[alert] = np.where(np.isnan(motion[alert]), pm[row], motion[alert])
         return _Found(part.name, layout, alert, distance, stored[row])
 
     def _rows(self, part: _Part, value: bytes | None) -> bytes:
@@ -309,3 +313,9 @@ class CatalogReader:
         if problem not in self._reported:
             self._reported.add(problem)
             LOG.error("%s; what cannot be read is left out", problem)
+
+
+def _length(motion: Array) -> Array:
+    """Arcsec a year of motions (n, 2) in mas a year, 0 where unknown."""
+    length: Array = np.hypot(*np.nan_to_num(motion).T) / _MAS
+    return length
