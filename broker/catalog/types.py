@@ -53,11 +53,13 @@ class KnownType:
 def known_type(text: str) -> KnownType:
     """What a type says; of an empty or unknown one nothing."""
     plain = re.sub(r"\s", "", text).upper()
-    alternatives = [[_meaning(part) for part in one.split("+")] for one in plain.split("|")]
+    # Minor kinds count only where they stand alone, and are none of ours then.
+    found = [[_meaning(part) for part in one.split("+")] for one in plain.split("|")]
+    alternatives = [[meaning for meaning in one if meaning != ""] or [None] for one in found]
     meanings = [meaning for one in alternatives for meaning in one]
     classes = frozenset(name for meaning in meanings if meaning for name in _leaves(meaning))
-    # Of kinds that are seen together the first names the star; minor ones do not count beside others.
-    leading = {next((meaning for meaning in one if meaning != ""), None) for one in alternatives}
+    # Of kinds that are seen together the first names the star.
+    leading = {one[0] for one in alternatives}
     comparable = bool(classes) and not any(meaning is None for meaning in meanings) and not re.search(r"[:?]", plain)
     return KnownType(_common(leading) if classes else None, classes, comparable)
 

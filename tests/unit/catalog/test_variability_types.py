@@ -43,6 +43,8 @@ from broker.catalog.types import known_type
         ("DCEP-FU(B)", None, "", False),
         ("DCEPS", None, "", False),
         ("EP", None, "", False),
+        ("DSCT|GDOR|SXPHE", None, "DSCT HADS", False),
+        ("DSCT+GDOR|EW", None, "DSCT EW", True),
         ("TTS/ROT", None, "", False),
         ("ELL", None, "", False),
         ("VAR", None, "", False),
