@@ -1,8 +1,8 @@
 """How often the model contradicts a catalogue of known variable stars with confidence, and who is right then.
 
 Stars that the model was not trained on, each with the star of VSX at its place. Where model and VSX disagree
-(``broker.publish.disagreement``), a third source says whose label is wrong: the survey's own label of the star, else
-the GCVS.
+(``broker.publish.disagreement``), a third source says whose label is wrong: ASAS's own label of the star, else the GCVS.
+Neither is independent of VSX, which began with the GCVS and took over much of ASAS; where they differ, VSX was revised.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def disagreements(classify: Classify, data: Path, confidence: float) -> list[Dis
 
 
 def _sets(data: Path) -> list[tuple[str, LabelledObjects, bool]]:
-    """Names, stars, and whether their labels are not VSX's."""
+    """Names, stars, and whether their labels are another source than VSX's."""
     sets = [(name, load_archive(data, name), False) for name in SETS if name in ARCHIVES and has_archive(data, name)]
     if (data / "multiband" / ALERT_LABELS).exists():
         sets.append(("packets", load_packets(data), False))
@@ -96,10 +96,10 @@ def _sets(data: Path) -> list[tuple[str, LabelledObjects, bool]]:
                 )
                 for i in rows
             ]  # fmt: skip
-            # Catalina's EW is any eclipsing binary of continuous light.
-            label = np.where(table.label_is_coarse[rows], "EW|EB", table.label[rows])
             none = np.full(len(rows), None, object)
-            sets.append((name, LabelledObjects(survey, states, label, table.label_quality[rows], none), True))
+            objects = LabelledObjects(survey, states, table.label[rows], table.label_quality[rows], none)
+            # VSX has Catalina's stars with Catalina's types: 97 of 100 are the same, so that they are no third source.
+            sets.append((name, objects, survey != "css"))
     return sets
 
 
