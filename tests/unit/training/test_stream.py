@@ -133,6 +133,8 @@ def test_a_head_that_does_not_fit_the_encoders_is_trained_anew(
 ) -> None:
     """The material's light curves are noise to the published head; here the first number of each tells its class."""
     monkeypatch.setattr(plain_module, "BATCH", 64)
+    monkeypatch.setattr(plain_module, "EPOCHS", 5)
+    monkeypatch.setattr(plain_module, "LEARNING_RATE", 5e-3)
     kind = material.archive.kind.copy()
     kind[1600:] = "val/0"
     light_curve = material.archive.light_curve.copy()
@@ -149,10 +151,20 @@ def test_a_head_that_does_not_fit_the_encoders_is_trained_anew(
         torch.tensor(LIGHT_CURVE_ONLY).expand(len(own), -1),
     )
     assert np.mean(logits.argmax(dim=1).numpy() == own.label) > 0.97
-    # One that says what is right, and no more than is known, is kept.
+    # That one is kept from now on, and of other spectra no more than what it makes of them is learnt.
     monkeypatch.setattr(plain_module, "published_head", lambda _repository: head)
-    monkeypatch.setattr(plain_module, "EPOCHS", 0)
+    spectrum = np.full_like(material.spectrum, 0.04)
+    spectrum[:, :40] *= np.where(archive.label == CLASS_INDEX["SR"], 1.0, -1.0)[:, None].astype(np.float16)
+    other = head_without_metadata(replace(material, archive=archive, spectrum=spectrum), 0, lines.append)
+    assert lines[-1] == "head for objects without metadata: kept for light curves, trained anew for spectra", lines
+    embeddings = torch.stack([embeddings, torch.from_numpy(spectrum[kind == "val/0"].astype(np.float32))], dim=1)
+    embeddings = torch.cat([embeddings, torch.zeros(len(own), 1, 512)], dim=1)
+    alone = torch.tensor(LIGHT_CURVE_ONLY).expand(len(own), -1)
+    assert torch.equal(other.logits(embeddings, alone), head.logits(embeddings, alone))
+    by_spectrum = other.logits(embeddings, torch.tensor((False, True, False)).expand(len(own), -1))
+    assert np.mean(by_spectrum.argmax(dim=1).numpy() == own.label) > 0.9
     assert head_without_metadata(replace(material, archive=archive), 0, lines.append) is head
+    assert lines[-1] == "head for objects without metadata: kept"
 
 
 def test_calibration_is_by_detections_and_leaves_a_fold_out() -> None:
