@@ -1,8 +1,9 @@
 """How often the model contradicts a catalogue of known variable stars with confidence, and who is right then.
 
 Stars that the model was not trained on, each with the star of VSX at its place. Where model and VSX disagree
-(``broker.publish.disagreement``), a third source says whose label is wrong: ASAS's own label of the star, else the GCVS.
-Neither is independent of VSX, which began with the GCVS and took over much of ASAS; where they differ, VSX was revised.
+(``broker.publish.disagreement``), a third source says whose label is wrong: ASAS's own label of the star, else the
+GCVS. Neither is independent of VSX, which began with the GCVS and took over much of ASAS; where they differ, VSX was
+revised.
 """
 
 from __future__ import annotations
