@@ -31,6 +31,7 @@ from training.prepare import VERSIONS
 from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
 from training.run import Run, metadata_against_astrom3
+from training.spectrum_encoder import train_spectrum_encoder
 from training.stream import train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
 from training.table import markdown as table_markdown
@@ -258,6 +259,22 @@ def disagreements_command(shared: Path, repository: Path, folds: Path | None, co
     """Count stars whose type in VSX the model contradicts with confidence, and who is right by a third source."""
     classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
     click.echo(disagreements_table(disagreements(classify, shared / "data", confidence)))
+
+
+@main.command("spectrum-encoder")
+@_shared
+@_repository("Triton model repository whose spectrum encoder is written anew.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("runs/spectrum"), show_default=True,
+    help="Folder for the weights and the scores on validation stars.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True)
+def spectrum_encoder(shared: Path, repository: Path, output: Path, seed: int) -> None:
+    """Train the spectrum encoder by itself, on simulated spectra whole and in part; 25 minutes on a core.
+
+    Afterwards: `stream`, with a new output folder, since the heads have to be trained on the new embeddings.
+    """
+    train_spectrum_encoder(shared / "data", repository, output, seed, CONSOLE.log)
 
 
 @main.command("evaluate-live")

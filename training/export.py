@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from broker.assemble.inputs import MODALITIES
 from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
 from broker.assemble.metadata import MODEL_FEATURES, SCALER_FILE, Scaler
+from broker.assemble.spectrum import GRID
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import Batch, Classifier, Trimodal
@@ -36,11 +37,15 @@ def export_models(model: Trimodal, repository: Path) -> None:
         ["embedding"],
         repository / "light_curve_encoder",
     )
-    _export(
-        model.spectrum_encoder, {"spectra": torch.randn(2, 3, 2575)}, ["embedding"], repository / "spectrum_encoder"
-    )
+    export_spectrum_encoder(model.spectrum_encoder, repository)
     export_metadata_encoder(model.metadata_encoder, repository)
     export_classifier(model.classifier, repository)
+
+
+def export_spectrum_encoder(encoder: nn.Module, repository: Path) -> None:
+    """Write ``spectrum_encoder/1/model.onnx`` under ``repository``."""
+    spectra = torch.randn(2, 3, len(GRID))
+    _export(encoder.eval(), {"spectra": spectra}, ["embedding"], repository / "spectrum_encoder")
 
 
 def export_metadata_encoder(encoder: nn.Module, repository: Path) -> None:
@@ -107,16 +112,29 @@ def write_manifest(
     repository: Path, version: str, thresholds: dict[str, tuple[float, ...]], training: dict[str, object]
 ) -> None:
     """Write ``manifest.json``: versions, classes, conformal thresholds and the hash of each model file."""
-    files = sorted(p for p in repository.glob("*/*/model.onnx"))
     manifest = {
         "classifier_name": CLASSIFIER_NAME,
         "model_version": version,
         "classes": list(CLASS_NAMES),
         "conformal_thresholds": thresholds,
-        "sha256": {str(p.relative_to(repository)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "sha256": _checksums(repository),
         "training": training,
     }
     (repository / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def rewrite_checksums(repository: Path) -> None:
+    """Bring the checksums of the models in ``manifest.json`` up to date, where there is a manifest."""
+    path = repository / "manifest.json"
+    if path.exists():
+        manifest = json.loads(path.read_text())
+        manifest["sha256"] |= _checksums(repository)
+        path.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _checksums(repository: Path) -> dict[str, str]:
+    files = sorted(repository.glob("*/*/model.onnx"))
+    return {str(p.relative_to(repository)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def check_export(model: Trimodal, repository: Path, batch: Batch, tolerance: float) -> float:

@@ -43,7 +43,7 @@ from training.datasets.splits import part_of_each, split
 from training.datasets.tables import ObjectTable, load_objects
 from training.simulate.catalogues import as_catalogued
 from training.simulate.metadata import load_donors, simulate_metadata
-from training.simulate.real_spectra import RealSpectra, load_real_spectra
+from training.simulate.real_spectra import PART_SHARE, RealSpectra, load_real_spectra
 from training.simulate.spectra import Templates, draw_types, load_templates, simulate_spectra
 
 NEIGHBOURS: Final = 5
@@ -245,7 +245,13 @@ class _Stars:
         spectra = np.concatenate(
             [
                 simulate_spectra(
-                    self._templates, list(table.label[part]), list(table.survey[part]), self._code[part], held, rng
+                    self._templates,
+                    list(table.label[part]),
+                    list(table.survey[part]),
+                    self._code[part],
+                    held,
+                    rng,
+                    partial=PART_SHARE,
                 )
                 for part, held in zip(_chunks(rows), _chunks(held_out), strict=True)
             ]

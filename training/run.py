@@ -39,7 +39,7 @@ from training.pretrain import pretrain
 from training.reference import write_reference_set
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_donors, simulate_metadata
-from training.simulate.spectra import draw_types, load_templates, simulate_spectra
+from training.simulate.spectra import PARTIAL, draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
 from training.teacher import forest_opinion
 
@@ -125,8 +125,11 @@ class Run:
         code: NDArray[np.float64],
         held_out: NDArray[np.bool_],
     ) -> NDArray[np.float16]:
-        """(SPECTRUM_DRAWS, n, 3, 2575), kept on disk; rows of objects without a label are zero."""
-        path = self.output / f"spectra-{self.seed}.npy"
+        """(SPECTRUM_DRAWS, n, 3, 2575), kept on disk; rows of objects without a label are zero.
+
+        The first are whole; of the others, which only training sees, a share covers a part of the grid.
+        """
+        path = self.output / f"spectra-in-part-{self.seed}.npy"
         shape = (SPECTRUM_DRAWS, len(table), 3, 2575)
         if not path.exists():
             templates = load_templates(data)
@@ -137,8 +140,9 @@ class Run:
                 rng = np.random.default_rng([self.seed, 3, draw])
                 for rows in track(chunks, f"Simulating spectra {draw + 1}/{SPECTRUM_DRAWS}"):
                     out[draw, rows] = simulate_spectra(
-                        templates, list(table.label[rows]), list(table.survey[rows]), code[rows], held_out[rows], rng
-                    )
+                        templates, list(table.label[rows]), list(table.survey[rows]), code[rows], held_out[rows], rng,
+                        partial=PARTIAL if draw else 0.0,
+                    )  # fmt: skip
             out.flush()
             partial.rename(path)
         spectra: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -13,8 +13,9 @@ from broker.records import Spectrum
 
 GRID: Final = 3850.0 + 2.0 * np.arange(2575)
 """Angstrom, vacuum: AstroM3's grid, 3850 to 8998 in steps of 2."""
-MIN_COVERAGE: Final = 0.5
-"""Spectra with good pixels on less than this share of the grid are not used."""
+MIN_COVERAGE: Final = 0.1
+"""Spectra with good pixels on less than this share of the grid, 515 Angstrom, are not used: the model has been trained
+on no shorter ones."""
 BAD_PIXEL_ERROR: Final = 1e3
 """Error, in MADs, given to grid points without a good pixel; their flux is 0, the mean."""
 

@@ -12,7 +12,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from broker.assemble.spectrum import BAD_PIXEL_ERROR
 from training.encoders.lightcurve import EMBEDDING
+
+CONTINUUM_BIN = 5
+"""Grid steps that the continuum is averaged over before it is smoothed."""
+CONTINUUM_REACH = 20
+"""Bins to either side, 200 Angstrom, that the continuum at a place is a mean of, weighted with their distance."""
+LEAST_CONTINUUM = 0.05
+"""Of the median flux: fainter light has no lines that can be measured."""
+LINE_SCALE = 4.0
+USEFUL_ERROR = 0.03
+"""Of the continuum: the error at which a pixel counts half."""
+
+
+def lines_and_continuum(spectra: Tensor) -> Tensor:
+    """(batch, 3, 2575) as in ``SpectrumInputs`` to the same shape: depth of lines, precision, shape of the continuum.
+
+    Scaled by mean and MAD, the same pixels have other values where the spectrograph saw another part of the star's
+    light. So the flux over its median is taken back from the three channels, and divided by its continuum: the mean of
+    the pixels within 200 Angstrom that are covered. The first channel is then the same for a fifth of the grid as for
+    all of it; the second is 0 where there is no pixel, and 1 where its error is nil; the third is the continuum's
+    logarithm less its mean, so that a unit or a median of other wavelengths does not show.
+    """
+    flux, error = spectra[:, 0], spectra[:, 1]
+    good = error < 0.999 * BAD_PIXEL_ERROR
+    mask = good.to(flux.dtype)
+    mad = torch.pow(10.0, spectra[:, 2, :1])
+    count = mask.sum(dim=1, keepdim=True)
+    middle = ((count - 1.0) / 2.0).clamp(min=0.0).long()
+    median = torch.where(good, flux, 1e4).sort(dim=1).values.gather(1, middle)
+    flux = 1.0 + mad * (flux - median)
+
+    reach = torch.arange(-CONTINUUM_REACH, CONTINUUM_REACH + 1, device=flux.device)
+    kernel = (1.0 - reach.abs().to(flux.dtype) / (CONTINUUM_REACH + 1.0))[None, None]
+
+    def smooth(values: Tensor) -> Tensor:
+        binned = functional.avg_pool1d(values[:, None], CONTINUUM_BIN)
+        return functional.conv1d(binned, kernel, padding=CONTINUUM_REACH)
+
+    binned = smooth(flux * mask) / smooth(mask).clamp(min=1e-3)
+    continuum = functional.interpolate(binned, scale_factor=float(CONTINUUM_BIN), mode="linear")[:, 0]
+    continuum = continuum.clamp(min=LEAST_CONTINUUM)
+    depth = (flux / continuum - 1.0).clamp(-3.0, 3.0) * mask
+    precision = mask / (1.0 + error * mad / continuum / USEFUL_ERROR)
+    shape = continuum.log().clamp(-3.0, 3.0)
+    shape = (shape - (shape * mask).sum(dim=1, keepdim=True) / count.clamp(min=1.0)) * mask
+    return torch.stack([LINE_SCALE * depth, precision, shape], dim=1)
 
 
 class SpectrumEncoder(nn.Module):
@@ -33,6 +79,9 @@ class SpectrumEncoder(nn.Module):
 
     def forward(self, spectra: Tensor) -> Tensor:
         """(batch, 3, 2575) as in ``SpectrumInputs`` to (batch, 512), unit length."""
-        # Bad pixels carry very large errors; asinh keeps them from swamping the convolutions.
-        x = self.pool(self.convolutions(torch.asinh(spectra)))
+        return self.embed(lines_and_continuum(spectra))
+
+    def embed(self, lines: Tensor) -> Tensor:
+        """(batch, 3, 2575) as ``lines_and_continuum`` gives it to (batch, 512), unit length."""
+        x = self.pool(self.convolutions(lines))
         return functional.normalize(self.project(x.flatten(1)), dim=1)

@@ -15,7 +15,8 @@ from broker.assemble.spectrum import GRID, MIN_COVERAGE, assemble_spectra, norma
 from broker.records import Spectrum
 from training.simulate.spectra import type_code
 
-_PART_SHARE: Final = 0.3
+PART_SHARE: Final = 0.3
+"""Share of spectra, real and simulated, of which a part of the grid is seen."""
 _TYPE_SCATTER: Final = 1.5
 """Subclasses by which the type may be missed."""
 
@@ -46,11 +47,12 @@ class RealSpectra:
     def inputs(self, rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float32]:
         """Model inputs (m, 3, 2575) of ``rows`` (m,); of three in ten only a part of the wavelengths."""
         flux = self.flux[rows].copy()
-        kept = np.where(rng.random(len(rows)) < _PART_SHARE, rng.uniform(MIN_COVERAGE + 0.1, 1.0, len(rows)), 1.0)
+        kept = np.where(rng.random(len(rows)) < PART_SHARE, rng.uniform(MIN_COVERAGE + 0.02, 1.0, len(rows)), 1.0)
         first = rng.uniform(0.0, 1.0 - kept)
         place = (np.arange(len(GRID)) + 0.5) / len(GRID)
         flux[(place[None, :] < first[:, None]) | (place[None, :] > (first + kept)[:, None])] = np.nan
-        return normalise(flux, self.error[rows]).spectra
+        seen = np.isfinite(flux).mean(axis=1) > MIN_COVERAGE  # a part may lie where the spectrum has gaps
+        return normalise(np.where(seen[:, None], flux, self.flux[rows]), self.error[rows]).spectra
 
 
 def load_real_spectra(data: Path) -> RealSpectra:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from broker.assemble.spectrum import GRID, normalise, resample
+from broker.assemble.spectrum import GRID, MIN_COVERAGE, normalise, resample
 from broker.records import Spectrum
 
 _LETTER: Final = {letter: 10.0 * index for index, letter in enumerate("OBAFGKM")}
@@ -32,18 +32,26 @@ class TypeRange:
     earliest: float
     latest: float
     giant: bool = False
-    metal_poor: bool = False
+    halo: float = 0.0
+    """Share of stars with the metallicity of the halo, HALO_METALLICITY; the others have the disk's."""
     velocity: float = 50.0
     """Dispersion of radial velocity, km/s."""
+
+
+DISK_METALLICITY: Final = (-0.1, 0.25)
+"""[Fe/H], mean and deviation: Casagrande et al. 2011 (A&A 530, A138), stars near the Sun."""
+HALO_METALLICITY: Final = (-1.5, 0.4)
+"""[Fe/H] of field RR Lyrae stars: Fabrizio et al. 2019 (ApJ 882, 169); a tenth to a fifth are the disk's, Layden 1994
+(AJ 108, 1016)."""
 
 
 SPECTRAL_TYPES: Final[dict[str, TypeRange]] = {
     "EW": TypeRange(45.0, 6.0, 30.0, 57.0),  # Webbink 2003 (ASP Conf. 293, 76): contact binaries are F to K
     "EB": TypeRange(32.0, 9.0, 12.0, 55.0),  # Avvakumova et al. 2013 (AN 334, 860), as EA
     "EA": TypeRange(34.0, 10.0, 14.0, 57.0),
-    "RRAB": TypeRange(32.0, 2.5, 27.0, 36.0, metal_poor=True, velocity=130.0),  # Smith 1995, "RR Lyrae Stars"
-    "RRC": TypeRange(29.5, 2.0, 26.0, 33.0, metal_poor=True, velocity=130.0),
-    "HADS": TypeRange(29.0, 3.0, 23.0, 35.0),  # Breger 2000 (ASP Conf. 210, 3): A2 to F5
+    "RRAB": TypeRange(32.0, 2.5, 27.0, 36.0, halo=0.85, velocity=130.0),  # Smith 1995, "RR Lyrae Stars"
+    "RRC": TypeRange(29.5, 2.0, 26.0, 33.0, halo=0.9, velocity=130.0),
+    "HADS": TypeRange(29.0, 3.0, 23.0, 35.0, halo=0.15),  # Breger 2000 (ASP Conf. 210, 3): A2 to F5, some SX Phe
     "DSCT": TypeRange(28.0, 3.0, 22.0, 34.0),
     "M": TypeRange(65.5, 1.5, 62.0, 69.0, giant=True),  # Yao et al. 2017 (ApJS 232, 16): LAMOST Miras, M4 to M9
     "SR": TypeRange(63.0, 2.5, 57.0, 69.0, giant=True),  # Kholopov et al., GCVS: late K to M giants
@@ -52,9 +60,23 @@ SPECTRAL_TYPES: Final[dict[str, TypeRange]] = {
 }
 """By class, or ``class:survey`` where one survey's stars of a class differ."""
 
-BLUR_ANGSTROM: Final = 5.0
-"""All templates are smoothed to about this resolution, so that it does not tell giants (Pickles, 5 Angstrom)
-from dwarfs (SDSS, 2 Angstrom)."""
+RESOLUTIONS: Final = (3.0, 5.0, 8.0)
+"""Angstrom, full width at half maximum: templates are smoothed to each of these, as spectrographs differ. Pickles'
+giants, which have 5 as they are, stay so where it is finer."""
+_SDSS_RESOLUTION: Final = 2.5
+_PICKLES_RESOLUTION: Final = 5.0
+PARTIAL: Final = 0.6
+"""Share of spectra in training that cover a part of the grid."""
+_LEAST_PART, _MOST_PART = MIN_COVERAGE, 0.95
+_TWO_ARMS: Final = 0.2
+_GAPS, _GAP_SHARE, _GAP_WIDTH = 3, 0.25, 0.12
+"""At most so many gaps, each with this probability and at most this share of the part wide."""
+_UNCALIBRATED: Final = (0.2, 0.6)
+"""Share of spectra, whole and in part, whose flux is not calibrated: counts."""
+_CONTINUUM_DIVIDED: Final = (0.05, 0.15)
+"""Share of spectra, whole and in part, that come divided by their continuum."""
+_CALIBRATION_ERROR: Final = (0.5, 0.25, 0.12, 0.06)
+"""Deviations of the Legendre coefficients, first order on, of the logarithm of a throughput nobody took out."""
 
 
 def type_code(spectral_type: str) -> float:
@@ -71,7 +93,7 @@ class Templates:
     """Template spectra on the model's grid, at unit median."""
 
     flux: NDArray[np.float64]
-    """(t, 2575)."""
+    """(r, t, 2575): at each of RESOLUTIONS."""
     scatter: NDArray[np.float64]
     """(t, 2575) star-to-star standard deviation, in the unit of ``flux``; 0 where not known."""
     code: NDArray[np.float64]
@@ -102,18 +124,27 @@ def load_templates(data: Path) -> Templates:
             code.append(type_code(str(name)))
             giant.append(str(name).endswith("III"))
             metallicity.append(np.nan)
-    smooth = gaussian_filter1d(np.array(flux), BLUR_ANGSTROM / 2.0 / 2.355, axis=1)
-    unit = np.median(smooth, axis=1, keepdims=True)
-    usable = (unit[:, 0] > 0) & np.isfinite(code)
-    relative_scatter = np.clip(np.array(scatter) / unit, 0.0, 0.5)
+    sdss = len(table["flux"])
+    smooth = np.array([_smoothed(np.array(flux), sdss, resolution) for resolution in RESOLUTIONS])
+    unit = np.median(smooth, axis=2, keepdims=True)
+    usable = (unit[0, :, 0] > 0) & np.isfinite(code)
+    relative_scatter = np.clip(np.array(scatter) / unit[0], 0.0, 0.5)
     return Templates(
-        flux=(smooth / unit)[usable],
+        flux=(smooth / unit)[:, usable],
         scatter=relative_scatter[usable],
         code=np.array(code)[usable],
         giant=np.array(giant)[usable],
         metallicity=np.array(metallicity)[usable],
         noise_shape=_noise_shapes(data / "lamost_spectra.npz"),
     )
+
+
+def _smoothed(flux: NDArray[np.float64], sdss: int, resolution: float) -> NDArray[np.float64]:
+    """Spectra (t, 2575), of which the first ``sdss`` are SDSS's and the others Pickles', at a resolution, Angstrom."""
+    step = GRID[1] - GRID[0]
+    width = [max(resolution**2 - own**2, 0.0) ** 0.5 / 2.355 / step for own in (_SDSS_RESOLUTION, _PICKLES_RESOLUTION)]
+    parts = (flux[:sdss], flux[sdss:])
+    return np.concatenate([gaussian_filter1d(f, w, axis=1) if w > 0 else f for f, w in zip(parts, width, strict=True)])
 
 
 def _noise_shapes(path: Path) -> NDArray[np.float64]:
@@ -152,26 +183,31 @@ def simulate_spectra(
     code: NDArray[np.float64],
     held_out: NDArray[np.bool_],
     rng: np.random.Generator,
+    partial: float = 0.0,
 ) -> NDArray[np.float32]:
     """Model inputs (n, 3, 2575) of simulated spectra for objects of the given classes and type codes (n,).
 
     Objects with ``held_out`` (n,) draw from templates that the others do not draw from, so that a test star's
-    spectrum is not of a template seen in training; among giants there are too few, and they share them.
+    spectrum is not of a template seen in training; among giants there are too few, and they share them. A share
+    ``partial`` is as ``in_part`` has it; with 0 all are whole and their flux is calibrated.
     """
     ranges = [_range(c, s) for c, s in zip(classes, surveys, strict=True)]
     size = len(classes)
     cost = np.abs(templates.code[None, :] - code[:, None])
     giant = np.array([r.giant for r in ranges])
     cost += 100.0 * (templates.giant[None, :] != giant[:, None])
-    poor = np.array([r.metal_poor for r in ranges])
-    metallicity = np.nan_to_num(templates.metallicity, nan=0.0)
-    cost += np.where(poor[:, None], np.abs(metallicity + 1.5), np.abs(np.minimum(metallicity + 0.5, 0.0)))
+    metallicity = draw_metallicity(ranges, rng)
+    cost += np.abs(np.nan_to_num(templates.metallicity, nan=0.0)[None, :] - metallicity[:, None]) / 0.25
     for_test = np.arange(len(templates.code)) % 4 == 0
     wrong_part = (for_test[None, :] != held_out[:, None]) & ~templates.giant[None, :]
     cost += 100.0 * wrong_part
-    chosen = np.argmin(cost + rng.exponential(0.7, cost.shape), axis=1)
+    resolution = rng.integers(0, len(RESOLUTIONS), size)
+    # Between two templates, as types and metallicities do not come in steps.
+    first, second = (np.argmin(cost + rng.exponential(0.7, cost.shape), axis=1) for _ in range(2))
+    share = rng.random((size, 1))
+    flux = share * templates.flux[resolution, first] + (1.0 - share) * templates.flux[resolution, second]
     # One random factor a star: the composites' deviation is mostly in overall shape, not pixel by pixel.
-    flux = templates.flux[chosen] + rng.normal(0, 0.7, (size, 1)) * templates.scatter[chosen]
+    flux += rng.normal(0, 0.7, (size, 1)) * templates.scatter[first]
     velocity = rng.normal(0, [r.velocity for r in ranges])
     for row, shift in enumerate(1.0 + velocity / 299792.458):
         flux[row] = np.interp(GRID, GRID * shift, flux[row])
@@ -180,7 +216,56 @@ def simulate_spectra(
     signal_to_noise = np.exp(rng.uniform(np.log(10), np.log(100), size))
     error = templates.noise_shape[rng.integers(0, len(templates.noise_shape), size)]
     error = error * (np.median(flux, axis=1) / signal_to_noise)[:, None]
-    return normalise(flux + error * rng.normal(size=flux.shape), error).spectra
+    flux = flux + error * rng.standard_normal(flux.shape, np.float32)
+    if partial > 0:
+        factor = in_part(flux, rng, partial)
+        flux, error = flux * factor, error * factor
+    return normalise(flux, error).spectra
+
+
+def draw_metallicity(ranges: Sequence[TypeRange], rng: np.random.Generator) -> NDArray[np.float64]:
+    """[Fe/H] (n,) of stars of the given ranges (n,): a normal distribution for the disk, and one for the halo."""
+    halo = rng.random(len(ranges)) < [r.halo for r in ranges]
+    mean, deviation = (np.where(halo, h, d) for h, d in zip(HALO_METALLICITY, DISK_METALLICITY, strict=True))
+    return np.asarray(rng.normal(mean, deviation))
+
+
+def in_part(flux: NDArray[np.float64], rng: np.random.Generator, share: float) -> NDArray[np.float64]:
+    """What spectrographs make of spectra (n, 2575): a factor (n, 2575) for flux and error, NaN where nothing is seen.
+
+    A share of the spectra cover one stretch of the grid, from MIN_COVERAGE to 95 % of it and even in the logarithm, or
+    two; there are gaps in them. Some, whole or not, are not calibrated in flux, or divided by their continuum.
+    """
+    size = len(flux)
+    place = ((np.arange(len(GRID)) + 0.5) / len(GRID))[None, :]
+    partial = rng.random(size) < share
+    factor = np.ones_like(flux)
+
+    def stretch(width: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        # Beyond both ends, so that stretches at the ends of the grid are as likely as others.
+        first = np.clip(rng.uniform(-0.15, 1.15 - width), 0.0, 1.0 - width)[:, None]
+        return first, (place >= first) & (place <= first + width[:, None])
+
+    width = np.where(partial, np.exp(rng.uniform(np.log(_LEAST_PART * 1.02), np.log(_MOST_PART), size)), 1.0)
+    first, seen = stretch(width)
+    two = partial & (rng.random(size) < _TWO_ARMS)
+    _, second = stretch(np.exp(rng.uniform(np.log(0.05), np.log(0.4), size)))
+    seen |= second & two[:, None]
+    kept = seen.copy()
+    for _ in range(_GAPS):
+        middle, half = first + rng.random((size, 1)) * width[:, None], 0.5 * _GAP_WIDTH * width * rng.random(size)
+        there = partial & (rng.random(size) < _GAP_SHARE)
+        kept &= ~(there[:, None] & (np.abs(place - middle) < half[:, None]))
+    seen = np.where((kept.mean(axis=1) > MIN_COVERAGE)[:, None], kept, seen)
+    counts = np.flatnonzero(rng.random(size) < np.where(partial, *_UNCALIBRATED[::-1]))
+    along = np.clip((place - first[counts]) / width[counts, None], 0.0, 1.0) * 2.0 - 1.0
+    coefficient = rng.normal(0.0, _CALIBRATION_ERROR, (len(counts), len(_CALIBRATION_ERROR)))
+    basis = np.polynomial.legendre.legvander(along, len(_CALIBRATION_ERROR))[..., 1:]
+    factor[counts] *= np.exp(np.einsum("nwk,nk->nw", basis, coefficient))
+    divided = np.flatnonzero(rng.random(size) < np.where(partial, *_CONTINUUM_DIVIDED[::-1]))
+    continuum = gaussian_filter1d(flux[divided], 60.0, axis=1)
+    factor[divided] = 1.0 / np.maximum(continuum, 0.02 * continuum.max(axis=1, keepdims=True))
+    return np.where(seen, factor, np.nan)
 
 
 def _range(class_name: str, survey: str) -> TypeRange:

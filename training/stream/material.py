@@ -26,7 +26,7 @@ from training.datasets.splits import part_of_each, split
 from training.datasets.tables import TIME_SYSTEM, load_objects
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
-from training.simulate.spectra import load_templates, simulate_spectra
+from training.simulate.spectra import PARTIAL, load_templates, simulate_spectra
 from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_indices, cut_versions, first_n, random_n
 
 PACKETS = "ztf_packets"
@@ -34,6 +34,9 @@ REAL_SETS = (PACKETS, "ztf_dr", "ztf_rebuilt", "stripe82")
 """Sets that are trained on. ASAS-SN's, whose labels are doubtful, and EROS-2's are for tests alone."""
 STARS_OF_CLASS = 1000
 """Training stars of each class and survey of the archive, at most."""
+SPECTRUM_DRAWS = 4
+"""Simulated spectra of each star of the archive, one for each version of its history: the first is whole, of the
+others a share covers a part of the grid only (``training.simulate.spectra.in_part``)."""
 _COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
 
 
@@ -122,7 +125,7 @@ class Material:
     packet_like: Inputs
     """Of the same, with a packet's."""
     spectrum: NDArray[np.float16]
-    """(n, 512) embeddings of simulated spectra of the archive's stars."""
+    """(n, 512) embeddings of simulated spectra of the archive's stars, another one for each version of a history."""
     real: Examples
     real_inputs: Inputs
     usable: NDArray[np.bool_]
@@ -142,11 +145,14 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     real = _cached(cache / "real.npz", lambda: _real_examples(encoder, data))
     stars = _ArchiveStars(data, seed)
     archive = _cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
-    path = cache / f"spectra-{seed}.npy"
+    path = cache / f"spectrum-draws-{seed}.npy"
     if not path.exists():
         np.save(path, stars.spectra(repository, data))
     rows = stars.rows_of(archive)
-    spectrum: NDArray[np.float16] = np.load(path, allow_pickle=False)[np.searchsorted(stars.rows, rows)]
+    version = np.array([int(kind.split("/")[1]) for kind in archive.kind])
+    spectrum: NDArray[np.float16] = np.load(path, allow_pickle=False)[
+        version % SPECTRUM_DRAWS, np.searchsorted(stars.rows, rows)
+    ]
     rng = np.random.default_rng([seed, 13])
     # What a catalogue has of an archive's star, and what a packet would say of it.
     catalogued = stars.catalogued[rows]
@@ -258,16 +264,20 @@ class _ArchiveStars:
         ]
 
     def spectra(self, repository: Path, data: Path) -> NDArray[np.float16]:
-        """(m, 512) embeddings of a simulated spectrum of each of ``rows``."""
+        """(SPECTRUM_DRAWS, m, 512) embeddings of simulated spectra of each of ``rows``.
+
+        Validation stars, with which the head is calibrated, have templates that no training star has.
+        """
         session = onnxruntime.InferenceSession(repository / "spectrum_encoder" / "1" / "model.onnx")
         templates, table = load_templates(data), self._table
         rng = np.random.default_rng([self._seed, 15])
-        parts = []
-        for first in track(range(0, len(self.rows), CHUNK), "Simulating spectra"):
-            rows = self.rows[first : first + CHUNK]
-            spectra = simulate_spectra(
-                templates, list(table.label[rows]), list(table.survey[rows]), self._code[rows],
-                self._part[rows] == 2, rng,
-            )  # fmt: skip
-            parts.append(session.run(["embedding"], {"spectra": spectra.astype(np.float32)})[0].astype(np.float16))
-        return np.concatenate(parts)
+        result = np.zeros((SPECTRUM_DRAWS, len(self.rows), 512), np.float16)
+        for draw in range(SPECTRUM_DRAWS):
+            for first in track(range(0, len(self.rows), CHUNK), f"Simulating spectra {draw + 1}/{SPECTRUM_DRAWS}"):
+                rows = self.rows[first : first + CHUNK]
+                spectra = simulate_spectra(
+                    templates, list(table.label[rows]), list(table.survey[rows]), self._code[rows],
+                    self._part[rows] > 0, rng, partial=PARTIAL if draw else 0.0,
+                )  # fmt: skip
+                result[draw, first : first + CHUNK] = session.run(["embedding"], {"spectra": spectra})[0]
+        return result

@@ -64,10 +64,12 @@ def test_bad_pixels_are_flagged_and_do_not_reach_the_flux() -> None:
 def test_missing_and_unusable_spectra_are_absent() -> None:
     wavelength = np.arange(3800.0, 9050.0, 2.0)
     good = spectrum(wavelength, line(wavelength))
-    half = spectrum(wavelength[:1000], line(wavelength[:1000]))
+    fifth = spectrum(wavelength[25:555], line(wavelength[25:555]))
+    short = spectrum(wavelength[:500], line(wavelength[:500]))
+    short.flux_error[::2] = np.inf
     blank = Spectrum(wavelength, np.full(len(wavelength), np.nan, np.float32), good.flux_error)
     disordered = Spectrum(wavelength[::-1].copy(), good.flux, good.flux_error)
     single = spectrum(wavelength[:1], line(wavelength[:1]))
-    inputs = assemble_spectra([None, good, half, blank, disordered, single])
-    assert inputs.present.tolist() == [False, True, False, False, False, False]
+    inputs = assemble_spectra([None, good, fifth, short, blank, disordered, single])
+    assert inputs.present.tolist() == [False, True, True, False, False, False, False]
     assert not inputs.spectra[~inputs.present].any()
