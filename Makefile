@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # A CPU build on most machines; set TORCH to the build you want (any torch >= 2.6 trains).
 TORCH ?= torch==2.13.0
 RUN_FOLDER ?= runs/trifid
+# Files of tests side by side. Those of Kafka's faults and outages mostly wait: one more than the cores of a small machine.
+TEST_WORKERS ?= 3
 
 .PHONY: demo test faults lint audit bench train clean
 
@@ -31,8 +33,11 @@ $(VENV)/.all: $(VENV)/.service
 demo: $(VENV)/.service
 	$(BIN)/trifid demo
 
+# The longest files come first (tests/conftest.py). One thread each: several of OpenMP's would wait for each other by
+# spinning, on cores that another test needs.
 test: lint .venv-triton/.ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0 --durations 25
 
 # The long form of the fault suite (docs/faults.md), with its table of results.
 faults: $(VENV)/.all .venv-triton/.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,57 @@ settings.register_profile("trifid", derandomize=True, deadline=None)
 settings.load_profile("trifid")
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (
+    "integration/test_topics.py",
+    "integration/test_service.py",
+    "faults/test_servers.py",
+    "faults/test_network.py",
+    "faults/test_security.py",
+    "integration/test_subscription.py",
+    "faults/test_workers.py",
+    "integration/test_triton.py",
+    "integration/test_run.py",
+)
+"""Files that take longest, the longest first (``pytest --durations=0``)."""
+FAULT = "fault"
+"""The property of a test's report that has its line of the table of faults."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: of files side by side, none of those is then left to the end."""
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table of faults, and write it where TRIFID_FAULTS_REPORT says: Markdown, and JSON beside it.
+
+    Here and from the tests' reports, because pytest-xdist's workers print nothing, and the process that does so reads
+    no other conftest.py than this one.
+    """
+    values = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == FAULT
+    ]
+    if not values:
+        return
+    # Here, so that a test of one unit need not wait until Kafka's client and all else is imported.
+    from tests.faults.harness import markdown
+    from tests.faults.ledger import Row
+
+    rows = [Row(**value) for value in values]
+    terminalreporter.section("faults")
+    for row in rows:
+        terminalreporter.write_line(str(row))
+    if path := os.environ.get("TRIFID_FAULTS_REPORT"):
+        table = Path(path)
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_text(markdown(rows))
+        table.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")

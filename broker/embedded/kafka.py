@@ -21,12 +21,12 @@ from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError, DependencyUnavailableError
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
-_START_TIMEOUT: Final = 120.0
+_START_TIMEOUT: Final = 240.0
 _STOP_TIMEOUT: Final = 30.0
-_ADMIN_TIMEOUT: Final = 10.0
+_ADMIN_TIMEOUT: Final = 60.0
 _FORMAT_ATTEMPTS: Final = 4
 _MECHANISM: Final = "SCRAM-SHA-512"
-_TOOL_TIMEOUT: Final = 60.0
+_TOOL_TIMEOUT: Final = 180.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class RedisServer(ServerProcess):
         self._acl_file, self._login = acl_file, login
         self._tls_port = free_port()
         self._front = None if tls is None else TlsFront(tls, self._tls_port, self.port)
-        super().__init__(self.folder / "redis.log", start_timeout=10, stop_timeout=10)
+        super().__init__(self.folder / "redis.log", start_timeout=60, stop_timeout=10)
 
     @property
     def url(self) -> str:

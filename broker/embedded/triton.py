@@ -34,7 +34,7 @@ _BACKENDS: Final = "trifid-backends"  # folder within the virtual environment
 _SERVER_PACKAGE: Final = "nvidia-pytriton==0.7.0"
 _BACKEND_PACKAGES: Final = ("numpy>=2.0", "onnxruntime>=1.20")
 
-_START_TIMEOUT: Final = 120.0
+_START_TIMEOUT: Final = 240.0
 _STOP_TIMEOUT: Final = 30.0
 
 

@@ -1,8 +1,7 @@
-"""Fixtures of the fault suite, and its table of results."""
+"""Fixtures of the fault suite. Its table of results is printed by tests/conftest.py."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -13,11 +12,10 @@ import pytest
 
 from broker.embedded.kafka import find_kafka_home
 from broker.embedded.triton import TritonServer, triton_installed
-from tests.faults.harness import Case, Kafka, markdown
+from tests.conftest import FAULT
+from tests.faults.harness import Case, Kafka
 from tests.faults.ledger import Row
 from tests.random_models import MODEL_REPO
-
-ROWS = pytest.StashKey[list[Row]]()
 
 NewCase = Callable[..., Case]
 
@@ -45,28 +43,13 @@ def triton() -> Iterator[TritonServer]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def report(request: pytest.FixtureRequest) -> Callable[[Row], None]:
+@pytest.fixture
+def report(record_property: Callable[[str, object], None]) -> Callable[[Row], None]:
     """Takes a line of the table, which is printed at the end of the run."""
-    return request.config.stash.setdefault(ROWS, []).append
+    return lambda row: record_property(FAULT, asdict(row))
 
 
 @pytest.fixture
 def new_case(kafka: Kafka, tmp_path: Path, report: Callable[[Row], None]) -> NewCase:
     """Makes a case on the shared broker, from its prefix and what else ``Case`` takes."""
     return partial(Case, kafka, tmp_path, report)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the table, and write it where TRIFID_FAULTS_REPORT says: Markdown, and JSON beside it."""
-    rows = config.stash.get(ROWS, [])
-    if not rows:
-        return
-    terminalreporter.section("faults")
-    for row in rows:
-        terminalreporter.write_line(str(row))
-    if path := os.environ.get("TRIFID_FAULTS_REPORT"):
-        table = Path(path)
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text(markdown(rows))
-        table.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -27,14 +27,14 @@ SESSION_S: Final = 6.0
 TRANSACTION_S: Final = 10.0
 RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
-GIVE_UP_S: Final = 120.0
-"""A worker that does not come back for so long is taken for one that hangs."""
+GIVE_UP_S: Final = 300.0
+"""A worker that does not come back for so long is taken for one that hangs, also on a busy machine."""
 JOINED: Final = "partitions that come"
 """What a worker logs when it is in the group."""
 _LOOK_S: Final = 0.5
 _SETTLE_S: Final = 2.0
 """How long to wait for what must not come."""
-_STOP_S: Final = 15.0
+_STOP_S: Final = 60.0
 _TAIL: Final = 1500
 
 Config = Mapping[str, Mapping[str, Any]]
@@ -128,7 +128,7 @@ class Worker:
     def exit_code(self) -> int | None:
         return None if self._process is None else self._process.poll()
 
-    def wait_for(self, text: str, seconds: float = 60.0) -> None:
+    def wait_for(self, text: str, seconds: float = GIVE_UP_S) -> None:
         """Until it wrote ``text`` since its latest start."""
         end = time.monotonic() + seconds
         while text not in self.output:
@@ -228,7 +228,7 @@ class Case:
         worker.start()
         return worker
 
-    def begin(self, alerts: Sequence[Sent], share: float = 0.25, seconds: float = 90.0) -> float:
+    def begin(self, alerts: Sequence[Sent], share: float = 0.25, seconds: float = GIVE_UP_S) -> float:
         """Send all, and wait until this share of them is out; the rate at which they came, in alerts a second."""
         for worker in self.workers:  # all are at work before there is any
             worker.wait_for(f"{JOINED}: {self.prefix}.in")
@@ -240,7 +240,7 @@ class Case:
         self.wait(min(len(alerts), max(round(share * len(alerts)), before + few)), seconds)
         return (self.ledger.accounted - before) / (time.monotonic() - begun)
 
-    def wait(self, count: int, seconds: float = 90.0, *, restart: bool = False) -> None:
+    def wait(self, count: int, seconds: float = GIVE_UP_S, *, restart: bool = False) -> None:
         """Until so many alerts are accounted for.
 
         With ``restart`` workers that end with exit code 1 are started again, as a service manager does.
@@ -260,7 +260,7 @@ class Case:
                 worker.start()
                 self.restarts += 1
 
-    def finish(self, name: str, recovery_s: float | None = None, note: str = "", *, seconds: float = 120.0) -> Row:
+    def finish(self, name: str, recovery_s: float | None = None, note: str = "", *, seconds: float = GIVE_UP_S) -> Row:
         """Wait for everything, stop the workers in order, and balance the ledger."""
         self.ledger.flush()
         self.ledger.wait(len(self.ledger.sent), seconds)

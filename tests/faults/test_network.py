@@ -25,7 +25,7 @@ def redis_through(network: BadNetwork) -> dict[str, dict[str, str]]:
     return {"redis": {"url": f"redis://127.0.0.1:{network.port}/0"}}
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_redis_that_is_slow(new_case: NewCase, alerts: list[Sent]) -> None:
     """300 ms a round trip, for as long as a tenth of the alerts take."""
     with BadNetwork() as network, new_case("slow") as case:
@@ -43,7 +43,7 @@ def test_redis_that_is_slow(new_case: NewCase, alerts: list[Sent]) -> None:
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_redis_that_hangs(new_case: NewCase, alerts: list[Sent]) -> None:
     """20 s without an answer, which is longer than its timeout and the session's; then the answers come."""
     with BadNetwork() as network, new_case("hangs") as case:
@@ -62,7 +62,7 @@ def test_redis_that_hangs(new_case: NewCase, alerts: list[Sent]) -> None:
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_redis_cut_off(new_case: NewCase, alerts: list[Sent]) -> None:
     """Connections end and none can be made; for one of two workers only."""
     with BadNetwork() as network, new_case("cut") as case:
@@ -80,7 +80,7 @@ def test_redis_cut_off(new_case: NewCase, alerts: list[Sent]) -> None:
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["hold", "cut"])
 def test_kafka_out_of_reach_of_one_worker(new_case: NewCase, kafka: Kafka, alerts: list[Sent], how: str) -> None:
     """For longer than its session and its transaction last: the other one takes over, and it is fenced or goes on."""

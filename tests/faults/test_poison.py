@@ -14,7 +14,7 @@ from tests.faults.poisoned_survey import BREAKS, RAISES
 EVERY = 50
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_poison(new_case: NewCase, full: bool) -> None:
     """Every 50th message is garbage of some kind, and a module of a survey fails on some alerts."""
     chance = random.Random(7)

@@ -123,7 +123,7 @@ class Site:
         except OSError:
             return ""
 
-    def wait_for(self, path: str, text: str, seconds: float = 30.0) -> None:
+    def wait_for(self, path: str, text: str, seconds: float = 120.0) -> None:
         """Until the service's HTTP server says so."""
         end = time.monotonic() + seconds
         while text not in (answer := self.get(path)):
@@ -138,7 +138,7 @@ class Site:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
         assert not told(result.stdout + result.stderr)
         assert result.returncode == 0, result.stderr
@@ -159,7 +159,7 @@ class Worker:
     def output(self) -> str:
         return self._log.read_text()
 
-    def wait_for(self, text: str, seconds: float = 30.0) -> None:
+    def wait_for(self, text: str, seconds: float = 120.0) -> None:
         end = time.monotonic() + seconds
         while text not in self.output:
             assert time.monotonic() < end, f"{text!r} is not in:\n{self.output[-3000:]}"
@@ -168,12 +168,12 @@ class Worker:
     def ends(self) -> int | None:
         """Its exit code; None where it does not end by itself."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(30)
+            return self.process.wait(120)
         return None
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0, self.output[-3000:]
+        assert self.process.wait(60) == 0, self.output[-3000:]
 
     def __enter__(self) -> Worker:
         return self
@@ -207,7 +207,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with kafka, redis, triton:
         kafka.create_topics(["alerts.ztf", "alerts.lsst", "not.ours"], partitions=2)
         grant = {"KAFKA_ACLS": " ".join(kafka.tool_command("acls")), "PATH": os.environ["PATH"]}
-        subprocess.run([str(EXAMPLES / "kafka-acls.sh")], env=grant, check=True, capture_output=True, timeout=120)
+        subprocess.run([str(EXAMPLES / "kafka-acls.sh")], env=grant, check=True, capture_output=True, timeout=400)
         yield Site(folder, kafka, redis, triton, authority, stranger, authority.issue("service"))
 
 

@@ -16,7 +16,7 @@ from broker.embedded.kafka import find_kafka_home
 from broker.embedded.redis import RedisServer
 from broker.embedded.triton import TritonServer
 from tests.faults.conftest import NewCase
-from tests.faults.harness import JOINED, Case, Kafka, check_recovery
+from tests.faults.harness import GIVE_UP_S, JOINED, Case, Kafka, check_recovery
 from tests.faults.ledger import Row, Sent, stream
 
 AWAY_S = 4.0
@@ -27,7 +27,7 @@ def alerts(full: bool) -> list[Sent]:
     return stream(6000 if full else 2000, seed=3)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: list[Sent]) -> None:
     """On the same port and folder."""
     with new_case("broker") as case:
@@ -38,14 +38,14 @@ def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: 
         time.sleep(AWAY_S)
         kafka.start()
         back = time.monotonic()
-        case.wait(len(alerts), 120, restart=True)
+        case.wait(len(alerts), restart=True)
         recovery = case.ledger.recovery(back, full_rate)
         note = f"since it answered; workers that ended and were started again: {case.restarts}"
         case.finish("Kafka: kill -9, back on the same folder", recovery, note)
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) -> None:
     """With its data: ``appendonly yes``, ``appendfsync always``."""
     with new_case("redis") as case:
@@ -64,7 +64,7 @@ def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) ->
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_redis_comes_back_empty(new_case: NewCase, alerts: list[Sent]) -> None:
     """Without persistence: still one annotation an alert, from at least what its packet carries."""
     with new_case("forgetful", redis=RedisServer()) as case:
@@ -84,7 +84,7 @@ def test_redis_comes_back_empty(new_case: NewCase, alerts: list[Sent]) -> None:
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_triton_killed_in_the_middle_of_a_batch(new_case: NewCase, triton: TritonServer, alerts: list[Sent]) -> None:
     """Three times, at random moments."""
     chance = random.Random(4)
@@ -106,7 +106,7 @@ def test_triton_killed_in_the_middle_of_a_batch(new_case: NewCase, triton: Trito
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_topic_that_takes_no_dead_letter(new_case: NewCase, kafka: Kafka, alerts: list[Sent]) -> None:
     """The service stops with a clear error rather than dropping one; once the topic is mended it goes on."""
     garbage = Sent(random.Random(5).randbytes(20_000), b"garbage")
@@ -114,7 +114,7 @@ def test_topic_that_takes_no_dead_letter(new_case: NewCase, kafka: Kafka, alerts
     with new_case("letters", dead_letter_topic={"max.message.bytes": "10000"}) as case:
         worker = case.worker("one")
         case.ledger.send(alerts)
-        code = worker.wait_for_end(90)
+        code = worker.wait_for_end(GIVE_UP_S)
         assert code == 2, case.tails()
         assert "lower publish.dead_letter_max_bytes" in worker.output
         assert not case.ledger.letters
@@ -148,7 +148,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], None], alerts: list[Sent]) -> None:
     """Kafka's disk fills up with what comes out, and Kafka halts; with room again it is started again."""
     if find_kafka_home() is None:
@@ -170,7 +170,7 @@ def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], Non
         kafka.kill()
         kafka.start()
         back = time.monotonic()
-        case.wait(len(alerts), 120, restart=True)
+        case.wait(len(alerts), restart=True)
         recovery = case.ledger.recovery(back, full_rate)
         note = f"Kafka {'halted by itself' if halted else 'was killed'}; workers started again: {case.restarts}"
         case.finish("full disk of Kafka", recovery, note)

@@ -46,7 +46,7 @@ def test_workers_killed_at_random_moments(new_case: NewCase, full: bool) -> None
     check_recovery(slowest)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_workers_come_and_go(new_case: NewCase, full: bool) -> None:
     """Rebalances under load: 1, 4 (or 8), 2 and 1 workers, some stopped and some killed."""
     most = 8 if full else 4
@@ -72,7 +72,7 @@ def test_workers_come_and_go(new_case: NewCase, full: bool) -> None:
     check_recovery(recovery)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_clock_jumps(new_case: NewCase, full: bool, tmp_path: Path) -> None:
     """One worker's wall clock, as Python sees it, jumps 5 h ahead and 10 h back while it works."""
     alerts = stream(6000 if full else 2000, seed=8)

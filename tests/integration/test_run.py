@@ -107,7 +107,7 @@ port = {self.metrics_port}
     def stop(self) -> str:
         """SIGTERM; the end of its output, which holds the books."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0, self.log.read_text()[-2000:]
+        assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
         return self.log.read_text().strip().splitlines()[-1]
 
     def send(self, payloads: list[bytes]) -> None:
@@ -127,7 +127,7 @@ port = {self.metrics_port}
         with Subscription(f"{self.prefix}.ztf.all", self.kafka.bootstrap_servers, start="earliest") as subscription:
             assert len(list(islice(subscription, count))) == count
 
-    def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 90.0) -> list[PublishedAnnotation]:
+    def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 180.0) -> list[PublishedAnnotation]:
         """Up to ``count`` committed annotations, waiting for them; then whatever else comes in a second."""
         found: list[PublishedAnnotation] = []
         end = time.monotonic() + seconds

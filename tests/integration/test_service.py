@@ -47,6 +47,7 @@ from broker.streaming.replay import Replay
 from broker.streaming.service import Control, Service
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from tests.busy import slowness
 from tests.random_models import build_random_repository
 
 PACKETS = [a.payload for a in simulate_alerts(1300, 2, seed=3)]
@@ -94,14 +95,14 @@ class Worker:
             return 0, None
 
     def wait_until_ready(self) -> None:
-        wait_until(lambda: self.get("/readyz")[0] == 200, 60, self)
+        wait_until(lambda: self.get("/readyz")[0] == 200, 120, self)
 
     def stop(self) -> str:
         """SIGTERM; the last line of the log, which has the books."""
         start = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(30) == 0, self.tail()
-        assert time.monotonic() - start < STOP_S, self.tail()
+        assert self.process.wait(120) == 0, self.tail()
+        assert time.monotonic() - start < STOP_S * slowness(), self.tail()
         return self.log.read_text().strip().splitlines()[-1]
 
     def tail(self) -> str:
@@ -158,7 +159,7 @@ class Group:
         """How often each alert was published."""
         return Counter(a.alert_id for payload in self.published() for a in read(payload))
 
-    def wait_for(self, count: int, seconds: float = 90.0) -> None:
+    def wait_for(self, count: int, seconds: float = 180.0) -> None:
         wait_until(lambda: len(self.published()) + len(self.published(self.letters)) >= count, seconds, *self.workers)
 
     def __enter__(self) -> Group:
@@ -279,7 +280,7 @@ class Threads:
     def stop(self, number: int) -> None:
         service, thread = self.running.pop(number)
         service.stop()
-        thread.join(15)
+        thread.join(60)
         assert not thread.is_alive()
         self.books.append(service.books)
 
@@ -308,7 +309,7 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
             time.sleep(rng.uniform(0.5, 2.0))
             if len(group.running) > 3:
                 group.stop(rng.randrange(len(group.running)))
-        wait_until(lambda: len(group.out()) >= len(payloads), 60)
+        wait_until(lambda: len(group.out()) >= len(payloads), 180)
         while group.running:
             group.stop(0)
         assert Counter(group.out()) == Counter(payloads)
@@ -324,7 +325,7 @@ def test_messages_of_one_batch_that_are_delivered_in_parts(servers: Servers) -> 
         group.send(payloads)
         for least in (9, 30, 60):
             group.start()
-            wait_until(lambda least=least: len(group.out()) >= least, 30)  # type: ignore[misc]
+            wait_until(lambda least=least: len(group.out()) >= least, 90)  # type: ignore[misc]
             group.stop(0)
         assert Counter(group.out()) == Counter(payloads)
         assert sum(books.messages for books in group.books) == 60
@@ -339,11 +340,11 @@ def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pyt
         group.send(payloads)
         with caplog.at_level("INFO"):
             group.start()
-            wait_until(lambda: len(group.out()) == 20, 30)
+            wait_until(lambda: len(group.out()) == 20, 90)
             assert "lost" not in caplog.text
             assert "given back" not in caplog.text
             group.start()
-            wait_until(lambda: len(group.out()) == 40, 40)
+            wait_until(lambda: len(group.out()) == 40, 90)
             assert "lost" not in caplog.text
         assert Counter(group.out()) == Counter(payloads)
 
@@ -413,8 +414,8 @@ def test_stops_in_time_before_the_model_is_there_and_says_so(servers: Servers, t
             servers, tmp_path, "silent", inference={"engine": "triton"}, triton={"url": f"127.0.0.1:{port}"}
         ) as group:
             worker = group.start("one")
-            wait_until(lambda: worker.get("/healthz")[0] == 200, 30, worker)
-            wait_until(lambda: "triton" in worker.get("/readyz")[1]["checks"], 30, worker)
+            wait_until(lambda: worker.get("/healthz")[0] == 200, 90, worker)
+            wait_until(lambda: "triton" in worker.get("/readyz")[1]["checks"], 90, worker)
             status, body = worker.get("/readyz")
             assert status == 503
             assert body["checks"]["model"] == "not loaded yet"
@@ -434,8 +435,8 @@ def test_a_second_signal_ends_at_once(servers: Servers, tmp_path: Path) -> None:
             time.sleep(0.5)
             start = time.monotonic()
             worker.process.send_signal(signal.SIGTERM)
-            assert worker.process.wait(5) == 128 + signal.SIGTERM
-            assert time.monotonic() - start < 1
+            assert worker.process.wait(60) == 128 + signal.SIGTERM
+            assert time.monotonic() - start < slowness()
         finally:
             go_on(servers.redis)
 
@@ -449,10 +450,10 @@ def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
         assert set(checks) == set(names.split())
         servers.redis.kill()
         try:
-            wait_until(lambda: worker.get("/readyz")[0] == 503, 10, worker)
+            wait_until(lambda: worker.get("/readyz")[0] == 503, 60, worker)
             assert "Redis is away" in worker.get("/readyz")[1]["checks"]["redis"]
             group.send(PACKETS[:50])
-            wait_until(lambda: "Redis is away" in worker.get("/readyz")[1]["checks"]["work"], 10, worker)
+            wait_until(lambda: "Redis is away" in worker.get("/readyz")[1]["checks"]["work"], 60, worker)
             assert worker.get("/healthz")[0] == 200
         finally:
             servers.redis.start()
@@ -474,7 +475,7 @@ def test_a_spare_worker_is_ready_too(servers: Servers, tmp_path: Path) -> None:
         for worker in group.workers:
             worker.wait_until_ready()
         group.start("w0")
-        assert group.workers[0].process.wait(30) == 1
+        assert group.workers[0].process.wait(120) == 1
         assert "shut this worker out" in group.workers[0].tail()
 
 
@@ -485,14 +486,14 @@ def test_a_stream_of_rubbish_stops_the_service(servers: Servers, tmp_path: Path)
         group.wait_for(200)
         before = len(group.published(group.letters))
         group.send([b"rubbish"] * 900)
-        assert worker.process.wait(30) == 3
+        assert worker.process.wait(120) == 3
         assert "max_dead_letter_ratio = 0.5 allows" in worker.tail()
         assert "neither an Avro container" in worker.tail()
         first = len(group.published(group.letters)) - before
         assert first <= 200
         # A new start has forgotten the good ones, and takes no more than it needs to see.
         worker.start()
-        assert worker.process.wait(30) == 3
+        assert worker.process.wait(120) == 3
         assert len(group.published(group.letters)) - first - before < 50
         # Let through on purpose.
         worker.command.insert(1, "TRIFID_PIPELINE__MAX_DEAD_LETTER_RATIO=1")

@@ -232,7 +232,7 @@ def test_a_signal_loses_and_repeats_nothing(kafka: KafkaServer, number: signal.S
     lines = [process.stdout.readline() for _ in range(50)]
     process.send_signal(number)
     lines += process.stdout.readlines()
-    assert process.wait(30) != 0
+    assert process.wait(120) != 0
     process.stdout.close()
     first = [json.loads(line)["alertId"] for line in lines]
     assert len(first) >= 50

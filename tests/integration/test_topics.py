@@ -34,15 +34,15 @@ from tests.integration.test_service import (
 from tests.random_models import MODEL_REPO
 
 __all__ = ["servers"]
-SECONDS = 25.0
-"""For what has to be noticed within seconds: a tenth of librdkafka's five minutes, on a busy machine."""
+SECONDS = 100.0
+"""For what has to be noticed within seconds, on a busy machine: a third of librdkafka's five minutes."""
 
 
 def delete(kafka: KafkaServer, *topics: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     for future in admin.delete_topics(list(topics), operation_timeout=10).values():
         future.result()
-    wait_until(lambda: not set(topics) & set(admin.list_topics(timeout=10).topics), 20)
+    wait_until(lambda: not set(topics) & set(admin.list_topics(timeout=10).topics), 120)
 
 
 def metric(worker: Worker, name: str) -> float:
@@ -67,8 +67,8 @@ def test_a_missing_topic_is_named_and_read_when_it_comes(servers: Servers, tmp_p
     later = "deaf.later"
     with Group(servers, tmp_path, "deaf", kafka={"input_topics": ["deaf.in", later], "metadata_refresh_s": 2}) as group:
         worker = group.start("one")
-        wait_until(lambda: later in check(worker, "topics"), 60, worker)
-        wait_until(lambda: check(worker, "group") == "ok", 60, worker)
+        wait_until(lambda: later in check(worker, "topics"), 120, worker)
+        wait_until(lambda: check(worker, "group") == "ok", 120, worker)
         status, body = worker.get("/readyz")
         assert status == 503
         assert body["checks"]["topics"].startswith("deaf.later: no such topic")
@@ -91,7 +91,7 @@ def test_a_worker_that_has_only_missing_topics_says_so(servers: Servers, tmp_pat
     changes = {"input_topics": ["typo.inn", "^typo[.]x.*"], "metadata_refresh_s": 2}
     with Group(servers, tmp_path, "typo", kafka=changes) as group:
         worker = group.start("one")
-        wait_until(lambda: "typo.inn, ^typo[.]x.*: no such topic" in check(worker, "topics"), 60, worker)
+        wait_until(lambda: "typo.inn, ^typo[.]x.*: no such topic" in check(worker, "topics"), 120, worker)
         assert worker.get("/readyz")[0] == 503
         servers.kafka.create_topics(["typo.inn", "typo.x1"], partitions=1)
         send_to(servers.kafka, "typo.inn", 0, PACKETS[:10])
@@ -106,7 +106,7 @@ def test_input_topics_are_created_where_asked_for(servers: Servers, tmp_path: Pa
     changes = {"input_topics": ["made.alerts", "^made[.]other"], "create_input_topics": True, "topic_partitions": 3}
     with Group(servers, tmp_path, "made", kafka=changes) as group:
         worker = group.start("one")
-        wait_until(lambda: check(worker, "topics").startswith("^made[.]other: no such topic"), 60, worker)
+        wait_until(lambda: check(worker, "topics").startswith("^made[.]other: no such topic"), 120, worker)
         admin = AdminClient({"bootstrap.servers": servers.kafka.bootstrap})
         assert len(admin.list_topics("made.alerts", timeout=10).topics["made.alerts"].partitions) == 3
 
@@ -123,7 +123,7 @@ def test_latency_counts_from_the_messages_own_time_and_silence_is_seen(servers: 
         worker = group.start("one")
         worker.wait_until_ready()
         group.wait_for(10)
-        wait_until(lambda: metric(worker, "trifid_alert_latency_seconds_count") == 10, 10, worker)
+        wait_until(lambda: metric(worker, "trifid_alert_latency_seconds_count") == 10, 120, worker)
         assert 3000 * 10 < metric(worker, "trifid_alert_latency_seconds_sum") < (3000 + 300) * 10
         last = metric(worker, 'trifid_last_message_timestamp_seconds{topic="waited.in"}')
         assert begun < last <= time.time()
@@ -140,7 +140,7 @@ def test_an_input_topic_made_anew_is_read_from_its_beginning(
     with Threads(servers.kafka, name, lambda: 0.0, metadata_refresh_s=1.0, session_timeout_s=6.0) as group:
         send_to(servers.kafka, topic, 0, old)
         group.start()
-        wait_until(lambda: len(group.out()) == 60, 60)
+        wait_until(lambda: len(group.out()) == 60, 120)
         recreated = TOPICS_RECREATED.labels(topic)._value.get()
         if not running:
             group.stop(0)
@@ -150,7 +150,7 @@ def test_an_input_topic_made_anew_is_read_from_its_beginning(
         if not running:
             time.sleep(7)  # longer than the session: the group has nobody left
             group.start()
-        wait_until(lambda: len(group.out()) >= 360, 60)
+        wait_until(lambda: len(group.out()) >= 360, 120)
         time.sleep(3)
         assert Counter(group.out()) == Counter(old + new)
         if running:
@@ -170,7 +170,7 @@ def test_offsets_of_a_topic_of_the_same_name_are_not_taken(servers: Servers, cap
         consumer.commit(offsets=[TopicPartition(topic, 0, 60, "topic-id=AbcdefghijklmnopqrstuQ")], asynchronous=False)
         consumer.close()
         group.start()
-        wait_until(lambda: len(group.out()) >= 100, 60)
+        wait_until(lambda: len(group.out()) >= 100, 120)
         assert Counter(group.out()) == Counter(payloads)
         assert "id AbcdefghijklmnopqrstuQ" not in caplog.text
         assert "before AbcdefghijklmnopqrstuQ" in caplog.text
@@ -192,7 +192,7 @@ def test_deleted_output_topics_are_made_again(servers: Servers, tmp_path: Path) 
         group.send(PACKETS[20:60])
         wait_until(lambda: "outputs.ztf.all" in AdminClient(
             {"bootstrap.servers": servers.kafka.bootstrap}
-        ).list_topics(timeout=10).topics, 60, worker)  # fmt: skip
+        ).list_topics(timeout=10).topics, 120, worker)  # fmt: skip
         group.wait_for(40)
         assert group.counts() == Counter(IDS[20:60])
         assert "reconcile" in worker.stop() or "the books balance" in worker.tail()
@@ -252,13 +252,13 @@ def test_partitions_of_spectra_do_not_take_the_place_of_alerts(servers: Servers)
     with Threads(servers.kafka, name, lambda: 0.0, **changes) as group:
         for _ in range(6):
             group.start()
-        wait_until(lambda: [len(a) for a in assignments(servers.kafka, name)] == [1] * 6, 60)
-        wait_until(lambda: [len(a) for a in assignments(servers.kafka, f"{name}-spectra")] == [1] * 6, 60)
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, name)] == [1] * 6, 120)
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, f"{name}-spectra")] == [1] * 6, 120)
         alerts, spectra = [b"alert %d" % n for n in range(300)], [b"spectrum %d" % n for n in range(100)]
         for partition in range(6):
             send_to(servers.kafka, f"{name}.alerts", partition, alerts[partition::6])
             send_to(servers.kafka, f"{name}.spectra", partition, spectra[partition::6])
-        wait_until(lambda: len(group.out()) >= 400, 60)
+        wait_until(lambda: len(group.out()) >= 400, 120)
         time.sleep(1)
         assert Counter(group.out()) == Counter(alerts + spectra)
 
@@ -291,7 +291,7 @@ def test_spectra_go_on_where_an_earlier_version_was(servers: Servers) -> None:
         earlier.commit(asynchronous=False)
         earlier.close()
         send_to(servers.kafka, topics[1], 0, more)
-        wait_until(lambda: len(group.out()) >= 5, 60)
+        wait_until(lambda: len(group.out()) >= 5, 120)
         time.sleep(2)
         assert Counter(group.out()) == Counter(more)
 
@@ -302,7 +302,7 @@ def test_a_group_of_another_protocol_is_named(servers: Servers, tmp_path: Path) 
         other.subscribe([group.input])
         other.poll(10)
         worker = group.start("one")
-        wait_until(lambda: "hand out partitions otherwise" in check(worker, "group"), 60, worker)
+        wait_until(lambda: "hand out partitions otherwise" in check(worker, "group"), 120, worker)
         assert worker.get("/readyz")[0] == 503
         other.close()
         worker.wait_until_ready()
@@ -317,11 +317,11 @@ def test_workers_join_an_eager_group_where_told_to(servers: Servers) -> None:
         other.poll(5)
         payloads = [b"%d" % n for n in range(400)]
         group.start()
-        wait_until(lambda: other.poll(0.1) is None and len(assignments(servers.kafka, name)) == 2, 60)
+        wait_until(lambda: other.poll(0.1) is None and len(assignments(servers.kafka, name)) == 2, 120)
         other.close()
         group.send(payloads)
         group.start()
-        wait_until(lambda: len(group.out()) >= 400, 60)
+        wait_until(lambda: len(group.out()) >= 400, 120)
         time.sleep(1)
         assert Counter(group.out()) == Counter(payloads)
 
@@ -344,7 +344,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, release: Path, tmp_path: Path) -> None:
     """Under load, alerts and spectra; each of them once."""
     spectra = "upgrade.spectra"
@@ -363,12 +363,12 @@ def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, r
             worker = group.start(name, before=["-C", str(release), f"PYTHONPATH={release}"])
             workers.append(worker)
         for worker in workers:  # the release's functions are compiled first
-            wait_until(lambda worker=worker: worker.get("/readyz")[0] == 200, 240, worker)  # type: ignore[misc]
+            wait_until(lambda worker=worker: worker.get("/readyz")[0] == 200, 300, worker)  # type: ignore[misc]
         sender = threading.Thread(target=group.send, args=(PACKETS, 30.0))
         sender.start()
         group.wait_for(50)
         send_to(servers.kafka, spectra, 0, [b"no spectrum: before %d" % n for n in range(10)])
-        wait_until(lambda: len(group.published(group.letters)) == 10, 60, *workers)
+        wait_until(lambda: len(group.published(group.letters)) == 10, 120, *workers)
         group.config = tmp_path / "new.toml"
         group.config.write_text(new_config)
         third = group.start("w2")  # one beside the old ones
@@ -378,14 +378,14 @@ def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, r
         assert sum(p.startswith(group.input) for m in members for p in m) == 4
         send_to(servers.kafka, spectra, 0, [b"no spectrum: meanwhile %d" % n for n in range(10)])
         send_to(servers.kafka, spectra, 1, [b"no spectrum: meanwhile too %d" % n for n in range(10)])
-        wait_until(lambda: len(group.published(group.letters)) == 30, 60, *workers, third)
+        wait_until(lambda: len(group.published(group.letters)) == 30, 120, *workers, third)
         for worker in workers:  # and then in the place of each
             worker.stop()
         for name in ("w0", "w1"):
             group.start(name).wait_until_ready()
         send_to(servers.kafka, spectra, 1, [b"no spectrum: after %d" % n for n in range(10)])
         sender.join()
-        group.wait_for(len(IDS) + 40, 120)
+        group.wait_for(len(IDS) + 40, 240)
         time.sleep(2)
         assert group.counts() == Counter(IDS)
         letters = group.published(group.letters)
@@ -394,7 +394,6 @@ def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, r
             worker.stop()
 
 
-@pytest.mark.timeout(400)
 def test_brokers_that_move_behind_their_bootstrap_address(servers: Servers, tmp_path: Path) -> None:
     """The worker ends with exit code 1 within a bounded time; started again, it finds them and goes on."""
     with BadNetwork() as network, KafkaServer(tmp_path / "kafka") as kafka:
@@ -411,7 +410,7 @@ def test_brokers_that_move_behind_their_bootstrap_address(servers: Servers, tmp_
             kafka._port, kafka._controller_port = free_port(), free_port()
             kafka.start()
             network.target_port = port_of(kafka)
-            assert worker.process.wait(60) == 1
+            assert worker.process.wait(120) == 1
             assert "kafka.unreachable_limit_s" in worker.tail()
             group.kafka = KafkaSettings(bootstrap_servers=kafka.bootstrap)
             group.send(PACKETS[20:60])

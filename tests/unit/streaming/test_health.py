@@ -14,6 +14,7 @@ import pytest
 import broker.health
 from broker.config import MetricsSettings
 from broker.health import Health, HealthServer, LagTrend, Probes, wrong_device
+from tests.busy import slowness
 
 SETTINGS = MetricsSettings(address="127.0.0.1", port=0, probe_interval_s=1.0, alive_limit_s=60.0, batch_limit_s=600.0)
 
@@ -150,7 +151,7 @@ def test_probes_report_what_they_find_and_what_they_raise() -> None:
         return None
 
     with Probes(health, 0.01, {"away": away, "there": there}):
-        assert asked.wait(5)
+        assert asked.wait(60)
         for _ in range(500):
             if health.ready()["away"] == "no route" and health.ready()["there"] is None:
                 break
@@ -192,7 +193,7 @@ def test_a_request_has_a_total_time(server: HealthServer, capfd: pytest.CaptureF
                 dripping.sendall(b"a")
                 time.sleep(0.1)
         assert idle.recv(100) == b""
-    assert 1.0 < time.monotonic() - start < 15
+    assert 1.0 < time.monotonic() - start < 15 * slowness()
     assert get(server.port, "/healthz")[0] == 200
     assert capfd.readouterr().err == ""
 

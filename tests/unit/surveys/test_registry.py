@@ -31,6 +31,7 @@ from broker.records import Alert
 from broker.surveys import Decoder, registry
 from broker.surveys.registry import SchemaRegistry
 from broker.surveys.wire import confluent_message, lsst_schema, read_confluent_header
+from tests.busy import slowness
 
 PATH = "/schema-registry"
 FOREIGN = 54
@@ -325,7 +326,7 @@ def test_silence_is_not_waited_for_long(server: StandIn) -> None:
     begin = time.monotonic()
     with pytest.raises(DependencyUnavailableError, match="ReadTimeout"):
         schemas(FOREIGN)
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 2.5 * slowness()
     assert len(server.asked) == 2
     begin = time.monotonic()
     for schema_id in (FOREIGN, FOREIGN + 1):
@@ -341,7 +342,7 @@ def test_an_answer_byte_by_byte_is_not_waited_for_long(server: StandIn) -> None:
     begin = time.monotonic()
     with pytest.raises(DependencyUnavailableError, match=r"no whole answer within 1\.1 s"):
         SchemaRegistry(server.url, timeout_s=0.3)(FOREIGN)
-    assert time.monotonic() - begin < 2.5
+    assert time.monotonic() - begin < 2.5 * slowness()
 
 
 def test_headers_byte_by_byte_are_not_waited_for_long_and_leave_no_thread_behind(server: StandIn) -> None:
@@ -351,9 +352,9 @@ def test_headers_byte_by_byte_are_not_waited_for_long_and_leave_no_thread_behind
     with pytest.raises(DependencyUnavailableError, match=r"no whole answer within 1\.1 s"):
         schemas(FOREIGN)
     assert schemas(1101) == lsst_schema(1101)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 5 * slowness()
     while any(thread.name == "schema registry" for thread in threading.enumerate()):
-        assert time.monotonic() - begin < 20, "the request goes on"
+        assert time.monotonic() - begin < 60, "the request goes on"
         time.sleep(0.05)
     assert len(server.asked) == 1, "what was abandoned is not asked again"
 
@@ -370,7 +371,7 @@ def test_a_name_that_does_not_resolve_for_long_is_not_waited_for(monkeypatch: py
     try:
         with pytest.raises(DependencyUnavailableError, match="no whole answer"):
             SchemaRegistry("http://registry.invalid/x", timeout_s=0.3)(FOREIGN)
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 5 * slowness()
     finally:
         released.set()
 
