@@ -246,7 +246,7 @@ class Annotation:
     detections: int
     """Number of photometric points in the light curve that was classified."""
     period: float | None
-    """Best period in days, None where the light curve is too short to search."""
+    """Days; of eclipsing binaries the orbit's. None where the light curve is too short to search."""
     prediction_set: tuple[str, ...] = ()
     parents: dict[str, float] = field(default_factory=dict, hash=False)
     """Sums of ``probabilities`` over the classes of each parent; empty where NotClassified."""
@@ -278,6 +278,10 @@ class Annotation:
     """The oldest point of the object in its own survey, MJD UTC."""
     survey_detections: int | None = None
     """How many detections of the object the survey itself counts."""
+    photometric_period: float | None = None
+    """The period in days that was searched and found: half the orbit of most eclipsing binaries."""
+    period_ambiguous: bool = False
+    """Whether half of an eclipsing binary's ``period``, or twice, may as well be its orbit."""
     time_system: str = TimeSystem.UTC
     """What ``mjd`` is, a value of TimeSystem; other than UTC for light curves of tables only."""
     history: Literal["remembered", "packet", "missing", ""] = ""

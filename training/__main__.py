@@ -13,6 +13,7 @@ import rich
 import torch
 
 from broker.errors import TrifidError
+from broker.inference.onnx import OnnxEngine
 from broker.publish.disagreement import CONFIDENCE
 from training.config import ModelSettings, StageSettings, load_settings
 from training.data import Labels
@@ -27,6 +28,7 @@ from training.live import PREFACE as LIVE_PREFACE
 from training.live import CrossValidated, Repository, evaluate_live, first_detections_scores, plot_first
 from training.live import save as save_live
 from training.loop import join_workers
+from training.periods import period_table
 from training.prepare import VERSIONS
 from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
@@ -293,6 +295,15 @@ def evaluate_live_command(shared: Path, repository: Path, folds: Path | None, ou
     save_live(scores, output, LIVE_PREFACE)
     plot_first(first_detections_scores(classify, shared / "data"), output / "live.png")
     click.echo((output / "live.md").read_text())
+
+
+@main.command("periods")
+@_shared
+@_repository("Triton model repository whose leading classes decide.")
+@click.option("--most", type=int, default=300, show_default=True, help="Stars of each class and survey at most.")
+def periods(shared: Path, repository: Path, most: int) -> None:
+    """Compare published periods with the catalogues', by class, as Markdown."""
+    click.echo(period_table(OnnxEngine(repository), shared / "data", most))
 
 
 @main.command("label-limits")

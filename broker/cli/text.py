@@ -45,7 +45,7 @@ def _line(annotation: Annotation) -> str:
         return f"{start} {'':>5}  {annotation.reason}{_known(annotation)}"
     others = " ".join(name for name in annotation.prediction_set if name != best)
     parent = "" if annotation.parent is None else f"{annotation.parent} {annotation.parents[annotation.parent]:.2f}"
-    period = "" if annotation.period is None else f"{annotation.period:.6g}"
+    period = "" if annotation.period is None else f"{annotation.period:.6g}{'?' * annotation.period_ambiguous}"
     anomaly = "" if annotation.anomaly_score is None else f"{annotation.anomaly_score:.3f}"
     nearest = annotation.neighbours[0] if annotation.neighbours else None
     alike = "" if nearest is None else f"{nearest.object_id} ({nearest.class_name})"

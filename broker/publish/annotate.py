@@ -15,6 +15,7 @@ from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
+from broker.orbital import orbital_periods
 from broker.physics import rule_out
 from broker.publish.disagreement import CONFIDENCE, compare
 from broker.records import Alert, Annotation, KnownObject, ObjectState, PhotometryKind
@@ -62,7 +63,8 @@ def annotate(
     for row in np.flatnonzero(other).tolist():
         sets[row] = (OTHER.name, *sets[row])
     named = [_named(*row) for row in zip(probabilities.tolist(), p_other.tolist(), classified, other, strict=True)]
-    periods, p_others = period.tolist(), p_other.tolist()
+    published = orbital_periods(inputs.light_curve, period, plausible.argmax(axis=1), classified & ~other)
+    periods, photometric, p_others = published.period.tolist(), period.tolist(), p_other.tolist()
     detections = inputs.light_curve.detections.tolist()
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
@@ -79,6 +81,8 @@ def annotate(
             modalities=tuple(compress(MODALITIES, inputs.present[row])),
             detections=detections[row],
             period=periods[row] if isfinite(periods[row]) else None,
+            photometric_period=photometric[row] if isfinite(photometric[row]) else None,
+            period_ambiguous=bool(published.ambiguous[row]),
             prediction_set=sets[row],
             parents=dict(zip(PARENTS, in_parents[row], strict=True)) if answered[row] else {},
             p_other=p_others[row] if isfinite(p_others[row]) else None,

@@ -120,6 +120,8 @@ def to_record(
         "surveyDetections": annotation.survey_detections,
         "history": annotation.history,
         "timeSystem": str(annotation.time_system),
+        "photometricPeriod": annotation.photometric_period,
+        "periodAmbiguous": annotation.period_ambiguous,
         "parents": annotation.parents,
         "parent": parent,
         "parentElasticcId": ELASTICC_ID.get(parent) if parent is not None else None,
@@ -177,6 +179,8 @@ def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
         survey_detections=record["surveyDetections"],
         history=record["history"],
         time_system=record["timeSystem"],
+        photometric_period=record["photometricPeriod"],
+        period_ambiguous=record["periodAmbiguous"],
         parents=dict(record["parents"]),
         p_other=record["pOther"],
         known_as=tuple(

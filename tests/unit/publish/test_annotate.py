@@ -45,14 +45,15 @@ def say(
     model: Manifest | None = None,
     threshold: float | None = None,
     known_as: tuple[KnownObject, ...] = (),
+    period: float = NAN,
 ) -> Annotation:
-    """The annotation of one alert, for which the model says this."""
+    """The annotation of one alert, for which the model says this; of no period, since physics is another test's."""
     row = np.zeros((1, 10), np.float32)
     for name, value in probabilities.items():
         row[0, CLASS_INDEX[name]] = value
     states = [ObjectState(alert.object_id, alert.ra, alert.dec, curve, known_as=known_as)]
     inputs = assemble(states)
-    inputs.light_curve.period[:] = NAN  # physics is another test's
+    inputs.light_curve.period[:] = period
     predictions = Predictions(row, np.zeros((1, 512), np.float32), np.array([other], np.float32))
     nothing = np.array([NAN])
     anomalies = AnomalyScores("r1", nothing, nothing, [()], ["no set"])
@@ -193,3 +194,15 @@ def test_known_stars_are_published_and_compared_and_change_nothing_else() -> Non
     assert not say({"RRAB": 0.9, "EW": 0.1}, known_as=known).catalogue_disagrees
     assert say({}, known_as=known).known_as == known  # NotClassified: nothing to compare
     assert say(sure, 0.9, known_as=known, threshold=0.5).known_as == known  # Other
+
+
+@pytest.mark.parametrize(
+    ("class_name", "other", "expected"),
+    [("EW", NAN, (0.5, 0.25, True)), ("ROT", NAN, (0.25, 0.25, False)), ("EW", 0.75, (0.25, 0.25, False))],
+)
+def test_only_eclipsing_binaries_have_orbits(
+    class_name: str, other: float, expected: tuple[float, float, bool]
+) -> None:
+    found = say({class_name: 1.0}, other, model=manifest(other_threshold=0.5), period=0.25)
+    assert (found.period, found.photometric_period, found.period_ambiguous) == expected
+    assert say({class_name: 1.0}).photometric_period is None

@@ -23,7 +23,7 @@ ANNOTATION = Annotation(
     anomaly_score=0.5, anomaly_distance=0.25, neighbours=(Neighbour("asas:1", "RRAB", 0.125),),
     reference_set_version="r1", classifier_name="trifid", model_version="trifid 1", ingest_mjd=61000.5, real_bogus=0.5,
     star_score=0.75, associated=("lsst:123",), trigger="spectrum", remembered_points=30, history_start=58500.5,
-    survey_detections=99, history="missing", time_system="HMJD",
+    survey_detections=99, history="missing", time_system="HMJD", photometric_period=0.275, period_ambiguous=True,
     parents={"Eclipsing": 0.25, "RRLyrae": 0.75, "DeltaScuti": 0.0, "LongPeriod": 0.0, "Rotational": 0.0},
     p_other=0.125, known_as=(
         KnownObject("vsx", "V0001 Xyz", "EA/SD", 2.5, 0.25, "EA", "parent"), KnownObject("gcvs", None, "", None, 1.5),
