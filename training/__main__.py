@@ -105,7 +105,8 @@ def reproduce(
 ) -> None:
     """Train and score on AstroM3's published data set: SOURCE is a name on the Hugging Face hub or a folder of Parquet.
 
-    ``--config astrom3`` is the published model trained by our recipe, ``--config trifid`` ours. Works under torchrun, as ``train`` does.
+    ``--config astrom3`` is the published model trained by our recipe, ``--config trifid`` ours. Works under torchrun,
+    as ``train`` does.
     """
     settings = load_settings(config)
     if seed is not None:
