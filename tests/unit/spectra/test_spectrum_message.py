@@ -96,7 +96,7 @@ WAVELENGTH = observed().spectrum.wavelength
         ({"wavelength": [4000.0, 4001.0], "flux": [1.0, 2.0], "fluxError": None}, "2 pixels"),
         ({"wavelength": np.linspace(3800, 9000, 100_001).tolist(), "flux": [1.0] * 100_001, "fluxError": None},
          "100001 pixels"),
-        ({"wavelength": (WAVELENGTH + 6000).tolist()}, "the model needs 50%"),
+        ({"wavelength": (WAVELENGTH + 6000).tolist()}, "the model needs 10%"),
         ({"ra": float("nan")}, "position"),
         ({"dec": 100.0}, "position"),
         ({"mjd": 2.4e6}, "no MJD"),
