@@ -112,6 +112,8 @@ class Columns:
     band: str | None
     flag: str | None
     """One that tells which points are bad, see ``bad_points``."""
+    camera: str | None
+    """ASAS-SN's, which tells the filter where no column does."""
     asassn: bool
     """Whether bare bands are ASAS-SN's."""
     unused: tuple[str, ...]
@@ -145,11 +147,13 @@ class Columns:
             ),
             None,
         )
-        used = {*chosen.values(), flag}
+        camera = find(names, ("camera",)) if chosen["band"] is None else None
+        used = {*chosen.values(), flag, camera}
         asassn = "camera" in plain_names or any("asassn" in n for n in plain_names)
         return Columns(
             **chosen,  # type: ignore[arg-type]
             flag=flag,
+            camera=camera,
             asassn=asassn,
             unused=tuple(name for name in names if name not in used),
         )
@@ -157,7 +161,7 @@ class Columns:
     @property
     def all(self) -> list[str]:
         """The columns to read."""
-        every = (self.name, self.ra, self.dec, self.time, self.magnitude, self.error, self.band, self.flag)
+        every = (self.name, self.ra, self.dec, self.time, self.magnitude, self.error, self.band, self.flag, self.camera)
         return list(dict.fromkeys(name for name in every if name is not None))
 
 

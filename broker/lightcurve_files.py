@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from broker.asassn import UNNAMED, bands_of_cameras, is_asassn, split_filters
 from broker.errors import InputFileError
 from broker.files import Stream, inflated, open_stream
 from broker.lightcurve_columns import (
@@ -113,6 +114,7 @@ class LeftOut(IntEnum):
     REPEATED = 11
     THINNED = 12
     AT_ONCE = 13
+    FILTER = 14
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -388,6 +390,7 @@ class _Report:
             LeftOut.FLAGGED: f"flagged as bad in column {columns.flag}",
             LeftOut.REPEATED: "repeated at the same time in the same band",
             LeftOut.AT_ONCE: f"within {_SHORTEST:g} d, too short a time to tell how a star varies",
+            LeftOut.FILTER: "of ASAS-SN in V or in g, and nothing tells which",
             LeftOut.THINNED: f"beyond {MAX_POINTS} in a band (an even choice in time is kept)",
         }[LeftOut(reason)]
 
@@ -427,6 +430,8 @@ class _Reader:
         except ValueError as error:
             raise InputFileError(f"{path}: {error}") from error
         self._report = _Report(path, self._columns, say)
+        texts = (path.name, *self._source.names, *self._source.header, *self._source.header.values())
+        self._two_filters = any(map(is_asassn, texts))
         if isinstance(self._source, _Text) and self._source.unnamed:
             self._report.line(f"no line of column names: the columns are taken as {', '.join(_UNNAMED)}")
         self._time = TimeColumn(self._columns.time, mjd_now() + 1.0)
@@ -549,7 +554,6 @@ class _Reader:
         magnitude, error = (numbers(v, comma)[k] for v, k in zip(values[1:], kept[1:], strict=True))
         reason = self._judge(time, magnitude, error, values, kept)
         band = self._bands(None if columns.band is None else batch[columns.band], size)
-        reason[band >= len(BANDS)] = LeftOut.BAND
         if columns.flag is not None:
             reason[_per_point(batch[columns.flag], size, lambda v: bad_points(columns.flag or "", v), comma)] = (
                 LeftOut.FLAGGED
@@ -561,6 +565,9 @@ class _Reader:
             names = np.array([f"row {first + row + 1}" for row in range(rows)], np.object_)
         else:
             names = np.full(rows, self._whole_name, np.object_)
+        if columns.band is None:
+            band = self._filters(band, names, None if columns.camera is None else batch[columns.camera], time, size)
+        reason[(band >= len(BANDS)) & (band != UNNAMED)] = LeftOut.BAND
         ra, dec = (
             np.full(rows, whole) if name is None else _angles(_first(batch[name]), hours, comma)
             for name, whole, hours in ((columns.ra, self._whole_ra, True), (columns.dec, self._whole_dec, False))
@@ -627,6 +634,31 @@ class _Reader:
 
         return _per_point(column, size, codes, False, np.uint8(NO_BAND))
 
+    def _filters(
+        self,
+        band: NDArray[np.uint8],
+        names: NDArray[np.object_],
+        camera: pa.Array[Any] | None,
+        time: NDArray[np.float64],
+        size: NDArray[np.int64],
+    ) -> NDArray[np.uint8]:
+        """``band`` (m,) of a table that names no bands, with ASAS-SN's by the camera, or UNNAMED."""
+        two = np.full(len(band), self._two_filters)
+        if not self._two_filters:
+            two = np.repeat([is_asassn(name) for name in names], size)
+        found = np.full(len(band), UNNAMED, np.uint8)
+        if camera is not None:
+            texts = _per_point(camera, size, lambda v: np.array(as_text(v).to_pylist(), np.object_), False, None)
+            found = bands_of_cameras(texts.tolist(), self._time.to_mjd(time)[0])
+            two |= found != UNNAMED
+        if two.any() and "" not in self._report.ways:
+            self._report.ways.add("")
+            self._report.line(
+                "no column for the filter: ASAS-SN's V and g are told apart by "
+                f"{'camera, ' if camera is not None else ''}date and the two levels of each object"
+            )
+        return np.where(two, found, band)
+
     def _objects(self, rows: _Rows, bounds: NDArray[np.intp]) -> Iterator[NamedLightCurve]:
         """One object for the rows between each two ``bounds``."""
         time, magnitude, error = rows.points
@@ -650,12 +682,18 @@ class _Reader:
                 reason[:] = LeftOut.POSITION
                 ra = dec = float("nan")
             self._report.wide += 3.0 < apart <= _SAME_PLACE
-            self._leave_out_far(rows.name[first], mjd[own], magnitude[own], rows.band[own], reason)
+            band = rows.band[own]
+            if (band == UNNAMED).any():
+                good = reason == 0
+                band = band.copy()
+                band[good] = split_filters(mjd[own][good], magnitude[own][good], band[good])
+                reason[good & (band == UNNAMED)] = LeftOut.FILTER
+            self._leave_out_far(rows.name[first], mjd[own], magnitude[own], band, reason)
             used = low + np.flatnonzero(reason == 0)
             curve = merge(
                 LightCurve(
                     mjd[used], flux[used].astype(np.float32), flux_error[used].astype(np.float32),
-                    np.zeros(len(used), np.float32), rows.band[used],
+                    np.zeros(len(used), np.float32), band[used - low],
                     np.full(len(used), PhotometryKind.DETECTION, np.uint8),
                 ),
                 LightCurve.empty(), 0,
@@ -678,7 +716,7 @@ class _Reader:
                 if counts[LeftOut.POSITION] and apart <= _SAME_PLACE:
                     row = first + int(np.argmax(_is_wrong(rows.ra[first:last], rows.dec[first:last])))
                     examples[LeftOut.POSITION] = f"ra {rows.ra[row]:g}, dec {rows.dec[row]:g}"
-                if unknown := self._report.band_names(rows.band[own][reason == LeftOut.BAND]):
+                if unknown := self._report.band_names(band[reason == LeftOut.BAND]):
                     named = ", ".join(map(repr, unknown[:MAX_UNKNOWN_BANDS]))
                     examples[LeftOut.BAND] = f"in column {self._columns.band}: {named}"
                 problems.append(self._report.describe(counts, high - low, examples))
