@@ -28,6 +28,7 @@ from training.live import PREFACE as LIVE_PREFACE
 from training.live import CrossValidated, Repository, evaluate_live, first_detections_scores, plot_first
 from training.live import save as save_live
 from training.loop import join_workers
+from training.other_scores import other_scores
 from training.periods import period_table
 from training.prepare import VERSIONS
 from training.reference import write_reference_set
@@ -293,7 +294,7 @@ def evaluate_live_command(shared: Path, repository: Path, folds: Path | None, ou
     """Score the model on real packets and archives in several bands; writes live.md, live.json and figures."""
     classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
     scores = evaluate_live(classify, shared / "data")
-    save_live(scores, output, LIVE_PREFACE)
+    save_live(scores, other_scores(classify, shared / "data"), output, LIVE_PREFACE)
     plot_first(first_detections_scores(classify, shared / "data"), output / "live.png")
     click.echo((output / "live.md").read_text())
 

@@ -17,7 +17,7 @@ from broker.assemble.metadata import MODEL_FEATURES, SCALER_FILE, Scaler
 from broker.assemble.spectrum import GRID
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import Batch, Classifier, Trimodal
+from training.encoders.trimodal import Batch, Trimodal
 
 CLASSIFIER_NAME = "trifid-astrom3"
 OPSET = 18
@@ -61,8 +61,11 @@ def export_metadata_encoder(encoder: nn.Module, repository: Path) -> None:
     )
 
 
-def export_classifier(classifier: Classifier, repository: Path) -> None:
-    """Write ``classifier/1/model.onnx`` under ``repository``."""
+def export_classifier(classifier: nn.Module, repository: Path, *, with_other: bool = False) -> None:
+    """Write ``classifier/1/model.onnx`` under ``repository``.
+
+    It is a ``Classifier``, or one with the third output ``other``.
+    """
     embedding = torch.randn(2, EMBEDDING)
     _export(
         classifier.eval(),
@@ -73,7 +76,7 @@ def export_classifier(classifier: Classifier, repository: Path) -> None:
             "present": torch.ones(2, len(MODALITIES), dtype=torch.bool),
             "detections": torch.tensor([[7.0], [300.0]]),
         },
-        ["probabilities", "embedding"],
+        ["probabilities", "embedding", *(["other"] if with_other else [])],
         repository / "classifier",
     )
 
@@ -109,14 +112,19 @@ def _export(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], fo
 
 
 def write_manifest(
-    repository: Path, version: str, thresholds: dict[str, tuple[float, ...]], training: dict[str, object]
+    repository: Path,
+    version: str,
+    thresholds: dict[str, tuple[float, ...]],
+    training: dict[str, object],
+    other_threshold: float | None = None,
 ) -> None:
-    """Write ``manifest.json``: versions, classes, conformal thresholds and the hash of each model file."""
+    """Write ``manifest.json``: versions, classes, thresholds and the hash of each model file."""
     manifest = {
         "classifier_name": CLASSIFIER_NAME,
         "model_version": version,
         "classes": list(CLASS_NAMES),
         "conformal_thresholds": thresholds,
+        "other_threshold": other_threshold,
         "sha256": _checksums(repository),
         "training": training,
     }

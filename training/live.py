@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -46,6 +47,8 @@ from training.datasets.splits import part_of_each, split
 from training.datasets.tables import TIME_SYSTEM, load_objects
 from training.detections import first_detections
 from training.evaluate import TEST_SETS
+from training.other_scores import OtherAnswers, OtherScore
+from training.other_scores import markdown as others_markdown
 from training.simulate.catalogues import catalogue_values
 
 PARENTS: dict[str, tuple[str, ...]] = {
@@ -83,6 +86,7 @@ class Answers:
 
 
 Classify = Callable[[LabelledObjects], Answers]
+T = TypeVar("T")
 
 
 class Repository:
@@ -104,6 +108,18 @@ class Repository:
             parts.append((probabilities.astype(np.float64), in_set, inputs.light_curve.detections, period))
         return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
+    def others(self, objects: LabelledObjects) -> OtherAnswers:
+        """What the model says of each object being none of the ten."""
+        threshold = self._manifest.other_threshold
+        parts = []
+        for first in range(0, len(objects), _BATCH):
+            inputs = assemble(objects.states[first : first + _BATCH])
+            predictions = self._engine.predict(inputs)
+            other = predictions.other.astype(np.float64)
+            is_other = np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
+            parts.append((other, predictions.probabilities.astype(np.float64), inputs.light_curve.detections, is_other))
+        return OtherAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
 
 class CrossValidated:
     """Each star by the model that has not seen it: a repository for each fold, and one for stars in none."""
@@ -111,20 +127,30 @@ class CrossValidated:
     def __init__(self, published: Path, folds: Path) -> None:
         """``folds`` is a folder of repositories ``0``, ``1``, ... with ``folds.json``: the fold of each star."""
         self._fold: dict[str, int] = json.loads((folds / "folds.json").read_text())
-        self._models: list[Classify] = [Repository(folds / str(k)) for k in range(max(self._fold.values()) + 1)]
-        self._published: Classify = Repository(published)
+        self._models: list[Repository] = [Repository(folds / str(k)) for k in range(max(self._fold.values()) + 1)]
+        self._published: Repository = Repository(published)
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
+        names, parts, back = Answers.__slots__, *self._by_fold(objects, Repository.__call__)
+        return Answers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+
+    def others(self, objects: LabelledObjects) -> OtherAnswers:
+        """What the models say of each object being none of the ten."""
+        names, parts, back = OtherAnswers.__slots__, *self._by_fold(objects, Repository.others)
+        return OtherAnswers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+
+    def _by_fold(
+        self, objects: LabelledObjects, ask: Callable[[Repository, LabelledObjects], T]
+    ) -> tuple[list[T], NDArray[np.intp]]:
+        """The answers of each fold's model, and the order that brings them back to that of the objects."""
         fold = np.array([self._fold.get(state.object_id, -1) for state in objects.states])
         order, parts = [], []
         for number in np.unique(fold).tolist():
             rows = np.flatnonzero(fold == number)
             order.append(rows)
-            parts.append((self._published if number < 0 else self._models[number])(objects.take(rows)))
-        back = np.argsort(np.concatenate(order))
-        names = Answers.__slots__
-        return Answers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+            parts.append(ask(self._published if number < 0 else self._models[number], objects.take(rows)))
+        return parts, np.argsort(np.concatenate(order))
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,8 +422,10 @@ def plot_first(scores: Mapping[str, Sequence[LiveScore]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def save(scores: Sequence[LiveScore], folder: Path, preface: str) -> None:
-    """Write ``live.md`` and ``live.json`` into ``folder``."""
+def save(scores: Sequence[LiveScore], others: Sequence[OtherScore], folder: Path, preface: str) -> None:
+    """Write ``live.md`` and ``live.json`` into ``folder``: the classes' table, and that of what is none of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "live.md").write_text(f"{preface}\n\n{markdown(scores)}")
-    (folder / "live.json").write_text(json.dumps([asdict(s) for s in scores], indent=1) + "\n")
+    (folder / "live.md").write_text(f"{preface}\n\n{markdown(scores)}\n{others_markdown(others)}")
+    (folder / "live.json").write_text(
+        json.dumps({"classes": [asdict(s) for s in scores], "other": [asdict(s) for s in others]}, indent=1) + "\n"
+    )

@@ -102,27 +102,40 @@ def load_archive(data: Path, name: str) -> LabelledObjects:
 def load_packets(data: Path) -> LabelledObjects:
     """The labelled ZTF objects of which there are packets, each after all of its packets, in order of time."""
     labels = {str(row["name"]): row for row in _rows(data / "multiband" / ALERT_LABELS)}
-    decoder, store = Decoder(), MemoryStore()
+    alerts = alerts_of_objects(packet_paths(data))
+    names = sorted(alerts.keys() & labels.keys())
+    states = last_states([alerts[name] for name in names])
+    return LabelledObjects(
+        "ztf_packets",
+        states,
+        *(_objects([labels[n][c] for n in names]) for c in ("label", "label_quality", "label_original")),
+    )
+
+
+def alerts_of_objects(paths: Sequence[Path]) -> dict[str, list[Alert]]:
+    """Alerts of the packets in files by object, in order of time; what cannot be decoded is left out."""
+    decoder = Decoder()
     alerts: defaultdict[str, list[Alert]] = defaultdict(list)
-    paths = [path for part in _PACKETS if (path := (data / part)).exists()]
     payloads = [packet.payload for packet in iter_packets(paths)]
     for first in range(0, len(payloads), _BATCH):
         for records in decoder.decode_batch(payloads[first : first + _BATCH]):
             if isinstance(records, DecodeError):
                 continue
             for record in records:
-                if isinstance(record, Alert) and record.object_id in labels:
+                if isinstance(record, Alert):
                     alerts[record.object_id].append(record)
-    names = sorted(alerts)
-    states = []
-    for name in names:
-        of_object = sorted(alerts[name], key=lambda alert: alert.mjd)
-        states.append(store.remember(of_object)[-1])
-    return LabelledObjects(
-        "ztf_packets",
-        states,
-        *(_objects([labels[n][c] for n in names]) for c in ("label", "label_quality", "label_original")),
-    )
+    return {name: sorted(own, key=lambda alert: alert.mjd) for name, own in alerts.items()}
+
+
+def last_states(alerts: Iterable[Sequence[Alert]]) -> list[ObjectState]:
+    """What the service would remember of each object after all its alerts."""
+    store = MemoryStore()
+    return [store.remember(own)[-1] for own in alerts]
+
+
+def packet_paths(data: Path) -> list[Path]:
+    """The files of real ZTF packets that are there."""
+    return [path for part in _PACKETS if (path := (data / part)).exists()]
 
 
 def in_bands_of(objects: LabelledObjects, survey: str, other: str) -> LabelledObjects:

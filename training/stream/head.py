@@ -77,7 +77,7 @@ def published_head(repository: Path) -> ConcatClassifier:
     path = repository / "classifier" / "1" / "model.onnx"
     weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
     head = ConcatClassifier()
-    for prefix in ("without_metadata.", ""):
+    for prefix in ("classifier.without_metadata.", "without_metadata.", ""):
         found = {name: weights.get(f"{prefix}{name}") for name in ("layers.0.weight", "layers.0.bias")}
         found |= {name: weights.get(f"{prefix}{name}") for name in ("layers.3.weight", "layers.3.bias")}
         if all(value is not None for value in found.values()):

@@ -142,9 +142,9 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     """All histories, encoded; kept in the folder ``cache``, which belongs to the encoders of ``repository``."""
     encoder = FrozenEncoder(repository)
     cache.mkdir(parents=True, exist_ok=True)
-    real = _cached(cache / "real.npz", lambda: _real_examples(encoder, data))
+    real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
     stars = _ArchiveStars(data, seed)
-    archive = _cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
+    archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
     path = cache / f"spectrum-draws-{seed}.npy"
     if not path.exists():
         np.save(path, stars.spectra(repository, data))
@@ -177,7 +177,8 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     )
 
 
-def _cached(path: Path, make: Callable[[], Examples]) -> Examples:
+def cached(path: Path, make: Callable[[], Examples]) -> Examples:
+    """The examples in the file ``path``, which is made where there is none."""
     if not path.exists():
         examples = make()
         columns = {name: getattr(examples, name) for name in Examples.__slots__}

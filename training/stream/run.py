@@ -20,6 +20,8 @@ from training.export import export_classifier, export_metadata_encoder, save_sca
 from training.stream.examples import Examples
 from training.stream.head import Head, train_head
 from training.stream.material import Inputs, Material, prepare_material
+from training.stream.other import CalibratedOther, ClassifierWithOther
+from training.stream.others import train_others
 from training.stream.plain import head_without_metadata
 
 FOLDS = 5
@@ -132,13 +134,17 @@ def train_stream(
     report("all stars")
     published = train_head(material, np.ones(len(fold), np.bool_), plain, seed, report)
     calibration = calibration_of(material, heads, published, fold)
+    others = train_others(material, fold, [*heads, published], repository, data, output / "cache", seed, report)
     folds = output / "folds"
     for k, head in enumerate(heads):
-        write_head(head, *calibration.fit(without=k), repository, folds / str(k), f"{version}-fold{k}")
+        write_head(
+            head, *calibration.fit(without=k), repository, folds / str(k), f"{version}-fold{k}", others.of_fold(k)
+        )
     names = {str(s): int(f) for s, f, u in zip(material.real.star, fold, material.usable, strict=True) if u}
+    names |= others.folds
     (folds / "folds.json").write_text(json.dumps(names, indent=1) + "\n")
     save_scaler(material.scaler)
-    write_head(published, *calibration.fit(), repository, repository, version)
+    write_head(published, *calibration.fit(), repository, repository, version, others.published())
 
 
 def write_head(
@@ -148,13 +154,18 @@ def write_head(
     source: Path,
     repository: Path,
     version: str,
+    other: CalibratedOther,
 ) -> None:
-    """A repository with the encoders of ``source`` and this head; it has no reference set until one is made for it."""
+    """A repository with the encoders of ``source``, this head and ``other`` beside it.
+
+    It has no reference set until one is made for it.
+    """
     if repository != source:
         for name in ("light_curve_encoder", "spectrum_encoder", "metadata_encoder", "classifier"):
             shutil.copytree(source / name, repository / name, dirs_exist_ok=True)
     head.classifier.log_temperature.copy_(torch.from_numpy(log_temperatures))
     export_metadata_encoder(head.metadata_encoder, repository)
-    export_classifier(head.classifier, repository)
+    export_classifier(ClassifierWithOther(head.classifier, other.network), repository, with_other=True)
     training = json.loads((source / "manifest.json").read_text())["training"]
-    write_manifest(repository, version, thresholds, {**training, "stream_head": {"version": version, "folds": FOLDS}})
+    training["stream_head"] = {"version": version, "folds": FOLDS, "other": other.scores}
+    write_manifest(repository, version, thresholds, training, other.threshold)

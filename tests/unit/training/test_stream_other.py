@@ -1,0 +1,180 @@
+"""``Other``: what counts as outside, how it is learnt and calibrated, and the exported output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from broker.assemble.metadata import MODEL_FEATURES
+from broker.records import Alert
+from training.datasets.outside import is_outside, outside_kind
+from training.encoders.trimodal import ConcatClassifier
+from training.export import export_classifier
+from training.other_scores import OtherAnswers, markdown, others_of
+from training.stream import other as other_module
+from training.stream.head import Head, published_head
+from training.stream.material import Inputs
+from training.stream.other import (
+    ClassifierWithOther,
+    OtherCalibration,
+    OtherHead,
+    OtherMaterial,
+    aurocs,
+    balanced_weights,
+    fit_platt,
+    other_logits,
+    other_probabilities,
+    subset_code,
+    train_other,
+    weighted_quantile,
+)
+
+
+@pytest.mark.parametrize(
+    ("vsx_type", "outside"),
+    [
+        ("CWA", True), ("DCEPS", True), ("ELL", True), ("R", True),
+        ("RRAB", False), ("RS", False), ("ROT", False), ("CEP:", False), ("CEP|RRAB", False), ("EA", False),
+    ],
+)  # fmt: skip
+def test_vsx_types_that_are_none_of_the_ten(vsx_type: str, outside: bool) -> None:
+    assert is_outside(vsx_type) is outside
+
+
+def alert(solar_system: bool, real_bogus: float | None, star_score: float | None) -> Alert:
+    return cast(Alert, SimpleNamespace(solar_system=solar_system, real_bogus=real_bogus, star_score=star_score))
+
+
+@pytest.mark.parametrize(
+    ("alerts", "kind"),
+    [
+        ([alert(True, 0.9, 0.99)], "moving"),
+        ([alert(False, 0.2, 0.9), alert(False, 0.1, 0.9)], "bogus"),
+        ([alert(False, 0.2, 0.9), alert(False, 0.8, 0.9)], None),
+        ([alert(False, 0.8, 0.05)], "galaxy"),
+        ([alert(False, None, None)], None),
+    ],
+)
+def test_what_packets_say_of_objects_without_a_label(alerts: list[Alert], kind: str | None) -> None:
+    assert outside_kind(alerts) == kind
+
+
+def test_weights_are_equal_by_side_and_set() -> None:
+    weight = balanced_weights(np.array([False] * 4 + [True] * 2), np.array(list("aaabcd"), object))
+    np.testing.assert_allclose(weight, [1 / 12, 1 / 12, 1 / 12, 1 / 4, 1 / 4, 1 / 4])
+    assert weighted_quantile(np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 2.0]), 0.75) == 2.0
+    assert weighted_quantile(np.array([3.0, 1.0, 2.0]), np.array([1.0, 1.0, 2.0]), 0.76) == 3.0
+
+
+def test_platt_finds_the_odds() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 40_000)
+    outside = rng.random(40_000) < 1 / (1 + np.exp(-(0.5 * logit + 1.0)))
+    slope, offset = fit_platt(logit.astype(np.float32), outside, np.full(40_000, 1 / 40_000))
+    assert (slope, offset) == pytest.approx((0.5, 1.0), abs=0.05)
+
+
+@pytest.fixture
+def material() -> OtherMaterial:
+    """Objects outside lie elsewhere among the embeddings of light curves; metadata say nothing."""
+    rng = np.random.default_rng(3)
+    size = 1500
+    outside = np.arange(size) % 3 == 0
+    light_curve = rng.normal(0, 1, (size, 512)) + 0.4 * outside[:, None] * np.sign(np.arange(512) % 2 - 0.5)
+    light_curve /= np.linalg.norm(light_curve, axis=1, keepdims=True)
+    known = np.zeros((size, len(MODEL_FEATURES)), np.bool_)
+    known[:, MODEL_FEATURES.index("ps1_g_r")] = rng.random(size) < 0.5
+    inputs = Inputs(rng.normal(size=known.shape).astype(np.float32) * known, known, known.any(axis=1))
+    group = np.where(outside, "far", np.where(rng.random(size) < 0.5, "archive", "near")).astype(object)
+    detections = np.where(rng.random(size) < 0.5, 7, 120).astype(np.int32)
+    star = np.arange(size).astype(str).astype(object)
+    return OtherMaterial(
+        light_curve.astype(np.float16), inputs, np.ones(size, np.bool_), detections, outside, group,
+        rng.integers(0, 3, size), star,
+    )  # fmt: skip
+
+
+def test_other_is_learnt_calibrated_and_exported(
+    material: OtherMaterial, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(other_module, "DRAWN", 1000)
+    monkeypatch.setattr(other_module, "EPOCHS", 8)
+    monkeypatch.setattr(other_module, "BATCH", 64)
+    torch.manual_seed(0)
+    head = Head(ConcatClassifier()).eval()
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    network = train_other(head, material, np.flatnonzero(material.fold != 0), 0, lambda _line: None)
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+    unseen = np.flatnonzero(material.fold == 0)
+    parts = []
+    for subset in other_module.OTHER_SUBSETS:
+        logit, usable, _ = other_logits(head, network, material, unseen, subset)
+        assert np.array_equal(usable, material.inputs.present[unseen] | (not subset[2]))
+        parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], unseen[usable]))
+    calibration = OtherCalibration(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    slope, offset, threshold = calibration.fit(material)
+    network.slope.copy_(slope)
+    network.offset.copy_(offset)
+    probability = other_probabilities(head, network, material, unseen)
+    area, outside, inside = aurocs(material, unseen, probability)["far"]
+    assert area > 0.95
+    assert (outside, inside) == (int(material.outside[unseen].sum()), int((~material.outside[unseen]).sum()))
+    assert 0.5 <= threshold <= 0.99
+    assert np.mean(probability[~material.outside[unseen]] > threshold) <= 0.05
+    assert np.mean(probability[material.outside[unseen]] > threshold) > 0.5
+
+    export_classifier(ClassifierWithOther(head.classifier, network), tmp_path, with_other=True)
+    session = onnxruntime.InferenceSession(tmp_path / "classifier" / "1" / "model.onnx")
+    # The next training finds the head for objects without metadata in this file.
+    kept = published_head(tmp_path)
+    for name, value in kept.state_dict().items():
+        if name.startswith("layers"):
+            assert torch.equal(value, head.classifier.without_metadata.state_dict()[name])
+    rows = unseen[:40]
+    inputs = material.inputs.take(rows)
+    with torch.no_grad():
+        metadata = head.metadata_encoder(torch.from_numpy(inputs.values), torch.from_numpy(inputs.known)).numpy()
+    present = np.stack([np.ones(40, bool), np.zeros(40, bool), inputs.present], axis=1)
+    present[0] = False, True, False
+    feed: dict[str, Any] = {
+        "light_curve": material.light_curve[rows].astype(np.float32), "spectrum": np.zeros((40, 512), np.float32),
+        "metadata": metadata, "present": present, "detections": material.detections[rows, None].astype(np.float32),
+    }  # fmt: skip
+    found, _, other = session.run(["probabilities", "embedding", "other"], feed)
+    assert other.shape == (40, 1)
+    assert np.isnan(other[0, 0])  # nothing is known of Other from a spectrum alone
+    np.testing.assert_allclose(other[1:, 0], probability[:40][1:], atol=1e-4)
+    with torch.no_grad():
+        expected, _ = head.classifier(*(torch.from_numpy(feed[name]) for name in feed))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_without_light_curve_or_metadata_nothing_is_said() -> None:
+    network = OtherHead().eval()
+    present = torch.tensor([[False, True, False], [True, False, False]])
+    answer = network(torch.zeros(2, 3, 512), present, torch.ones(2, 1), torch.zeros(2, 10))
+    assert answer.isnan()[:, 0].tolist() == [True, False]
+
+
+def test_scores_of_other_by_hand() -> None:
+    """Four objects outside, one of which the model says nothing of; of two stars one is called Other."""
+    probabilities = np.full((6, 10), 0.0)
+    probabilities[:, 0] = [0.5, 0.5, 0.5, 0.5, 1.0, 0.9]
+    probabilities[:, 1] = 1 - probabilities[:, 0]
+    other = np.array([0.9, 0.8, 0.1, np.nan, 0.2, 0.85])
+    answers = OtherAnswers(other, probabilities, np.full(6, 7, np.int32), np.nan_to_num(other) >= 0.85)
+    score = others_of("row", answers, np.arange(6) < 4)
+    assert score is not None
+    assert (score.outside, score.inside) == (3, 2)
+    assert score.auroc == pytest.approx(3 / 6)  # pairs in order: 0.9 over both, 0.8 over 0.2
+    assert (score.leading, score.entropy) == (1.0, 1.0)
+    assert (score.called_other, score.false_alarms) == pytest.approx((1 / 3, 1 / 2))
+    assert "| row | 3 | 2 | 0.500 | 1.000 | 1.000 | 0.33 | 0.500 |" in markdown([score])
+    assert others_of("none", answers, np.zeros(6, np.bool_)) is None
+    assert "no output" in markdown([])
