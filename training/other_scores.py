@@ -30,10 +30,10 @@ from training.datasets.tables import load_objects
 from training.detections import first_detections
 
 PREFACE = """None of the ten: AUROC of `Other` (0.5 is chance) for objects that are none of the ten classes,
-against stars of the ten. `leading` is the baseline 1 - probability of the leading class, `entropy` that of the ten probabilities.
-`called Other` is the share whose probability reaches the model's threshold, of the objects outside and of the stars.
-EROS-2's stars were never trained on. Moving, galaxy and bogus are weak labels by the packets' own values; ELAsTiCC is
-simulated."""
+against stars of the ten. `leading` is the baseline 1 - probability of the leading class, `entropy` that of the ten
+probabilities. `called Other` is the share whose probability reaches the model's threshold, of the objects outside and
+of the stars. EROS-2's stars were never trained on. Moving, galaxy and bogus are weak labels by the packets' own values;
+ELAsTiCC is simulated."""
 CEPHEID = "cepheid"
 
 
