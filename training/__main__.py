@@ -23,10 +23,11 @@ from training.datasets.tables import load_objects
 from training.disagreements import disagreements
 from training.disagreements import markdown as disagreements_table
 from training.evaluate import TEST_SETS, markdown
-from training.label_limits import label_limits
-from training.live import PREFACE as LIVE_PREFACE
-from training.live import CrossValidated, Repository, evaluate_live, first_detections_scores, plot_first
-from training.live import save as save_live
+from training.label_limits import label_disputes, label_limits
+from training.live import CrossValidated, Repository, evaluate_live
+from training.live.baselines import Informer, LightCurveForest
+from training.live.both import stars_with_both
+from training.live.output import save as save_live
 from training.loop import join_workers
 from training.other_scores import other_scores
 from training.periods import period_table
@@ -77,16 +78,22 @@ def _repository(text: str) -> Callable[[Callable[..., None]], Callable[..., None
 @click.option("--seed", type=int, default=None, help="Seed of split and training; the config's by default.")
 @click.option("--no-pretrain", is_flag=True, help="Leave out the contrastive pre-training.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoints in the run folder, if there are any.")
-def train(config: str, shared: Path, output: Path, seed: int | None, no_pretrain: bool, resume: bool) -> None:
+@click.option(
+    "--light-curve-only", is_flag=True,
+    help="Train the light-curve encoder and the head alone, without pre-training or scores: for `evaluate-live`.",
+)  # fmt: skip
+def train(
+    config: str, shared: Path, output: Path, seed: int | None, no_pretrain: bool, resume: bool, light_curve_only: bool
+) -> None:
     """Prepare inputs, pre-train, fine-tune, calibrate and evaluate; keeps model.safetensors in the run folder.
 
     On several GPUs: torchrun --nproc-per-node=4 -m training train
     """
     with join_workers() as workers:
         with workers.in_turn():
-            run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
-        model = run.train(workers, pretraining=not no_pretrain, resume=resume)
-    if workers.rank == 0:
+            run = Run(load_settings(config), shared, output, seed, CONSOLE.log, light_curve_only)
+        model = run.train(workers, pretraining=not (no_pretrain or light_curve_only), resume=resume)
+    if workers.rank == 0 and not light_curve_only:
         run.calibrate_and_evaluate(model)
         click.echo((output / "evaluation.md").read_text())
 
@@ -290,12 +297,19 @@ def spectrum_encoder(shared: Path, repository: Path, output: Path, seed: int) ->
     "Without it every star is scored by the repository's model, as is right for stars that were kept back.",
 )  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/live"), show_default=True)
-def evaluate_live_command(shared: Path, repository: Path, folds: Path | None, output: Path) -> None:
+@click.option(
+    "--informer", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
+    help="Run folder of `train --config informer --light-curve-only`; without it its column has dashes.",
+)  # fmt: skip
+def evaluate_live_command(
+    shared: Path, repository: Path, folds: Path | None, output: Path, informer: Path | None
+) -> None:
     """Score the model on real packets and archives in several bands; writes live.md, live.json and figures."""
     classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
-    scores = evaluate_live(classify, shared / "data")
-    save_live(scores, other_scores(classify, shared / "data"), output, LIVE_PREFACE)
-    plot_first(first_detections_scores(classify, shared / "data"), output / "live.png")
+    data = shared / "data"
+    forest = LightCurveForest(data, classify.fold if isinstance(classify, CrossValidated) else None)
+    scores, first = evaluate_live(classify, data, forest, Informer(informer) if informer else None)
+    save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), output)
     click.echo((output / "live.md").read_text())
 
 
@@ -312,10 +326,17 @@ def periods(shared: Path, repository: Path, most: int) -> None:
 @_shared
 def label_limits_of_training_stars(shared: Path) -> None:
     """Count where the catalogues' labels disagree among the stars that are not for tests, as Markdown."""
-    table = load_objects(shared / "data")
+    table = load_objects(shared / "data", against_vsx=False)
     labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
     train, validation, _ = split(table, seed=0)
     click.echo(label_limits(table, labels, np.concatenate([train, validation])))
+
+
+@main.command("label-disputes")
+@_shared
+def label_disputes_command(shared: Path) -> None:
+    """Count by class the stars whose label VSX disputes, and which are therefore not scored, as Markdown."""
+    click.echo(label_disputes(shared / "data"))
 
 
 @main.command("check-metadata")

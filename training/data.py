@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from broker.taxonomy import CLASS_INDEX, CLASSES
+from training.datasets.vsx import DISPUTED
 from training.encoders.trimodal import Batch
 from training.prepare import PreparedLightCurves
 
@@ -31,11 +32,16 @@ class Labels:
     weight: NDArray[np.float32]
     """(n,) weight in training: 0 for objects without a label, less for weak labels."""
     scored: NDArray[np.bool_]
-    """(n,) whether the label is good enough to be scored against (gold and std, not coarse)."""
+    """(n,) whether the label is good enough to be scored against (gold and std, not coarse, not disputed by VSX)."""
+    named: NDArray[np.bool_]
+    """(n,) the same, and those that VSX disputes: how catalogues name stars is counted with them, for VSX has the
+    names of one catalogue where two differ."""
 
     @staticmethod
     def from_columns(label: NDArray[np.object_], quality: NDArray[np.object_], coarse: NDArray[np.bool_]) -> Labels:
-        """From class name or None, label quality (gold, std, weak, conflict or None) and the coarse flag."""
+        """From class name or None, label quality (gold, std, weak, conflict, disputed or None) and the coarse flag.
+
+        A weak label, and one that VSX disputes, is trained on with less weight and never scored."""
         index = np.array([CLASS_INDEX.get(name, -1) if name else -1 for name in label], np.int64)
         known = index >= 0
         target = np.zeros((len(index), len(CLASSES)), np.float32)
@@ -43,11 +49,12 @@ class Labels:
         plain = np.eye(len(CLASSES), dtype=np.float32)
         lumped = plain.copy()
         lumped[CLASS_INDEX["EB"]] = plain[CLASS_INDEX["EW"]]
-        weak = quality == "weak"
+        weak = (quality == "weak") | (quality == DISPUTED)
         conflict = quality == "conflict"
         weight = np.where(known & ~conflict, np.where(weak, WEAK_LABEL_WEIGHT, 1.0), 0.0).astype(np.float32)
         scored = known & ~weak & ~conflict & ~coarse
-        return Labels(index, target, np.stack([plain, lumped]), coarse.astype(np.int64), weight, scored)
+        named = scored | (known & ~coarse & (quality == DISPUTED))
+        return Labels(index, target, np.stack([plain, lumped]), coarse.astype(np.int64), weight, scored, named)
 
     def only(self, rows: NDArray[np.intp]) -> Labels:
         """The same labels, but none counts except those of ``rows``."""

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.catalog.types import known_type
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.data import Labels
 from training.datasets.confusion import name_counts
-from training.datasets.tables import ObjectTable
+from training.datasets.multiband import ARCHIVES, has_archive, load_archive
+from training.datasets.splits import split
+from training.datasets.tables import ObjectTable, load_objects
+from training.datasets.vsx import DISPUTED, types_at
+from training.evaluate import TEST_SETS
 
 MIRA_AMPLITUDE = 2.0
 """Magnitudes in V that the central 95 % of a Mira's points span at least, where its label rests on nothing else."""
@@ -47,7 +55,36 @@ def label_limits(table: ObjectTable, labels: Labels, rows: NDArray[np.intp]) -> 
     lines.append(f"{len(asas)} ASAS stars that can be scored.\n")
     lines.append("| ASAS's class | " + " | ".join(f"Catalina: {name}" for name in CLASS_NAMES) + " |")
     lines.append("|---|" + "---:|" * len(CLASS_NAMES))
-    named = name_counts(table, labels.index, labels.scored, rows, "asas", "css")
+    named = name_counts(table, labels.index, labels.named, rows, "asas", "css")
     for name, row in zip(CLASS_NAMES, named, strict=True):
         lines.append(f"| {name} | " + " | ".join(str(count or "") for count in row.tolist()) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def label_disputes(data: Path) -> str:
+    """A line for each class of each set: stars with a label, how many VSX disputes, and what it says instead."""
+    table = load_objects(data)
+    usable = np.isin(table.label_quality.astype(str), ["gold", "std", DISPUTED])
+    test = np.zeros(len(table), np.bool_)
+    test[split(table, 0)[2]] = True
+    sets = [
+        (name, *(column[own] for column in (table.label, table.label_quality, table.ra, table.dec)), test[own])
+        for name, own in ((name, (table.survey == survey) & usable) for survey, name in TEST_SETS.items())
+    ]
+    for name in ARCHIVES:
+        if has_archive(data, name):
+            objects = load_archive(data, name)
+            ra, dec = (np.array([getattr(s, axis) for s in objects.states], np.float64) for axis in ("ra", "dec"))
+            sets.append((name, objects.label, objects.quality, ra, dec, np.ones(len(objects), np.bool_)))
+    lines = ["| set | label | stars | disputed | of test stars | VSX has instead |", "|---|---|---:|---:|---:|---|"]
+    for name, label, quality, ra, dec, is_test in sets:
+        for own in CLASS_NAMES:
+            rows = np.flatnonzero(label == own)
+            disputed = rows[quality[rows] == DISPUTED]
+            if len(disputed):
+                types = types_at(data, ra[disputed], dec[disputed])
+                instead = Counter(known_type(found[0]).class_name or found[0] for found in types)
+                said = ", ".join(f"{kind} {count}" for kind, count in instead.most_common(4))
+                tests = f"{int(is_test[disputed].sum())} of {int(is_test[rows].sum())}"
+                lines.append(f"| {name} | {own} | {len(rows)} | {len(disputed)} | {tests} | {said} |")
     return "\n".join(lines) + "\n"

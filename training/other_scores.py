@@ -145,9 +145,7 @@ def inside_sets(data: Path) -> list[LabelledObjects]:
     sets += [load_archive(data, name) for name in ("ztf_dr", "ztf_rebuilt") if has_archive(data, name)]
     if (data / "multiband" / "gaia_g_cbm.parquet").exists():
         sets.append(gaia_stars(data)[1])
-    return [
-        s.take([i for i, label in enumerate(s.label) if label in CLASS_INDEX and s.quality[i] != "weak"]) for s in sets
-    ]
+    return [s.take([i for i, label in enumerate(s.label) if label in CLASS_INDEX and s.counts[i]]) for s in sets]
 
 
 def _first(objects: LabelledObjects, n: int) -> LabelledObjects:

@@ -247,7 +247,7 @@ class Run:
         labels = every.only(rows)
         surveys = np.unique(table.survey[rows])
         if len(surveys) > 1:
-            counts = name_counts(table, every.index, every.scored, rows, "asas", "css")
+            counts = name_counts(table, every.index, every.named, rows, "asas", "css")
             labels = labels.with_confusion(table.survey == "css", catalogue_confusion(counts, "css"))
         taught = labels
         if share > 0:

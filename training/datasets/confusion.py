@@ -18,20 +18,20 @@ most semi-detached ones are under the one or the other (Drake et al. 2017, MNRAS
 def name_counts(
     table: ObjectTable,
     index: NDArray[np.int64],
-    scored: NDArray[np.bool_],
+    usable: NDArray[np.bool_],
     rows: NDArray[np.intp],
     reference: str,
     other: str,
 ) -> NDArray[np.int64]:
     """(10, 10) how many stars of a class by survey ``reference`` (rows) have which label by ``other`` (columns).
 
-    Over the stars among ``rows`` that ``reference`` has with a label that may be scored (``scored`` (n,)) and ``other``
-    with any; ``index`` (n,) is each object's labelled class, -1 for none.
+    Over the stars among ``rows`` that ``reference`` has with a label of its own (``usable`` (n,),
+    ``Labels.named``) and ``other`` with any; ``index`` (n,) is each object's labelled class, -1 for none.
     """
     named = rows[(table.survey[rows] == other) & (index[rows] >= 0)]
     by_star = dict(zip(table.star_id[named], index[named], strict=True))
     counts = np.zeros((len(CLASS_NAMES), len(CLASS_NAMES)), np.int64)
-    for row in rows[(table.survey[rows] == reference) & scored[rows]]:
+    for row in rows[(table.survey[rows] == reference) & usable[rows]]:
         if (theirs := by_star.get(table.star_id[row])) is not None:
             counts[index[row], theirs] += 1
     return counts

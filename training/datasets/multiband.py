@@ -23,6 +23,8 @@ from broker.records import Alert, LightCurve, ObjectState, TimeSystem
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
+from broker.taxonomy import CLASS_NAMES
+from training.datasets.vsx import DISPUTED, contradicted
 
 ARCHIVES: dict[str, tuple[str, ...]] = {
     "ztf_dr": ("ztf_dr3_vsx.parquet", "ztf_dr_lcurvemaker.parquet"),
@@ -48,12 +50,17 @@ class LabelledObjects:
     label: NDArray[np.object_]
     """Class name or None; for EROS-2, whose experts give no more, the name of the parent."""
     quality: NDArray[np.object_]
-    """gold, std, weak or None."""
+    """gold, std, weak, disputed (VSX has another class at the place) or None."""
     original: NDArray[np.object_]
     """The catalogue's own type, None where the file has none."""
 
     def __len__(self) -> int:
         return len(self.states)
+
+    @property
+    def counts(self) -> NDArray[np.bool_]:
+        """(n,) which labels are neither weak nor disputed."""
+        return np.array([quality not in ("weak", DISPUTED) for quality in self.quality], np.bool_)
 
     def take(self, rows: Iterable[int]) -> LabelledObjects:
         """Some of the objects."""
@@ -96,7 +103,13 @@ def load_archive(data: Path, name: str) -> LabelledObjects:
             columns["label"].append(row.get("label", row.get("parent")))
             columns["quality"].append(row.get("label_quality"))
             columns["original"].append(row.get("label_original"))
-    return LabelledObjects(name, states, *(_objects(columns[c]) for c in ("label", "quality", "original")))
+    label, quality, original = (_objects(columns[c]) for c in ("label", "quality", "original"))
+    ra, dec = (np.array([getattr(state, axis) for state in states], np.float64) for axis in ("ra", "dec"))
+    # Parents, the labels of EROS-2, are none of our classes.
+    own = _objects([name if name in CLASS_NAMES else None for name in label])
+    differs = contradicted(data, own, np.zeros(len(states), np.bool_), ra, dec)
+    quality[differs & np.array([q != "weak" for q in quality], np.bool_)] = DISPUTED
+    return LabelledObjects(name, states, label, quality, original)
 
 
 def load_packets(data: Path) -> LabelledObjects:

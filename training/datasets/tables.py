@@ -22,6 +22,7 @@ from broker.barycentre import barycentric_light_curves
 from broker.errors import InputFileError
 from broker.photometry import magnitude_to_flux
 from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, ObjectState, TimeSystem
+from training.datasets.vsx import DISPUTED, contradicted
 
 TIME_SYSTEM: Final = TimeSystem.BARYCENTRIC
 """Of the light curves of an ``ObjectTable``, whose heliocentric times are within 5 s of it."""
@@ -41,7 +42,7 @@ class ObjectTable:
     label: NDArray[np.object_]
     """Class name, None where unknown."""
     label_quality: NDArray[np.object_]
-    """gold (the GCVS agrees), std, weak, conflict (the GCVS disagrees) or None."""
+    """gold (the GCVS agrees), std, weak, conflict (the GCVS disagrees), disputed (VSX disagrees) or None."""
     label_is_coarse: NDArray[np.bool_]
     """True for Catalina's EW, which lumps contact and semi-detached binaries."""
     light_curves: list[LightCurve]
@@ -65,8 +66,11 @@ _MEASURED = {
 """Names of the measured values, and of the file's columns that hold them."""
 
 
-def load_objects(data: Path) -> ObjectTable:
-    """Read ``asas_v.parquet`` and ``css_v.parquet`` in the folder ``data``; InputFileError if they cannot be."""
+def load_objects(data: Path, against_vsx: bool = True) -> ObjectTable:
+    """Read ``asas_v.parquet`` and ``css_v.parquet`` in the folder ``data``; InputFileError if they cannot be.
+
+    Labels that VSX contradicts are of the quality ``disputed``, unless ``against_vsx`` is False.
+    """
     try:
         asas = pq.read_table(data / "asas_v.parquet")
         css = pq.read_table(data / "css_v.parquet")
@@ -82,7 +86,7 @@ def load_objects(data: Path) -> ObjectTable:
     )
     asas_css_id = _objects(asas, "css_id")
     css_label = _objects(css, "label")
-    return ObjectTable(
+    result = ObjectTable(
         object_id=_concatenate(_prefixed("asas:", _objects(asas, "name")), _prefixed("css:", _objects(css, "css_id"))),
         star_id=_concatenate(
             [f"css:{c}" if c else f"asas:{n}" for c, n in zip(asas_css_id, _objects(asas, "name"), strict=True)],
@@ -101,6 +105,11 @@ def load_objects(data: Path) -> ObjectTable:
             for name, column in _MEASURED.items()
         },
     )
+    if against_vsx:
+        usable = np.array([quality in ("gold", "std") for quality in result.label_quality], np.bool_)
+        differs = contradicted(data, result.label, result.label_is_coarse, result.ra, result.dec)
+        result.label_quality[usable & differs] = DISPUTED
+    return result
 
 
 def _light_curves(

@@ -144,8 +144,12 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     cache.mkdir(parents=True, exist_ok=True)
     real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
     stars = _ArchiveStars(data, seed)
-    archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
     path = cache / f"spectrum-draws-{seed}.npy"
+    archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
+    if set(archive.star) != set(stars.names):  # labels have changed since
+        (cache / f"archive-{seed}.npz").unlink()
+        path.unlink(missing_ok=True)
+        archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
     if not path.exists():
         np.save(path, stars.spectra(repository, data))
     rows = stars.rows_of(archive)
@@ -193,7 +197,7 @@ def _real_examples(encoder: FrozenEncoder, data: Path) -> Examples:
     parts = []
     for name in REAL_SETS:
         objects = load_packets(data) if name == PACKETS else load_archive(data, name)
-        kept = [i for i, label in enumerate(objects.label) if label in CLASS_INDEX and objects.quality[i] != "weak"]
+        kept = [i for i, label in enumerate(objects.label) if label in CLASS_INDEX and objects.counts[i]]
         objects = objects.take(kept)
         cuts: tuple[Cut, ...] = (first_n, first_n) if name == PACKETS else (first_n, random_n, first_n, random_n, few)
         label = class_indices(objects.label)
@@ -231,6 +235,12 @@ class _ArchiveStars:
         self._label = label
         self._part = part_of_each(len(table), (training, validation, test))
         self.catalogued, self._code = catalogue_values(table, data, self._part, rng)
+
+    @property
+    def names(self) -> NDArray[np.object_]:
+        """(m,) of ``rows``."""
+        names: NDArray[np.object_] = self._table.object_id[self.rows]
+        return names
 
     def rows_of(self, examples: Examples) -> NDArray[np.intp]:
         """The table's row of each example."""

@@ -15,7 +15,7 @@ from training.label_limits import central_range, label_limits
 
 @pytest.fixture(scope="module")
 def table(shared: Path) -> ObjectTable:
-    return load_objects(shared / "data")
+    return load_objects(shared / "data", against_vsx=False)
 
 
 def test_amplitude_is_that_of_the_central_points(table: ObjectTable) -> None:

@@ -1,0 +1,208 @@
+"""What the service says of objects, and how good that is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import f1_score, recall_score
+
+from broker.assemble import assemble
+from broker.inference.manifest import Manifest, load_manifest
+from broker.inference.onnx import OnnxEngine
+from broker.physics import plausible_period, rule_out
+from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED
+from training.calibrate import expected_calibration_error
+from training.datasets.multiband import LabelledObjects
+from training.other_scores import OtherAnswers
+
+BINS = 10
+"""Of the calibration error."""
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What the service says of n objects."""
+
+    probabilities: NDArray[np.float64]
+    """(n, 10), zero where NotClassified."""
+    in_set: NDArray[np.bool_]
+    """(n, 10) which classes the prediction set holds."""
+    detections: NDArray[np.int32]
+    period: NDArray[np.float64]
+    """(n,) as published, NaN for none."""
+
+
+Classify = Callable[[LabelledObjects], Answers]
+T = TypeVar("T")
+
+
+class Repository:
+    """A model repository, as the service uses it."""
+
+    def __init__(self, path: Path) -> None:
+        self._manifest: Manifest = load_manifest(path)
+        self._engine = OnnxEngine(path)
+
+    def __call__(self, objects: LabelledObjects) -> Answers:
+        """Classify each object from its state."""
+        parts = []
+        for first in range(0, len(objects), _BATCH):
+            inputs = assemble(objects.states[first : first + _BATCH])
+            predictions = self._engine.predict(inputs)
+            probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
+            sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
+            in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
+            parts.append((probabilities.astype(np.float64), in_set, inputs.light_curve.detections, period))
+        return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def others(self, objects: LabelledObjects) -> OtherAnswers:
+        """What the model says of each object being none of the ten."""
+        threshold = self._manifest.other_threshold
+        parts = []
+        for first in range(0, len(objects), _BATCH):
+            inputs = assemble(objects.states[first : first + _BATCH])
+            predictions = self._engine.predict(inputs)
+            other = predictions.other.astype(np.float64)
+            is_other = np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
+            parts.append((other, predictions.probabilities.astype(np.float64), inputs.light_curve.detections, is_other))
+        return OtherAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+class CrossValidated:
+    """Each star by the model that has not seen it: a repository for each fold, and one for stars in none."""
+
+    def __init__(self, published: Path, folds: Path) -> None:
+        """``folds`` is a folder of repositories ``0``, ``1``, ... with ``folds.json``: the fold of each star."""
+        self.fold: dict[str, int] = json.loads((folds / "folds.json").read_text())
+        self._models: list[Repository] = [Repository(folds / str(k)) for k in range(max(self.fold.values()) + 1)]
+        self._published: Repository = Repository(published)
+
+    def __call__(self, objects: LabelledObjects) -> Answers:
+        """Classify each object from its state."""
+        names, parts, back = Answers.__slots__, *self._by_fold(objects, Repository.__call__)
+        return Answers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+
+    def others(self, objects: LabelledObjects) -> OtherAnswers:
+        """What the models say of each object being none of the ten."""
+        names, parts, back = OtherAnswers.__slots__, *self._by_fold(objects, Repository.others)
+        return OtherAnswers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
+
+    def _by_fold(
+        self, objects: LabelledObjects, ask: Callable[[Repository, LabelledObjects], T]
+    ) -> tuple[list[T], NDArray[np.intp]]:
+        """The answers of each fold's model, and the order that brings them back to that of the objects."""
+        fold = np.array([self.fold.get(state.object_id, -1) for state in objects.states])
+        order, parts = [], []
+        for number in np.unique(fold).tolist():
+            rows = np.flatnonzero(fold == number)
+            order.append(rows)
+            parts.append(ask(self._published if number < 0 else self._models[number], objects.take(rows)))
+        return parts, np.argsort(np.concatenate(order))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveScore:
+    """One row of the table. Accuracy counts NotClassified as wrong; the other scores are over all objects, too."""
+
+    data: str
+    objects: int
+    detections: float
+    """Median number of usable detections."""
+    accuracy: float
+    macro_f1: float
+    mean_probability: float
+    """Of the leading class; 0 where NotClassified."""
+    expected_calibration_error: float
+    calibrated_error: float
+    """What a perfectly calibrated model with the same probabilities would show for so few objects, in the mean."""
+    calibrated_error_95: float
+    """And what it would stay below in 95 of 100 cases."""
+    coverage: float
+    set_size: float
+    not_classified: int
+    impossible: int
+    """Objects whose leading class physics rules out at the published period."""
+    recall: dict[str, float] = field(default_factory=dict)
+    class_counts: dict[str, int] = field(default_factory=dict)
+    taken_for: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By label, how many objects are taken for each class, or NotClassified."""
+    baselines: dict[str, float | None] = field(default_factory=dict)
+    """Accuracy of the baselines on the same objects, None for one that there is no model of."""
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, after Agresti and Coull (1998, Am. Stat. 52, 119): not 0 where all are right."""
+        return binomial_error(self.accuracy, self.objects)
+
+
+def binomial_error(share: float, count: int) -> float:
+    """Standard error of a share of ``count`` objects, with two successes and two failures added."""
+    adjusted = (share * count + 2) / (count + 4)
+    return float(np.sqrt(adjusted * (1 - adjusted) / (count + 4)))
+
+
+def calibrated_errors(summed: NDArray[np.float64], bins: int, draws: int = 400, seed: int = 0) -> tuple[float, float]:
+    """Mean and 95 % quantile of the calibration error if the probabilities (n, k) were right, by simulation.
+
+    Of each object the leading class is right with its probability. The error is never 0 for a few objects: bins of
+    which each has few of them scatter, and their distances are added without sign.
+    """
+    confidence = np.minimum(summed.max(axis=1), 1.0)
+    cell = np.minimum((confidence * bins).astype(np.intp), bins - 1)
+    right = np.random.default_rng(seed).random((draws, len(confidence))) < confidence
+    gaps = np.stack([(confidence - right)[:, cell == own].sum(axis=1) for own in range(bins)])
+    errors = np.abs(gaps).sum(axis=0) / len(confidence)
+    return float(errors.mean()), float(np.quantile(errors, 0.95))
+
+
+def live_score(name: str, objects: LabelledObjects, answers: Answers, groups: Mapping[str, Sequence[str]]) -> LiveScore:
+    """Scores of one row, over ``groups`` of classes: each class by itself, or parents, of which the sums count."""
+    names = list(groups)
+    summed = np.stack(
+        [answers.probabilities[:, [CLASS_INDEX[c] for c in groups[n]]].sum(axis=1) for n in names], axis=1
+    )
+    in_set = np.stack([answers.in_set[:, [CLASS_INDEX[c] for c in groups[n]]].any(axis=1) for n in names], axis=1)
+    label = np.array([names.index(own) for own in objects.label])
+    classified: NDArray[np.bool_] = np.any(answers.probabilities, axis=1)
+    best = np.where(classified, summed.argmax(axis=1), -1)
+    error, error_95 = calibrated_errors(summed, BINS)
+    answers_of = [*names, NOT_CLASSIFIED.name]
+    present = np.unique(label)
+    recall = recall_score(label, best, labels=present, average=None, zero_division=0.0)
+    leading = np.array(CLASS_NAMES, object)[answers.probabilities.argmax(axis=1)]
+    impossible = [
+        not plausible_period(str(lead), period)
+        for lead, period, good in zip(leading, answers.period.tolist(), classified, strict=True)
+        if good and period == period
+    ]
+    return LiveScore(
+        data=name,
+        objects=len(label),
+        detections=float(np.median(answers.detections)),
+        accuracy=float(np.mean(best == label)),
+        macro_f1=float(f1_score(label, best, labels=present, average="macro", zero_division=0.0)),
+        mean_probability=float(summed.max(axis=1).mean()),
+        expected_calibration_error=expected_calibration_error(summed, label, bins=BINS),
+        calibrated_error=error,
+        calibrated_error_95=error_95,
+        coverage=float(np.mean(in_set[np.arange(len(label)), label])),
+        set_size=float(in_set.sum(axis=1).mean()),
+        not_classified=int(np.sum(~classified)),
+        impossible=sum(impossible),
+        recall={names[c]: float(r) for c, r in zip(present, recall, strict=True)},
+        class_counts={names[c]: int(np.sum(label == c)) for c in present},
+        taken_for={
+            names[c]: {
+                answers_of[b]: int(n)
+                for b, n in zip(*np.unique(best[label == c] % len(answers_of), return_counts=True), strict=True)
+            }
+            for c in present
+        },
+    )
