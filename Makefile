@@ -58,6 +58,7 @@ bench: $(VENV)/.all .venv-triton/.ready
 train: $(VENV)/.all
 	$(BIN)/python -m training train --output $(RUN_FOLDER)
 	$(BIN)/python -m training export --output $(RUN_FOLDER)
+	$(BIN)/python -m training spectrum-encoder --output runs/spectrum
 	$(BIN)/python -m training stream --output runs/stream
 	$(BIN)/python -m training reference-set
 	$(BIN)/python -m training evaluate-live --folds runs/stream/folds

@@ -19,6 +19,7 @@ from broker.assemble.lightcurve import assemble_light_curves
 from broker.records import LightCurve, PhotometryKind
 from broker.taxonomy import NOT_CLASSIFIED
 from training.calibrate import Encoded, probabilities
+from training.crops import first_detections
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, Trimodal
 from training.evaluate import score
@@ -50,19 +51,6 @@ class DetectionScore:
     def name(self) -> str:
         """The number of detections, or ``all``."""
         return "all" if self.detections is None else str(self.detections)
-
-
-def first_detections(curve: LightCurve, n: int | None) -> LightCurve:
-    """The light curve up to and with its ``n``-th detection in time, as an alert stream would have shown it by then.
-
-    Upper limits before that stay and are not counted; None keeps everything. The columns come back in time order.
-    """
-    order = np.argsort(curve.mjd, kind="stable")
-    if n is not None:
-        measured = np.cumsum(curve.kind[order] != PhotometryKind.LIMIT)
-        # Without the limits after the n-th detection: the alert of that detection does not know them.
-        order = order[: int(np.searchsorted(measured, n)) + 1]
-    return curve.take(order)
 
 
 def accuracy_by_detections(

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from broker.inference.manifest import CALIBRATION_BINS
 from broker.taxonomy import CLASS_INDEX
+from training.crops import first_detections
 from training.datasets.multiband import LabelledObjects, has_archive, load_archive, load_packets
 from training.datasets.outside import (
     elasticc_objects,
@@ -27,7 +28,6 @@ from training.datasets.outside import (
     unlabelled_packets,
 )
 from training.datasets.tables import load_objects
-from training.detections import first_detections
 
 PREFACE = """None of the ten: AUROC of `Other` (0.5 is chance) for objects that are none of the ten classes,
 against stars of the ten. `leading` is the baseline 1 - probability of the leading class, `entropy` that of the ten

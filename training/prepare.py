@@ -14,19 +14,23 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from broker.assemble.inputs import LightCurveInputs
-from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, MIN_POINTS, assemble_light_curves
 from broker.records import LightCurve
-from training.crops import crop, thin
+from training.crops import crop, first_detections, shorten, thin
+from training.streams import Cadence, as_alerts, as_streamed, load_cadences
 
-VERSIONS = 5
-"""Of each light curve in training: the whole one, two crops and two thinned ones."""
+VERSIONS = 7
+"""Of each light curve in training: the whole one, a crop, a thinned one, and what a stream would show of it: its first
+points, and three in several bands, of which one is whole."""
 CHUNK = 128
+_CACHE_FORMAT = "2: barycentric times, streamed versions"
+"""To be changed with what makes the same features another way."""
 _COLUMNS = ("points", "points_mask", "folded", "features", "present", "period", "detections")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedLightCurves:
-    """Inputs of n objects in v versions: version 0 is the whole light curve, odd ones are crops, even ones thinned.
+    """Inputs of n objects in v versions: version 0 is the whole light curve, the others see ``_version``.
 
     Arrays as in ``LightCurveInputs`` with a leading version axis; ``points``, ``folded`` and ``features``
     are kept in half precision.
@@ -41,53 +45,118 @@ class PreparedLightCurves:
     detections: NDArray[np.int32]
 
 
-def _assemble_chunk(task: tuple[int, int, list[LightCurve]]) -> tuple[int, int, LightCurveInputs]:
-    version, first, curves = task
-    if version:
-        # Seeded by position, so that the crops do not depend on how the work is divided.
-        change = crop if version % 2 else thin
-        curves = [change(c, np.random.default_rng([version, first + i])) for i, c in enumerate(curves)]
-    return version, first, assemble_light_curves(curves)
+_PERIOD_QUALITY = LIGHT_CURVE_FEATURES.index("r2_period")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    first: int
+    """Row of the first of the objects."""
+    curves: list[LightCurve]
+    labels: list[str | None]
+    versions: int
+    cadences: list[Cadence]
+
+
+def _assemble_chunk(task: _Task) -> tuple[int, list[LightCurveInputs]]:
+    whole = assemble_light_curves(task.curves)
+    found = [whole]
+    for version in range(1, task.versions):
+        changed = []
+        for i, (curve, label) in enumerate(zip(task.curves, task.labels, strict=True)):
+            # Seeded by position, so that the versions do not depend on how the work is divided.
+            rng = np.random.default_rng([version, task.first + i])
+            quality = float(whole.features[i, _PERIOD_QUALITY])
+            changed.append(_version(version, curve, label, 1.0 / whole.period[i], quality, task.cadences, rng))
+        found.append(assemble_light_curves(changed))
+    return task.first, found
+
+
+def _version(
+    number: int,
+    curve: LightCurve,
+    label: str | None,
+    frequency: float,
+    quality: float,
+    cadences: Sequence[Cadence],
+    rng: np.random.Generator,
+) -> LightCurve:
+    """A version of a light curve whose best ``frequency`` (cycles/day) explains ``quality`` of its variance."""
+    if len(curve) <= MIN_POINTS:
+        return curve
+    kind = (number - 1) % 6
+    if kind == 0:
+        return crop(curve, rng)
+    if kind == 1:
+        return thin(curve, rng)
+    if kind >= 3:
+        curve = as_streamed(curve, label, frequency, quality, cadences, rng)
+    if kind == 3:
+        return curve
+    if kind >= 4 and rng.random() < 0.3:
+        curve = as_alerts(curve, rng)
+    if len(curve) <= MIN_POINTS:
+        return curve
+    points = int(np.exp(rng.uniform(np.log(MIN_POINTS), np.log(len(curve)))))
+    if kind == 2 or rng.random() < 0.5:
+        return first_detections(curve, points)
+    return shorten(curve, points, rng)
 
 
 def prepare_light_curves(
-    curves: Sequence[LightCurve], versions: int, cache: Path, processes: int = 2
+    curves: Sequence[LightCurve],
+    labels: Sequence[str | None],
+    versions: int,
+    cache: Path,
+    data: Path | None = None,
+    processes: int = 2,
 ) -> PreparedLightCurves:
-    """Assemble ``curves`` in ``versions`` versions, or read them from ``cache`` (a folder of .npy files)."""
+    """Assemble ``curves`` in ``versions`` versions, or read them from ``cache`` (a folder of .npy files).
+
+    ``labels`` are the class names of training stars, which decide how their amplitudes depend on wavelength; None for
+    others. ``data`` is the folder with the surveys whose epochs are used, if any.
+    """
     size = len(curves)
     # Other features, other arrays: a cache of an earlier release is not taken for this one's.
-    features = hashlib.sha256(" ".join(LIGHT_CURVE_FEATURES).encode()).hexdigest()[:8]
+    features = hashlib.sha256(" ".join((_CACHE_FORMAT, *LIGHT_CURVE_FEATURES)).encode()).hexdigest()[:8]
     done = cache / f"done-{size}-{versions}-{features}"
     if not done.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        _assemble_all(curves, versions, cache, processes)
+        _assemble_all(curves, labels, versions, cache, load_cadences(data) if data else [], processes)
         done.touch()
     loaded = {name: np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
     return PreparedLightCurves(**loaded)
 
 
-def _assemble_all(curves: Sequence[LightCurve], versions: int, cache: Path, processes: int) -> None:
+def _assemble_all(
+    curves: Sequence[LightCurve],
+    labels: Sequence[str | None],
+    versions: int,
+    cache: Path,
+    cadences: list[Cadence],
+    processes: int,
+) -> None:
     size = len(curves)
 
-    def tasks() -> Iterator[tuple[int, int, list[LightCurve]]]:
-        for version in range(versions):
-            for first in range(0, size, CHUNK):
-                yield version, first, list(curves[first : first + CHUNK])
+    def tasks() -> Iterator[_Task]:
+        for first in range(0, size, CHUNK):
+            own = slice(first, first + CHUNK)
+            yield _Task(first, list(curves[own]), list(labels[own]), versions, cadences)
 
     arrays: dict[str, np.memmap[Any, Any]] = {}
-    count = versions * -(-size // CHUNK)
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         results = pool.imap_unordered(_assemble_chunk, tasks(), chunksize=1)
-        for version, first, inputs in track(results, "Assembling light curves", total=count):
-            for name in _COLUMNS:
-                part = getattr(inputs, name)
-                if name not in arrays:
-                    dtype = np.float16 if part.dtype == np.float32 else part.dtype
-                    arrays[name] = np.lib.format.open_memmap(
-                        cache / f"{name}.npy", "w+", dtype, (versions, size, *part.shape[1:])
-                    )
-                if part.dtype == np.float32:
-                    part = np.clip(part, -6e4, 6e4)  # the range of half precision
-                arrays[name][version, first : first + len(part)] = part
+        for first, found in track(results, "Assembling light curves", total=-(-size // CHUNK)):
+            for version, inputs in enumerate(found):
+                for name in _COLUMNS:
+                    part = getattr(inputs, name)
+                    if name not in arrays:
+                        dtype = np.float16 if part.dtype == np.float32 else part.dtype
+                        arrays[name] = np.lib.format.open_memmap(
+                            cache / f"{name}.npy", "w+", dtype, (versions, size, *part.shape[1:])
+                        )
+                    if part.dtype == np.float32:
+                        part = np.clip(part, -6e4, 6e4)  # the range of half precision
+                    arrays[name][version, first : first + len(part)] = part
     for array in arrays.values():
         array.flush()

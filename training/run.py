@@ -80,7 +80,11 @@ class Run:
         self.table = table
         self.train_rows, self.validation_rows, self.test_rows = split(table, self.seed)
         self.labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-        light_curves = prepare_light_curves(table.light_curves, VERSIONS, output.parent / "light_curves")
+        labels = np.full(len(table), None, object)
+        labels[self.train_rows] = table.label[self.train_rows]
+        light_curves = prepare_light_curves(
+            table.light_curves, list(labels), VERSIONS, output.parent / "light_curves", data
+        )
         self.data, self.scaler = self._inputs(table, data, light_curves)
         self._pretrained: dict[str | None, dict[str, Tensor]] = {}
 

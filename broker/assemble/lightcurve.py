@@ -7,23 +7,33 @@ that every step but the period search is one array operation over the whole batc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from broker.assemble.chromatic import (
+    AMPLITUDE_EXPONENT,
+    LAG_DEVIATION,
+    SLOPE_DEVIATION,
+    ChromaticFit,
+    fit_bands,
+    log_wavelength,
+)
 from broker.assemble.grouped import group_median, group_quantiles
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
-from broker.records import BANDS, LightCurve, PhotometryKind
+from broker.bands import BANDS, WAVELENGTH
+from broker.records import LightCurve, PhotometryKind
 
 POINTS: Final = 200
 """Points of a light curve that the model sees one by one (AstroM3, section 3.1)."""
-POINT_CHANNELS: Final = 4
-"""time scaled to 0-1, flux and flux error normalised by mean and MAD, phase at twice the best period."""
+POINT_CHANNELS: Final = 5
+"""time scaled to 0-1, flux and flux error normalised by mean and MAD, phase at twice the best period, and
+ln(wavelength) of the band against V's."""
 PHASE_BINS: Final = 128
 FOLDED_CHANNELS: Final = 4
 """At twice the best period, mean, scatter and log10(1 + count) of each phase bin; then the mean at the best
@@ -44,11 +54,14 @@ LIGHT_CURVE_FEATURES: Final[tuple[str, ...]] = (
     "amplitude_1_to_std", "amplitude_21", "amplitude_31", "amplitude_41",
     "cos_phase_21", "sin_phase_21", "cos_phase_31", "sin_phase_31",
     "odd_even_13", "von_neumann_phase",
+    "bands", "tone", "tone_spread", "chromatic_slope", "chromatic_slope_error", "phase_lag", "phase_lag_error",
 )  # fmt: skip
 """Names of the columns of ``LightCurveInputs.features``. Amplitudes and phases are those of the harmonics at
 the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow Richards et al. (2011, ApJ 733,
-10); von Neumann's ratio is the mean squared successive difference over the variance, in time and in phase."""
+10); von Neumann's ratio is the mean squared successive difference over the variance, in time and in phase.
+``tone`` is the points' mean ln(wavelength) against V's; slope and lag are those of ``broker.assemble.chromatic``."""
 
+_TONE: Final = log_wavelength(WAVELENGTH)
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
 _BLAS: Final = ThreadpoolController()
 _SAME_EXPOSURE: Final = 1e-5  # days
@@ -89,6 +102,7 @@ class _Points:
     time: NDArray[np.float64]
     value: NDArray[np.float64]
     error: NDArray[np.float64]
+    band: NDArray[np.intp]
     count: NDArray[np.intp]
     total: NDArray[np.bool_]
 
@@ -117,7 +131,7 @@ def assemble_points(usable: UsablePoints) -> LightCurveInputs:
     present = points.count >= MIN_POINTS
     keep = present[points.row]
     points = _Points(
-        points.row[keep], points.time[keep], points.value[keep], points.error[keep],
+        points.row[keep], points.time[keep], points.value[keep], points.error[keep], points.band[keep],
         np.where(present, points.count, 0), points.total,
     )  # fmt: skip
     inputs = LightCurveInputs(
@@ -131,9 +145,11 @@ def assemble_points(usable: UsablePoints) -> LightCurveInputs:
     )
     if not present.any():
         return inputs
+    center, scale = _center_and_scale(points)
+    frequency, value = _period_features(points, (points.value - center[points.row]) / scale[points.row], scale, inputs)
+    points = replace(points, value=value * scale[points.row])
     center, scale = _shape_features(points, inputs.features)
     value = (points.value - center[points.row]) / scale[points.row]
-    frequency = _period_features(points, value, inputs)
     phase = _fold(points, value, frequency, inputs)
     _fill_points(points, phase, inputs)
     inputs.period[:] = 1.0 / frequency
@@ -192,13 +208,26 @@ def _brightness(points: UsablePoints) -> _Points:
     unit = np.where(unit > 0, unit, 1.0)
     per_magnitude = 2.5 / np.log(10.0)
     value = np.where(total, per_magnitude * np.log(unit), per_magnitude * flux / unit)
-    error = np.clip(per_magnitude * error / unit, 1e-4, 1.0)
+    error = per_magnitude * error / unit
+    # Difference fluxes rise and fall with the star's colour, too: no rule for these.
+    to_reference = np.where(total, np.exp(AMPLITUDE_EXPONENT * _TONE[band]), 1.0)
     value -= group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
+    value *= to_reference
+    error = np.clip(error * to_reference, 1e-4, 1.0)
     by_time = np.lexsort((time, row))
     return _Points(
-        row[by_time], time[by_time], value[by_time], error[by_time],
+        row[by_time], time[by_time], value[by_time], error[by_time], band[by_time],
         np.bincount(row, minlength=size).astype(np.intp), is_total,
     )  # fmt: skip
+
+
+def _center_and_scale(points: _Points) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each object's points, each (batch,); the latter 1 where they are all alike."""
+    size = len(points.count)
+    count = np.maximum(points.count, 1)
+    center = np.bincount(points.row, points.value, size) / count
+    std = np.sqrt(np.bincount(points.row, (points.value - center[points.row]) ** 2, size) / count)
+    return center, np.where(std > 1e-6, std, 1.0)
 
 
 def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -210,10 +239,8 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
     def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(row, x, size) / count
 
-    center = mean(value)
+    center, std = _center_and_scale(points)
     deviation = value - center[row]
-    std = np.sqrt(mean(deviation**2))
-    std = np.where(std > 1e-6, std, 1.0)
     standard = deviation / std[row]
     levels = group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
     mad = group_median(np.abs(value - levels[4][row]), row, size)
@@ -238,6 +265,8 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
         "range_20_to_90": (levels[5] - levels[3]) / range_90,
         "range_98_to_90": np.clip((levels[8] - levels[0]) / range_90, 0, 10),
         "von_neumann_time": _von_neumann(standard, row, size),
+        "tone": (tone := mean(_TONE[points.band])),
+        "tone_spread": np.sqrt(mean((_TONE[points.band] - tone[row]) ** 2)),
     }.items():
         features[:, _FEATURE[name]] = np.where(some, feature, 0.0)
     return center, std
@@ -251,33 +280,59 @@ def _von_neumann(value: NDArray[np.float64], row: NDArray[np.intp], size: int) -
     return np.clip(np.bincount(row[1:], squared, size) / np.maximum(pairs, 1), 0, 4)
 
 
-def _period_features(points: _Points, value: NDArray[np.float64], inputs: LightCurveInputs) -> NDArray[np.float64]:
-    """Search each object's period and fill the features that describe it; returns frequency (batch,)."""
+def _period_features(
+    points: _Points, value: NDArray[np.float64], scale: NDArray[np.float64], inputs: LightCurveInputs
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Search each object's period and fill the features that describe it.
+
+    ``value`` (n,) has standard deviation 1 within each object, ``scale`` (batch,) is what it was. Returns frequency
+    (batch,) and the values, without the bands' offsets and at V's amplitude where there is a period and several bands.
+    """
     size = len(points.count)
     frequency = np.full(size, np.nan)
-    std = 10.0 ** inputs.features[:, _FEATURE["log10_std"]].astype(np.float64)
-    weight = 1.0 / ((points.error / std[points.row]) ** 2 + SYSTEMATIC_ERROR**2)
+    weight = 1.0 / ((points.error / scale[points.row]) ** 2 + SYSTEMATIC_ERROR**2)
     weight /= np.bincount(points.row, weight, size)[points.row]
     start = points.start
+    by_band = np.lexsort((points.time, points.band, points.row))
+    time, banded, weight, band = points.time[by_band], value[by_band], weight[by_band], points.band[by_band]
+    time -= points.time[np.minimum(start, len(time) - 1)][points.row]
+    changes = np.flatnonzero((np.diff(band) != 0) | (np.diff(points.row) != 0)) + 1
+    result = np.array(value)
+    inputs.features[:, _FEATURE["chromatic_slope_error"]] = np.where(points.count > 0, SLOPE_DEVIATION, 0.0)
+    inputs.features[:, _FEATURE["phase_lag_error"]] = np.where(points.count > 0, LAG_DEVIATION, 0.0)
     # The fits multiply matrices so small that BLAS's threads cost more in waking and waiting than they save.
     with _BLAS.limit(limits=1, user_api="blas"):
         for index in np.flatnonzero(points.count):
-            own = slice(start[index], start[index] + points.count[index])
-            time = points.time[own] - points.time[own.start]
-            found = find_period(time, value[own], weight[own])
+            first, last = start[index], start[index] + points.count[index]
+            own = slice(first, last)
+            inner = changes[np.searchsorted(changes, first, "right") : np.searchsorted(changes, last)]
+            band_start = np.concatenate([[0], inner - first, [last - first]]).astype(np.intp)
+            inputs.features[index, _FEATURE["bands"]] = len(band_start) - 1
+            found = find_period(time[own], banded[own], weight[own], band_start)
             if found is NO_PERIOD:
                 continue
-            described = _describe_period(time, value[own], weight[own], found)
+            described, chromatic = _describe_period(
+                time[own], banded[own], weight[own], band_start, _TONE[band[own]], found
+            )
             frequency[index] = described.pop("frequency")
             for name, feature in described.items():
                 inputs.features[index, _FEATURE[name]] = feature
-    return frequency
+            if chromatic is not None:
+                result[by_band[own]] = chromatic.value
+    return frequency, result
 
 
 def _describe_period(
-    time: NDArray[np.float64], value: NDArray[np.float64], weight: NDArray[np.float64], found: PeriodSearch
-) -> dict[str, float]:
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp],
+    tone: NDArray[np.float64],
+    found: PeriodSearch,
+) -> tuple[dict[str, float], ChromaticFit | None]:
     """Features of one light curve at its best period, and under ``frequency`` the frequency to fold at.
+
+    The points are sorted by band. With several bands there is also what each has of its own.
 
     A binary with two like minima fits at half its period as well as at its period. The higher of the two
     frequencies is taken, so that the fold at twice the period always shows the whole cycle.
@@ -285,11 +340,11 @@ def _describe_period(
     harmonics = 4 if len(time) >= 32 else max(1, len(time) // 8)
     frequency = found.frequency
     tried = frequency * np.array([0.5, 1.0, 2.0, 4.0])
-    r_squared, coefficients = harmonic_fit(time, value, weight, tried, harmonics)
+    r_squared, coefficients = harmonic_fit(time, value, weight, band_start, tried, harmonics)
     at = 1
     if (1 - r_squared[2]) < 1.1 * (1 - r_squared[1]):
         at, frequency = 2, 2 * frequency
-    cosine, sine = coefficients[at, 1 : harmonics + 1], coefficients[at, harmonics + 1 :]
+    cosine, sine = coefficients[at, :harmonics], coefficients[at, harmonics:]
     amplitude = np.zeros(4)
     phase = np.zeros(4)
     amplitude[:harmonics] = np.hypot(cosine, sine)
@@ -297,10 +352,13 @@ def _describe_period(
     first = max(float(amplitude[0]), 1e-3)
     below = coefficients[at - 1]
     odd = np.zeros(4)
-    odd[:harmonics] = np.hypot(below[1 : harmonics + 1], below[harmonics + 1 :])
+    odd[:harmonics] = np.hypot(below[:harmonics], below[harmonics:])
     phase_21, phase_31 = phase[1] - 2 * phase[0], phase[2] - 3 * phase[0]
     second = found.second_frequency
-    return {
+    chromatic = None
+    if len(band_start) > 2:
+        chromatic = fit_bands(time, value, weight, band_start, tone, frequency, coefficients[at])
+    features = {
         "frequency": frequency,
         "has_period": 1.0,
         "log10_period": -float(np.log10(frequency)),
@@ -320,6 +378,12 @@ def _describe_period(
         "sin_phase_31": float(np.sin(phase_31)),
         "odd_even_13": float(np.clip((odd[0] + odd[2]) / max(odd[1], 1e-3), 0, 5)),
     }
+    if chromatic is not None:
+        features |= {
+            "chromatic_slope": chromatic.slope, "chromatic_slope_error": chromatic.slope_error,
+            "phase_lag": chromatic.lag, "phase_lag_error": chromatic.lag_error,
+        }  # fmt: skip
+    return features, chromatic
 
 
 def _fold(
@@ -392,6 +456,7 @@ def _fill_points(points: _Points, phase: NDArray[np.float64], inputs: LightCurve
             np.clip((points.value[source] - center[row]) / mad[row], -1e3, 1e3),
             np.clip(points.error[source] / mad[row], 0, 1e3),
             phase[source],
+            _TONE[points.band[source]],
         ],
         axis=1,
     )

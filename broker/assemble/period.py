@@ -4,6 +4,7 @@ A plain Lomb-Scargle search evaluates the whole frequency grid finely enough for
 grid is only fine enough not to step over a peak (two points a peak width), costs one transform instead of
 the four of a floating-mean Lomb-Scargle, and a model of several harmonics decides between the peaks. That
 decides better, too: daily and yearly aliases of a signal fit one sine about equally well, but not its shape.
+Bands share the shape and have an offset each; the coarse grid takes that offset for the band's mean.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import finufft
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.harmonics import harmonic_fit, turn_fraction
+from broker.assemble.harmonics import band_means, harmonic_fit, turn_fraction
 
 MAX_FREQUENCY: Final = 24.0
 """Highest frequency searched, cycles/day: delta Scuti stars reach periods of about 0.04 day."""
@@ -26,7 +27,9 @@ SAMPLES_PER_PEAK: Final = 2
 MIN_POINTS_FOR_PERIOD: Final = 10
 HARMONICS: Final = 4
 """Harmonics of the model that compares candidate periods."""
-_CANDIDATES: Final = 16
+_FEWEST_CANDIDATES, _MOST_CANDIDATES = 16, 64
+_FITTED_POINTS: Final = 3200
+"""Points times candidates: few points cost little to fit, and their coarse periodogram says less."""
 _BAND_MODES: Final = 8192
 _FINE_STEPS: Final = np.arange(-4, 5) / 8.0  # in units of the coarse grid step
 
@@ -112,23 +115,27 @@ def find_period(
     time: NDArray[np.float64],
     value: NDArray[np.float64],
     weight: NDArray[np.float64],
+    band_start: NDArray[np.intp] | None = None,
     max_frequency: float = MAX_FREQUENCY,
 ) -> PeriodSearch:
     """Best period of one light curve.
 
-    ``time`` (n,) days, ``value`` (n,) brightness in any unit, ``weight`` (n,) summing to 1. NO_PERIOD where
-    there are fewer than MIN_POINTS_FOR_PERIOD points or they span less than two hours.
+    ``time`` (n,) days, ``value`` (n,) brightness in any unit, ``weight`` (n,) summing to 1, all sorted by band;
+    ``band_start`` (b + 1,) from 0 to n, None where there is one band. NO_PERIOD where there are fewer than
+    MIN_POINTS_FOR_PERIOD points or they span less than two hours.
     """
     span = float(np.ptp(time)) if len(time) else 0.0
     if len(time) < MIN_POINTS_FOR_PERIOD or span < 1.0 / 12.0:
         return NO_PERIOD
+    if band_start is None:
+        band_start = np.array([0, len(time)], np.intp)
     time = time - np.min(time)
-    value = value - np.sum(weight * value)
+    value = value - band_means(value, weight, band_start)
     step, power = coarse_power(time, weight * value, max_frequency)
-    peaks = _highest_peaks(power, _CANDIDATES)
+    peaks = _highest_peaks(power, int(np.clip(_FITTED_POINTS // len(time), _FEWEST_CANDIDATES, _MOST_CANDIDATES)))
     harmonics = min(HARMONICS, max(1, len(time) // 8))
     grid = np.maximum(step * (peaks[:, None] + 1 + _FINE_STEPS), 0.25 * step)
-    r_squared = harmonic_fit(time, value, weight, grid.ravel(), harmonics)[0].reshape(grid.shape)
+    r_squared = harmonic_fit(time, value, weight, band_start, grid.ravel(), harmonics)[0].reshape(grid.shape)
     best_step = np.argmax(r_squared, axis=1)
     rows = np.arange(len(peaks))
     candidate, quality = grid[rows, best_step], r_squared[rows, best_step]
@@ -136,7 +143,7 @@ def find_period(
     ratio = candidate / candidate[best]
     related = _whole(ratio) | _whole(1 / ratio)
     fine = np.maximum(candidate[best] + step / 8.0 * _FINE_STEPS, 0.25 * step)
-    fine_quality = harmonic_fit(time, value, weight, fine, harmonics)[0]
+    fine_quality = harmonic_fit(time, value, weight, band_start, fine, harmonics)[0]
     chosen = int(np.argmax(fine_quality))
     if np.all(related):
         return PeriodSearch(float(fine[chosen]), float(fine_quality[chosen]), float("nan"), 0.0)

@@ -123,7 +123,13 @@ def load_astrom3(
     size = len(objects.labels)
     data = TrainingSet(
         Labels.from_columns(np.array(objects.labels, object), np.full(size, "std", object), np.zeros(size, np.bool_)),
-        prepare_light_curves(objects.light_curves, versions, cache / f"light_curves-{key}", processes),
+        prepare_light_curves(
+            objects.light_curves,
+            [None] * len(objects.light_curves),
+            versions,
+            cache / f"light_curves-{key}",
+            processes=processes,
+        ),
         np.concatenate(objects.spectra)[None],
         np.concatenate(objects.spectrum_present),
         values,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, POINT_CHANNELS, POINTS
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, POINTS
 from broker.assemble.metadata import METADATA_FEATURES
 from training.encoders.lightcurve import EMBEDDING
 
@@ -24,6 +24,8 @@ AUXILIARIES = ("log10_mad", "log10_span", "log10_range_90", "log10_period", "r2_
 amplitude, period, the string-length statistic of the folded light curve and the score of the catalogue's own
 classifier. These are their equivalents, found from the light curve itself, but for the last: another
 classifier's verdict is not known for a new star. The phase of each point stands in for it as ninth channel."""
+PUBLISHED_CHANNELS = 4
+"""Time, magnitude, error and phase: of what a point has, AstroM3 knows no more."""
 HIDDEN = -1e4
 """Attention score of what must not be attended to."""
 
@@ -138,7 +140,7 @@ class InformerEncoder(nn.Module):
         self.feature_mean: Tensor
         self.feature_std: Tensor
         self.position: Tensor
-        channels = POINT_CHANNELS + len(columns)
+        channels = PUBLISHED_CHANNELS + len(columns)
         self.embed = nn.Conv1d(channels, width, 3, padding=1, padding_mode="circular")
         self.layers = nn.ModuleList(
             [InformerLayer(width, heads, feed_forward, factor, dropout, POINTS, seed) for seed in range(layers)]
@@ -157,8 +159,9 @@ class InformerEncoder(nn.Module):
     def forward(self, points: Tensor, points_mask: Tensor, folded: Tensor, features: Tensor) -> Tensor:
         """Inputs as in ``broker.assemble.inputs.LightCurveInputs``; (batch, 512), unit length.
 
-        ``folded`` is not read: Informer sees the points alone.
+        ``folded`` is not read: Informer sees the points alone, and of these what AstroM3 has, which is no wavelength.
         """
+        points = points[..., :PUBLISHED_CHANNELS]
         auxiliaries = ((features[:, self.columns] - self.feature_mean) / self.feature_std).clamp(-6, 6)
         shown = points_mask.to(points.dtype)[..., None]
         x = torch.cat([points, auxiliaries[:, None, :].expand(-1, points.shape[1], -1)], dim=2) * shown

@@ -67,7 +67,7 @@ class PointsEncoder(nn.Module):
         self.time_scales: Tensor
         self.phase_scales: Tensor
         self.embed = nn.Sequential(
-            nn.Linear(2 + 2 * 6 + 2 * 4 + 2, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
+            nn.Linear(2 + 2 * 6 + 2 * 4 + 3, width), nn.GELU(), nn.Linear(width, width), nn.GELU()
         )
         self.queries = nn.Parameter(torch.randn(queries, width) / math.sqrt(width))
         self.key_value = nn.Linear(width, 2 * width)
@@ -78,13 +78,13 @@ class PointsEncoder(nn.Module):
 
     def forward(self, points: Tensor, mask: Tensor) -> Tensor:
         """(batch, n, POINT_CHANNELS), (batch, n) True where observed, to (batch, width)."""
-        time, value, error, phase = points.unbind(dim=2)
+        time, value, error, phase, tone = points.unbind(dim=2)
         time_angle = time[..., None] * self.time_scales
         phase_angle = phase[..., None] * self.phase_scales
         # MAD-normalised eclipses reach tens of MADs; asinh keeps them and the quiet parts on one scale.
         columns = [
             torch.asinh(value)[..., None], torch.asinh(error)[..., None],
-            (value.clamp(-3, 3) / 3)[..., None], time[..., None],
+            (value.clamp(-3, 3) / 3)[..., None], time[..., None], 3 * tone[..., None],
             time_angle.sin(), time_angle.cos(), phase_angle.sin(), phase_angle.cos(),
         ]  # fmt: skip
         x = self.embed(torch.cat(columns, dim=2))

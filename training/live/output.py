@@ -16,9 +16,9 @@ from training.other_scores import markdown as others_markdown
 
 PREFACE = """Real stars with labels of the AAVSO's VSX or of a survey's own experts, none of them simulated but where
 a row says so, as the service classifies them: its readers, assembly, ONNX Runtime and prediction sets. Stars that the
-model was trained on are scored by a model of a fold that has not seen them. NotClassified counts as wrong. Where VSX
-disputes the label of another source (``python -m training label-disputes``) the star is not scored, but for the rows
-that say so, which are scored as it was done before. After an accuracy stands its standard error. "If calibrated" is the
+model was trained on are scored by a model of a fold that has not seen them. NotClassified and Other count as
+wrong. Where VSX disputes the label of another source (``python -m training label-disputes``) the star is not scored,
+but for the rows that say so, which are scored as it was done before. After an accuracy stands its standard error. "If calibrated" is the
 ECE that a perfectly calibrated model with these probabilities would show for so few objects, in the mean and, in
 brackets, in the worst of 20 cases: an ECE below the latter is no evidence of a fault.
 
@@ -36,8 +36,8 @@ def markdown(scores: Sequence[LiveScore]) -> str:
     """The scores as tables and lists: of all rows, of recall by class, and what is taken for what where asked."""
     lines = [
         f"| real data | objects | detections (median) | accuracy | {' | '.join(_BASELINES)} | macro-F1 "
-        "| mean probability | ECE | if calibrated | 90 % set covers | mean size | NotClassified | impossible |",
-        "|---|---:|---:|---:|" + "---:|" * (len(_BASELINES) + 8),
+        "| mean probability | ECE | if calibrated | 90 % set covers | mean size | NotClassified | Other | impossible |",
+        "|---|---:|---:|---:|" + "---:|" * (len(_BASELINES) + 9),
     ]
     for s in scores:
         values = [s.baselines.get(name) for name in _BASELINES]
@@ -46,7 +46,7 @@ def markdown(scores: Sequence[LiveScore]) -> str:
             f"| {s.data} | {s.objects} | {s.detections:.0f} | {s.accuracy:.3f} ± {s.standard_error:.3f} | {baselines} "
             f"| {s.macro_f1:.3f} | {s.mean_probability:.2f} | {s.expected_calibration_error:.3f} "
             f"| {s.calibrated_error:.3f} ({s.calibrated_error_95:.3f}) | {s.coverage:.3f} | {s.set_size:.2f} "
-            f"| {s.not_classified} | {s.impossible} |"
+            f"| {s.not_classified} | {s.called_other} | {s.impossible} |"
         )
     lines += ["", "Recall by class (number of objects):", ""]
     lines += [

@@ -13,6 +13,7 @@ from broker.assemble.metadata import SOURCE_FEATURES, widened
 from broker.bands import BAND_CODE
 from broker.records import ObjectState, PhotometryKind, SourceMetadata
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, PARENTS
+from training.crops import first_detections
 from training.data import Labels
 from training.datasets.multiband import (
     ALERT_LABELS,
@@ -26,7 +27,6 @@ from training.datasets.multiband import (
 from training.datasets.splits import part_of_each, split
 from training.datasets.tables import TIME_SYSTEM, ObjectTable, load_objects
 from training.datasets.vsx import DISPUTED
-from training.detections import first_detections
 from training.evaluate import TEST_SETS
 from training.simulate.catalogues import catalogue_values
 

@@ -16,7 +16,7 @@ from broker.assemble import assemble
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.physics import plausible_period, rule_out
-from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED
+from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED, OTHER
 from training.calibrate import expected_calibration_error
 from training.datasets.multiband import LabelledObjects
 from training.other_scores import OtherAnswers
@@ -36,7 +36,11 @@ class Answers:
     """(n, 10) which classes the prediction set holds."""
     detections: NDArray[np.int32]
     period: NDArray[np.float64]
-    """(n,) as published, NaN for none."""
+    """(n,) as found, NaN for none."""
+    other: NDArray[np.float64]
+    """(n,) probability of none of the ten, NaN where the model does not say."""
+    is_other: NDArray[np.bool_]
+    """(n,) published as Other, whatever the ten say."""
 
 
 Classify = Callable[[LabelledObjects], Answers]
@@ -59,7 +63,12 @@ class Repository:
             probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
             sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
             in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
-            parts.append((probabilities.astype(np.float64), in_set, inputs.light_curve.detections, period))
+            other = predictions.other.astype(np.float64)
+            threshold = self._manifest.other_threshold
+            is_other = np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
+            is_other &= probabilities.any(axis=1)
+            given = probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]
+            parts.append((given, in_set, inputs.light_curve.detections, period, other, is_other))
         return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def others(self, objects: LabelledObjects) -> OtherAnswers:
@@ -109,7 +118,7 @@ class CrossValidated:
 
 @dataclass(frozen=True, slots=True)
 class LiveScore:
-    """One row of the table. Accuracy counts NotClassified as wrong; the other scores are over all objects, too."""
+    """One row of the table. NotClassified and Other count as wrong; all scores are over all objects."""
 
     data: str
     objects: int
@@ -127,12 +136,14 @@ class LiveScore:
     coverage: float
     set_size: float
     not_classified: int
+    called_other: int
+    """Objects published as Other, which counts as wrong."""
     impossible: int
     """Objects whose leading class physics rules out at the published period."""
     recall: dict[str, float] = field(default_factory=dict)
     class_counts: dict[str, int] = field(default_factory=dict)
     taken_for: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By label, how many objects are taken for each class, or NotClassified."""
+    """By label, how many objects are taken for each class, Other or NotClassified."""
     baselines: dict[str, float | None] = field(default_factory=dict)
     """Accuracy of the baselines on the same objects, None for one that there is no model of."""
 
@@ -171,16 +182,18 @@ def live_score(name: str, objects: LabelledObjects, answers: Answers, groups: Ma
     in_set = np.stack([answers.in_set[:, [CLASS_INDEX[c] for c in groups[n]]].any(axis=1) for n in names], axis=1)
     label = np.array([names.index(own) for own in objects.label])
     classified: NDArray[np.bool_] = np.any(answers.probabilities, axis=1)
-    best = np.where(classified, summed.argmax(axis=1), -1)
-    error, error_95 = calibrated_errors(summed, BINS)
-    answers_of = [*names, NOT_CLASSIFIED.name]
+    best = np.where(answers.is_other, -2, np.where(classified, summed.argmax(axis=1), -1))
+    # Other is an answer, too, and a wrong one for these stars.
+    answered = np.column_stack([summed, np.where(answers.is_other, answers.other, 0.0)])
+    error, error_95 = calibrated_errors(answered, BINS)
+    answers_of = [*names, OTHER.name, NOT_CLASSIFIED.name]
     present = np.unique(label)
     recall = recall_score(label, best, labels=present, average=None, zero_division=0.0)
     leading = np.array(CLASS_NAMES, object)[answers.probabilities.argmax(axis=1)]
     impossible = [
         not plausible_period(str(lead), period)
         for lead, period, good in zip(leading, answers.period.tolist(), classified, strict=True)
-        if good and period == period
+        if good and period == period  # a NaN is none
     ]
     return LiveScore(
         data=name,
@@ -188,13 +201,14 @@ def live_score(name: str, objects: LabelledObjects, answers: Answers, groups: Ma
         detections=float(np.median(answers.detections)),
         accuracy=float(np.mean(best == label)),
         macro_f1=float(f1_score(label, best, labels=present, average="macro", zero_division=0.0)),
-        mean_probability=float(summed.max(axis=1).mean()),
-        expected_calibration_error=expected_calibration_error(summed, label, bins=BINS),
+        mean_probability=float(answered.max(axis=1).mean()),
+        expected_calibration_error=expected_calibration_error(answered, label, bins=BINS),
         calibrated_error=error,
         calibrated_error_95=error_95,
         coverage=float(np.mean(in_set[np.arange(len(label)), label])),
         set_size=float(in_set.sum(axis=1).mean()),
         not_classified=int(np.sum(~classified)),
+        called_other=int(np.sum(answers.is_other)),
         impossible=sum(impossible),
         recall={names[c]: float(r) for c, r in zip(present, recall, strict=True)},
         class_counts={names[c]: int(np.sum(label == c)) for c in present},

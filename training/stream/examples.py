@@ -19,8 +19,8 @@ from broker.assemble.metadata import (
 from broker.barycentre import barycentric_light_curves
 from broker.records import LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX
+from training.crops import first_detections
 from training.datasets.multiband import LabelledObjects
-from training.detections import first_detections
 
 CHUNK = 256
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from rich.progress import track
 
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
 from broker.assemble.metadata import (
     METADATA_FEATURES,
     MODEL_FEATURES,
@@ -28,6 +29,7 @@ from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
 from training.simulate.spectra import PARTIAL, load_templates, simulate_spectra
 from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_indices, cut_versions, first_n, random_n
+from training.streams import as_streamed, load_cadences
 
 PACKETS = "ztf_packets"
 REAL_SETS = (PACKETS, "ztf_dr", "ztf_rebuilt", "stripe82")
@@ -77,6 +79,9 @@ def as_in_packets(
     # The archives' stars are brighter than those that a survey sends alerts of.
     gaia = of_catalog("phot_g_mean_mag") + rng.normal(0.5, 1.0, size)
     measured = np.nan_to_num(values[:, _COLUMN["blue_range"]], nan=0.0)
+    red = values[:, _COLUMN["red_range"]]
+    # V alone counts as blue: what has a range in red has been seen in several bands.
+    several = np.isfinite(red)
     for name, column in {
         "phot_g_mean_mag": gaia,
         "ps1_g_r": g_r + rng.normal(0, 0.04, size),
@@ -87,8 +92,8 @@ def as_in_packets(
         "total_g_r": g_r + rng.normal(0, 0.06, size),
         "total_r_mag": gaia + r,
         # A star's amplitude falls with wavelength, and V lies between g and r.
-        "blue_range": np.where(measured > 0, measured * rng.uniform(1.0, 1.25, size), np.nan),
-        "red_range": np.where(measured > 0, measured * rng.uniform(0.75, 1.0, size), np.nan),
+        "blue_range": np.where(measured > 0, measured * np.where(several, 1.0, rng.uniform(1.0, 1.25, size)), np.nan),
+        "red_range": np.where(several, red, np.where(measured > 0, measured * rng.uniform(0.75, 1.0, size), np.nan)),
     }.items():
         result[:, _COLUMN[name]] = column
     return result
@@ -233,6 +238,7 @@ class _ArchiveStars:
         self.validation = validation[labels.scored[validation]]
         self.rows = np.sort(np.concatenate([self.training, self.validation]))
         self._label = label
+        self._cadences = load_cadences(data)
         self._part = part_of_each(len(table), (training, validation, test))
         self.catalogued, self._code = catalogue_values(table, data, self._part, rng)
 
@@ -248,7 +254,10 @@ class _ArchiveStars:
         return np.array([row[name] for name in examples.star], np.intp)
 
     def examples(self, encoder: FrozenEncoder) -> Examples:
-        """Whole light curves and parts of them; the kind is ``train`` or ``val`` and the number of the version."""
+        """Whole light curves, parts of them, and the same in several bands (``training.streams``).
+
+        The kind is ``train`` or ``val`` and the number of the version.
+        """
         parts = []
         for name, rows, cuts in (
             ("train", self.training, (None, first_n, crop, random_n)),
@@ -257,22 +266,45 @@ class _ArchiveStars:
             for number, cut in enumerate(cuts):
                 states = self._states(rows, cut, number)
                 parts.append(encoder.examples(states, self._label[rows], f"{name}/{number}", name))
+            for number, cut in enumerate((None, first_n), start=len(cuts)):
+                states = self._states(rows, cut, number, streamed=True)
+                parts.append(encoder.examples(states, self._label[rows], f"{name}/{number}", f"{name}, several bands"))
         return Examples.join(parts)
 
-    def _states(self, rows: NDArray[np.intp], cut: Cut | None, number: int) -> list[ObjectState]:
+    def _states(
+        self, rows: NDArray[np.intp], cut: Cut | None, number: int, streamed: bool = False
+    ) -> list[ObjectState]:
         table = self._table
+        curves = [table.light_curves[i] for i in rows]
+        generators = [np.random.default_rng([self._seed, number, int(i)]) for i in rows]
+        if streamed:
+            curves = self._in_several_bands(rows, curves, generators)
+        if cut is not None:
+            curves = [cut(curve, rng) for curve, rng in zip(curves, generators, strict=True)]
         return [
-            ObjectState(
-                table.object_id[i],
-                float(table.ra[i]),
-                float(table.dec[i]),
-                table.light_curves[i]
-                if cut is None
-                else cut(table.light_curves[i], np.random.default_rng([self._seed, number, int(i)])),
-                time_system=TIME_SYSTEM,
-            )
-            for i in rows
+            ObjectState(table.object_id[i], float(table.ra[i]), float(table.dec[i]), curve, time_system=TIME_SYSTEM)
+            for i, curve in zip(rows, curves, strict=True)
         ]
+
+    def _in_several_bands(
+        self, rows: NDArray[np.intp], curves: list[LightCurve], generators: Sequence[np.random.Generator]
+    ) -> list[LightCurve]:
+        bp_rp = self.catalogued[rows, METADATA_FEATURES.index("bp_rp")]
+        g_r = packet_colors(bp_rp)[0]
+        result = []
+        for first in track(range(0, len(rows), CHUNK), "Light curves in several bands"):
+            own = slice(first, first + CHUNK)
+            whole = assemble_light_curves(curves[own])
+            quality = whole.features[:, LIGHT_CURVE_FEATURES.index("r2_period")]
+            for i, curve in enumerate(curves[own]):
+                label = CLASS_NAMES[self._label[rows[first + i]]]
+                result.append(
+                    as_streamed(
+                        curve, label, 1.0 / float(whole.period[i]), float(quality[i]), self._cadences,
+                        generators[first + i], float(g_r[first + i]),
+                    )
+                )  # fmt: skip
+        return result
 
     def spectra(self, repository: Path, data: Path) -> NDArray[np.float16]:
         """(SPECTRUM_DRAWS, m, 512) embeddings of simulated spectra of each of ``rows``.

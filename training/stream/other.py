@@ -41,8 +41,9 @@ PLAIN_SHARE = 0.5
 """Of the objects whose metadata keep colours and ranges only, so that neither the sky nor a survey's habits speak."""
 PLAIN_VALUES = (*COLORS, "blue_range", "red_range")
 MOST_HIDDEN, NOISE = 0.5, 0.2
-FALSE_ALARMS = 0.03
-"""Share of the ten classes' stars that may be called Other."""
+FALSE_ALARMS = 0.01
+"""Share of the ten classes' stars that may be called Other, in each set of them and from each subset of modalities:
+in the archives of one band, too, where Other is told worst."""
 LEAST_IN_CELL = 150
 OTHER_SUBSETS = ((True, False, False), (False, False, True), (True, False, True))
 _PLAIN = np.array([name in PLAIN_VALUES for name in MODEL_FEATURES])
@@ -337,18 +338,13 @@ class OtherCalibration:
                 probability[of_cell] = 1 / (1 + np.exp(-(a * self.logit[of_cell] + b)))
         ten = np.isfinite(probability) & ~material.outside[self.row]
         threshold = 0.5
+        group = material.group[self.row].astype(str)
         for code in np.unique(self.code[ten]).tolist():
-            own = ten & (self.code == code)
-            weight = balanced_weights(np.zeros(int(own.sum()), np.bool_), material.group[self.row[own]])
-            threshold = max(threshold, weighted_quantile(probability[own], weight, 1 - FALSE_ALARMS))
-        return slope, offset, min(round(threshold, 3), 0.99)
-
-
-def weighted_quantile(values: NDArray[np.float64], weight: NDArray[np.float64], share: float) -> float:
-    """The least of ``values`` that has at least ``share`` of the weight at or below it."""
-    order = np.argsort(values)
-    total = np.cumsum(weight[order]) / weight.sum()
-    return float(values[order][min(int(np.searchsorted(total, share - 1e-12)), len(values) - 1)])
+            for name in np.unique(group[ten & (self.code == code)]).tolist():
+                own = probability[ten & (self.code == code) & (group == name)]
+                if len(own) >= LEAST_IN_CELL:
+                    threshold = max(threshold, float(np.quantile(own, 1 - FALSE_ALARMS, method="higher")))
+        return slope, offset, min(round(threshold, 3), 0.999)
 
 
 def subset_code(subset: Sequence[bool]) -> int:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, MIN_POINTS, POINTS, assemble_light_curves
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, MIN_POINTS, POINT_CHANNELS, POINTS, assemble_light_curves
 from broker.records import BAND_CODE, LightCurve, PhotometryKind
 
 FEATURE = {name: i for i, name in enumerate(LIGHT_CURVE_FEATURES)}
@@ -53,7 +53,9 @@ def test_period_amplitude_and_span() -> None:
     assert inputs.period[0] == pytest.approx(0.61, rel=1e-3)
     assert inputs.detections[0] == 150
     features = inputs.features[0]
-    assert 10 ** features[FEATURE["log10_range_90"]] == pytest.approx(0.36, abs=0.04)
+    # 0.36 mag in g are (475 nm / 547 nm)^0.9 of that in V.
+    assert 10 ** features[FEATURE["log10_range_90"]] == pytest.approx(0.36 * (475 / 547) ** 0.9, abs=0.035)
+    assert features[FEATURE["tone"]] == pytest.approx(np.log(475 / 547), abs=1e-3)
     assert 10 ** features[FEATURE["log10_span"]] == pytest.approx(1000, rel=0.05)
     assert features[FEATURE["is_total_flux"]] == 1.0
 
@@ -132,7 +134,7 @@ def test_long_light_curves_are_thinned_evenly() -> None:
 
 
 def test_an_empty_batch() -> None:
-    assert assemble_light_curves([]).points.shape == (0, POINTS, 4)
+    assert assemble_light_curves([]).points.shape == (0, POINTS, POINT_CHANNELS)
 
 
 number = st.floats(width=32, allow_nan=True, allow_infinity=True)

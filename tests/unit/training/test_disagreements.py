@@ -22,7 +22,8 @@ def answers(*leading: tuple[str, float]) -> Answers:
         probabilities[row, CLASS_INDEX["EW" if name != "EW" else "ROT"]] = 1.0 - p
         probabilities[row, CLASS_INDEX[name]] = p
         in_set[row, CLASS_INDEX[name]] = True
-    return Answers(probabilities, in_set, np.full(len(leading), 100, np.int32), np.full(len(leading), np.nan))
+    nan = np.full(len(leading), np.nan)
+    return Answers(probabilities, in_set, np.full(len(leading), 100, np.int32), nan, nan, nan > 0)
 
 
 def test_the_third_source_decides() -> None:

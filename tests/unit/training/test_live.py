@@ -32,7 +32,8 @@ def answers(leading: list[tuple[str, float] | None]) -> Answers:
             probabilities[row, CLASS_INDEX["M"]] = 1 - said[1]
             probabilities[row, CLASS_INDEX[said[0]]] += said[1]
     size = len(leading)
-    return Answers(probabilities, probabilities > 0.5, np.full(size, 7, np.int32), np.full(size, np.nan))
+    nan = np.full(size, np.nan)
+    return Answers(probabilities, probabilities > 0.5, np.full(size, 7, np.int32), nan, nan, nan > 0)
 
 
 GROUPS = {EW_OR_EB: ("EW", "EB"), **{n: (n,) for n in CLASS_NAMES if n not in ("EW", "EB")}}
