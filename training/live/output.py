@@ -16,11 +16,11 @@ from training.other_scores import markdown as others_markdown
 
 PREFACE = """Real stars with labels of the AAVSO's VSX or of a survey's own experts, none of them simulated but where
 a row says so, as the service classifies them: its readers, assembly, ONNX Runtime and prediction sets. Stars that the
-model was trained on are scored by a model of a fold that has not seen them. NotClassified and Other count as
-wrong. Where VSX disputes the label of another source (``python -m training label-disputes``) the star is not scored,
-but for the rows that say so, which are scored as it was done before. After an accuracy stands its standard error. "If calibrated" is the
-ECE that a perfectly calibrated model with these probabilities would show for so few objects, in the mean and, in
-brackets, in the worst of 20 cases: an ECE below the latter is no evidence of a fault.
+model was trained on are scored by a model of a fold that has not seen them. NotClassified and Other count as wrong.
+Where VSX disputes the label of another source (``python -m training label-disputes``) the star is not scored, but for
+the rows that say so, which are scored as it was done before. After an accuracy stands its standard error. "If
+calibrated" is the ECE that a perfectly calibrated model with these probabilities would show for so few objects, in the
+mean and, in brackets, in the worst of 20 cases: an ECE below the latter is no evidence of a fault.
 
 Baselines on the same objects: the packet forest is a random forest on the same values as the model's metadata,
 cross-validated on the same packets. The light-curve forest has the encoder's period and shape features, trained on the
