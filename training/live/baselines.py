@@ -34,7 +34,7 @@ from training.stream.material import PACKETS, REAL_SETS
 
 FOLDS = 5
 STARS_OF_CLASS = 500
-"""Training stars of each class and survey of the archive, at most: more make the forest no better on several bands."""
+"""Training stars of each class and survey of the archive, at most."""
 _TREES = 300
 _BATCH = 256
 
