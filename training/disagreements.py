@@ -19,11 +19,11 @@ from broker.catalog.memory import MemoryCatalogs
 from broker.catalog.presets import KNOWN
 from broker.catalog.types import known_type
 from broker.publish.disagreement import compare
-from broker.records import KnownObject, ObjectState
+from broker.records import KnownObject
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, PARENT_OF, PARENTS
 from training.datasets.multiband import ALERT_LABELS, ARCHIVES, LabelledObjects, has_archive, load_archive, load_packets
 from training.datasets.splits import split
-from training.datasets.tables import TIME_SYSTEM, load_objects
+from training.datasets.tables import load_objects
 from training.evaluate import TEST_SETS
 from training.live import Answers, Classify
 
@@ -90,13 +90,7 @@ def _sets(data: Path) -> list[tuple[str, LabelledObjects, bool]]:
         test = split(table, 0)[2]
         for survey, name in TEST_SETS.items():
             rows = test[table.survey[test] == survey]
-            states = [
-                ObjectState(
-                    str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i],
-                    time_system=TIME_SYSTEM,
-                )
-                for i in rows
-            ]  # fmt: skip
+            states = table.states(rows)
             none = np.full(len(rows), None, object)
             objects = LabelledObjects(survey, states, table.label[rows], table.label_quality[rows], none)
             # VSX has Catalina's stars with Catalina's types: 97 of 100 are the same, so that they are no third source.

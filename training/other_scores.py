@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from broker.inference.manifest import CALIBRATION_BINS
-from broker.taxonomy import CLASS_INDEX
-from training.crops import first_detections
-from training.datasets.multiband import LabelledObjects, has_archive, load_archive, load_packets
+from training.datasets.multiband import LabelledObjects, first_points, has_archive, load_archive, load_packets, scored
 from training.datasets.outside import (
     elasticc_objects,
     gaia_stars,
@@ -121,7 +119,7 @@ def other_scores(classify: ClassifyOther, data: Path) -> list[OtherScore]:
         cepheid = np.array([parent == CEPHEID for parent in eros.label], np.bool_)
         for title, objects in (
             ("EROS-2: Cepheids against the rest", eros),
-            ("EROS-2, first 20 points", _first(eros, 20)),
+            ("EROS-2, first 20 points", first_points(eros, 20)),
         ):
             rows.append(others_of(title, classify.others(objects), cepheid))
     return [row for row in rows if row is not None]
@@ -145,11 +143,7 @@ def inside_sets(data: Path) -> list[LabelledObjects]:
     sets += [load_archive(data, name) for name in ("ztf_dr", "ztf_rebuilt") if has_archive(data, name)]
     if (data / "multiband" / "gaia_g_cbm.parquet").exists():
         sets.append(gaia_stars(data)[1])
-    return [s.take([i for i, label in enumerate(s.label) if label in CLASS_INDEX and s.counts[i]]) for s in sets]
-
-
-def _first(objects: LabelledObjects, n: int) -> LabelledObjects:
-    return objects.with_light_curves([first_detections(s.light_curve, n) for s in objects.states])
+    return [scored(s) for s in sets]
 
 
 def _joined(parts: Sequence[OtherAnswers]) -> OtherAnswers:

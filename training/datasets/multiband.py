@@ -23,7 +23,8 @@ from broker.records import Alert, LightCurve, ObjectState, TimeSystem
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
-from broker.taxonomy import CLASS_NAMES
+from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from training.crops import first_detections
 from training.datasets.vsx import DISPUTED, contradicted
 
 ARCHIVES: dict[str, tuple[str, ...]] = {
@@ -149,6 +150,16 @@ def last_states(alerts: Iterable[Sequence[Alert]]) -> list[ObjectState]:
 def packet_paths(data: Path) -> list[Path]:
     """The files of real ZTF packets that are there."""
     return [path for part in _PACKETS if (path := (data / part)).exists()]
+
+
+def scored(objects: LabelledObjects) -> LabelledObjects:
+    """Those with a label among the ten that is neither weak nor disputed by VSX."""
+    return objects.take([i for i, c in enumerate(objects.label) if c in CLASS_INDEX and objects.counts[i]])
+
+
+def first_points(objects: LabelledObjects, n: int) -> LabelledObjects:
+    """The light curves up to their ``n``-th detection."""
+    return objects.with_light_curves([first_detections(s.light_curve, n) for s in objects.states])
 
 
 def in_bands_of(objects: LabelledObjects, survey: str, other: str) -> LabelledObjects:

@@ -34,7 +34,7 @@ from training.datasets.multiband import (
     load_archive,
     packet_paths,
 )
-from training.datasets.tables import TIME_SYSTEM, ObjectTable
+from training.datasets.tables import ObjectTable
 
 OUTSIDE_TYPES = ("CEP", "DCEP", "CW", "ACEP", "ELL", "R")
 """Beginnings of VSX types that are none of the ten. An uncertain or composite type is none of these."""
@@ -47,13 +47,7 @@ BOGUS_SCORE = 0.3
 def outside_of_archive(table: ObjectTable) -> LabelledObjects:
     """Catalina's stars whose class is none of the ten: Cepheids of type II, anomalous Cepheids, RRd stars."""
     rows = [i for i in range(len(table)) if table.survey[i] == "css" and table.label[i] is None]
-    states = [
-        ObjectState(
-            str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i],
-            time_system=TIME_SYSTEM,
-        )
-        for i in rows
-    ]  # fmt: skip
+    states = table.states(rows)
     return _unlabelled("css", states, ["cepheid or RRd"] * len(states))
 
 

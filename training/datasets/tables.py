@@ -8,6 +8,7 @@ heliocentric, Catalina's are those at the observatory and are corrected here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +56,17 @@ class ObjectTable:
 
     def __len__(self) -> int:
         return len(self.object_id)
+
+    def states(
+        self, rows: Iterable[np.intp | int], light_curves: Sequence[LightCurve] | None = None
+    ) -> list[ObjectState]:
+        """The objects of ``rows`` as the service would know them, with their own light curves or others instead."""
+        index = [int(i) for i in rows]
+        curves = [self.light_curves[i] for i in index] if light_curves is None else light_curves
+        return [
+            ObjectState(str(self.object_id[i]), float(self.ra[i]), float(self.dec[i]), curve, time_system=TIME_SYSTEM)
+            for i, curve in zip(index, curves, strict=True)
+        ]
 
 
 # The file's ``gaia_pmra`` and ``gaia_pmdec`` hold BP and RP magnitudes: 4 to 15 for each star, never negative, with G

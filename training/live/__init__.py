@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from broker.taxonomy import CLASS_INDEX
-from training.datasets.multiband import ALERT_LABELS, LabelledObjects, has_archive, load_archive, load_packets
+from training.datasets.multiband import (
+    ALERT_LABELS,
+    LabelledObjects,
+    first_points,
+    has_archive,
+    load_archive,
+    load_packets,
+    scored,
+)
 from training.live.baselines import Informer, LightCurveForest, packet_forest
 from training.live.output import NUMBERS
 from training.live.rows import (
@@ -22,10 +30,8 @@ from training.live.rows import (
     CLASSES_THEMSELVES,
     PACKET_ROW,
     Row,
-    first_points,
     joined,
     live_rows,
-    scored,
 )
 from training.live.scores import Answers, Classify, CrossValidated, LiveScore, Repository, live_score
 

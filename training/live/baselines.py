@@ -24,11 +24,10 @@ from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.baselines import new_forest
 from training.config import load_settings
 from training.data import Labels
-from training.datasets.multiband import ALERT_LABELS, LabelledObjects, has_archive, load_archive, load_packets
+from training.datasets.multiband import ALERT_LABELS, LabelledObjects, has_archive, load_archive, load_packets, scored
 from training.datasets.splits import split
-from training.datasets.tables import TIME_SYSTEM, load_objects
+from training.datasets.tables import load_objects
 from training.encoders.build import build_model
-from training.live.rows import scored
 from training.stream.examples import Cut, cut_versions, first_n, random_n
 from training.stream.material import PACKETS, REAL_SETS
 
@@ -102,13 +101,8 @@ def _archive_features(data: Path, seed: int) -> tuple[NDArray[np.float32], NDArr
     )
     parts = []
     for cut in (None, first_n):
-        states = [
-            ObjectState(
-                str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]),
-                cut(table.light_curves[i], rng) if cut else table.light_curves[i], time_system=TIME_SYSTEM,
-            )
-            for i in rows
-        ]  # fmt: skip
+        curves = [table.light_curves[i] for i in rows]
+        states = table.states(rows, [cut(c, rng) for c in curves] if cut else curves)
         features, present = light_curve_features(states)
         parts.append((features[present], labels.index[rows][present]))
     return np.concatenate([f for f, _ in parts]), np.concatenate([y for _, y in parts])

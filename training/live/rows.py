@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 
 from broker.assemble.metadata import SOURCE_FEATURES, widened
 from broker.bands import BAND_CODE
-from broker.records import ObjectState, PhotometryKind, SourceMetadata
-from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, PARENTS
-from training.crops import first_detections
+from broker.records import PhotometryKind, SourceMetadata
+from broker.taxonomy import CLASS_NAMES, PARENTS
 from training.data import Labels
 from training.datasets.multiband import (
     ALERT_LABELS,
     ARCHIVES,
     LabelledObjects,
+    first_points,
     has_archive,
     in_bands_of,
     load_archive,
     load_packets,
+    scored,
 )
 from training.datasets.splits import part_of_each, split
-from training.datasets.tables import TIME_SYSTEM, ObjectTable, load_objects
+from training.datasets.tables import ObjectTable, load_objects
 from training.datasets.vsx import DISPUTED
 from training.evaluate import TEST_SETS
 from training.simulate.catalogues import catalogue_values
@@ -128,25 +129,9 @@ def one_band_tests(data: Path) -> list[Row]:
 
 
 def _of_table(table: ObjectTable, rows: NDArray[np.intp], name: str) -> LabelledObjects:
-    states = [
-        ObjectState(
-            str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i],
-            time_system=TIME_SYSTEM,
-        )
-        for i in rows
-    ]  # fmt: skip
+    states = table.states(rows)
     none = np.full(len(rows), None, object)
     return LabelledObjects(name, states, table.label[rows], table.label_quality[rows], none)
-
-
-def scored(objects: LabelledObjects) -> LabelledObjects:
-    """Those with a label among the ten that is neither weak nor disputed by VSX."""
-    return objects.take([i for i, c in enumerate(objects.label) if c in CLASS_INDEX and objects.counts[i]])
-
-
-def first_points(objects: LabelledObjects, n: int) -> LabelledObjects:
-    """The light curves up to their ``n``-th detection."""
-    return objects.with_light_curves([first_detections(s.light_curve, n) for s in objects.states])
 
 
 def random_points(objects: LabelledObjects, n: int, seed: int) -> LabelledObjects:

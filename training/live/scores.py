@@ -64,24 +64,25 @@ class Repository:
             sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
             in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
             other = predictions.other.astype(np.float64)
-            threshold = self._manifest.other_threshold
-            is_other = np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
-            is_other &= probabilities.any(axis=1)
+            is_other = self._called_other(other) & probabilities.any(axis=1)
             given = probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]
             parts.append((given, in_set, inputs.light_curve.detections, period, other, is_other))
         return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def others(self, objects: LabelledObjects) -> OtherAnswers:
         """What the model says of each object being none of the ten."""
-        threshold = self._manifest.other_threshold
         parts = []
         for first in range(0, len(objects), _BATCH):
             inputs = assemble(objects.states[first : first + _BATCH])
             predictions = self._engine.predict(inputs)
             other = predictions.other.astype(np.float64)
-            is_other = np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
-            parts.append((other, predictions.probabilities.astype(np.float64), inputs.light_curve.detections, is_other))
+            probabilities = predictions.probabilities.astype(np.float64)
+            parts.append((other, probabilities, inputs.light_curve.detections, self._called_other(other)))
         return OtherAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def _called_other(self, other: NDArray[np.float64]) -> NDArray[np.bool_]:
+        threshold = self._manifest.other_threshold
+        return np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
 
 
 class CrossValidated:

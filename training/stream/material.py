@@ -24,7 +24,7 @@ from training.crops import crop
 from training.data import Labels
 from training.datasets.multiband import load_archive, load_packets
 from training.datasets.splits import part_of_each, split
-from training.datasets.tables import TIME_SYSTEM, load_objects
+from training.datasets.tables import load_objects
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
 from training.simulate.spectra import PARTIAL, load_templates, simulate_spectra
@@ -281,10 +281,7 @@ class _ArchiveStars:
             curves = self._in_several_bands(rows, curves, generators)
         if cut is not None:
             curves = [cut(curve, rng) for curve, rng in zip(curves, generators, strict=True)]
-        return [
-            ObjectState(table.object_id[i], float(table.ra[i]), float(table.dec[i]), curve, time_system=TIME_SYSTEM)
-            for i, curve in zip(rows, curves, strict=True)
-        ]
+        return table.states(rows, curves)
 
     def _in_several_bands(
         self, rows: NDArray[np.intp], curves: list[LightCurve], generators: Sequence[np.random.Generator]
