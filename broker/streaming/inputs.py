@@ -20,6 +20,7 @@ from broker.metrics import CONSUMER_LAG, TOPICS_RECREATED
 from broker.streaming import clients
 from broker.streaming.delivery import WorkerFencedError
 from broker.streaming.topics import Asked, TopicIds, Topics
+from broker.topic_names import matches
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ class Input:
         """Whether partitions went, or messages were passed over, since this was last set to False."""
         self.subscribed = False
         self._kafka, self._check, self._topics, self._health = kafka, check, topics, health
+        self._inherited = self._rejoining = False
+        """Whether partitions of topics that are not read came (``_on_assign``), and whether the group is joined anew
+        without them: until it has answered, messages may still be theirs."""
         self._came = False
         """Whether partitions came, or a topic was made anew, and where to read them from is to be found out."""
         self._paused: list[TopicPartition] = []
@@ -62,8 +66,11 @@ class Input:
     def subscribe(self, stop: threading.Event) -> None:
         """Join the group; ``stop`` ends waiting."""
         self._stop = stop
-        self.consumer.subscribe(self.names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._join()
         self.subscribed = True
+
+    def _join(self) -> None:
+        self.consumer.subscribe(self.names, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def close(self) -> None:
         """Leave the group; a static member is waited for."""
@@ -79,7 +86,7 @@ class Input:
             return []
         taken = [message for message in self.consumer.consume(count, seconds) if not self._is_event(message)]
         # What comes with the partition itself may be from the wrong place: it is read again from the right one.
-        return [] if self._came else taken
+        return [] if self._came or self._rejoining else taken
 
     def settle(self) -> bool:
         """Whether partitions can be read; where some came, they are set to where they are to be read from first."""
@@ -128,6 +135,12 @@ class Input:
         if not self.subscribed:
             return True
         self._came = False
+        if self._inherited:
+            self._inherited, self._rejoining = False, True
+            self.resume()
+            self.consumer.unsubscribe()
+            self._join()
+            return True
         try:
             self.resume()
             # Rebalances happen within poll and consume only: the partitions stay the same until the end of this.
@@ -206,7 +219,16 @@ class Input:
         log.info("partitions that come: %s", _names(partitions))
         self._health.report(self._check, None)
         self._came = self._came or bool(partitions)
+        self._rejoining = False
+        # A static member that takes the place of one that read more topics is given that one's partitions, without a
+        # rebalance; and the cooperative assignor leaves it what it says it owns. Only who owns nothing starts afresh.
+        if others := [p for p in partitions if not self._reads(p.topic)]:
+            self._inherited = True
+            log.info("partitions of topics that are not read here: %s: joining the group anew", _names(others))
         self._health.rebalanced()
+
+    def _reads(self, topic: str) -> bool:
+        return any(matches(name, topic) for name in self.names)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         log.info("partitions that go: %s", _names(partitions))

@@ -350,6 +350,31 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_static_member_does_not_read_on_what_its_predecessor_read(servers: Servers) -> None:
+    """An input topic is taken out of the settings and the worker started again, within the session's time."""
+    name, dropped = "shrunk", "shrunk.dropped"
+    servers.kafka.create_topics([dropped], partitions=2)
+    with Threads(servers.kafka, name, lambda: 0.0, static_membership=True) as group:
+        before = Consumer(
+            {
+                "bootstrap.servers": servers.kafka.bootstrap, "group.id": name, "group.instance.id": "w0",
+                "partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": 30000,
+                "enable.auto.commit": False,
+            }
+        )  # fmt: skip
+        before.subscribe([f"{name}.in", dropped])
+        wait_until(lambda: before.poll(0.1) is None and len(before.assignment()) == 6, 60)
+        before.close()
+        send_to(servers.kafka, dropped, 0, [b"dropped %d" % n for n in range(5)])
+        send_to(servers.kafka, dropped, 1, [b"dropped too %d" % n for n in range(5)])
+        payloads = [b"%d" % n for n in range(50)]
+        group.send(payloads)
+        group.start()
+        wait_until(lambda: len(group.out()) >= 50, 90)
+        wait_until(lambda: assignments(servers.kafka, name) == [[f"{name}.in[{n}]" for n in range(4)]], 90)
+        assert Counter(group.out()) == Counter(payloads)
+
+
 @pytest.mark.timeout(900)
 def test_workers_of_the_last_release_are_replaced_one_by_one(servers: Servers, release: Path, tmp_path: Path) -> None:
     """Under load, alerts and spectra; each of them once."""
