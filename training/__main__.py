@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -349,9 +349,19 @@ def check_metadata(shared: Path, seed: int) -> None:
         click.echo(f"| {name} | {count} | {mean:.2f} | {deviation:.2f} | {theirs:.2f} | {their_deviation:.2f} |")
 
 
+def threads(environment: Mapping[str, str], cores: int) -> int:
+    """How many a process computes with: OMP_NUM_THREADS where it is set, so that a shared machine can be shared.
+
+    Else its share of the cores: torchrun starts several processes on a machine, and says how many.
+    """
+    given = environment.get("OMP_NUM_THREADS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", "1")))
+
+
 if __name__ == "__main__":
-    # torchrun starts several of these on a machine, and says how many.
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    torch.set_num_threads(threads(os.environ, os.cpu_count() or 1))
     try:
         main()
     except TrifidError as error:
