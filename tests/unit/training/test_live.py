@@ -124,6 +124,7 @@ def test_stars_with_both(shared: Path) -> None:
         return answers([("RRAB", 0.9)] * len(own))
 
     scores = stars_with_both(classify, shared / "data")
+    total = scores.pop()
     assert [s.star for s in scores[::3]] == ["AV Peg", "RR Leo", "RU Psc", "T Sex", "V445 O", "VX Her"]
     assert [s.cases for s in scores[1::3]] == [9, 8, 22, 6, 2, 26]
     assert asked[:3] == [(1, 0), (0, 9), (9, 9)]
@@ -131,7 +132,26 @@ def test_stars_with_both(shared: Path) -> None:
     assert [s.right for s in scores[::3]] == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
     assert {s.parent_right for s in scores} == {1.0}
     assert [s.seen for s in scores[::3]] == [True, True, True, False, True, True]
+    assert asked[-1] == (0, 169)
+    assert (total.star, total.modalities, total.cases, total.classified) == ("all 19 stars", "spectrum", 169, 169)
+    assert (total.right, total.parent_right) == (1.0, 1.0)
     assert both_markdown([]) == ""
+
+
+def test_the_parent_of_all_spectra_is_that_of_the_largest_sum(shared: Path) -> None:
+    """RRAB and RRC together exceed EA: the parent is right though the leading class is not."""
+    if not (shared / "data" / "multiband" / "spectra_rrlyrae_mcdonald.parquet").exists():
+        pytest.skip("no spectra of McDonald Observatory")
+
+    def classify(own: LabelledObjects) -> Answers:
+        given = answers([("EA", 0.4)] * len(own))
+        given.probabilities[:] = 0.0
+        given.probabilities[:, CLASS_INDEX["EA"]] = 0.4
+        given.probabilities[: len(own) // 2, [CLASS_INDEX["RRAB"], CLASS_INDEX["RRC"]]] = 0.3
+        return given
+
+    total = stars_with_both(classify, shared / "data")[-1]
+    assert (total.right, total.parent_right) == (0.0, pytest.approx(84 / 169))
 
 
 def test_scores_are_json() -> None:
