@@ -28,7 +28,7 @@ from training.export import export_spectrum_encoder, rewrite_checksums
 from training.loop import one_cycle
 from training.simulate.spectra import PARTIAL, Templates, draw_types, load_templates, simulate_spectra
 
-STEPS = 6000
+STEPS = 4000
 BATCH = 128
 BATCHES_DRAWN = 8
 """Batches simulated at once."""

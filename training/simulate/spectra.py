@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -65,6 +65,31 @@ RESOLUTIONS: Final = (3.0, 5.0, 8.0)
 giants, which have 5 as they are, stay so where it is finer."""
 _SDSS_RESOLUTION: Final = 2.5
 _PICKLES_RESOLUTION: Final = 5.0
+_HYDROGEN: Final = (((4042, 4082), (4082, 4124), (4124, 4162)), ((4828, 4848), (4848, 4878), (4878, 4892)))
+"""Angstrom, vacuum: H delta and H beta between their sidebands; both lines hardly have metal lines in their bands."""
+_METAL_POOR: Final = -0.75
+"""[Fe/H]: below, the composites are typed anew, by their hydrogen lines, and blended."""
+_BLENDED: Final = ((25.5, 29.5), (29.5, 34.5))
+"""Types, as the composites are named, between which metal-poor ones are blended: A6 to A9 with F0 to F4."""
+_BLEND_METALLICITY: Final = 0.6
+"""[Fe/H] by which two that are blended differ at most."""
+_BLEND_SHARES: Final = (0.2, 0.4, 0.6, 0.8)
+"""Of the A star's light, at the median."""
+_VELOCITY_KNOWN: Final = 0.6
+"""Share of spectra that come in the star's frame; the others are as observed."""
+_VELOCITY_ERROR: Final = 20.0
+"""km/s, of every wavelength scale."""
+_IN_AIR: Final = 0.15
+"""Share of spectra whose wavelengths are those in air and said to be in vacuum."""
+_AIR_SHIFT: Final = -84.0
+"""km/s, at 4300 Angstrom: by which such lines are too blue (Morton 2000, ApJS 130, 403)."""
+_TEMPLATE_ERROR: Final = (0.005, 0.03)
+"""Deviation of a star's flux from any mixture of templates, at the width of _TEMPLATE_PIXELS, drawn even in its
+logarithm: composites have noise of their own, a star has abundances and a gravity of its own, and neither is in the
+error that comes with a spectrum."""
+_TEMPLATE_PIXELS: Final = 1.5
+"""Grid steps."""
+_SIGNAL_TO_NOISE: Final = (10.0, 200.0)
 PARTIAL: Final = 0.6
 """Share of spectra in training that cover a part of the grid."""
 _LEAST_PART, _MOST_PART = MIN_COVERAGE, 0.95
@@ -100,6 +125,8 @@ class Templates:
     giant: NDArray[np.bool_]
     metallicity: NDArray[np.float64]
     """[Fe/H], NaN where not known."""
+    for_test: NDArray[np.bool_]
+    """Kept for stars of validation and test, as blends of two of these are; no blend is of one and another."""
     noise_shape: NDArray[np.float64]
     """(s, 2575) error against wavelength of real LAMOST spectra, at unit median."""
 
@@ -129,14 +156,75 @@ def load_templates(data: Path) -> Templates:
     unit = np.median(smooth, axis=2, keepdims=True)
     usable = (unit[0, :, 0] > 0) & np.isfinite(code)
     relative_scatter = np.clip(np.array(scatter) / unit[0], 0.0, 0.5)
-    return Templates(
+    single = Templates(
         flux=(smooth / unit)[:, usable],
         scatter=relative_scatter[usable],
         code=np.array(code)[usable],
         giant=np.array(giant)[usable],
         metallicity=np.array(metallicity)[usable],
+        for_test=np.arange(int(usable.sum())) % 4 == 0,
         noise_shape=_noise_shapes(data / "lamost_spectra.npz"),
     )
+    from_pickles = (np.arange(len(flux)) >= sdss)[usable]
+    return _by_hydrogen_lines(_blended(single), from_pickles)
+
+
+def _blended(templates: Templates) -> Templates:
+    """With blends of metal-poor A and F composites behind them.
+
+    Between A9 and F0 the composites of [Fe/H] -1 and less leap from stars of the horizontal branch and blue stragglers
+    (H delta of 12 to 14 Angstrom) to the turn-off of the halo (3 to 5), and what lies between is where RR Lyrae stars
+    are: without blends no simulated one has their hydrogen lines.
+    """
+    poor = templates.metallicity < _METAL_POOR
+    hot, cool = (np.flatnonzero(poor & (templates.code > low) & (templates.code < high)) for low, high in _BLENDED)
+    first, second = (pair.ravel() for pair in np.meshgrid(hot, cool, indexing="ij"))
+    near = np.abs(templates.metallicity[first] - templates.metallicity[second]) < _BLEND_METALLICITY
+    near &= templates.for_test[first] == templates.for_test[second]
+    first, second = (np.repeat(pair[near], len(_BLEND_SHARES)) for pair in (first, second))
+    share = np.tile(_BLEND_SHARES, int(near.sum()))
+
+    def with_blends(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., t, k) and the blends behind the t."""
+        blend = share[:, None] * columns[..., first, :] + (1.0 - share[:, None]) * columns[..., second, :]
+        return np.concatenate([columns, blend], axis=-2)
+
+    return replace(
+        templates,
+        flux=with_blends(templates.flux),
+        scatter=with_blends(templates.scatter),
+        code=with_blends(templates.code[:, None])[:, 0],
+        metallicity=with_blends(templates.metallicity[:, None])[:, 0],
+        giant=np.concatenate([templates.giant, np.zeros(len(first), np.bool_)]),
+        for_test=np.concatenate([templates.for_test, templates.for_test[first]]),
+    )
+
+
+def _by_hydrogen_lines(templates: Templates, from_pickles: NDArray[np.bool_]) -> Templates:
+    """With the types that the hydrogen lines of metal-poor A and F templates have on the scale of Pickles's dwarfs.
+
+    The types of RR Lyrae stars are such ones. The composites' are of all lines, so that a metal-poor one of F0 has
+    hydrogen lines of F5 or later. ``from_pickles`` (t or fewer,): the first templates that are Pickles's.
+    """
+    strength = hydrogen_strength(templates.flux[1])
+    scale = np.flatnonzero(from_pickles & ~templates.giant[: len(from_pickles)])
+    scale = scale[(templates.code[scale] >= _LETTER["A"] + 2) & (templates.code[scale] <= _LETTER["G"] + 5)]
+    scale = scale[np.argsort(-templates.code[scale])]
+    rising = np.maximum.accumulate(strength[scale])
+    poor = (templates.metallicity < _METAL_POOR) & (templates.code > _LETTER["A"] + 2) & (templates.code < 45.5)
+    return replace(templates, code=np.where(poor, np.interp(strength, rising, templates.code[scale]), templates.code))
+
+
+def hydrogen_strength(flux: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Equivalent width, Angstrom, of H delta and H beta together (n,) in spectra (n, 2575)."""
+    total = np.zeros(len(flux))
+    for bands in _HYDROGEN:
+        left, line, right = ((low <= GRID) & (high >= GRID) for low, high in bands)
+        blue, red = flux[:, left].mean(axis=1), flux[:, right].mean(axis=1)
+        place = (GRID[line] - GRID[left].mean()) / (GRID[right].mean() - GRID[left].mean())
+        continuum = blue[:, None] + (red - blue)[:, None] * place
+        total += (1.0 - flux[:, line] / continuum).sum(axis=1) * (GRID[1] - GRID[0])
+    return total
 
 
 def _smoothed(flux: NDArray[np.float64], sdss: int, resolution: float) -> NDArray[np.float64]:
@@ -198,8 +286,7 @@ def simulate_spectra(
     cost += 100.0 * (templates.giant[None, :] != giant[:, None])
     metallicity = draw_metallicity(ranges, rng)
     cost += np.abs(np.nan_to_num(templates.metallicity, nan=0.0)[None, :] - metallicity[:, None]) / 0.25
-    for_test = np.arange(len(templates.code)) % 4 == 0
-    wrong_part = (for_test[None, :] != held_out[:, None]) & ~templates.giant[None, :]
+    wrong_part = (templates.for_test[None, :] != held_out[:, None]) & ~templates.giant[None, :]
     cost += 100.0 * wrong_part
     resolution = rng.integers(0, len(RESOLUTIONS), size)
     # Between two templates, as types and metallicities do not come in steps.
@@ -208,19 +295,37 @@ def simulate_spectra(
     flux = share * templates.flux[resolution, first] + (1.0 - share) * templates.flux[resolution, second]
     # One random factor a star: the composites' deviation is mostly in overall shape, not pixel by pixel.
     flux += rng.normal(0, 0.7, (size, 1)) * templates.scatter[first]
-    velocity = rng.normal(0, [r.velocity for r in ranges])
+    flux *= 1.0 + template_error(size, rng)
+    velocity = draw_velocity(ranges, rng)
     for row, shift in enumerate(1.0 + velocity / 299792.458):
         flux[row] = np.interp(GRID, GRID * shift, flux[row])
     flux *= extinction(np.minimum(rng.exponential(0.15, size), 1.0))
     flux = np.maximum(flux, 0.0)
-    signal_to_noise = np.exp(rng.uniform(np.log(10), np.log(100), size))
-    error = templates.noise_shape[rng.integers(0, len(templates.noise_shape), size)]
+    signal_to_noise = np.exp(rng.uniform(np.log(_SIGNAL_TO_NOISE[0]), np.log(_SIGNAL_TO_NOISE[1]), size))
+    # Between that of a LAMOST spectrum, whose blue end is the worst, and one as good everywhere.
+    error = templates.noise_shape[rng.integers(0, len(templates.noise_shape), size)] ** rng.random((size, 1))
     error = error * (np.median(flux, axis=1) / signal_to_noise)[:, None]
     flux = flux + error * rng.standard_normal(flux.shape, np.float32)
     if partial > 0:
         factor = in_part(flux, rng, partial)
         flux, error = flux * factor, error * factor
     return normalise(flux, error).spectra
+
+
+def template_error(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Relative errors (size, 2575) of templates."""
+    noise = gaussian_filter1d(rng.standard_normal((size, len(GRID)), np.float32), _TEMPLATE_PIXELS, axis=1)
+    deviation = np.exp(rng.uniform(np.log(_TEMPLATE_ERROR[0]), np.log(_TEMPLATE_ERROR[1]), (size, 1)))
+    return np.asarray(noise * (deviation * (2.0 * np.pi**0.5 * _TEMPLATE_PIXELS) ** 0.5), np.float32)
+
+
+def draw_velocity(ranges: Sequence[TypeRange], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Shifts (n,) of the lines of stars of the given ranges (n,), km/s: of the star, where it was not taken out, and
+    of the wavelength scale."""
+    size = len(ranges)
+    observed = rng.random(size) >= _VELOCITY_KNOWN
+    scale = rng.normal(0.0, _VELOCITY_ERROR, size) + np.where(rng.random(size) < _IN_AIR, _AIR_SHIFT, 0.0)
+    return np.asarray(scale + np.where(observed, rng.normal(0.0, [r.velocity for r in ranges]), 0.0))
 
 
 def draw_metallicity(ranges: Sequence[TypeRange], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -19,15 +19,18 @@ from broker.records import Spectrum
 from tests.random_models import build_random_repository
 from training import spectrum_encoder
 from training.__main__ import main
-from training.encoders.spectrum import SpectrumEncoder, lines_and_continuum
+from training.encoders.spectrum import LINE_SCALE, SpectrumEncoder, lines_and_continuum
 from training.simulate.spectra import (
     DISK_METALLICITY,
     HALO_METALLICITY,
     SPECTRAL_TYPES,
     draw_metallicity,
+    draw_velocity,
+    hydrogen_strength,
     in_part,
     load_templates,
     simulate_spectra,
+    template_error,
 )
 
 
@@ -89,6 +92,75 @@ def test_the_halo_and_the_disk_differ_in_metallicity() -> None:
     assert np.mean(rr > -0.7) == pytest.approx(0.15, abs=0.05)
     assert np.mean(dsct) == pytest.approx(DISK_METALLICITY[0], abs=0.02)
     assert np.std(dsct) == pytest.approx(DISK_METALLICITY[1], abs=0.02)
+
+
+def test_the_hydrogen_lines_of_a_type_do_not_depend_on_the_metallicity(shared: Path) -> None:
+    """The types of RR Lyrae stars are those of their hydrogen lines; metal-poor composites have none between A9 and F0.
+
+    Pickles's dwarfs: H delta and H beta of F5, F2, F0 and A7 have equivalent widths of 7, 11, 14 and 20 Angstrom.
+    """
+    templates = load_templates(shared / "data")
+    size = 200
+    for part in (False, True):
+        median = []
+        for code in (35.0, 32.0, 30.0, 27.0):
+            spectra = simulate_spectra(
+                templates, ["RRAB"] * size, ["css"] * size, np.full(size, code), np.full(size, part),
+                np.random.default_rng(5),
+            )  # fmt: skip
+            depth = lines_and_continuum(torch.from_numpy(spectra)).numpy()[:, 0].astype(np.float64) / LINE_SCALE
+            median.append(np.median(hydrogen_strength(1.0 + depth)))
+        np.testing.assert_allclose(median, [7.0, 10.5, 14.2, 19.7], rtol=0.2)
+
+
+def test_hydrogen_strength_by_hand() -> None:
+    """A line of a fifth of the light over 20 Angstrom in each band, on a steep continuum: 4 Angstrom each."""
+    flux = np.linspace(1.0, 3.0, len(GRID))
+    flux[((GRID >= 4092) & (GRID < 4112)) | ((GRID >= 4852) & (GRID < 4872))] *= 0.8
+    assert hydrogen_strength(flux[None])[0] == pytest.approx(8.0, abs=0.02)
+
+
+def test_no_blend_joins_a_template_of_training_with_one_of_test(shared: Path) -> None:
+    """A test star's spectrum is of no template seen in training: it is no mixture of training templates either."""
+    templates = load_templates(shared / "data")
+    poor = (templates.metallicity < -0.75) & (templates.code > 27) & (templates.code < 36)
+    own, other = (templates.flux[1, poor & (templates.for_test == part)] for part in (True, False))
+    assert len(own) > 10
+    weights, *_ = np.linalg.lstsq(other.T, own.T, rcond=None)
+    assert np.all(np.abs(other.T @ weights - own.T).std(axis=0) > 1e-4)
+
+
+def test_most_spectra_are_in_the_frame_of_the_star() -> None:
+    """As the service wants them: a star at rest is no sign of a class, and a few have wavelengths in air."""
+    rng = np.random.default_rng(6)
+    for name in ("RRAB", "EA"):
+        shift = draw_velocity([SPECTRAL_TYPES[name]] * 20_000, rng)
+        # At rest: 0.6 * (0.85 * 1 + 0.15 * P(|N(-84, 20)| < 60)), and the tails of N(0, 20) at 3 deviations.
+        observed = np.mean(np.abs(rng.normal(0, np.hypot(SPECTRAL_TYPES[name].velocity, 20), 20_000)) < 60)
+        assert np.mean(np.abs(shift) < 60) == pytest.approx(0.6 * (0.85 + 0.15 * 0.115) + 0.4 * observed, abs=0.03)
+        assert np.median(shift[(shift < -60) & (shift > -110)]) == pytest.approx(-84, abs=5)
+
+
+def test_errors_are_not_always_those_of_lamost(shared: Path) -> None:
+    """Most spectrographs are better in the blue; and a star is no mixture of templates, whatever the errors say."""
+    templates = load_templates(shared / "data")
+    size = 400
+    spectra = simulate_spectra(
+        templates, ["DSCT"] * size, ["css"] * size, np.full(size, 28.0), np.zeros(size, bool),
+        np.random.default_rng(7),
+    )  # fmt: skip
+    blue, red = ((low < GRID) & (high > GRID) for low, high in ((3900, 4300), (6500, 7500)))
+    own = spectra[:, 1, blue].mean(axis=1) / spectra[:, 1, red].mean(axis=1)
+    lamost = templates.noise_shape[:, blue].mean(axis=1) / templates.noise_shape[:, red].mean(axis=1)
+    assert np.quantile(lamost, 0.1) > 2.0
+    assert np.mean(own < 2.0) > 0.3
+    assert np.mean(own > np.median(lamost)) < 0.2
+    error = template_error(size, np.random.default_rng(8))
+    deviation = error.std(axis=1)
+    assert 0.0045 < deviation.min() < 0.006
+    assert 0.025 < deviation.max() < 0.033
+    neighbours = np.mean(error[:, 1:] * error[:, :-1]) / np.mean(error**2)
+    assert neighbours == pytest.approx(np.exp(-1 / (4 * 1.5**2)), abs=0.01)
 
 
 def test_rr_lyrae_stars_have_a_weak_calcium_line(shared: Path) -> None:
