@@ -8,7 +8,11 @@ RUN_FOLDER ?= runs/trifid
 # Files of unit tests side by side.
 TEST_WORKERS ?= 2
 
-.PHONY: demo test faults lint audit bench train clean
+MODULES ?=
+SAMPLE ?= 25
+SEED ?= 0
+
+.PHONY: demo test mutants faults lint audit bench train clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +45,11 @@ test: lint .venv-triton/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
 		--max-worker-restart 0 --durations 25
 	$(BIN)/python -m pytest tests --ignore=tests/unit --durations 25
+
+# Small faults put into the code, one at a time: whether a test fails (docs/testing.md). SAMPLE=0 is all of them: hours.
+mutants: $(VENV)/.all
+	$(BIN)/pip install --quiet --editable '.[mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULES) --sample $(SAMPLE) --seed $(SEED)
 
 # The long form of the fault suite (docs/faults.md), with its table of results.
 faults: $(VENV)/.all .venv-triton/.ready

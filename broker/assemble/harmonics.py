@@ -73,7 +73,7 @@ def _fit(
     band_start: NDArray[np.intp],
     explained: NDArray[np.float64],
     coefficients: NDArray[np.float64],
-) -> None:
+) -> None:  # pragma: no mutate block - Numba compiles it, and cannot compile a choice between mutants
     """Fill ``explained`` (k,), what each fit takes off the weighted sum of squares, and ``coefficients`` (k, size).
 
     ``cosine``, ``sine`` (k, n) of the first harmonic's phase; ``weighted`` (n,) is weight times value, which sums to

@@ -11,6 +11,7 @@ import pytest
 
 from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.metadata import (
+    MAGNITUDES,
     METADATA_FEATURES,
     MODEL_FEATURES,
     SOURCE_FEATURES,
@@ -68,6 +69,39 @@ def test_derived_columns_are_filled_in_but_not_overwritten() -> None:
     values = absolute_values(np.stack([source(j_mag=9, k_mag=8.3, pmra=3, pmdec=4, pm=7).values]).astype(np.float64))
     assert values[0, COLUMN["j_k"]] == pytest.approx(0.7)
     assert values[0, COLUMN["pm"]] == pytest.approx(7)
+
+
+@pytest.mark.parametrize(
+    ("known", "name", "value"),
+    [
+        ({"phot_bp_mean_mag": 12.5, "phot_rp_mean_mag": 11.25}, "bp_rp", 1.25),
+        ({"j_mag": 9.5, "k_mag": 8.75}, "j_k", 0.75),
+        ({"w1_mag": 8.5, "w2_mag": 8.25}, "w1_w2", 0.25),
+        ({"w3_mag": 7.5, "w4_mag": 6.0}, "w3_w4", 1.5),
+        ({"parallax": 6.0, "parallax_error": 0.5}, "parallax_over_error", 12.0),
+        ({"pmra": -5.0, "pmdec": 12.0}, "pm", 13.0),
+    ],
+)
+def test_what_follows_from_two_columns(known: dict[str, float], name: str, value: float) -> None:
+    """A colour is the bluer band's magnitude less the redder one's."""
+    values = absolute_values(np.stack([source(**known).values]).astype(np.float64))[0]
+    assert values[COLUMN[name]] == value
+    derived = ("bp_rp", "j_k", "w1_w2", "w3_w4", "parallax_over_error", "pm")
+    assert [n for n in derived if not np.isnan(values[COLUMN[n]])] == [name]
+
+
+def test_every_magnitude_becomes_absolute() -> None:
+    """At 50 pc (20 mas) by 5 log10(50 / 10) = 3.495; errors and colours of magnitudes do not change."""
+    known = dict.fromkeys(MAGNITUDES, 10.0) | {"parallax": 20.0, "parallax_error": 1.0, "e_j_mag": 0.5, "j_k": 0.25}
+    values = absolute_values(np.stack([source(**known).values]).astype(np.float64))[0]
+    assert [values[COLUMN[name]] for name in MAGNITUDES] == pytest.approx([10 - 3.4949] * len(MAGNITUDES), abs=1e-4)
+    assert (values[COLUMN["e_j_mag"]], values[COLUMN["j_k"]], values[COLUMN["parallax"]]) == (0.5, 0.25, 20.0)
+
+
+@pytest.mark.parametrize(("error", "absolute"), [(0.3333, True), (0.3334, False)])
+def test_a_parallax_is_sure_from_three_errors_on(error: float, absolute: bool) -> None:
+    values = absolute_values(np.stack([source(k_mag=10.0, parallax=1.0, parallax_error=error).values]).astype(float))
+    assert np.isfinite(values[0, COLUMN["k_mag"]]) == absolute
 
 
 def test_unknown_values_are_masked_and_a_position_alone_is_no_metadata() -> None:

@@ -82,18 +82,22 @@ def test_refuses_a_manifest_of_another_release(repository: Path, changes: dict[s
 
 
 def test_prediction_sets(repository: Path) -> None:
-    thresholds = dict.fromkeys(MODALITY_SUBSETS, [0.3] * 7) | {
+    # 0.3125 is the same number in single and in double precision, so that 0.3125 reaches it, and nothing below does.
+    thresholds = dict.fromkeys(MODALITY_SUBSETS, [0.3125] * 7) | {
         "light_curve+metadata": [0.15] * 7,
         "spectrum": [0.9] * 7,
     }
     _edit(repository, conformal_thresholds=thresholds)
     manifest = load_manifest(repository)
     row = np.zeros(10, np.float32)
-    row[[0, 1, 4]] = 0.2, 0.5, 0.3
-    probabilities = np.stack([row, row, row, np.zeros(10, np.float32)])
-    present = np.array([[1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
-    assert manifest.prediction_sets(probabilities, present, np.full(4, 60)) == [
+    row[[0, 1, 4]] = 0.1875, 0.5, 0.3125
+    below = row.copy()
+    below[4] = np.nextafter(np.float32(0.3125), np.float32(0))
+    probabilities = np.stack([row, below, row, row, np.zeros(10, np.float32)])
+    present = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0]], bool)
+    assert manifest.prediction_sets(probabilities, present, np.full(5, 60)) == [
         ("SR", "EB"),  # the threshold itself belongs to the set
+        ("SR",),
         ("SR", "EB", "EW"),
         ("SR",),  # none reaches 0.9: the most probable alone
         (),
