@@ -15,7 +15,7 @@ import torch
 from broker.errors import TrifidError
 from broker.inference.onnx import OnnxEngine
 from broker.publish.disagreement import CONFIDENCE
-from training.config import ModelSettings, StageSettings, load_settings
+from training.config import ModelSettings, StageSettings, load_settings, trifid_recipe
 from training.data import Labels
 from training.datasets.astrom3 import load_astrom3
 from training.datasets.splits import split
@@ -28,7 +28,6 @@ from training.live import CrossValidated, Repository, evaluate_live
 from training.live.baselines import Informer, LightCurveForest
 from training.live.both import stars_with_both
 from training.live.output import save as save_live
-from training.loop import join_workers
 from training.other_scores import other_scores
 from training.periods import period_table
 from training.prepare import VERSIONS
@@ -39,6 +38,7 @@ from training.spectrum_encoder import train_spectrum_encoder
 from training.stream import train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
 from training.table import markdown as table_markdown
+from training.workers import join_workers
 
 CONSOLE = rich.get_console()
 
@@ -87,6 +87,9 @@ def train(
 ) -> None:
     """Prepare inputs, pre-train, fine-tune, calibrate and evaluate; keeps model.safetensors in the run folder.
 
+    ``--config trifid`` is the default model. ``--config astrom3`` is AstroM3's encoders by AstroM3's own recipe (meant
+    for a GPU), ``--config informer`` the same encoders by our recipe, on a short schedule.
+
     On several GPUs: torchrun --nproc-per-node=4 -m training train
     """
     with join_workers() as workers:
@@ -113,8 +116,9 @@ def reproduce(
 ) -> None:
     """Train and score on AstroM3's published data set: SOURCE is a name on the Hugging Face hub or a folder of Parquet.
 
-    ``--config astrom3`` is the published model trained by our recipe, ``--config trifid`` ours. Works under torchrun,
-    as ``train`` does.
+    ``--config astrom3`` is AstroM3's encoders by AstroM3's own recipe (Adam, plateau schedule, early stop, one
+    supervised stage and head a modality; meant for a GPU), ``--config informer`` the same encoders by our recipe, on a
+    short schedule, ``--config trifid`` ours. Works under torchrun, as ``train`` does.
     """
     settings = load_settings(config)
     if seed is not None:
@@ -192,12 +196,13 @@ def table(
 
 
 def _shortened(settings: ModelSettings, epochs: int | None, pretrain_epochs: int | None) -> ModelSettings:
+    own = trifid_recipe(settings, "the table")
     stages: dict[str, StageSettings] = {}
     if epochs is not None:
-        stages["finetune"] = settings.finetune.model_copy(update={"epochs": epochs, "steps": None})
+        stages["finetune"] = own.finetune.model_copy(update={"epochs": epochs, "steps": None})
     if pretrain_epochs is not None:
-        stages["pretrain"] = settings.pretrain.model_copy(update={"epochs": pretrain_epochs, "steps": None})
-    return settings.model_copy(update=stages)
+        stages["pretrain"] = own.pretrain.model_copy(update={"epochs": pretrain_epochs, "steps": None})
+    return own.model_copy(update=stages)
 
 
 @main.command()

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
 from broker.errors import ConfigurationError
 
@@ -71,6 +71,36 @@ class StageSettings(_Strict):
     """In which the encoders compute (weights are always float32): "auto" is bfloat16 on a GPU, float32 on a CPU."""
 
 
+class PlateauSettings(StageSettings):
+    """A stage as AstroM3 trains it: ``training.schedules.Plateau`` instead of one cycle of AdamW."""
+
+    beta1: float = Field(ge=0, lt=1)
+    clip_norm: PositiveFloat | None = None
+    """To which the norm of a step's gradient is cut; None where it is not."""
+    warmup_epochs: NonNegativeInt
+    """Over which the rate rises, from 1e-5 of ``learning_rate``."""
+    factor: float = Field(gt=0, lt=1)
+    """By which the rate is multiplied when the validation loss has stood still for more than ``patience`` epochs."""
+    patience: NonNegativeInt
+    early_stop: PositiveInt
+    """Epochs without a lower validation loss after which the stage ends."""
+
+
+class ModalitySettings(PlateauSettings):
+    """Supervised training of one encoder and its own head."""
+
+    dropout: float = Field(ge=0, lt=1)
+    """Instead of the encoder's dropout in pre-training."""
+
+
+class ModalitiesSettings(_Strict):
+    """Supervised training, one modality after the other; named as in ``broker.assemble.inputs.MODALITIES``."""
+
+    light_curve: ModalitySettings
+    spectrum: ModalitySettings
+    metadata: ModalitySettings
+
+
 class PretrainSettings(StageSettings):
     """Contrastive pre-training."""
 
@@ -92,19 +122,17 @@ class ModelSettings(_Strict):
 
     name: str
     seed: int
+
+
+class TrifidRecipe(ModelSettings):
+    """What the settings of every model have that is trained by this project's recipe: all modalities at once."""
+
     pretrain: PretrainSettings
     finetune: FinetuneSettings
 
 
-class TrifidSettings(ModelSettings):
-    """A model of this project's own encoders."""
-
-    encoders: Literal["trifid"] = "trifid"
-    light_curve: LightCurveSettings
-
-
-class AstroM3Settings(ModelSettings):
-    """A model of AstroM3's encoders and head, the baseline."""
+class AstroM3Encoders(ModelSettings):
+    """What the settings of every model have that is made of AstroM3's encoders."""
 
     encoders: Literal["astrom3"]
     informer: InformerSettings
@@ -112,13 +140,40 @@ class AstroM3Settings(ModelSettings):
     perceptron: PerceptronSettings
 
 
+class TrifidSettings(TrifidRecipe):
+    """A model of this project's own encoders."""
+
+    encoders: Literal["trifid"] = "trifid"
+    light_curve: LightCurveSettings
+
+
+class AstroM3Settings(TrifidRecipe, AstroM3Encoders):
+    """A model of AstroM3's encoders and head, trained by this project's recipe."""
+
+
+class AstroM3RecipeSettings(AstroM3Encoders):
+    """A model of AstroM3's encoders, trained by AstroM3's own recipe: one supervised stage and head a modality."""
+
+    recipe: Literal["astrom3"]
+    pretrain: PlateauSettings
+    finetune: ModalitiesSettings
+
+
 _KINDS: dict[str, type[ModelSettings]] = {"trifid": TrifidSettings, "astrom3": AstroM3Settings}
+
+
+def trifid_recipe(settings: ModelSettings, what: str) -> TrifidRecipe:
+    """The same settings; ConfigurationError where they are of another recipe, which ``what`` cannot do."""
+    if isinstance(settings, TrifidRecipe):
+        return settings
+    raise ConfigurationError(f"{what} trains by this project's recipe, and the model {settings.name} has another")
 
 
 def load_settings(name_or_path: str) -> ModelSettings:
     """Settings by the name of a file in ``training/configs`` or by path; ConfigurationError says what is wrong.
 
-    ``encoders`` in the file says whose encoders they are, "trifid" where it says nothing.
+    ``encoders`` in the file says whose encoders they are, "trifid" where it says nothing; with ``recipe`` AstroM3's can
+    have AstroM3's own training.
     """
     path = Path(name_or_path)
     if path.suffix != ".toml":
@@ -128,6 +183,8 @@ def load_settings(name_or_path: str) -> ModelSettings:
         kind = _KINDS.get(encoders := str(values.get("encoders", "trifid")))
         if kind is None:
             raise ConfigurationError(f"model settings {path}: encoders is {encoders!r}, not one of {', '.join(_KINDS)}")
+        if kind is AstroM3Settings and "recipe" in values:
+            kind = AstroM3RecipeSettings
         return kind.model_validate(values)
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigurationError(f"model settings {path}: {error}") from error

@@ -15,8 +15,9 @@ from training.config import FinetuneSettings
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Batch, Trimodal
-from training.loop import Context, Workers, fit
+from training.loop import Context, fit
 from training.losses import label_cross_entropy
+from training.workers import Workers
 
 SUBSET_WEIGHT: dict[tuple[bool, ...], float] = {
     LIGHT_CURVE_ONLY: 2.0,

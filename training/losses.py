@@ -9,22 +9,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def trimodal_contrastive(embeddings: Tensor, present: Tensor, log_scale: Tensor) -> Tensor:
+def trimodal_contrastive(embeddings: Tensor, present: Tensor, log_scale: Tensor, pair_weight: float = 0.5) -> Tensor:
     """Sum over the three pairs of modalities of CLIP's symmetric cross-entropy (AstroM3, equation 3).
 
     ``embeddings`` (batch, 3, 512) unit vectors, ``present`` (batch, 3); only objects that have both
-    modalities of a pair take part in that pair.
+    modalities of a pair take part in that pair. ``log_scale`` is one for all pairs or (3,), one for each. The two
+    cross-entropies of a pair have ``pair_weight``: half is their mean, as in CLIP, 1 their sum, as in AstroM3's code.
     """
-    scale = log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
+    scales = log_scale.clamp(max=4.6052).exp()  # at most 100, as in CLIP
     loss = embeddings.new_zeros(())
-    for first, second in combinations(range(embeddings.shape[1]), 2):
+    pairs = list(combinations(range(embeddings.shape[1]), 2))
+    for (first, second), scale in zip(pairs, scales if scales.ndim else [scales] * len(pairs), strict=True):
         both = present[:, first] & present[:, second]
         if int(both.sum()) < 2:
             continue
         similarity = scale * embeddings[both, first] @ embeddings[both, second].T
         target = torch.arange(similarity.shape[0], device=similarity.device)
         pair = functional.cross_entropy(similarity, target) + functional.cross_entropy(similarity.T, target)
-        loss = loss + 0.5 * pair
+        loss = loss + pair_weight * pair
     return loss
 
 

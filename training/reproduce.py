@@ -8,15 +8,17 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from training.calibrate import encode_rows, probabilities, usable
-from training.config import ModelSettings
+from training.config import AstroM3RecipeSettings, ModelSettings, trifid_recipe
 from training.datasets.astrom3 import AstroM3Data
 from training.encoders.build import new_model
 from training.encoders.trimodal import Trimodal
 from training.evaluate import Score, calibrate_and_score, save
 from training.figures import plot_confusion, plot_reliability
 from training.finetune import finetune
-from training.loop import Checkpoints, Context, Workers
+from training.loop import Checkpoints, Context
+from training.modalities import BY_MODALITY, train_as_astrom3
 from training.pretrain import pretrain
+from training.workers import Workers
 
 EVERYTHING = (True, True, True)
 PREFACE = """# AstroM3's data set: {source}
@@ -48,25 +50,30 @@ def reproduce(
         checkpoints.clear()
     context = Context(workers, report, checkpoints)
     model = new_model(settings, settings.seed, data, published.train_rows)
-    if pretraining:
-        pretrain(model, data, published.train_rows, settings.pretrain, settings.seed, context)
+    rows, validation_rows, seed = published.train_rows, published.validation_rows, settings.seed
 
     def validate(candidate: Trimodal) -> str:
-        encoded = encode_rows(candidate, data, published.validation_rows)
+        encoded = encode_rows(candidate, data, validation_rows)
         chosen = usable(encoded, EVERYTHING)
         best = probabilities(candidate.classifier, encoded, EVERYTHING).argmax(axis=1)
-        right = (best == data.labels.index[published.validation_rows])[chosen]
+        right = (best == data.labels.index[validation_rows])[chosen]
         return f"validation accuracy, all modalities: {right.mean():.4f}"
 
-    rows = published.train_rows
-    model = finetune(
-        model, data, data.labels, data.labels, rows, settings.finetune, settings.seed, context, validate
-    ).cpu()
+    preface = PREFACE.format(source=source, model=settings.name, seed=seed)
+    if isinstance(settings, AstroM3RecipeSettings):
+        preface += f"\n\n{BY_MODALITY}"
+        model = train_as_astrom3(
+            model, data, data.labels, rows, validation_rows, settings, seed, context, pretraining
+        ).cpu()  # fmt: skip
+    else:
+        own = trifid_recipe(settings, "reproduce")
+        if pretraining:
+            pretrain(model, data, rows, own.pretrain, seed, context)
+        model = finetune(model, data, data.labels, data.labels, rows, own.finetune, seed, context, validate).cpu()
     if workers.rank > 0:
         return []
-    found = calibrate_and_score(model, data, published.validation_rows, {"AstroM3": published.test_rows})
+    found = calibrate_and_score(model, data, validation_rows, {"AstroM3": published.test_rows})
     save_file(model.state_dict(), output / "model.safetensors")
-    preface = PREFACE.format(source=source, model=settings.name, seed=settings.seed)
     save(found.scores, output, preface)
     test = found.encoded["AstroM3"]
     chosen = usable(test, EVERYTHING)

@@ -16,12 +16,13 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from broker.assemble.inputs import MODALITIES
 from broker.assemble.metadata import Scaler, standardise, widened
 from broker.errors import ConfigurationError, InputFileError
 from broker.taxonomy import CLASS_NAMES
 from training.baselines import forest_probabilities
 from training.calibrate import encode_rows, probabilities, usable
-from training.config import FinetuneSettings, ModelSettings
+from training.config import AstroM3RecipeSettings, FinetuneSettings, ModelSettings, trifid_recipe
 from training.data import Labels, TrainingSet
 from training.datasets.confusion import catalogue_confusion, name_counts
 from training.datasets.splits import part_of_each, same_star_groups, split
@@ -33,7 +34,8 @@ from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score,
 from training.export import check_export, export_models, save_scaler, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
 from training.finetune import finetune
-from training.loop import Checkpoints, Context, Workers
+from training.loop import Checkpoints, Context
+from training.modalities import BY_MODALITY, train_as_astrom3
 from training.prepare import VERSIONS, PreparedLightCurves, prepare_light_curves
 from training.pretrain import pretrain
 from training.reference import write_reference_set
@@ -42,6 +44,7 @@ from training.simulate.metadata import compare_with_astrom3, fit_scaler, load_do
 from training.simulate.spectra import PARTIAL, draw_types, load_templates, simulate_spectra
 from training.table import label_subset, settings_for_labels
 from training.teacher import forest_opinion
+from training.workers import Workers
 
 SPECTRUM_DRAWS = 2
 
@@ -176,8 +179,6 @@ class Run:
             checkpoints.clear()
         context = Context(workers, self.report, checkpoints)
         model = new_model(self.settings, self.seed, self.data, self.train_rows)
-        if pretraining:
-            pretrain(model, self.data, self.labelled_rows(), self.settings.pretrain, self.seed, context)
         rows = self.scored(self.validation_rows)
 
         def validate(candidate: Trimodal) -> str:
@@ -189,7 +190,18 @@ class Run:
                 parts.append(f"{survey} {np.mean((best == self.labels.index[rows])[own]):.4f}")
             return "validation accuracy, light curve alone: " + ", ".join(parts)
 
-        model = self._finetune(model, self.train_rows, self.settings.finetune, context, validate)
+        if isinstance(self.settings, AstroM3RecipeSettings):
+            labels, _ = self._labels_of(self.train_rows, 0.0)
+            modalities = MODALITIES[:1] if self.light_curve_only else MODALITIES
+            model = train_as_astrom3(
+                model, self.data, labels, self.labelled_rows(), rows, self.settings, self.seed, context, pretraining,
+                modalities,
+            ).cpu()  # fmt: skip
+        else:
+            own = trifid_recipe(self.settings, "train")
+            if pretraining:
+                pretrain(model, self.data, self.labelled_rows(), own.pretrain, self.seed, context)
+            model = self._finetune(model, self.train_rows, own.finetune, context, validate)
         if workers.rank == 0:
             save_file(model.state_dict(), self.model_path)
         return model
@@ -199,8 +211,9 @@ class Run:
 
         Pre-trained, if at all, on the inputs of all labelled training stars of ``survey`` (None: of both), which is
         done once and shared by all fractions, and fine-tuned on ``fraction`` of their labels. Raises
-        ConfigurationError for pre-training on light curves alone.
+        ConfigurationError for pre-training on light curves alone, and for a model of another recipe than ours.
         """
+        own = trifid_recipe(self.settings, "a cell of the table")
         if pretraining and self.light_curve_only:
             raise ConfigurationError("pre-training needs several modalities, and there are light curves alone")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,10 +222,10 @@ class Run:
         model = new_model(self.settings, self.seed, self.data, everything)
         if pretraining:
             if survey not in self._pretrained:
-                pretrain(model, self.data, everything, self.settings.pretrain, self.seed, context)
+                pretrain(model, self.data, everything, own.pretrain, self.seed, context)
                 self._pretrained[survey] = {name: t.cpu().clone() for name, t in model.state_dict().items()}
             model.load_state_dict(self._pretrained[survey])
-        settings = settings_for_labels(self.settings.finetune, len(rows), len(everything))
+        settings = settings_for_labels(own.finetune, len(rows), len(everything))
         return self._finetune(model, rows, settings, context)
 
     def labelled_rows(self, fraction: float = 1.0, survey: str | None = None) -> NDArray[np.intp]:
@@ -283,7 +296,10 @@ class Run:
             for name, rows in tests.items()
         }
         appendix = detections_markdown(by_detections)
-        save(found.scores, self.output, PREFACE.format(seed=self.seed), appendix)
+        preface = PREFACE.format(seed=self.seed)
+        if isinstance(self.settings, AstroM3RecipeSettings):
+            preface += f"\n\n{BY_MODALITY}"
+        save(found.scores, self.output, preface, appendix)
         save_detections(by_detections, self.output / "detections.json")
         (self.output / "calibration.json").write_text(
             json.dumps({"temperatures": found.temperatures, "conformal_thresholds": found.thresholds}, indent=1) + "\n"

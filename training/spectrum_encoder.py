@@ -25,7 +25,7 @@ from training.datasets.tables import load_objects
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.spectrum import SpectrumEncoder, lines_and_continuum
 from training.export import export_spectrum_encoder, rewrite_checksums
-from training.loop import one_cycle
+from training.schedules import one_cycle
 from training.simulate.spectra import PARTIAL, Templates, draw_types, load_templates, simulate_spectra
 
 STEPS = 4000

@@ -221,3 +221,11 @@ class PerceptronEncoder(nn.Module):
         """
         filled = values * known.to(values.dtype)
         return functional.normalize(self.layers(filled[:, : len(METADATA_FEATURES)]), dim=1)
+
+
+def set_dropout(encoder: nn.Module, share: float) -> None:
+    """Give ``share`` to all dropouts of an encoder but that of Informer's embedding, which AstroM3 leaves as it is."""
+    kept = encoder.embed_dropout if isinstance(encoder, InformerEncoder) else None
+    for module in encoder.modules():
+        if isinstance(module, nn.Dropout) and module is not kept:
+            module.p = share

@@ -7,13 +7,24 @@ import torch
 from numpy.typing import NDArray
 
 from broker.errors import ConfigurationError
-from training.config import AstroM3Settings, ModelSettings, TrifidSettings
+from training.config import AstroM3Encoders, AstroM3RecipeSettings, AstroM3Settings, ModelSettings, TrifidSettings
 from training.data import TrainingSet
 from training.encoders.astrom3 import GalSpecNetEncoder, InformerEncoder, PerceptronEncoder
 from training.encoders.lightcurve import LightCurveEncoder
 from training.encoders.metadata import MetadataEncoder
 from training.encoders.spectrum import SpectrumEncoder
-from training.encoders.trimodal import ConcatClassifier, MeanClassifier, Trimodal
+from training.encoders.trimodal import ConcatClassifier, HeadsClassifier, MeanClassifier, Trimodal
+
+ASTROM3_SCALES = torch.full((3,), 100.0)
+"""Scales of the contrastive loss at AstroM3's start, one for each pair of modalities."""
+
+
+def _astrom3_encoders(settings: AstroM3Encoders) -> tuple[InformerEncoder, GalSpecNetEncoder, PerceptronEncoder]:
+    return (
+        InformerEncoder(**settings.informer.model_dump()),
+        GalSpecNetEncoder(**settings.galspecnet.model_dump()),
+        PerceptronEncoder(**settings.perceptron.model_dump()),
+    )
 
 
 def build_model(settings: ModelSettings) -> Trimodal:
@@ -27,12 +38,9 @@ def build_model(settings: ModelSettings) -> Trimodal:
                 ConcatClassifier(),
             )
         case AstroM3Settings():
-            return Trimodal(
-                InformerEncoder(**settings.informer.model_dump()),
-                GalSpecNetEncoder(**settings.galspecnet.model_dump()),
-                PerceptronEncoder(**settings.perceptron.model_dump()),
-                MeanClassifier(),
-            )
+            return Trimodal(*_astrom3_encoders(settings), MeanClassifier())
+        case AstroM3RecipeSettings():
+            return Trimodal(*_astrom3_encoders(settings), HeadsClassifier(), ASTROM3_SCALES)
     raise ConfigurationError(f"model {settings.name}: {type(settings).__name__} names no encoders")
 
 

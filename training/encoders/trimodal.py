@@ -22,6 +22,8 @@ SUBSETS: tuple[tuple[bool, ...], ...] = tuple(
     subset for subset in product((True, False), repeat=len(MODALITIES)) if any(subset)
 )
 LIGHT_CURVE_ONLY = (True, False, False)
+START_SCALE = torch.tensor(1.0 / 0.07)
+"""CLIP's (Radford et al. 2021, arXiv 2103.00020)."""
 
 
 def subset_name(subset: tuple[bool, ...]) -> str:
@@ -116,6 +118,25 @@ class MeanClassifier(Classifier):
         return result
 
 
+class HeadsClassifier(Classifier):
+    """A linear layer for each modality, on its embedding alone; the mean of the logits of the modalities present.
+
+    With one head for all it would be ``MeanClassifier``. AstroM3 trains one model a modality, each with its own head,
+    and for several modalities another one, which is not this mean.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(EMBEDDING, len(CLASSES)) for _ in MODALITIES])
+
+    def logits(self, embeddings: Tensor, present: Tensor) -> Tensor:
+        """(batch, 3, 512), (batch, 3) to uncalibrated logits (batch, 10)."""
+        mask = present.to(embeddings.dtype)[..., None]
+        each = torch.stack([head(embeddings[:, i]) for i, head in enumerate(self.heads)], dim=1)
+        result: Tensor = (each * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+        return result
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Tensors of one batch; ``present`` (batch, 3) says which modalities each object really has."""
@@ -141,22 +162,26 @@ class Trimodal(nn.Module):
         spectrum_encoder: SpectrumEncoder | GalSpecNetEncoder,
         metadata_encoder: MetadataEncoder | PerceptronEncoder,
         classifier: Classifier,
+        scale: Tensor = START_SCALE,
     ) -> None:
+        """``scale`` is that of the contrastive loss at the start, one or (3,), one for each pair of modalities."""
         super().__init__()
         self.light_curve_encoder = light_curve_encoder
         self.spectrum_encoder = spectrum_encoder
         self.metadata_encoder = metadata_encoder
         self.classifier = classifier
-        # CLIP's start, 1 / 0.07 (Radford et al. 2021, arXiv 2103.00020)
-        self.log_scale = nn.Parameter(torch.tensor(1.0 / 0.07).log())
+        self.log_scale = nn.Parameter(scale.log())
 
     def encode(self, batch: Batch) -> Tensor:
         """Embeddings of the three modalities, (batch, 3, 512)."""
-        return torch.stack(
-            [
-                self.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features),
-                self.spectrum_encoder(batch.spectra),
-                self.metadata_encoder(batch.values, batch.known),
-            ],
-            dim=1,
-        )
+        return torch.stack([self.encode_one(batch, i) for i in range(len(MODALITIES))], dim=1)
+
+    def encode_one(self, batch: Batch, modality: int) -> Tensor:
+        """Embedding (batch, 512) of one modality, by its place in MODALITIES."""
+        if modality == 0:
+            embedding: Tensor = self.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features)
+        elif modality == 1:
+            embedding = self.spectrum_encoder(batch.spectra)
+        else:
+            embedding = self.metadata_encoder(batch.values, batch.known)
+        return embedding

@@ -11,7 +11,7 @@ from torch import Tensor
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, POINTS
 from broker.errors import ConfigurationError
 from tests.unit.training.test_model import assert_what_is_absent_has_no_say, batch
-from training.config import CONFIGS, AstroM3Settings, load_settings
+from training.config import CONFIGS, AstroM3RecipeSettings, AstroM3Settings, load_settings
 from training.encoders.astrom3 import AUXILIARIES, InformerEncoder, ProbSparseAttention
 from training.encoders.build import build_model
 from training.encoders.trimodal import MeanClassifier, Trimodal
@@ -156,7 +156,8 @@ def test_sizes_are_those_of_the_published_configuration(model: Trimodal) -> None
     convolutions = (3 * 64 + 64 * 64 + 64 * 32 + 32 * 32) * 3 + 64 + 64 + 32 + 32
     assert count(model.spectrum_encoder) == convolutions + 1184 * 512 + 512
     assert count(model.metadata_encoder) == (34 * 512 + 512) + 2 * (512 * 512 + 512)
-    assert count(model.classifier) == 512 * 10 + 10
+    assert count(model.classifier) == 3 * (512 * 10 + 10)
+    assert count(build_model(load_settings("informer")).classifier) == 512 * 10 + 10
     print(f"parameters: Informer {informer:,}")
 
 
@@ -179,14 +180,18 @@ def test_gradients_reach_every_weight(bfloat16: bool) -> None:
 
 
 def test_settings_name_the_encoders(tmp_path: Path) -> None:
-    assert isinstance(load_settings("astrom3"), AstroM3Settings)
-    text = (CONFIGS / "astrom3.toml").read_text()
+    assert isinstance(load_settings("astrom3"), AstroM3RecipeSettings)
+    assert isinstance(load_settings("informer"), AstroM3Settings)
+    text = (CONFIGS / "informer.toml").read_text()
     path = tmp_path / "model.toml"
     path.write_text(text.replace('encoders = "astrom3"', 'encoders = "resnet"'))
     with pytest.raises(ConfigurationError, match="encoders is 'resnet', not one of trifid, astrom3"):
         load_settings(str(path))
     path.write_text(text.replace('encoders = "astrom3"', ""))
     with pytest.raises(ConfigurationError, match="light_curve"):
+        load_settings(str(path))
+    path.write_text(f'recipe = "adam"\n{text}')
+    with pytest.raises(ConfigurationError, match=r"(?s)recipe.*'astrom3'"):
         load_settings(str(path))
     path.write_text(text.replace("factor = 1 ", "factors = 1 "))
     with pytest.raises(ConfigurationError, match="factors"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import re
 import subprocess
@@ -28,20 +29,26 @@ from broker.assemble.metadata import MODEL_FEATURES
 from broker.errors import ConfigurationError
 from broker.records import LightCurve
 from broker.taxonomy import CLASS_NAMES
-from training.config import FinetuneSettings, PretrainSettings, StageSettings, load_settings
+from training.config import FinetuneSettings, PlateauSettings, PretrainSettings, StageSettings, load_settings
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.build import build_model
 from training.encoders.trimodal import Trimodal
 from training.finetune import Goal, finetune, subsets_loss
-from training.loop import Checkpoints, Context, Workers, fit, join_workers, one_cycle
+from training.loop import Checkpoints, Context, fit
 from training.losses import trimodal_contrastive
 from training.prepare import PreparedLightCurves
 from training.pretrain import pretrain
+from training.schedules import Judgement, one_cycle
+from training.workers import Workers, join_workers
 
 RUN = {"seed": 3, "settings": {"channels": (8, 16), "dropout": 0.1}}
 TOY = StageSettings(epochs=4, batch_size=16, learning_rate=3e-2, weight_decay=0.0)
 STAGE = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.01}
 PRETRAIN = PretrainSettings(**STAGE)
+PLATEAU = PlateauSettings(
+    epochs=9, batch_size=8, learning_rate=1e-4, weight_decay=0.01, beta1=0.9, warmup_epochs=1, factor=0.5, patience=0,
+    early_stop=3,
+)  # fmt: skip
 FINETUNE = FinetuneSettings(
     **STAGE, label_smoothing=0.03, class_balance=0.3, crop_share=0.5, spectrum_share=0.3, average_decay=0.9
 )
@@ -391,7 +398,15 @@ def train_without_chance(workers: Workers) -> dict[str, Tensor]:
     average = fit(
         "finetune", model, rows, FINETUNE, [3], context, lambda chosen, _: losses["subsets"](chosen), average_decay=0.9
     )
-    return results | {f"weights/{k}": v for k, v in average.state_dict().items()}
+    results |= {f"weights/{k}": v for k, v in average.state_dict().items()}
+    subsets = losses_without_chance(average, stars, workers)["subsets"]
+    # Only the first process judges; the others have its rate, its end after five epochs and its best one, the second.
+    told = iter([(3.0, 0.1), (2.0, 0.3), (2.5, 0.2), (2.5, 0.2), (2.5, 0.2)])
+    best = fit(
+        "plateau", average, rows, PLATEAU, [4], context, lambda chosen, _: subsets(chosen),
+        judge=lambda _: Judgement(*next(told)) if workers.rank == 0 else Judgement(math.nan, math.nan),
+    )  # fmt: skip
+    return results | {f"best/{k}": v for k, v in best.state_dict().items()}
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
@@ -410,11 +425,12 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     assert first.keys() == alone.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
     assert done.stdout.count("pretrain epoch 3/3") == 1
+    assert done.stdout.count("plateau: stopped early after epoch 5, kept is epoch 2") == 1
     start = new_model().state_dict()
     moved = apart = 0.0
     for name, value in alone.items():
         part, _, key = name.partition("/")
-        if part == "weights":
+        if part in ("weights", "best"):
             moved += (value - start[key]).square().sum().item()
             apart += (value - first[name]).square().sum().item()
         else:
