@@ -21,11 +21,11 @@ from typing import Any
 import fastavro
 import numpy as np
 
+from broker.avro.container import read_blocks, read_header
 from broker.sources import iter_packets
 from broker.surveys import Decoder
-from broker.surveys.containers import read_blocks, read_header
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
-from broker.surveys.wire import lsst_schema
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "alerts"
 ROUNDS = 5

@@ -20,6 +20,7 @@ import numpy as np
 import redis
 
 from broker.anomaly.reference_set import ReferenceSet
+from broker.avro.wire import confluent_message
 from broker.batch import IncomingMessage
 from broker.build import REFERENCE_SET_FILE
 from broker.config import Settings
@@ -32,7 +33,7 @@ from broker.state.memory import MemoryStore
 from broker.state.places import own_cells, place_of
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
-from broker.surveys.wire import confluent_message, lsst_schema
+from broker.surveys.lsst_schemas import lsst_schema
 
 JD = 2_460_000.5
 RECEIVED = 61_000.0

@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, TypeVar, cast
 
+from broker.avro.container import CONTAINER_MAGIC
+from broker.avro.wire import CONFLUENT_MAGIC
 from broker.errors import DecodeError, InputFileError
 from broker.files import STANDARD_INPUT, Stream, inflated, open_stream, reason
 from broker.surveys.lsst_tables import read_lsst_table
 from broker.surveys.splitting import read_packet, split_container
-from broker.surveys.wire import CONFLUENT_MAGIC, CONTAINER_MAGIC
 
 T = TypeVar("T")
 

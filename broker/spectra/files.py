@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from broker.avro.container import CONTAINER_MAGIC
 from broker.errors import DecodeError, InputFileError
 from broker.local_files import GZIP, foreign, is_xml, require_regular
 from broker.records import ObservedSpectrum
 from broker.spectra import message, tables
 from broker.spectra.fits import read_fits
 from broker.spectra.normalise import RawSpectrum, UnusableSpectrumError, normalise
-from broker.surveys.containers import CONTAINER_MAGIC
 
 MAX_FILE_BYTES: Final = 512_000_000
 """Also after decompression."""

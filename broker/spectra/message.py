@@ -10,10 +10,10 @@ from typing import Any, Final
 import fastavro
 import numpy as np
 
+from broker.avro.container import ContainerWriter
 from broker.errors import DecodeError
 from broker.records import ObservedSpectrum
 from broker.spectra.normalise import MAX_PIXELS, RawSpectrum, UnusableSpectrumError, normalise
-from broker.surveys.containers import ContainerWriter
 
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("spectrum.avsc").read_text("utf-8")
 """The schema with its documentation."""

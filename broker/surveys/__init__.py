@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from broker.avro.machine import warm_up
 from broker.surveys.decoder import Decoder
-from broker.surveys.machine import warm_up
 from broker.surveys.survey import MODULES, Survey, load_surveys
 
 __all__ = ["MODULES", "SURVEYS", "Decoder", "Survey", "load_surveys", "warm_up"]

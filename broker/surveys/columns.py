@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.metadata import SOURCE_FEATURES
+from broker.avro.machine import NULL, OTHER
+from broker.avro.reader import Rows
 from broker.records import BAND_CODE, BANDS, LightCurve, PhotometryKind, SourceMetadata
-from broker.surveys.machine import NULL, OTHER
-from broker.surveys.reader import Rows
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]

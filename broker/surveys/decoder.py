@@ -11,11 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.records import Alert, ObservedSpectrum
-from broker.surveys.avro import AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
-from broker.surveys.columns import FUTURE_DAYS
-from broker.surveys.containers import (
+from broker.avro.compiler import AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
+from broker.avro.container import (
     CONTAINER_MAGIC,
     MAX_BLOCK_BYTES,
     Block,
@@ -26,10 +23,15 @@ from broker.surveys.containers import (
     read_blocks,
     read_header,
 )
-from broker.surveys.machine import warm_up
-from broker.surveys.reader import Message, run
+from broker.avro.machine import warm_up
+from broker.avro.reader import Message, run
+from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
+from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
+from broker.records import Alert, ObservedSpectrum
+from broker.spectra import message as spectrum_message
+from broker.surveys.columns import FUTURE_DAYS
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.survey import MODULES, Survey, load_surveys
-from broker.surveys.wire import CONFLUENT_MAGIC, lsst_schema, read_confluent_header
 
 SPECTRUM_SCHEMA: Final = "trifid.spectrum"
 """Full name of the records that are spectra and not alerts."""
@@ -57,12 +59,23 @@ class Decoded(list[Alert | ObservedSpectrum]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """How records of one schema become alerts."""
+class _AlertSchema:
+    """Its records become alerts of a survey."""
 
     survey: int
     """Index of the survey."""
     program: Program
+
+
+class _SpectrumSchema:
+    """Its records are spectra."""
+
+
+@dataclass(frozen=True, slots=True)
+class _UnusableSchema:
+    """Its records are of no use."""
+
+    reason: str
 
 
 @dataclass(slots=True)
@@ -109,8 +122,8 @@ class Decoder:
         self._layouts = [_layout(survey) for survey in self._surveys]
         self._schema_of_id = schema_of_id
         self._max_alerts, self._max_bytes = max_alerts, max_bytes
-        self._readers: OrderedDict[bytes | int, _Reader | str | None] = OrderedDict()
-        """By a container's schema or an id; a reason where the schema is no use, None where it is a spectrum's."""
+        self._schemas: OrderedDict[bytes | int, _AlertSchema | _SpectrumSchema | _UnusableSchema] = OrderedDict()
+        """What became of each schema that was seen, by a container's JSON or an id; latest last."""
         self._headers: list[tuple[bytes, Header]] = []
         """The headers seen last, latest first."""
         self._left_out: Counter[tuple[str, str]] = Counter()
@@ -179,10 +192,12 @@ class Decoder:
                 alerts += sum(span.number for span in spans)
                 if results and most is not None and alerts > most:
                     break
-                reader, blocks = self._open(payload, header, spans)
-                results.append(Decoded() if reader is not None else _spectra(payload))
-                if reader is not None:
-                    work.setdefault(reader.survey, _Work()).add(len(results) - 1, reader.program, blocks, time)
+                schema, blocks = self._open(payload, header, spans)
+                if isinstance(schema, _SpectrumSchema):
+                    results.append(Decoded(spectrum_message.read(payload)))
+                else:
+                    results.append(Decoded())
+                    work.setdefault(schema.survey, _Work()).add(len(results) - 1, schema.program, blocks, time)
                     size += sum(block.end - block.start for block in blocks)
             except DecodeError as error:
                 results.append(error)
@@ -243,19 +258,23 @@ class Decoder:
             raise DecodeError("the message is empty")
         raise DecodeError(f"neither an Avro container nor Confluent's wire format: it begins with {payload[:4]!r}")
 
-    def _open(self, payload: bytes, header: Header | None, spans: Sequence[Span]) -> tuple[_Reader | None, list[Block]]:
-        """How to read a message, None where it holds spectra, and its records."""
+    def _open(
+        self, payload: bytes, header: Header | None, spans: Sequence[Span]
+    ) -> tuple[_AlertSchema | _SpectrumSchema, list[Block]]:
+        """The schema of a message, and its records where they are alerts."""
         if header is not None:
-            reader = self._reader(header.schema_json, lambda: container_schema(header))
+            schema = self._schema(header.schema_json, lambda: container_schema(header))
+            if isinstance(schema, _SpectrumSchema):
+                return schema, []
             try:
-                return reader, [] if reader is None else list(read_blocks(payload, header, spans, self._max_bytes))
+                return schema, list(read_blocks(payload, header, spans, self._max_bytes))
             except TooLargeError as error:
                 raise TooLargeError(self._too_many_bytes()) from error
         schema_id, _ = read_confluent_header(payload)
-        reader = self._reader(schema_id, lambda: self._schema_of_id(schema_id))
-        if reader is None:
+        schema = self._schema(schema_id, lambda: self._schema_of_id(schema_id))
+        if isinstance(schema, _SpectrumSchema):
             raise DecodeError(f"the schema of id {schema_id} is that of spectra, which are sent in containers")
-        return reader, [Block(number, payload, start, end) for number, start, end in spans]
+        return schema, [Block(number, payload, start, end) for number, start, end in spans]
 
     def _too_many_bytes(self) -> str:
         return f"the message has more than {self._max_bytes} bytes once inflated (pipeline.max_message_mib)"
@@ -272,31 +291,32 @@ class Decoder:
         del self._headers[_RECENT_HEADERS:]
         return header
 
-    def _reader(self, key: bytes | int, schema: Callable[[], AvroSchema]) -> _Reader | None:
-        if key in self._readers:
-            self._readers.move_to_end(key)
-            reader = self._readers[key]
+    def _schema(self, key: bytes | int, definition: Callable[[], AvroSchema]) -> _AlertSchema | _SpectrumSchema:
+        """What to do with the records of a schema; raises DecodeError where they are of no use."""
+        if key in self._schemas:
+            self._schemas.move_to_end(key)
+            schema = self._schemas[key]
         else:
-            # What cannot be looked up is not remembered: it may be there the next time.
-            found = schema()
+            # A failed look-up is not kept: the schema may be there the next time.
+            found = definition()
             try:
-                reader = self._compile(found)
+                schema = self._compile(found)
             except DecodeError as error:
-                reader = str(error)
-            self._readers[key] = reader
-            while len(self._readers) > _CACHED_SCHEMAS:
-                self._readers.popitem(last=False)
-        if isinstance(reader, str):
-            raise DecodeError(reader)
-        return reader
+                schema = _UnusableSchema(str(error))
+            self._schemas[key] = schema
+            while len(self._schemas) > _CACHED_SCHEMAS:
+                self._schemas.popitem(last=False)
+        if isinstance(schema, _UnusableSchema):
+            raise DecodeError(schema.reason)
+        return schema
 
-    def _compile(self, schema: AvroSchema) -> _Reader | None:
-        writer = WriterSchema.parse(schema)
+    def _compile(self, definition: AvroSchema) -> _AlertSchema | _SpectrumSchema:
+        writer = WriterSchema.parse(definition)
         if writer.full_name == SPECTRUM_SCHEMA:
-            return None
+            return _SpectrumSchema()
         for number in reversed(range(len(self._surveys))):
             if self._surveys[number].recognises(writer.full_name, writer.fields):
-                return _Reader(number, compile_schema(writer, self._layouts[number]))
+                return _AlertSchema(number, compile_schema(writer, self._layouts[number]))
         raise DecodeError(f"records of type {writer.name[:200]!r} are no alerts of a known survey")
 
 
@@ -313,13 +333,6 @@ def container_schema(header: Header) -> AvroSchema:
         return read_schema(header.schema_json, MAX_SCHEMA_BYTES)
     except ValueError as error:
         raise DecodeError(f"Avro container: its schema {error}") from error
-
-
-def _spectra(payload: bytes) -> Decoded:
-    # What reads spectra imports this package.
-    from broker.spectra.message import read
-
-    return Decoded(read(payload))
 
 
 def _alone(result: Decoded | DecodeError) -> Decoded | DecodeError:

@@ -21,9 +21,10 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from broker.avro.wire import confluent_message
 from broker.errors import DecodeError, InputFileError
 from broker.files import reason
-from broker.surveys.wire import confluent_message, lsst_schema
+from broker.surveys.lsst_schemas import lsst_schema
 
 VERSION_COLUMN: Final = "lsst_schema_version"
 _VERSION: Final = re.compile(r"(?:lsst\.)?v(\d{1,4})_(\d{1,2})")

@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
 
+from broker.avro.compiler import AvroSchema, check_schema, read_schema
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.surveys.avro import AvroSchema, check_schema, read_schema
-from broker.surveys.wire import lsst_schema
+from broker.surveys.lsst_schemas import lsst_schema
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class SchemaRegistry:
         _guard(self._client)
 
     def __call__(self, schema_id: int) -> AvroSchema:
-        """The schema of an id, as ``broker.surveys.wire.lsst_schema`` gives it.
+        """The schema of an id, as ``broker.surveys.lsst_schemas.lsst_schema`` gives it.
 
         Raises DecodeError, naming the id, where there is no such schema or it is of no use, and
         DependencyUnavailableError where only the registry can say and it is away.

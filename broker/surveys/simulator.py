@@ -20,8 +20,9 @@ import numpy as np
 from fastavro.schema import parse_schema
 from numpy.typing import NDArray
 
+from broker.avro.compiler import AvroSchema
+from broker.avro.container import container_message
 from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0
-from broker.surveys.wire import AvroSchema, container_message
 from broker.taxonomy import CLASS_NAMES
 
 Array = NDArray[np.float64]

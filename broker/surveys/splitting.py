@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from broker.errors import DecodeError, InputFileError
-from broker.files import Stream
-from broker.surveys.avro import NOTHING, Program, WriterSchema, compile_schema
-from broker.surveys.containers import (
+from broker.avro.compiler import NOTHING, Program, WriterSchema, compile_schema
+from broker.avro.container import (
     MAX_BLOCK_BYTES,
     MAX_HEADER_BYTES,
     SYNC_BYTES,
@@ -18,8 +16,10 @@ from broker.surveys.containers import (
     read_header,
     read_long,
 )
+from broker.avro.reader import Message, run
+from broker.errors import DecodeError, InputFileError
+from broker.files import Stream
 from broker.surveys.decoder import container_schema
-from broker.surveys.reader import Message, run
 
 MAX_PACKET_BYTES: Final = MAX_BLOCK_BYTES
 """Largest message that a file may hold; ZTF's and LSST's alerts have about 100 kB, and Kafka's default is 1 MB."""

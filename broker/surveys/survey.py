@@ -10,11 +10,11 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, runtime_checkable
 
+from broker.avro.compiler import Column, Table
+from broker.avro.machine import NULL, Kind
+from broker.avro.reader import Records, Rows
 from broker.errors import ConfigurationError, DecodeError
 from broker.records import Alert
-from broker.surveys.avro import Column, Table
-from broker.surveys.machine import NULL, Kind
-from broker.surveys.reader import Records, Rows
 
 __all__ = ["MODULES", "NULL", "Column", "Kind", "Records", "Rows", "Survey", "Table", "load_surveys"]
 

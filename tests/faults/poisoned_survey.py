@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, cast
 
+from broker.avro.reader import Records
 from broker.errors import DecodeError
 from broker.records import Alert
-from broker.surveys.reader import Records
 from broker.surveys.ztf import Ztf
 
 RAISES: Final = 97

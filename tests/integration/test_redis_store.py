@@ -21,6 +21,7 @@ import pytest
 import redis
 
 from broker.assemble.metadata import METADATA_FEATURES
+from broker.avro.wire import confluent_message
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
 from broker.metrics import REDIS_EVICTED, REDIS_MAY_EVICT, STATE_LOST
@@ -30,8 +31,8 @@ from broker.state.memory import MemoryStore
 from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
-from broker.surveys.wire import confluent_message, lsst_schema
 from tests.integration.proxy import CountingProxy
 from tests.unit.state.test_encoding import version_1
 from tests.unit.state.test_merge import same

@@ -24,6 +24,7 @@ import redis
 from confluent_kafka import Consumer
 from fastavro.utils import generate_one
 
+from broker.avro.wire import confluent_message
 from broker.client import PublishedAnnotation, Subscription
 from broker.config import KafkaSettings
 from broker.embedded.kafka import KafkaServer, find_kafka_home
@@ -34,8 +35,8 @@ from broker.records import Alert, ObservedSpectrum, Spectrum
 from broker.spectra.message import write
 from broker.streaming.replay import Replay
 from broker.surveys import Decoder
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
-from broker.surveys.wire import confluent_message, lsst_schema
 from tests.random_models import MODEL_REPO
 
 PACKETS = [a.payload for a in simulate_alerts(40, 40, seed=11)]

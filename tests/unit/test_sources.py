@@ -14,10 +14,10 @@ import fastavro
 import numpy as np
 import pytest
 
+from broker.avro.container import write_long
 from broker.errors import DecodeError, InputFileError
 from broker.sources import Packet, Remark, iter_packets
 from broker.surveys import Decoder
-from broker.surveys.containers import write_long
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from broker.surveys.splitting import MAX_PACKET_BYTES
 

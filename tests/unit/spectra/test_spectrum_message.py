@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from broker.assemble.spectrum import assemble_spectra
+from broker.avro.container import container_message
 from broker.errors import DecodeError
 from broker.records import ObservedSpectrum, Spectrum
 from broker.spectra.message import SCHEMA_TEXT, read, write
 from broker.spectra.normalise import air_to_vacuum
-from broker.surveys.containers import container_message
 from tests.unit.spectra.test_spectrum_normalise import same
 
 

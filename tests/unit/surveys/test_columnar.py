@@ -12,10 +12,8 @@ import fastavro
 import numpy as np
 import pytest
 
-from broker.errors import ConfigurationError, DecodeError
-from broker.sources import iter_packets
-from broker.surveys import reader
-from broker.surveys.avro import (
+from broker.avro import reader
+from broker.avro.compiler import (
     NOTHING,
     Column,
     Layout,
@@ -24,12 +22,15 @@ from broker.surveys.avro import (
     check_schema,
     compile_schema,
 )
-from broker.surveys.containers import Block, read_blocks, read_header
+from broker.avro.container import Block, read_blocks, read_header, write_long
+from broker.avro.machine import MAX_DEPTH, MAX_RECORDS, MAX_ROWS, NULL, OTHER, Kind
+from broker.avro.reader import Message, Rows, Run, run
+from broker.avro.wire import read_confluent_header
+from broker.errors import ConfigurationError, DecodeError
+from broker.sources import iter_packets
 from broker.surveys.elasticc import SURVEY as ELASTICC
 from broker.surveys.lsst import SURVEY as LSST
-from broker.surveys.machine import MAX_DEPTH, MAX_RECORDS, MAX_ROWS, NULL, OTHER, Kind
-from broker.surveys.reader import Message, Rows, Run, run
-from broker.surveys.wire import lsst_schema, read_confluent_header, write_long
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.ztf import SURVEY as ZTF
 
 LSST_VERSIONS = (300, 400, 500, 600, 601, 700, 701, 702, 703, 704, 800, 900, 1000, 1100, 1101)

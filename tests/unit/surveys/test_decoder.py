@@ -22,14 +22,15 @@ import pyarrow as pa
 import pytest
 
 from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
+from broker.avro.container import container_message, read_blocks, read_header, write_long
+from broker.avro.wire import confluent_message
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.sources import Packet, iter_packets
 from broker.surveys import MODULES, SURVEYS, Decoder, load_surveys
 from broker.surveys import decoder as decoder_module
-from broker.surveys.containers import read_blocks, read_header
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
-from broker.surveys.wire import confluent_message, container_message, lsst_schema, write_long
 
 RNG = np.random.default_rng(20261124)
 Result = list[Alert | ObservedSpectrum] | DecodeError
@@ -558,7 +559,7 @@ def test_an_id_that_becomes_known_is_read_then() -> None:
 
 MODULE = """
 from broker.records import Alert, LightCurve
-from broker.surveys.avro import Column, Kind, Table
+from broker.avro.compiler import Column, Kind, Table
 
 class Mine:
     name = "mine"
@@ -604,7 +605,7 @@ def test_a_survey_of_ones_own_and_errors_that_nobody_thought_of(own_module: str)
     ("names", "reason"),
     [
         (["no.such.module"], "'no.such.module'.*ModuleNotFoundError"),
-        (["broker.surveys.wire"], "'broker.surveys.wire'.*SURVEY"),
+        (["broker.avro.wire"], "'broker.avro.wire'.*SURVEY"),
         (["broker.surveys.ztf", "broker.surveys.ztf"], "there is a survey 'ztf' already"),
         ([], "no survey module"),
     ],

@@ -16,8 +16,8 @@ import pytest
 
 from broker.errors import DecodeError, InputFileError
 from broker.surveys import Decoder
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.lsst_tables import read_lsst_table
-from broker.surveys.wire import lsst_schema
 
 ID = 169813006680588318
 """As a 64-bit floating-point number it ends in 320."""

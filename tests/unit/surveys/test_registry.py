@@ -26,11 +26,12 @@ import fastavro
 import numpy as np
 import pytest
 
+from broker.avro.wire import confluent_message, read_confluent_header
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert
 from broker.surveys import Decoder, registry
+from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.registry import SchemaRegistry
-from broker.surveys.wire import confluent_message, lsst_schema, read_confluent_header
 from tests.busy import slowness
 
 PATH = "/schema-registry"

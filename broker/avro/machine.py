@@ -1,4 +1,4 @@
-"""Runs the programs of ``avro.py`` over the records of a whole batch, compiled to machine code by Numba.
+"""Runs the programs of ``compiler.py`` over the records of a whole batch, compiled to machine code by Numba.
 
 The bytes come from outside. Every read is checked against the end of its block; numbers of more than 64 bits,
 lengths below zero, branches and symbols that do not exist, and arrays of more items than there are bytes left end the

@@ -1,38 +1,14 @@
-"""How alerts come over the wire: Avro containers and Confluent's wire format; LSST's schemas by their ids."""
+"""The schemas of LSST's alerts by their ids, as the installed lsst-alert-packet has them."""
 
 from __future__ import annotations
 
-import struct
 from functools import cache
 from pathlib import Path
-from typing import Final
 
 from lsst.alert.packet.schema import Schema, get_schema_path, get_schema_root
 
+from broker.avro.compiler import AvroSchema
 from broker.errors import DecodeError
-from broker.surveys.avro import AvroSchema
-from broker.surveys.containers import CONTAINER_MAGIC, container_message, write_long
-
-__all__ = [
-    "CONFLUENT_MAGIC", "CONTAINER_MAGIC", "AvroSchema", "confluent_message", "container_message", "lsst_schema",
-    "read_confluent_header", "write_long",
-]  # fmt: skip
-
-CONFLUENT_MAGIC: Final = 0
-_CONFLUENT_HEADER: Final = struct.Struct(">BI")
-
-
-def read_confluent_header(payload: bytes) -> tuple[int, int]:
-    """Schema id of a message in Confluent's wire format, and where its record begins."""
-    if len(payload) < _CONFLUENT_HEADER.size or payload[0] != CONFLUENT_MAGIC:
-        raise DecodeError("not in Confluent's wire format")
-    _, schema_id = _CONFLUENT_HEADER.unpack_from(payload)
-    return schema_id, _CONFLUENT_HEADER.size
-
-
-def confluent_message(schema_id: int, record: bytes) -> bytes:
-    """A record in Confluent's wire format."""
-    return _CONFLUENT_HEADER.pack(CONFLUENT_MAGIC, schema_id) + record
 
 
 @cache

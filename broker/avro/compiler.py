@@ -18,8 +18,8 @@ import numpy as np
 from fastavro.schema import SchemaParseException, parse_schema
 from numpy.typing import NDArray
 
+from broker.avro.machine import FIXED_COLUMNS, MAX_DEPTH, Kind, Op
 from broker.errors import ConfigurationError, DecodeError
-from broker.surveys.machine import FIXED_COLUMNS, MAX_DEPTH, Kind, Op
 
 AvroSchema = dict[str, Any]
 

@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker.errors import DecodeError
-from broker.surveys.avro import Layout, Program, lay_out
-from broker.surveys.containers import Block
-from broker.surveys.machine import (
+from broker.avro.compiler import Layout, Program, lay_out
+from broker.avro.container import Block
+from broker.avro.machine import (
     BOOLEAN,
     BRANCH,
     COUNT,
@@ -36,6 +35,7 @@ from broker.surveys.machine import (
     Kind,
     machine,
 )
+from broker.errors import DecodeError
 
 MAX_BATCH_ROWS: Final = 2_000_000
 """Rows of one table at which a batch is cut: the rest of its messages is read in another run."""
