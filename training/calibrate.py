@@ -103,10 +103,16 @@ def cell_rows(detections: NDArray[np.integer], least: int) -> list[NDArray[np.in
     return cells
 
 
-def best_log_temperature(logit: Tensor, target: Tensor) -> float:
-    """The logarithm of the temperature with the least cross-entropy (Guo et al. 2017) of logits (n, 10)."""
+def best_log_temperature(logit: Tensor, target: Tensor, weight: Tensor | None = None) -> float:
+    """The logarithm of the temperature with the least cross-entropy (Guo et al. 2017) of logits (n, 10).
+
+    Objects count by ``weight`` (n,), if given.
+    """
     grid = torch.linspace(-1.0, 1.5, 101)
-    losses = torch.stack([functional.cross_entropy(logit / t.exp(), target) for t in grid])
+    share = torch.ones(len(target)) if weight is None else weight
+    losses = torch.stack(
+        [(share * functional.cross_entropy(logit / t.exp(), target, reduction="none")).sum() for t in grid]
+    )
     return float(grid[int(losses.argmin())])
 
 

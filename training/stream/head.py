@@ -23,17 +23,21 @@ from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.ensemble import MEMBERS, EnsembleClassifier, MetadataEnsemble
 from training.encoders.trimodal import ConcatClassifier, StreamClassifier
-from training.stream.material import Inputs, Material
+from training.stream.material import PACKETS, Inputs, Material
+from training.stream.outside import set_of
 
 ARCHIVE_SHARE = 0.4
 """Of the archive's histories, used by each head: a head sees others than the next one."""
-EPOCHS = 5
+EPOCHS = 7
 BATCH = 512
 LEARNING_RATE = 2e-3
 SMOOTHING = 0.05
 CLASS_BALANCE = 0.3
-PACKET_WEIGHT = 6.0
-"""Of a history from packets against one of the archive: about a fifth of each batch are packets."""
+REAL_WEIGHT = 12.0
+"""Of a history of a real star in several bands against one of the archive: there are few, and they are what streams
+are like."""
+WEIGHT_OF_SET = {PACKETS: 6.0, "stripe82": 3.0}
+"""Sets of another weight: of packets there are more, and Stripe 82 has RR Lyrae stars only."""
 PACKET_LIKE_SHARE = 0.5
 SWAPPED, SWAPPED_COLUMNS = 0.5, 0.3
 NOISE = 0.2
@@ -188,7 +192,7 @@ class _Pool:
         weight = np.concatenate(
             [
                 (counts.mean() / counts[material.archive.label[archive]]) ** CLASS_BALANCE,
-                np.where(packet, PACKET_WEIGHT, 1.0),
+                [WEIGHT_OF_SET.get(name, REAL_WEIGHT) for name in set_of(material.real.kind[real])],
             ]
         )
         names = np.concatenate([material.archive.star[archive], material.real.star[real]]).astype(str)

@@ -32,8 +32,8 @@ from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_
 from training.streams import as_streamed, load_cadences
 
 PACKETS = "ztf_packets"
-REAL_SETS = (PACKETS, "ztf_dr", "ztf_rebuilt", "stripe82")
-"""Sets that are trained on. ASAS-SN's, whose labels are doubtful, and EROS-2's are for tests alone."""
+REAL_SETS = (PACKETS, "ztf_dr", "ztf_rebuilt", "stripe82", "asassn")
+"""Sets that are trained on, cross-validated by star. EROS-2's is for tests alone."""
 STARS_OF_CLASS = 1000
 """Training stars of each class and survey of the archive, at most."""
 SPECTRUM_DRAWS = 4
@@ -148,6 +148,9 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     encoder = FrozenEncoder(repository)
     cache.mkdir(parents=True, exist_ok=True)
     real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
+    if {kind.split("/")[0] for kind in real.kind} != set(REAL_SETS):  # made of other sets
+        (cache / "real.npz").unlink()
+        real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
     stars = _ArchiveStars(data, seed)
     path = cache / f"spectrum-draws-{seed}.npy"
     archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
@@ -216,6 +219,17 @@ def few(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     return first_n(curve, rng, 2, 30)
 
 
+_CUTS: dict[str, tuple[Cut | None, ...]] = {
+    "train": (None, first_n, crop, random_n),
+    "val": (None, first_n, random_n),
+}
+"""Versions of an archive's light curves in one band, as observed."""
+_STREAMED: tuple[Cut | None, ...] = (None, first_n)
+"""Those in several bands, which follow."""
+SEVERAL_BANDS = {part: range(len(cuts), len(cuts) + len(_STREAMED)) for part, cuts in _CUTS.items()}
+"""Their numbers in an example's kind."""
+
+
 class _ArchiveStars:
     """Stars of ASAS and Catalina: training stars, up to STARS_OF_CLASS of each class, and all validation stars."""
 
@@ -259,14 +273,11 @@ class _ArchiveStars:
         The kind is ``train`` or ``val`` and the number of the version.
         """
         parts = []
-        for name, rows, cuts in (
-            ("train", self.training, (None, first_n, crop, random_n)),
-            ("val", self.validation, (None, first_n, random_n)),
-        ):
-            for number, cut in enumerate(cuts):
+        for name, rows in (("train", self.training), ("val", self.validation)):
+            for number, cut in enumerate(_CUTS[name]):
                 states = self._states(rows, cut, number)
                 parts.append(encoder.examples(states, self._label[rows], f"{name}/{number}", name))
-            for number, cut in enumerate((None, first_n), start=len(cuts)):
+            for number, cut in zip(SEVERAL_BANDS[name], _STREAMED, strict=True):
                 states = self._states(rows, cut, number, streamed=True)
                 parts.append(encoder.examples(states, self._label[rows], f"{name}/{number}", f"{name}, several bands"))
         return Examples.join(parts)

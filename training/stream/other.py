@@ -41,7 +41,7 @@ PLAIN_SHARE = 0.5
 """Of the objects whose metadata keep colours and ranges only, so that neither the sky nor a survey's habits speak."""
 PLAIN_VALUES = (*COLORS, "blue_range", "red_range")
 MOST_HIDDEN, NOISE = 0.5, 0.2
-FALSE_ALARMS = 0.01
+FALSE_ALARMS = 0.003
 """Share of the ten classes' stars that may be called Other, in each set of them and from each subset of modalities:
 in the archives of one band, too, where Other is told worst."""
 LEAST_IN_CELL = 150

@@ -19,13 +19,16 @@ from training.encoders.trimodal import SUBSETS, Classifier, subset_name
 from training.export import export_classifier, export_metadata_encoder, save_scaler, write_manifest
 from training.stream.examples import Examples
 from training.stream.head import Head, train_head
-from training.stream.material import Inputs, Material, prepare_material
+from training.stream.material import SEVERAL_BANDS, Inputs, Material, prepare_material
 from training.stream.other import CalibratedOther, ClassifierWithOther
 from training.stream.others import train_others
+from training.stream.outside import set_of
 from training.stream.plain import head_without_metadata
 
 FOLDS = 5
-ONE_CLASS = "stripe82"
+NOT_CALIBRATED_WITH = ("stripe82", "asassn")
+"""Of Stripe 82 there are RR Lyrae stars only, and whole classes of mistakes cannot be made; of ASAS-SN's labels half
+are doubtful, and what covers them would make the sets of all others large."""
 
 
 def fold_of_stars(material: Material, seed: int) -> NDArray[np.intp]:
@@ -46,9 +49,15 @@ class Calibration:
     detections: NDArray[np.int32]
     fold: NDArray[np.intp]
     """(n,) of a real star; -1 for the archive's."""
+    group: NDArray[np.str_]
+    """(n,) the set that it comes from."""
 
     def fit(self, without: int | None = None) -> tuple[NDArray[np.float32], dict[str, tuple[float, ...]]]:
-        """Logarithms of temperatures (8, CALIBRATION_BINS) and conformal thresholds, but for one fold's stars."""
+        """Logarithms of temperatures (8, CALIBRATION_BINS) and conformal thresholds, but for one fold's stars.
+
+        The sets of a cell count alike for its temperature, however many stars each has; and its threshold is the lowest
+        of theirs, so that prediction sets cover what they promise in each kind of survey and not only over all.
+        """
         temperatures = np.zeros((1 << len(MODALITIES), len(CALIBRATION_BINS)), np.float32)
         thresholds = {}
         kept = self.fold != (-2 if without is None else without)
@@ -58,12 +67,30 @@ class Calibration:
             cells = []
             for cell, chosen in enumerate(cell_rows(self.detections[rows], LEAST_IN_CELL)):
                 own = rows[chosen]
-                logits, label = torch.from_numpy(self.logits[own]), self.label[own]
-                temperatures[code, cell] = best_log_temperature(logits, torch.from_numpy(label))
-                probability = (logits / float(np.exp(temperatures[code, cell]))).softmax(dim=1).double().numpy()
-                cells.append(conformal_threshold(probability[np.arange(len(own)), label], COVERAGE))
+                logits, label, group = torch.from_numpy(self.logits[own]), self.label[own], self.group[own]
+                weight = set_weights(group, LEAST_IN_CELL)
+                log_temperature = best_log_temperature(logits, torch.from_numpy(label), torch.from_numpy(weight))
+                temperatures[code, cell] = log_temperature
+                probability = (logits / float(np.exp(log_temperature))).softmax(dim=1).double().numpy()
+                of_label = probability[np.arange(len(own)), label]
+                parts = [of_label[group == name] for name in np.unique(group)]
+                enough = [part for part in parts if len(part) >= LEAST_IN_CELL] or [of_label]
+                cells.append(min(conformal_threshold(part, COVERAGE) for part in enough))
             thresholds[subset_name(subset)] = tuple(cells)
         return temperatures, thresholds
+
+
+def calibration_group(kind: NDArray[np.object_]) -> NDArray[np.str_]:
+    """(n,) the set of each example, of the archive's whether in one band, as observed, or in several."""
+    several = np.isin(kind.astype(str), [f"val/{number}" for number in SEVERAL_BANDS["val"]])
+    return np.where(several, "val in several bands", set_of(kind).astype(str))
+
+
+def set_weights(group: NDArray[np.str_], enough: int) -> NDArray[np.float32]:
+    """(n,) weights with which sets of ``enough`` objects and more count alike, and smaller ones as they are large."""
+    _, number, count = np.unique(group, return_inverse=True, return_counts=True)
+    weight: NDArray[np.float32] = (np.minimum(count, enough) / count)[number].astype(np.float32)
+    return weight
 
 
 @torch.no_grad()
@@ -92,17 +119,19 @@ def calibration_of(material: Material, heads: Sequence[Head], published: Head, f
     ) -> None:
         size, own = int(chosen.sum()), examples.take(chosen)
         parts.append(
-            Calibration(np.full(size, number), logits[chosen], own.label, own.detections, np.full(size, of_fold))
-        )
+            Calibration(
+                np.full(size, number), logits[chosen], own.label, own.detections, np.full(size, of_fold),
+                calibration_group(own.kind),
+            )
+        )  # fmt: skip
 
-    # Stripe 82 has RR Lyrae stars only, whole classes of mistakes cannot be made there, and it would speak for all.
-    several_classes = np.array([not kind.startswith(ONE_CLASS) for kind in material.real.kind])
+    calibrates = ~np.isin(set_of(material.real.kind).astype(str), NOT_CALIBRATED_WITH)
     validation = np.array([kind.startswith("val") for kind in material.archive.kind])
     archive, spectrum = material.archive.take(validation), material.spectrum[validation]
     for number, subset in enumerate(SUBSETS):
         if not subset[1]:
             for k, head in enumerate(heads):
-                rows = material.usable & (fold == k) & several_classes
+                rows = material.usable & (fold == k) & calibrates
                 examples = material.real.take(rows)
                 logits, usable = head_logits(head, examples, material.real_inputs.take(rows), None, subset)
                 add(number, logits, examples, k, usable)

@@ -20,7 +20,7 @@ from training.stream.examples import Examples, first_n, random_n
 from training.stream.head import published_head, train_head
 from training.stream.material import Inputs, Material, as_in_packets, packet_colors
 from training.stream.plain import head_without_metadata
-from training.stream.run import Calibration, fold_of_stars, head_logits
+from training.stream.run import Calibration, calibration_group, fold_of_stars, head_logits
 
 MODEL_REPO = Path(__file__).resolve().parents[3] / "model_repo"
 COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
@@ -179,7 +179,8 @@ def test_calibration_is_by_detections_and_leaves_a_fold_out() -> None:
     # Fold 3 is upside down, and must not count where it is left out.
     label[fold == 3] = 1 - label[fold == 3]
     subset = np.full(size, SUBSETS.index(LIGHT_CURVE_ONLY))
-    calibration = Calibration(subset, logits, label.astype(np.int64), detections, fold)
+    group = np.full(size, "val")
+    calibration = Calibration(subset, logits, label.astype(np.int64), detections, fold, group)
     temperatures, thresholds = calibration.fit(without=3)
     few, many = CALIBRATION_BINS.index(5), CALIBRATION_BINS.index(200)
     assert np.exp(temperatures[1, few]) == pytest.approx(1.0, abs=0.15)
@@ -190,3 +191,39 @@ def test_calibration_is_by_detections_and_leaves_a_fold_out() -> None:
     with_all, _ = calibration.fit()
     assert with_all[1, many] > temperatures[1, many]
     assert torch.from_numpy(temperatures).isfinite().all()
+
+
+def test_each_set_of_a_cell_is_covered_whatever_its_size() -> None:
+    """Of a hundred stars of one set the model is unsure, of nine thousand of another sure, and as often wrong."""
+    sizes = {"val": 9000, "ztf_dr": 100}
+    group = np.repeat(list(sizes), list(sizes.values())).astype(np.str_)
+    confidence = np.where(group == "val", 0.99, 0.6)
+    logits = np.full((len(group), len(CLASS_NAMES)), -50.0, np.float32)
+    logits[:, 0], logits[:, 1] = np.log(confidence), np.log(1 - confidence)
+    # Of each set one in five is the second class: more than a set of one class may miss.
+    label = (np.arange(len(group)) % 5 == 0).astype(np.int64)
+    size = len(group)
+    calibration = Calibration(
+        np.full(size, SUBSETS.index(LIGHT_CURVE_ONLY)), logits, label, np.full(size, 300, np.int32),
+        np.full(size, -1), group,
+    )  # fmt: skip
+    temperatures, thresholds = calibration.fit()
+    cell = CALIBRATION_BINS.index(200)
+    probability = torch.from_numpy(logits / np.exp(temperatures[1, cell])).softmax(dim=1).numpy()
+    in_set = probability[np.arange(size), label] >= thresholds["light_curve"][cell]
+    for name in sizes:
+        assert in_set[group == name].mean() >= 0.9
+    # Alone the large set would ask for a temperature at which its 0.99 is 0.8: log(99) / log(4); the small one for
+    # log(1.5) / log(4). With equal weights the sum of both losses is least in between.
+    grid = np.linspace(0.05, 5, 2000)
+    losses = sum(
+        0.8 * np.log1p(np.exp(-np.log(c / (1 - c)) / grid)) + 0.2 * np.log1p(np.exp(np.log(c / (1 - c)) / grid))
+        for c in (0.99, 0.6)
+    )
+    assert np.exp(temperatures[1, cell]) == pytest.approx(grid[np.argmin(losses)], rel=0.05)
+
+
+def test_an_archive_in_several_bands_is_a_set_of_its_own() -> None:
+    kind = np.array(["val/0", "val/2", "val/3", "val/4", "ztf_dr/3", "train/5"], object)
+    found = calibration_group(kind).tolist()
+    assert found == ["val", "val", "val in several bands", "val in several bands", "ztf_dr", "train"]
