@@ -20,11 +20,11 @@ from astropy import units
 from astropy.coordinates import SkyCoord
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import PRESETS
 from broker.catalog.store import CatalogStore
 from broker.embedded.redis import RedisServer
+from broker.records import METADATA_FEATURES
 
 ALERTS, REPEATS, PIECE = 512, 20, 500_000
 MJD = 61_000.0

@@ -14,10 +14,10 @@ from broker.config import Settings
 from broker.embedded.redis import RedisServer
 from broker.metrics import STAGE_SECONDS
 from broker.pipeline import Pipeline
-from broker.publish.annotation import mjd_now
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from broker.times import mjd_now
 
 OBJECTS, VISITS = 200, 60
 

@@ -18,11 +18,11 @@ from broker.build import build_engine, build_publisher, load_reference_set
 from broker.config import Settings
 from broker.metrics import STAGE_SECONDS
 from broker.pipeline import Pipeline
-from broker.publish.annotation import mjd_now
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from broker.taxonomy import CLASS_NAMES
+from broker.times import mjd_now
 
 OBJECTS, VISITS, BATCH, PARTITIONS, REPEATS = 100, 60, 256, 4, 5
 

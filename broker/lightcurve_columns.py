@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE, BANDS
-from broker.records import JD_OF_MJD_0, TAI_MINUS_UTC, TimeSystem
+from broker.records import TimeSystem
+from broker.times import JD_OF_MJD_0, MJD_OF_1970, TAI_MINUS_UTC
 
 Array = NDArray[np.float64]
 
@@ -83,7 +84,6 @@ _TAI: Final = ("expmidptmjd",)
 """Times of TAI whose names do not say so: those of Rubin's data previews (https://sdm-schemas.lsst.io)."""
 _EPOCH_IN_NAME: Final = re.compile(r"24\d{5}(?:\.5)?")
 _ISO: Final = r"^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
-_MJD_OF_1970: Final = 40_587.0
 
 
 def plain(name: str) -> str:
@@ -269,7 +269,7 @@ def times(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
     """(n,) times as they stand in a table; dates (ISO 8601, timestamps; UTC) as MJD."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros: Any = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
-        return _MJD_OF_1970 + numbers(micros) / 86_400e6
+        return MJD_OF_1970 + numbers(micros) / 86_400e6
     found = numbers(column, decimal_comma)
     if is_text(column) and np.isnan(found).any():
         dates: Any = pc.if_else(pc.match_substring_regex(column, _ISO), column, None)
@@ -278,7 +278,7 @@ def times(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
                 dates = pc.utf8_trim_whitespace(dates).cast(pa.timestamp("us")).cast(pa.int64())
             except pa.ArrowInvalid:  # one that only looks like a date
                 return found
-            found = np.where(np.isnan(found), _MJD_OF_1970 + numbers(dates) / 86_400e6, found)
+            found = np.where(np.isnan(found), MJD_OF_1970 + numbers(dates) / 86_400e6, found)
     return found
 
 

@@ -46,12 +46,12 @@ from broker.lightcurve_columns import (
     times,
 )
 from broker.photometry import magnitude_to_flux
-from broker.publish.annotation import mjd_now
 from broker.records import BANDS, LightCurve, PhotometryKind, TimeSystem
 from broker.sky import angle, separation
 from broker.state.merge import MAX_POINTS, merge
 from broker.surveys.columns import MAX_UNKNOWN_BANDS
 from broker.text_tables import TextTable
+from broker.times import mjd_now
 
 _POINTS_AT_ONCE: Final = 200_000
 """Points that are read at once from a Parquet file, about."""

@@ -14,10 +14,10 @@ from broker.isolation import describe, isolate
 from broker.lightcurve_columns import DEFAULT_BAND
 from broker.lightcurve_files import NamedLightCurve, read_light_curves
 from broker.pipeline import Pipeline, Received
-from broker.publish.annotation import mjd_now
 from broker.records import BANDS, Alert, Annotation, ObjectState, TimeSystem
 from broker.sources import Remark, iter_packets
 from broker.taxonomy import NOT_CLASSIFIED
+from broker.times import mjd_now
 
 T = TypeVar("T")
 

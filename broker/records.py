@@ -17,9 +17,6 @@ from broker.bands import BAND_CODE as BAND_CODE
 from broker.bands import BANDS as BANDS
 from broker.taxonomy import NOT_CLASSIFIED, OTHER, PARENT_OF
 
-JD_OF_MJD_0: Final = 2_400_000.5
-TAI_MINUS_UTC: Final = 37.0 / 86400.0
-"""Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); at most a second more than before that."""
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
 
 
@@ -109,6 +106,37 @@ class ObservedSpectrum:
     survey: str | None = None
     """Together with ``object_id``, whose spectrum it is; otherwise the position tells."""
     object_id: str | None = None
+
+
+METADATA_FEATURES: Final[tuple[str, ...]] = (
+    "mean_vmag",
+    "phot_g_mean_mag", "e_phot_g_mean_mag", "phot_bp_mean_mag", "e_phot_bp_mean_mag",
+    "phot_rp_mean_mag", "e_phot_rp_mean_mag", "bp_rp",
+    "parallax", "parallax_error", "parallax_over_error",
+    "pmra", "pmra_error", "pmdec", "pmdec_error",
+    "j_mag", "e_j_mag", "h_mag", "e_h_mag", "k_mag", "e_k_mag",
+    "w1_mag", "e_w1_mag", "w2_mag", "e_w2_mag", "w3_mag", "w4_mag",
+    "j_k", "w1_w2", "w3_w4", "pm", "ruwe", "cos_l", "sin_b",
+)  # fmt: skip
+"""AstroM3's 34 metadata columns (arXiv 2411.08842, section 3.3), raw values before standardisation."""
+
+PACKET_FEATURES: Final[tuple[str, ...]] = (
+    "ps1_g_r", "ps1_r_i", "ps1_i_z", "ps1_r_mag", "star_score", "gaia_bright_mag",
+    "log10_detections_ever", "log10_visits_ever", "detected_ever_share", "log10_history_days",
+)  # fmt: skip
+"""What an alert packet itself says of its source beside AstroM3's columns: colours and magnitude of the Pan-STARRS
+source at the position, how star-like it is (0 to 1), the nearest bright Gaia source's G (which may be another star's),
+and how often and for how long the survey has detected something there. The counts are logarithms of numbers; ZTF's
+names are sgmag1 to szmag1, sgscore1, maggaiabright, ndethist, ncovhist, jdstarthist and jdendhist."""
+
+SOURCE_FEATURES: Final[tuple[str, ...]] = METADATA_FEATURES + PACKET_FEATURES
+"""The columns of ``SourceMetadata.values``: append, never reorder, since stored objects name them by number."""
+
+MAGNITUDES: Final[tuple[str, ...]] = (
+    "mean_vmag", "phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag",
+    "j_mag", "h_mag", "k_mag", "w1_mag", "w2_mag", "w3_mag", "w4_mag",
+)  # fmt: skip
+"""Columns that the model sees as absolute magnitudes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,13 +12,14 @@ import hpgeom
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.times import MJD_OF_J2000
+
 Array = NDArray[np.float64]
 
 ARCSEC: Final = 3600.0
 """Arcseconds a degree."""
 JULIAN_YEAR: Final = 365.25
 """Days."""
-MJD_OF_J2000: Final = 51_544.5
 _DIRECTIONS: Final = 16
 
 

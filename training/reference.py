@@ -22,19 +22,12 @@ from broker.anomaly.strata import DETECTION_BINS, MANY_VALUES, known_values, str
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
 from broker.assemble.lightcurve import assemble_light_curves, usable_points
-from broker.assemble.metadata import (
-    METADATA_FEATURES,
-    SOURCE_FEATURES,
-    default_scaler,
-    raw_values,
-    standardise,
-    widened,
-)
+from broker.assemble.metadata import default_scaler, raw_values, standardise, widened
 from broker.barycentre import barycentric_light_curves
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
-from broker.records import LightCurve
+from broker.records import METADATA_FEATURES, SOURCE_FEATURES, LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.crops import difference, shorten
 from training.data import Labels

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.inputs import MODALITIES, MetadataInputs, ModelInputs, subset_codes
-from broker.assemble.metadata import SOURCE_FEATURES
+from broker.records import SOURCE_FEATURES
 
 DETECTION_BINS: Final[tuple[int, ...]] = (5, 10, 20, 50, 100, 200)
 """Least number of photometric points in each bin; the last has no upper end."""

@@ -15,41 +15,12 @@ from numpy.typing import NDArray
 from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.inputs import MetadataInputs
 from broker.errors import ConfigurationError
-from broker.records import SourceMetadata
-
-METADATA_FEATURES: Final[tuple[str, ...]] = (
-    "mean_vmag",
-    "phot_g_mean_mag", "e_phot_g_mean_mag", "phot_bp_mean_mag", "e_phot_bp_mean_mag",
-    "phot_rp_mean_mag", "e_phot_rp_mean_mag", "bp_rp",
-    "parallax", "parallax_error", "parallax_over_error",
-    "pmra", "pmra_error", "pmdec", "pmdec_error",
-    "j_mag", "e_j_mag", "h_mag", "e_h_mag", "k_mag", "e_k_mag",
-    "w1_mag", "e_w1_mag", "w2_mag", "e_w2_mag", "w3_mag", "w4_mag",
-    "j_k", "w1_w2", "w3_w4", "pm", "ruwe", "cos_l", "sin_b",
-)  # fmt: skip
-"""AstroM3's 34 metadata columns (arXiv 2411.08842, section 3.3), raw values before standardisation."""
-
-PACKET_FEATURES: Final[tuple[str, ...]] = (
-    "ps1_g_r", "ps1_r_i", "ps1_i_z", "ps1_r_mag", "star_score", "gaia_bright_mag",
-    "log10_detections_ever", "log10_visits_ever", "detected_ever_share", "log10_history_days",
-)  # fmt: skip
-"""What an alert packet itself says of its source beside AstroM3's columns: colours and magnitude of the Pan-STARRS
-source at the position, how star-like it is (0 to 1), the nearest bright Gaia source's G (which may be another star's),
-and how often and for how long the survey has detected something there. The counts are logarithms of numbers; ZTF's
-names are sgmag1 to szmag1, sgscore1, maggaiabright, ndethist, ncovhist, jdstarthist and jdendhist."""
-
-SOURCE_FEATURES: Final[tuple[str, ...]] = METADATA_FEATURES + PACKET_FEATURES
-"""The columns of ``SourceMetadata.values``: append, never reorder, since stored objects name them by number."""
+from broker.records import MAGNITUDES, METADATA_FEATURES, SOURCE_FEATURES, SourceMetadata
 
 MODEL_FEATURES: Final[tuple[str, ...]] = SOURCE_FEATURES + HISTORY_FEATURES
 """The columns of ``MetadataInputs``: the source's values, and those of its light curve (``broker.assemble.history``).
 """
 
-MAGNITUDES: Final[tuple[str, ...]] = (
-    "mean_vmag", "phot_g_mean_mag", "phot_bp_mean_mag", "phot_rp_mean_mag",
-    "j_mag", "h_mag", "k_mag", "w1_mag", "w2_mag", "w3_mag", "w4_mag",
-)  # fmt: skip
-"""Columns that the model sees as absolute magnitudes."""
 MIN_PARALLAX_SNR: Final = 3.0
 """Parallaxes less certain than this give no absolute magnitude: its error would exceed 0.7 mag."""
 MIN_KNOWN: Final = 3

@@ -21,10 +21,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import MAGNITUDES, METADATA_FEATURES
 from broker.catalog.known import NAME, PERIOD, STORED, TYPE
 from broker.catalog.plausible import EPOCH as EPOCH
 from broker.errors import TrifidError
+from broker.records import MAGNITUDES, METADATA_FEATURES
 from broker.sky import ARCSEC, Array
 
 VERSION: Final = 1

@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker import sky
-from broker.assemble.metadata import SOURCE_FEATURES
 from broker.catalog.known import NAME, PERIOD, TYPE
 from broker.catalog.layout import (
     EPOCH,
@@ -37,7 +36,7 @@ from broker.catalog.layout import (
     unpack_columns,
 )
 from broker.catalog.types import known_type
-from broker.records import Catalogued, KnownObject, SourceMetadata
+from broker.records import SOURCE_FEATURES, Catalogued, KnownObject, SourceMetadata
 from broker.sky import ARCSEC, Array
 
 LOG: Final = logging.getLogger(__name__)

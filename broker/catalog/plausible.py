@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import MAGNITUDES
+from broker.records import MAGNITUDES
 from broker.sky import Array
 
 Counts = dict[str, dict[str, int]]

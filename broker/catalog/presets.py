@@ -8,15 +8,15 @@ from typing import Final
 
 import numpy as np
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.known import KNOWN_FIELDS
 from broker.catalog.layout import EPOCH
 from broker.errors import ConfigurationError
+from broker.records import METADATA_FEATURES
 from broker.sky import JULIAN_YEAR, Array
+from broker.times import JD_OF_J2000
 
 FIELDS: Final = ("ra", "dec", EPOCH, *METADATA_FEATURES)
 """What a table can give; ``ra`` and ``dec`` it must."""
-_JD_OF_J2000: Final = 2_451_545.0
 _MAGNITUDES_A_RELATIVE_ERROR: Final = 2.5 / np.log(10.0)
 
 
@@ -63,7 +63,7 @@ def _error_of_flux_over_error(ratio: Array) -> Array:
 
 
 def _year_of_jd(jd: Array) -> Array:
-    return np.where(jd > 2_400_000, 2000.0 + (jd - _JD_OF_J2000) / JULIAN_YEAR, np.nan)
+    return np.where(jd > 2_400_000, 2000.0 + (jd - JD_OF_J2000) / JULIAN_YEAR, np.nan)
 
 
 def _named(**columns: str | tuple[str | Source, ...]) -> dict[str, tuple[Source, ...]]:

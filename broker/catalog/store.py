@@ -16,7 +16,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.cells import by_cell, choose_order
 from broker.catalog.layout import (
     EPOCH,
@@ -35,7 +34,7 @@ from broker.catalog.plausible import Counts
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable, Chunk, expand
 from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
-from broker.records import Catalogued
+from broker.records import METADATA_FEATURES, Catalogued
 from broker.redis_errors import redis_errors
 
 NAME: Final = r"[A-Za-z0-9_.-]+"

@@ -192,9 +192,9 @@ def match(ra: float, dec: float, mjd: float, as_json: bool, config: Path | None)
     import json
     from contextlib import closing
 
-    from broker.assemble.metadata import SOURCE_FEATURES
     from broker.catalog.store import CatalogStore
     from broker.config import load_settings
+    from broker.records import SOURCE_FEATURES
 
     with closing(CatalogStore(load_settings(config).redis.address())) as store:
         found, matches = store.match(ra, dec, mjd)

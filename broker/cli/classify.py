@@ -75,11 +75,12 @@ def classify(
     from broker.files import require_file
     from broker.offline import classify_light_curves, classify_packets
     from broker.pipeline import Pipeline
-    from broker.publish.annotation import mjd_now, to_json, to_record
+    from broker.publish.annotation import to_json, to_record
     from broker.records import Annotation, TimeSystem
     from broker.sources import Remark
     from broker.state.memory import MemoryStore
     from broker.surveys import Decoder
+    from broker.times import mjd_now
 
     if not paths and not tables:
         raise click.UsageError("give files with alerts, or --lightcurves FILE")

@@ -55,8 +55,8 @@ def show(object_: str, points: bool, config: Path | None) -> None:
     """Show what is remembered of an object, and which of its points cannot be."""
     from broker.build import build_state_admin
     from broker.config import load_settings
-    from broker.publish.annotation import mjd_now
     from broker.state.admin import Selection
+    from broker.times import mjd_now
 
     settings = load_settings(config)
     with closing(build_state_admin(settings)) as admin:
@@ -112,9 +112,9 @@ def repair(
     """
     from broker.build import build_state_admin
     from broker.config import load_settings
-    from broker.publish.annotation import mjd_now
     from broker.state.admin import Selection
     from broker.state.encoding import StateError
+    from broker.times import mjd_now
 
     if bool(objects) == everything:
         raise click.UsageError("give objects, or --all")

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from importlib import resources
 from typing import Any, Final
 
@@ -21,10 +21,10 @@ from broker import __version__
 from broker.errors import DecodeError
 from broker.records import Annotation, KnownObject, Neighbour
 from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER
+from broker.times import datetime_of, mjd_of
 
 IDS: Final = ("alertId", "diaSourceId")
 """Fields that are integers of 64 bits; ids of objects are text already."""
-_MJD_EPOCH: Final = datetime(1858, 11, 17, tzinfo=UTC)
 _REASON: Final = 200
 """Characters of a reason."""
 _CLASS_ID: Final = {**CLASS_INDEX, **{c.name: c.class_id for c in (NOT_CLASSIFIED, OTHER)}}
@@ -51,16 +51,6 @@ class PublishedAnnotation(Annotation):
     """All topics that this annotation was published to; empty in messages of earlier releases."""
 
 
-def mjd_now() -> float:
-    """The current time, MJD UTC."""
-    return mjd_of(datetime.now(UTC))
-
-
-def mjd_of(time: datetime) -> float:
-    """A time with a time zone as MJD UTC."""
-    return (time - _MJD_EPOCH) / timedelta(days=1)
-
-
 def to_record(
     annotation: Annotation,
     broker_name: str,
@@ -83,8 +73,8 @@ def to_record(
         "objectId": annotation.object_id,
         "brokerName": broker_name,
         "brokerVersion": broker_version,
-        "brokerIngestTimestamp": _MJD_EPOCH + timedelta(days=annotation.ingest_mjd),
-        "brokerPublishTimestamp": _MJD_EPOCH + timedelta(days=publish_mjd),
+        "brokerIngestTimestamp": datetime_of(annotation.ingest_mjd),
+        "brokerPublishTimestamp": datetime_of(publish_mjd),
         "classifierName": annotation.classifier_name,
         "classifierParams": annotation.model_version,
         "classifications": [

@@ -8,8 +8,9 @@ from typing import Final
 
 from broker.avro.container import ContainerWriter
 from broker.batch import BatchResult, DeadLetter
-from broker.publish.annotation import SCHEMA_TEXT, mjd_now, to_record
+from broker.publish.annotation import SCHEMA_TEXT, to_record
 from broker.publish.topics import Topics
+from broker.times import mjd_now
 
 CUT_FROM: Final = "cut-from-bytes"
 """Header of a dead letter whose payload was cut: its size before."""

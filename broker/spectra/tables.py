@@ -23,11 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from broker import votable
-from broker.publish.annotation import mjd_of
-from broker.records import JD_OF_MJD_0
 from broker.sky import angle
 from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
 from broker.text_tables import UTF_16, decoded
+from broker.times import JD_OF_MJD_0, mjd_of
 
 Array = NDArray[np.float64]
 

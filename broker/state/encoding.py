@@ -19,9 +19,8 @@ from typing import Final
 
 import numpy as np
 
-from broker.assemble.metadata import SOURCE_FEATURES
 from broker.errors import TrifidError
-from broker.records import BAND_CODE, BANDS, Alert, LightCurve, SourceMetadata, Spectrum
+from broker.records import BAND_CODE, BANDS, SOURCE_FEATURES, Alert, LightCurve, SourceMetadata, Spectrum
 
 VERSION: Final = 3
 _HEADER: Final = struct.Struct("<BcI")  # version, kind, number of points

@@ -13,9 +13,8 @@ from typing import Final, Generic, Self, TypeVar
 import numpy as np
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.metrics import CROWDED_SEARCHES
-from broker.records import Alert, ObservedSpectrum, SourceMetadata
+from broker.records import METADATA_FEATURES, Alert, ObservedSpectrum, SourceMetadata
 
 ORDER: Final = 10
 """Of the HEALPix cells, which are 206 arcsec wide: few objects share one, and few cones reach out of one."""

@@ -22,7 +22,6 @@ from broker.config import KafkaSettings, PipelineSettings
 from broker.errors import DependencyUnavailableError
 from broker.health import Health
 from broker.metrics import ALERT_LATENCY, BATCHES_GIVEN_UP, LAST_MESSAGE, STAGE_SECONDS
-from broker.publish.annotation import mjd_now
 from broker.publish.messages import Publisher
 from broker.streaming import clients
 from broker.streaming.books import Books
@@ -39,6 +38,7 @@ from broker.streaming.hands import Hands
 from broker.streaming.inputs import POLL_S, GivenUpError, Input, incoming
 from broker.streaming.limit import BatchSize, DeadLetterLimit
 from broker.streaming.topics import Asked, Topics
+from broker.times import mjd_now
 from broker.topic_names import is_pattern
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import SOURCE_FEATURES
 from broker.avro.machine import NULL, OTHER
 from broker.avro.reader import Rows
-from broker.records import BAND_CODE, BANDS, LightCurve, PhotometryKind, SourceMetadata
+from broker.records import BAND_CODE, BANDS, SOURCE_FEATURES, LightCurve, PhotometryKind, SourceMetadata
 
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]

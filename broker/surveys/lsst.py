@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from broker.errors import DecodeError
-from broker.records import TAI_MINUS_UTC, Alert, PhotometryKind, SourceMetadata
+from broker.records import Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
 from broker.surveys.columns import (
     Checks,
@@ -23,6 +23,7 @@ from broker.surveys.columns import (
     or_none,
 )
 from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
+from broker.times import TAI_MINUS_UTC
 
 BANDS: Final = {**{band: f"lsst:{band}" for band in "ugrizy"}, "Y": "lsst:y"}
 _VERSION: Final = re.compile(r"v(\d+)_(\d+)")

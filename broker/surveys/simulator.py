@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from broker.avro.compiler import AvroSchema
 from broker.avro.container import container_message
-from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0
+from broker.records import AB_ZERO_POINT_NJY
 from broker.taxonomy import CLASS_NAMES
+from broker.times import JD_OF_MJD_0
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from broker.errors import DecodeError
 from broker.photometry import magnitude_to_flux
-from broker.records import AB_ZERO_POINT_NJY, JD_OF_MJD_0, Alert, PhotometryKind, SourceMetadata
+from broker.records import AB_ZERO_POINT_NJY, Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
 from broker.surveys.columns import (
     LIMIT_SIGMA,
@@ -26,6 +26,7 @@ from broker.surveys.columns import (
     label_text,
 )
 from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
+from broker.times import JD_OF_MJD_0
 
 BANDS: Final = {1: "ztf:g", 2: "ztf:r", 3: "ztf:i"}
 MAX_REFERENCE_DISTANCE: Final = 1.4

@@ -26,12 +26,11 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.kafka import KafkaSecurity, KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.embedded.triton import TritonServer, triton_installed
-from broker.records import Alert
+from broker.records import METADATA_FEATURES, Alert
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.faults.certificates import Authority

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.publish.annotation import mjd_now
+from broker.times import mjd_now
 from tests.faults.conftest import NewCase
 from tests.faults.harness import JOINED, check_recovery
 from tests.faults.ledger import stream

@@ -22,7 +22,6 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.layout import decode_index
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import PLAIN, PRESETS
@@ -30,7 +29,7 @@ from broker.catalog.store import CatalogStore, Progress
 from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.records import Alert, LightCurve, ObjectState
+from broker.records import METADATA_FEATURES, Alert, LightCurve, ObjectState
 from broker.state.redis import RedisStore
 
 GAIA = PRESETS["gaia"]

@@ -20,12 +20,20 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.avro.wire import confluent_message
 from broker.embedded.redis import RedisServer
 from broker.errors import DependencyUnavailableError
 from broker.metrics import REDIS_EVICTED, REDIS_MAY_EVICT, STATE_LOST
-from broker.records import BAND_CODE, Alert, LightCurve, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import (
+    BAND_CODE,
+    METADATA_FEATURES,
+    Alert,
+    LightCurve,
+    ObjectState,
+    ObservedSpectrum,
+    SourceMetadata,
+    Spectrum,
+)
 from broker.state.encoding import decode_object
 from broker.state.memory import MemoryStore
 from broker.state.merge import merge

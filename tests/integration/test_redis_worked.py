@@ -13,9 +13,8 @@ import redis
 from astropy.coordinates import SkyCoord
 from astropy.time import Time
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.embedded.redis import RedisServer
-from broker.records import Alert, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import METADATA_FEATURES, Alert, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.state.encoding import decode_spectrum
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits

@@ -20,13 +20,13 @@ from click.testing import CliRunner, Result
 from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import DecodeError
-from broker.publish.annotation import mjd_now
-from broker.records import JD_OF_MJD_0, Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
+from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.state.encoding import VERSION, decode_object
 from broker.state.merge import merge
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
+from broker.times import JD_OF_MJD_0, mjd_now
 from tests.integration.test_redis_store import point
 from tests.unit.state.test_merge import same
 

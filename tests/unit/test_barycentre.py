@@ -22,7 +22,8 @@ from broker.barycentre import barycentric_light_curves, light_travel_time
 from broker.cli import main
 from broker.lightcurve_columns import TimeColumn
 from broker.lightcurve_files import read_light_curves
-from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, ObjectState, TimeSystem
+from broker.records import BAND_CODE, LightCurve, ObjectState, TimeSystem
+from broker.times import JD_OF_MJD_0
 
 PALOMAR = EarthLocation.from_geodetic(-116.863 * u.deg, 33.356 * u.deg, 1712 * u.m)
 R_SQUARED = LIGHT_CURVE_FEATURES.index("r2_period")

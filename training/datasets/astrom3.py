@@ -43,11 +43,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES, MIN_KNOWN, MODEL_FEATURES, Scaler, absolute_values, widened
+from broker.assemble.metadata import MIN_KNOWN, MODEL_FEATURES, Scaler, absolute_values, widened
 from broker.assemble.spectrum import BAD_PIXEL_ERROR, GRID, MIN_COVERAGE, assemble_spectra
 from broker.errors import InputFileError
-from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, Spectrum
+from broker.records import BAND_CODE, METADATA_FEATURES, LightCurve, Spectrum
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from broker.times import JD_OF_MJD_0
 from training.data import Labels, TrainingSet
 from training.prepare import prepare_light_curves
 from training.simulate.metadata import fit_scaler

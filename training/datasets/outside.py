@@ -22,10 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import SOURCE_FEATURES
 from broker.bands import BAND_CODE
 from broker.photometry import magnitude_to_flux
-from broker.records import Alert, LightCurve, ObjectState, SourceMetadata, TimeSystem
+from broker.records import SOURCE_FEATURES, Alert, LightCurve, ObjectState, SourceMetadata, TimeSystem
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.multiband import (
     LabelledObjects,

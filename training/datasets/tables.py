@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from broker.barycentre import barycentric_light_curves
 from broker.errors import InputFileError
 from broker.photometry import magnitude_to_flux
-from broker.records import BAND_CODE, JD_OF_MJD_0, LightCurve, ObjectState, TimeSystem
+from broker.records import BAND_CODE, LightCurve, ObjectState, TimeSystem
+from broker.times import JD_OF_MJD_0
 from training.datasets.vsx import DISPUTED, contradicted
 
 TIME_SYSTEM: Final = TimeSystem.BARYCENTRIC

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, POINTS
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.records import METADATA_FEATURES
 from training.encoders.lightcurve import EMBEDDING
 
 AUXILIARIES = ("log10_mad", "log10_span", "log10_range_90", "log10_period", "r2_period")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import SOURCE_FEATURES, widened
+from broker.assemble.metadata import widened
 from broker.bands import BAND_CODE
-from broker.records import PhotometryKind, SourceMetadata
+from broker.records import SOURCE_FEATURES, PhotometryKind, SourceMetadata
 from broker.taxonomy import CLASS_NAMES, PARENTS
 from training.data import Labels
 from training.datasets.multiband import (

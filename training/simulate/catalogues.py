@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.tables import ObjectTable
 from training.simulate.metadata import load_donors, simulate_metadata

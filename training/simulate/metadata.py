@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow.csv as pa_csv
 from numpy.typing import NDArray
 
-from broker.assemble.metadata import METADATA_FEATURES, Scaler, absolute_values, galactic
+from broker.assemble.metadata import Scaler, absolute_values, galactic
+from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_NAMES
 from training.datasets.tables import ObjectTable
 

@@ -18,14 +18,13 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
 from broker.batch import IncomingMessage
 from broker.build import REFERENCE_SET_FILE
 from broker.errors import DecodeError
 from broker.inference.onnx import OnnxEngine
 from broker.pipeline import Pipeline, Received
 from broker.publish.topics import Topics
-from broker.records import Alert, Annotation, ObjectState, SourceMetadata, Spectrum
+from broker.records import METADATA_FEATURES, SOURCE_FEATURES, Alert, Annotation, ObjectState, SourceMetadata, Spectrum
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder

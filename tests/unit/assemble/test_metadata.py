@@ -11,10 +11,7 @@ import pytest
 
 from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.metadata import (
-    MAGNITUDES,
-    METADATA_FEATURES,
     MODEL_FEATURES,
-    SOURCE_FEATURES,
     Scaler,
     absolute_values,
     assemble_metadata,
@@ -22,7 +19,7 @@ from broker.assemble.metadata import (
     galactic,
 )
 from broker.errors import ConfigurationError
-from broker.records import SourceMetadata
+from broker.records import MAGNITUDES, METADATA_FEATURES, SOURCE_FEATURES, SourceMetadata
 
 COLUMN = {name: i for i, name in enumerate(MODEL_FEATURES)}
 UNIT = Scaler(np.zeros(len(MODEL_FEATURES)), np.ones(len(MODEL_FEATURES)))

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
 from broker.catalog.cells import by_cell
 from broker.catalog.layout import (
     CatalogError,
@@ -28,7 +27,7 @@ from broker.catalog.layout import (
 )
 from broker.catalog.match import CatalogReader
 from broker.catalog.tables import Chunk
-from broker.records import SourceMetadata
+from broker.records import METADATA_FEATURES, SOURCE_FEATURES, SourceMetadata
 from broker.sky import Array
 
 G = METADATA_FEATURES.index("phot_g_mean_mag")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.catalog.plausible import plausible
+from broker.records import METADATA_FEATURES
 
 NAN = float("nan")
 CODES = [-9.99, -99.99, -99.999, -999.0, -9999.0, 999.0, 9999.0, 999999.0, 1e20, -1e20, 1e30, NAN, float("inf")]

@@ -12,7 +12,7 @@ from broker.anomaly.scores import AnomalyScores
 from broker.assemble import assemble
 from broker.inference import Predictions
 from broker.publish.annotate import annotate
-from broker.publish.annotation import mjd_of, published_record, read, to_json, to_record
+from broker.publish.annotation import published_record, read, to_json, to_record
 from broker.publish.topics import Topics
 from broker.records import (
     Alert,
@@ -25,6 +25,7 @@ from broker.records import (
     TimeSystem,
 )
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from broker.times import mjd_of
 from tests.unit.publish.test_annotate import manifest
 from tests.unit.publish.test_messages import ANNOTATION, publish
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker.assemble.metadata import SOURCE_FEATURES
-from broker.records import LightCurve, SourceMetadata, Spectrum
+from broker.records import SOURCE_FEATURES, LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
     STAMP_BYTES,
     StateError,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from broker import sky
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.records import (
     BAND_CODE,
+    METADATA_FEATURES,
     Alert,
     Catalogued,
     KnownObject,

@@ -8,8 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker.assemble.metadata import SOURCE_FEATURES
-from broker.records import BAND_CODE, Alert, LightCurve, SourceMetadata, Spectrum
+from broker.records import BAND_CODE, SOURCE_FEATURES, Alert, LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
     STAMP_BYTES,
     VERSION,

@@ -21,11 +21,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from broker.assemble.metadata import METADATA_FEATURES, SOURCE_FEATURES
 from broker.avro.container import container_message, read_blocks, read_header, write_long
 from broker.avro.wire import confluent_message
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
+from broker.records import (
+    METADATA_FEATURES,
+    SOURCE_FEATURES,
+    Alert,
+    LightCurve,
+    ObservedSpectrum,
+    PhotometryKind,
+    Spectrum,
+)
 from broker.sources import Packet, iter_packets
 from broker.surveys import MODULES, SURVEYS, Decoder, load_surveys
 from broker.surveys import decoder as decoder_module

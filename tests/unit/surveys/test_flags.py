@@ -12,12 +12,13 @@ import pytest
 
 from broker.avro.wire import confluent_message
 from broker.errors import DecodeError
-from broker.records import JD_OF_MJD_0, LightCurve, PhotometryKind
+from broker.records import LightCurve, PhotometryKind
 from broker.sources import iter_packets
 from broker.surveys import Decoder
 from broker.surveys.columns import MAX_FLUX, LeftOut, TimeRange, implausible
 from broker.surveys.elasticc import SURVEY as ELASTICC
 from broker.surveys.lsst_schemas import lsst_schema
+from broker.times import JD_OF_MJD_0
 from tests.unit.surveys.test_decoder import RECORD, alerts_of, blank, lsst, retyped, ztf
 
 CASES = Path(__file__).resolve().parents[2] / "data" / "cases"

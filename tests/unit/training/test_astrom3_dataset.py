@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.assemble.spectrum import BAD_PIXEL_ERROR, GRID
 from broker.errors import InputFileError
+from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.datasets.astrom3 import AstroM3Data, load_astrom3
 

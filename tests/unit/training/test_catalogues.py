@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.assemble.metadata import METADATA_FEATURES
+from broker.records import METADATA_FEATURES
 from training.simulate.catalogues import as_catalogued
 
 COLUMN = {name: index for index, name in enumerate(METADATA_FEATURES)}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.assemble.metadata import METADATA_FEATURES
 from broker.assemble.spectrum import GRID
+from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_NAMES
 from training.datasets.splits import split
 from training.datasets.tables import ObjectTable, load_objects
