@@ -14,9 +14,9 @@ from broker.isolation import describe, isolate
 from broker.lightcurve_columns import DEFAULT_BAND
 from broker.lightcurve_files import NamedLightCurve, read_light_curves
 from broker.pipeline import Pipeline, Received
+from broker.publish.annotate import not_classified
 from broker.records import BANDS, Alert, Annotation, ObjectState, TimeSystem
 from broker.sources import Remark, iter_packets
-from broker.taxonomy import NOT_CLASSIFIED
 from broker.times import mjd_now
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def classify_light_curves(
         annotations = isolate(
             items,
             lambda items: pipeline.annotate_states([r for r, _ in items], [s for _, s in items]),
-            lambda item, error: [_not_classified(*item, describe(error))],
+            lambda item, error: [not_classified(item[0].alert, item[1], item[0].message.received_mjd, describe(error))],
         )
         for annotation, curve in zip(annotations, batch, strict=True):
             if not annotation.classified and curve.problem is not None:
@@ -100,27 +100,6 @@ def _alert(number: int, curve: NamedLightCurve) -> Alert:
         light_curve=light_curve,
         schema_version="",
         unknown_bands=curve.unknown_bands,
-    )
-
-
-def _not_classified(received: Received, state: ObjectState, reason: str) -> Annotation:
-    alert = received.alert
-    return Annotation(
-        survey=alert.survey,
-        alert_id=alert.alert_id,
-        source_id=alert.source_id,
-        object_id=alert.object_id,
-        ra=alert.ra,
-        dec=alert.dec,
-        mjd=alert.mjd,
-        class_names=(NOT_CLASSIFIED.name,),
-        probabilities=(1.0,),
-        modalities=(),
-        detections=len(alert.light_curve),
-        period=None,
-        ingest_mjd=received.message.received_mjd,
-        reason=reason,
-        time_system=state.time_system,
     )
 
 

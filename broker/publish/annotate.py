@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import compress
 from math import inf, isfinite
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,13 +69,7 @@ def annotate(
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
         Annotation(
-            survey=alert.survey,
-            alert_id=alert.alert_id,
-            source_id=alert.source_id,
-            object_id=alert.object_id,
-            ra=alert.ra,
-            dec=alert.dec,
-            mjd=alert.mjd,
+            **_of_alert(alert, states[row], received),
             class_names=named[row][0],
             probabilities=named[row][1],
             modalities=tuple(compress(MODALITIES, inputs.present[row])),
@@ -93,21 +87,68 @@ def annotate(
             reference_set_version=anomalies.version if good else None,
             classifier_name=manifest.classifier_name,
             model_version=manifest.identity,
-            ingest_mjd=received,
             reason=_reason(alert, bool(moves[row]), good, inputs.present[row], detections[row]),
-            real_bogus=alert.real_bogus,
-            solar_system=alert.solar_system,
-            star_score=alert.star_score,
-            associated=states[row].associated,
-            remembered_points=states[row].remembered,
-            history_start=states[row].history_start,
-            survey_detections=alert.survey_detections,
-            history=_history(alert, states[row]),
             known_as=_compared(states[row].known_as, named[row], in_parents[row], sets[row], confidence),
-            time_system=states[row].time_system,
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
     ]
+
+
+def not_classified(alert: Alert, state: ObjectState, received_mjd: float, reason: str) -> Annotation:
+    """What is published about an alert that could not be given to the model."""
+    return Annotation(
+        **_of_alert(alert, state, received_mjd),
+        class_names=(NOT_CLASSIFIED.name,),
+        probabilities=(1.0,),
+        modalities=(),
+        detections=len(alert.light_curve),
+        period=None,
+        reason=reason,
+    )
+
+
+class _OfAlert(TypedDict):
+    """The fields of an annotation that the model has no part in."""
+
+    survey: str
+    alert_id: int
+    source_id: int
+    object_id: str
+    ra: float
+    dec: float
+    mjd: float
+    ingest_mjd: float
+    real_bogus: float | None
+    solar_system: bool
+    star_score: float | None
+    survey_detections: int | None
+    associated: tuple[str, ...]
+    remembered_points: int | None
+    history_start: float | None
+    history: Literal["remembered", "packet", "missing", ""]
+    time_system: str
+
+
+def _of_alert(alert: Alert, state: ObjectState, received_mjd: float) -> _OfAlert:
+    return {
+        "survey": alert.survey,
+        "alert_id": alert.alert_id,
+        "source_id": alert.source_id,
+        "object_id": alert.object_id,
+        "ra": alert.ra,
+        "dec": alert.dec,
+        "mjd": alert.mjd,
+        "ingest_mjd": received_mjd,
+        "real_bogus": alert.real_bogus,
+        "solar_system": alert.solar_system,
+        "star_score": alert.star_score,
+        "survey_detections": alert.survey_detections,
+        "associated": state.associated,
+        "remembered_points": state.remembered,
+        "history_start": state.history_start,
+        "history": _history(alert, state),
+        "time_system": state.time_system,
+    }
 
 
 def _threshold(setting: float | None, manifest: Manifest) -> float:

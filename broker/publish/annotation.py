@@ -9,11 +9,12 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
-from typing import Any, Final
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
 
 import fastavro
 
@@ -32,6 +33,7 @@ _CLASS_ID: Final = {**CLASS_INDEX, **{c.name: c.class_id for c in (NOT_CLASSIFIE
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("annotation.avsc").read_text("utf-8")
 """The schema with its documentation."""
 SCHEMA: Final[Any] = fastavro.parse_schema(json.loads(SCHEMA_TEXT))
+_ORDER: Final = [field["name"] for field in SCHEMA["fields"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,87 @@ class PublishedAnnotation(Annotation):
     """All topics that this annotation was published to; empty in messages of earlier releases."""
 
 
+class _Field(NamedTuple):
+    """A field of ``annotation.avsc`` that is an attribute of ``Annotation``."""
+
+    attribute: str
+    encode: Callable[[Any], Any] | None = None
+    """From the attribute's value to the field's; None where they are the same."""
+    decode: Callable[[Any], Any] | None = None
+    """The inverse."""
+
+
+def _known_record(known: KnownObject) -> dict[str, Any]:
+    return {name: getattr(known, attribute) for name, attribute in _KNOWN.items()}
+
+
+def _neighbour_record(neighbour: Neighbour) -> dict[str, Any]:
+    return {name: getattr(neighbour, attribute) for name, attribute in _NEIGHBOUR.items()}
+
+
+_NEIGHBOUR: Final = {"objectId": "object_id", "className": "class_name", "distance": "distance"}
+_KNOWN: Final = {
+    "catalogue": "catalogue",
+    "name": "name",
+    "type": "type",
+    "class": "class_name",
+    "period": "period",
+    "distance": "distance",
+    "disagrees": "disagrees",
+}
+_FIELDS: Final[dict[str, _Field]] = {
+    "alertId": _Field("alert_id"),
+    "diaSourceId": _Field("source_id"),
+    "objectId": _Field("object_id"),
+    "brokerIngestTimestamp": _Field("ingest_mjd", datetime_of, mjd_of),
+    "classifierName": _Field("classifier_name"),
+    "survey": _Field("survey"),
+    "ra": _Field("ra"),
+    "dec": _Field("dec"),
+    "mjd": _Field("mjd"),
+    "modalities": _Field("modalities", list, tuple),
+    "detections": _Field("detections"),
+    "period": _Field("period"),
+    "predictionSet": _Field("prediction_set", list, tuple),
+    "anomalyScore": _Field("anomaly_score"),
+    "anomalyReason": _Field("anomaly_reason"),
+    "anomalyDistance": _Field("anomaly_distance"),
+    "referenceSetVersion": _Field("reference_set_version"),
+    "neighbours": _Field(
+        "neighbours",
+        lambda found: [_neighbour_record(n) for n in found],
+        lambda found: tuple(Neighbour(**{a: n[name] for name, a in _NEIGHBOUR.items()}) for n in found),
+    ),
+    "modelVersion": _Field("model_version"),
+    "reason": _Field("reason"),
+    "realBogus": _Field("real_bogus"),
+    "solarSystem": _Field("solar_system"),
+    "starScore": _Field("star_score"),
+    "associatedObjects": _Field("associated", list, tuple),
+    "trigger": _Field("trigger"),
+    "rememberedPoints": _Field("remembered_points"),
+    "historyStart": _Field("history_start"),
+    "surveyDetections": _Field("survey_detections"),
+    "history": _Field("history"),
+    "timeSystem": _Field("time_system", str, str),
+    "photometricPeriod": _Field("photometric_period"),
+    "periodAmbiguous": _Field("period_ambiguous"),
+    "parents": _Field("parents", None, dict),
+    "pOther": _Field("p_other"),
+    "knownAs": _Field(
+        "known_as",
+        lambda found: [_known_record(k) for k in found],
+        lambda found: tuple(KnownObject(**{a: k[name] for name, a in _KNOWN.items()}) for k in found),
+    ),
+}
+"""Each attribute of ``Annotation`` but names and probabilities of classes, which are ``classifications`` together.
+
+The one place that says which field is which; what is derived of an annotation, or is the broker's, is in
+``to_record``."""
+_values: Final = attrgetter(*(field.attribute for field in _FIELDS.values()))
+_ENCODED: Final = [(name, field.encode) for name, field in _FIELDS.items() if field.encode is not None]
+
+
 def to_record(
     annotation: Annotation,
     broker_name: str,
@@ -67,15 +150,14 @@ def to_record(
     elasticc_ids = elasticc_ids or tuple(ELASTICC_ID[name] for name in annotation.class_names)
     parent = annotation.parent
     class_ids = class_ids or tuple(_CLASS_ID[name] for name in annotation.class_names)
-    return {
-        "alertId": annotation.alert_id,
-        "diaSourceId": annotation.source_id,
-        "objectId": annotation.object_id,
+    record: dict[str, Any] = dict(zip(_FIELDS, _values(annotation), strict=True))
+    for name, encode in _ENCODED:
+        record[name] = encode(record[name])
+    record |= {
         "brokerName": broker_name,
         "brokerVersion": broker_version,
-        "brokerIngestTimestamp": datetime_of(annotation.ingest_mjd),
         "brokerPublishTimestamp": datetime_of(publish_mjd),
-        "classifierName": annotation.classifier_name,
+        "topics": list(topics),
         "classifierParams": annotation.model_version,
         "classifications": [
             {"classId": class_id, "className": name, "probability": probability, "elasticcId": elasticc_id}
@@ -83,106 +165,31 @@ def to_record(
                 class_ids, annotation.class_names, annotation.probabilities, elasticc_ids, strict=True
             )
         ],
-        "survey": annotation.survey,
-        "ra": annotation.ra,
-        "dec": annotation.dec,
-        "mjd": annotation.mjd,
-        "modalities": list(annotation.modalities),
-        "detections": annotation.detections,
-        "period": annotation.period,
-        "predictionSet": list(annotation.prediction_set),
-        "anomalyScore": annotation.anomaly_score,
-        "anomalyReason": annotation.anomaly_reason,
-        "anomalyDistance": annotation.anomaly_distance,
-        "referenceSetVersion": annotation.reference_set_version,
-        "neighbours": [
-            {"objectId": n.object_id, "className": n.class_name, "distance": n.distance} for n in annotation.neighbours
-        ],
-        "modelVersion": annotation.model_version,
-        "reason": annotation.reason,
-        "realBogus": annotation.real_bogus,
-        "solarSystem": annotation.solar_system,
-        "starScore": annotation.star_score,
-        "associatedObjects": list(annotation.associated),
-        "trigger": annotation.trigger,
-        "rememberedPoints": annotation.remembered_points,
-        "historyStart": annotation.history_start,
-        "surveyDetections": annotation.survey_detections,
-        "history": annotation.history,
-        "timeSystem": str(annotation.time_system),
-        "photometricPeriod": annotation.photometric_period,
-        "periodAmbiguous": annotation.period_ambiguous,
-        "parents": annotation.parents,
         "parent": parent,
         "parentElasticcId": ELASTICC_ID.get(parent) if parent is not None else None,
         "answer": annotation.answer,
-        "pOther": annotation.p_other,
-        "topics": list(topics),
-        "knownAs": [
-            {
-                "catalogue": known.catalogue,
-                "name": known.name,
-                "type": known.type,
-                "class": known.class_name,
-                "period": known.period,
-                "distance": known.distance,
-                "disagrees": known.disagrees,
-            }
-            for known in annotation.known_as
-        ],
         "catalogueDisagrees": annotation.catalogue_disagrees,
     }
+    return {name: record[name] for name in _ORDER}
 
 
 def from_record(record: dict[str, Any], topic: str = "") -> PublishedAnnotation:
     """The inverse of ``to_record``."""
+    attributes: dict[str, Any] = {
+        field.attribute: record[name] if field.decode is None else field.decode(record[name])
+        for name, field in _FIELDS.items()
+    }
+    classes = record["classifications"]
     return PublishedAnnotation(
-        survey=record["survey"],
-        alert_id=record["alertId"],
-        source_id=record["diaSourceId"],
-        object_id=record["objectId"],
-        ra=record["ra"],
-        dec=record["dec"],
-        mjd=record["mjd"],
-        class_names=tuple(c["className"] for c in record["classifications"]),
-        probabilities=tuple(c["probability"] for c in record["classifications"]),
-        modalities=tuple(record["modalities"]),
-        detections=record["detections"],
-        period=record["period"],
-        prediction_set=tuple(record["predictionSet"]),
-        anomaly_score=record["anomalyScore"],
-        anomaly_reason=record["anomalyReason"],
-        anomaly_distance=record["anomalyDistance"],
-        neighbours=tuple(Neighbour(n["objectId"], n["className"], n["distance"]) for n in record["neighbours"]),
-        reference_set_version=record["referenceSetVersion"],
-        classifier_name=record["classifierName"],
-        model_version=record["modelVersion"],
-        ingest_mjd=mjd_of(record["brokerIngestTimestamp"]),
-        reason=record["reason"],
-        real_bogus=record["realBogus"],
-        solar_system=record["solarSystem"],
-        star_score=record["starScore"],
-        associated=tuple(record["associatedObjects"]),
-        trigger=record["trigger"],
-        remembered_points=record["rememberedPoints"],
-        history_start=record["historyStart"],
-        survey_detections=record["surveyDetections"],
-        history=record["history"],
-        time_system=record["timeSystem"],
-        photometric_period=record["photometricPeriod"],
-        period_ambiguous=record["periodAmbiguous"],
-        parents=dict(record["parents"]),
-        p_other=record["pOther"],
-        known_as=tuple(
-            KnownObject(k["catalogue"], k["name"], k["type"], k["period"], k["distance"], k["class"], k["disagrees"])
-            for k in record["knownAs"]
-        ),
+        **attributes,
+        class_names=tuple(c["className"] for c in classes),
+        probabilities=tuple(c["probability"] for c in classes),
+        class_ids=tuple(c["classId"] for c in classes),
+        elasticc_ids=tuple(c["elasticcId"] for c in classes),
         topic=topic,
         broker_name=record["brokerName"],
         broker_version=record["brokerVersion"],
         publish_mjd=mjd_of(record["brokerPublishTimestamp"]),
-        class_ids=tuple(c["classId"] for c in record["classifications"]),
-        elasticc_ids=tuple(c["elasticcId"] for c in record["classifications"]),
         topics=tuple(record["topics"]),
     )
 
