@@ -14,9 +14,12 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broker.assemble.metadata import MODEL_FEATURES, usable_metadata
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    MODEL_FEATURES,
+    usable_metadata,
+)
 from broker.errors import ConfigurationError
-from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.ensemble import MEMBERS, EnsembleClassifier, MetadataEnsemble
 from training.encoders.trimodal import ConcatClassifier, StreamClassifier

@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
-from broker.assemble.metadata import MODEL_FEATURES, Scaler, standardise
-from broker.records import METADATA_FEATURES, LightCurve, ObjectState
+from broker.assemble.metadata import (
+    METADATA_FEATURES,
+    MODEL_FEATURES,
+    Scaler,
+    standardise,
+)
+from broker.records import LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.crops import crop
 from training.data import Labels
