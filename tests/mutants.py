@@ -18,7 +18,7 @@ from mutmut.stats import status_by_exit_code
 from mutmut.utils.file_utils import walk_mutatable_files
 from mutmut.utils.format_utils import get_mutant_name
 
-AT_ONCE = 200
+AT_ONCE = 100
 """Mutants of one run: mutmut compares each name that is asked for with that of every mutant."""
 FOUND = ("killed", "timeout", "segfault", "caught by type check")
 """What counts as killed: a test failed, or the mutant hung or ended the process."""

@@ -32,6 +32,9 @@ RRAB_FOR_CERTAIN = {"RRAB": 0.97, "RRC": 0.02, "EW": 0.01}
         # The parent is certain, the class is not.
         ({"RRAB": 0.6, "RRC": 0.38, "EW": 0.02}, ("RRAB", "RRC"), "EW", "parent"),
         ({"EA": 0.6, "EB": 0.38, "EW": 0.02}, ("EA", "EB"), "EW", None),
+        # Exactly as certain as it has to be, of the parent and of the class.
+        ({"RRAB": 0.95, "EW": 0.05}, ("RRAB",), "EW", "parent"),
+        ({"RRAB": 0.95, "RRC": 0.05}, ("RRAB",), "RRC", "class"),
     ],
 )
 def test_verdict(probabilities: dict[str, float], of_set: tuple[str, ...], text: str, expected: str | None) -> None:

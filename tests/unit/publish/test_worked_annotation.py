@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from broker import __version__
 from broker.anomaly.scores import AnomalyScores
 from broker.assemble import assemble
+from broker.batch import DeadLetter, IncomingMessage, Origin
 from broker.inference import Predictions
 from broker.publish.annotate import annotate
 from broker.publish.annotation import published_record, read, to_json, to_record
@@ -203,7 +205,7 @@ def test_a_subscriber_reads_every_field() -> None:
         assert getattr(again, name) == getattr(DISTINCT, name), name
     assert (again.class_ids, again.elasticc_ids) == ((3, 0), (2323, 2325))
     assert again.topics == ("trifid.lsst.all", "trifid.lsst.rrab", "trifid.lsst.rrlyrae", "trifid.lsst.anomaly")
-    assert (again.topic, again.broker_name) == ("trifid.lsst.all", "Trifid")
+    assert (again.topic, again.broker_name, again.broker_version) == ("trifid.lsst.all", "Trifid", __version__)
     assert published_record(again)["topics"] == list(again.topics)
 
 
@@ -221,3 +223,29 @@ def test_json_of_what_json_lacks() -> None:
     )
     assert to_json({"t": datetime(2025, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)}) == '{"t": "2025-01-02T03:04:05.678Z"}'
     assert '"diaSourceIdStr": "1152921504606846977"' in to_json(to_record(ANNOTATION, "Trifid", 61_000.0))
+
+
+def test_headers_of_a_dead_letter() -> None:
+    """With what the message was, so that it can be sent back; a long text is told by its beginning and its end."""
+    origin = Origin("alerts.ztf", 3, 17, 1_700_000_000_123)
+    letter = DeadLetter(IncomingMessage(b"x" * 101, 61000.0, origin), "ztf", "why", 5, traceback="y" * 8001)
+    (message,) = publish(letters=(letter,))
+    assert (message.topic, message.value, message.key) == ("trifid.deadletter", b"x" * 100, None)
+    assert dict(message.headers) == {
+        "reason": b"why", "survey": b"ztf", "alert-id": b"5", "traceback": b"y" * 4000 + b" ... " + b"y" * 4000,
+        "source-topic": b"alerts.ztf", "source-partition": b"3", "source-offset": b"17",
+        "source-timestamp": b"1700000000123", "cut-from-bytes": b"101",
+    }  # fmt: skip
+    plain = DeadLetter(IncomingMessage(b"x" * 100, 61000.0), "unknown", "z" * 8000)
+    (message,) = publish(letters=(plain,))
+    assert dict(message.headers) == {"reason": b"z" * 8000, "survey": b"unknown"}
+    assert message.value == b"x" * 100
+
+
+def test_all_topics() -> None:
+    topics = Topics("p", 0.9, ("ztf", "lsst"))
+    assert topics.dead_letter == "p.deadletter"
+    assert topics.all_alerts() == ["p.ztf.all", "p.lsst.all"]
+    assert len(topics.every()) == 2 * 19 + 1
+    assert topics.every()[-1] == "p.deadletter"
+    assert {"p.ztf.rrab", "p.lsst.eclipsing", "p.lsst.notclassified", "p.ztf.anomaly"} <= set(topics.every())

@@ -53,6 +53,9 @@ def test_the_message_that_fails_is_found_and_the_others_go_on_in_order() -> None
     assert result.spectra_in == result.spectra_stored > 1
     (letter,) = [letter for letter in result.dead_letters if letter.message.payload == b"bug"]
     assert letter.reason.startswith("KeyError: 'candid' in process (test_handling.py:")
+    assert (letter.survey, letter.alert_id) == ("unknown", None)
+    assert letter.traceback is not None
+    assert letter.traceback.endswith("KeyError: 'candid'\n")
 
 
 def test_an_annotation_that_cannot_be_written_is_a_dead_letter() -> None:
