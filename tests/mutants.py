@@ -25,7 +25,10 @@ FOUND = ("killed", "timeout", "segfault", "caught by type check")
 
 
 def names_of(path: Path) -> list[str]:
-    """All mutants of one source file."""
+    """All mutants of one source file: those of an earlier run, where the file is as it was then."""
+    mutated = Path("mutants") / path
+    if mutated.exists() and mutated.stat().st_mtime > path.stat().st_mtime:
+        return list(outcome_of(path))
     return [get_mutant_name(path, name) for name in mutate_file_contents(str(path), path.read_text()).mutant_names]
 
 
