@@ -188,8 +188,7 @@ def _describe(stored: StoredObject) -> None:
         text.echo(f"  stored:     layout {stored.version}, {stored.size} bytes")
         at = "none: it counts as a moving body" if stored.place is None else f"{stored.place}"
         text.echo(f"  place:      {at}")
-    text.echo(f"  by name:    spectrum {'yes' if stored.has_spectrum else 'no'}, "
-               f"catalogue values {'yes' if stored.has_metadata else 'no'}")  # fmt: skip
+    text.echo(f"  by name:    spectrum {'yes' if stored.has_spectrum else 'no'}")
     if stored.set_aside:
         text.echo("  set aside:  an earlier value that could not be read, under :lc:damaged")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import Alert, ObjectState, ObservedSpectrum
 
 
 class Store(Protocol):
-    """Remembers light curves, spectra and metadata by survey and object."""
+    """Remembers light curves and spectra by survey and object."""
 
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """Merge each alert into its object and return, alert for alert, the object's state after the merge.
@@ -19,12 +19,6 @@ class Store(Protocol):
         either order, leaves the same stored state. One round trip reads the batch, one writes it.
         Raises DependencyUnavailableError when the store is away.
         """
-
-    def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
-        """Store one spectrum for each object id, replacing an earlier one."""
-
-    def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
-        """Store catalogue values for each object id, replacing earlier ones."""
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """Store spectra, each for the object that it names, else for whatever is at its place, now or later."""

@@ -52,8 +52,6 @@ class StoredObject:
     """Where other surveys' alerts and spectra find it."""
     has_spectrum: bool
     """Whether a spectrum is stored under its name."""
-    has_metadata: bool
-    """Whether catalogue values are stored under its name."""
     set_aside: bool
     """Whether a value that could not be read is kept beside it."""
 
@@ -133,8 +131,8 @@ class StateAdmin:
 
     def read(self, name: ObjectName) -> StoredObject:
         """What is stored of an object; raises UnknownObjectError where nothing is."""
-        value, spectrum, metadata, damaged = self._values(name)
-        if not any((value, spectrum, metadata, damaged)):
+        value, spectrum, damaged = self._values(name)
+        if not any((value, spectrum, damaged)):
             raise UnknownObjectError(f"nothing is remembered of {':'.join(name)}")
         curve, latest, problem = LightCurve.empty(), None, None
         if value is not None:
@@ -151,7 +149,6 @@ class StateAdmin:
             problem=problem,
             place=None if latest is None else self._place(name, latest),
             has_spectrum=spectrum is not None,
-            has_metadata=metadata is not None,
             set_aside=damaged is not None,
         )
 
@@ -161,7 +158,7 @@ class StateAdmin:
         Spectra that are stored by position stay. Raises UnknownObjectError where nothing is stored.
         """
         text = ":".join(name)
-        keys = [f"{self._prefix}:{text}:{end}" for end in ("lc", "sp", "md", "lc:damaged", "sp:damaged", "md:damaged")]
+        keys = [f"{self._prefix}:{text}:{end}" for end in ("lc", "sp", "lc:damaged", "sp:damaged")]
         keys.append(f"{self._prefix}:spectrum-of:{text}")
 
         def delete(pipeline: Any) -> list[str]:
@@ -245,10 +242,10 @@ class StateAdmin:
             client: Any = self._client
             return not client.eval(_WRITE, 0, *arguments)
 
-    def _values(self, name: ObjectName) -> tuple[bytes | None, bytes | None, bytes | None, bytes | None]:
+    def _values(self, name: ObjectName) -> tuple[bytes | None, bytes | None, bytes | None]:
         key = f"{self._prefix}:{':'.join(name)}"
         with redis_errors():
-            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "md", "lc:damaged")])
+            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "lc:damaged")])
         return tuple(found)
 
     def _place(self, name: ObjectName, latest: Alert) -> Place | None:

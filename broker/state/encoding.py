@@ -173,23 +173,6 @@ def decode_spectrum(data: bytes) -> Spectrum:
     )
 
 
-def encode_metadata(metadata: SourceMetadata) -> bytes:
-    """Catalogue values."""
-    values = np.asarray(metadata.values, "<f4")
-    return _HEADER.pack(VERSION, b"M", len(values)) + values.tobytes()
-
-
-def decode_metadata(data: bytes) -> SourceMetadata:
-    """The inverse of ``encode_metadata``; raises StateError for bytes of another form."""
-    _, count = _read_header(data, b"M")
-    if len(data) != _HEADER.size + 4 * count:
-        raise StateError(f"{count} catalogue values in {len(data)} bytes")
-    stored = np.frombuffer(data, "<f4", count, _HEADER.size)[: len(SOURCE_FEATURES)]
-    values = np.full(len(SOURCE_FEATURES), np.nan, np.float32)
-    values[: len(stored)] = stored  # earlier releases had fewer columns
-    return SourceMetadata(values)
-
-
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from broker.catalog.memory import MemoryCatalogs
-from broker.records import Alert, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import Alert, ObjectState, ObservedSpectrum
 from broker.state.objects import Limits, Objects
 
 
@@ -19,16 +19,6 @@ class MemoryStore:
     def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.remember``."""
         return self._objects.merge(alerts, self._catalogs.of_alerts(alerts))
-
-    def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
-        """See ``Store.put_spectra``."""
-        for object_id, spectrum in spectra.items():
-            self._objects.put_spectrum((survey, object_id), spectrum)
-
-    def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
-        """See ``Store.put_metadata``."""
-        for object_id, values in metadata.items():
-            self._objects.known[survey, object_id].metadata = values
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``."""

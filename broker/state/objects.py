@@ -57,8 +57,6 @@ class RememberedObject:
     """The alert of the latest detection, without its light curve."""
     spectrum: Spectrum | None = None
     """A spectrum that was stored under the object's name."""
-    metadata: SourceMetadata | None = None
-    """Catalogue values that were stored under the object's name."""
 
     def merge(self, alert: Alert, max_points: int) -> Alert:
         """Merge an alert in place; returns the object's latest alert after it."""
@@ -106,9 +104,8 @@ class Objects:
     def state(self, name: ObjectName, at: Alert, catalogued: Catalogued | None) -> ObjectState:
         """All that is known of one object, with its counterparts in other surveys and the spectra at its place.
 
-        Values stored under the object's name win over a catalogue's at its position, and those over the
-        packet's, which fill what is unknown; what catalogues of known variable stars have there is passed on as it
-        is. The nearest object of each other survey is taken for the same.
+        A catalogue's values at the position win over the packet's, which fill what is unknown; what catalogues of known
+        variable stars have there is passed on as it is. The nearest object of each other survey is taken for the same.
         """
         own = self.known[name]
         latest = own.latest or at
@@ -127,7 +124,7 @@ class Objects:
             if spectrum is None and observed:
                 spectrum = max(observed, key=_recency).spectrum
         found_there = catalogued or Catalogued()
-        metadata = reduce(_fill, [own.metadata, found_there.metadata, latest.metadata])
+        metadata = _fill(found_there.metadata, latest.metadata)
         light_curve = reduce(
             lambda curve, other: merge(curve, self.known[other].light_curve, 0), others.values(), own.light_curve
         )

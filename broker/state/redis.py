@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -20,17 +20,15 @@ import redis
 
 from broker.catalog.match import CatalogReader
 from broker.metrics import CROWDED_SEARCHES
-from broker.records import Alert, Catalogued, ObjectState, ObservedSpectrum, SourceMetadata, Spectrum
+from broker.records import Alert, Catalogued, ObjectState, ObservedSpectrum
 from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
 from broker.state.encoding import (
     STAMP_BYTES,
     NewerStateError,
     StateError,
-    decode_metadata,
     decode_object,
     decode_spectrum,
-    encode_metadata,
     encode_object,
     encode_spectrum,
     is_current,
@@ -108,17 +106,6 @@ class RedisStore:
             for row, state in zip(again, self.remember([alerts[row] for row in again]), strict=True):
                 states[row] = state
         return states
-
-    def put_spectra(self, survey: str, spectra: Mapping[str, Spectrum]) -> None:
-        """See ``Store.put_spectra``."""
-        self._put(
-            {f"{survey}:{name}:sp": encode_spectrum(s) for name, s in spectra.items()},
-            [f"spectrum-of:{survey}:{name}" for name in spectra],
-        )
-
-    def put_metadata(self, survey: str, metadata: Mapping[str, SourceMetadata]) -> None:
-        """See ``Store.put_metadata``."""
-        self._put({f"{survey}:{name}:md": encode_metadata(m) for name, m in metadata.items()})
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``; spectra do not expire."""
@@ -272,18 +259,6 @@ class RedisStore:
         parts = (name.decode().partition(":") for name in self._call(write))
         return {(survey, object_id) for survey, _, object_id in parts}
 
-    def _put(self, values: Mapping[str, bytes], forgotten: Iterable[str] = ()) -> None:
-        def write() -> None:
-            pipeline = self._client.pipeline(transaction=False)
-            for name, value in values.items():
-                pipeline.set(f"{self._prefix}:{name}", value, ex=self._expiry)
-            for name in forgotten:
-                pipeline.delete(f"{self._prefix}:{name}")
-            pipeline.execute()
-
-        if values:
-            self._call(write)
-
     def _mget(self, keys: Sequence[str]) -> Sequence[bytes | None]:
         client: Any = self._client
         values: Sequence[bytes | None] = self._call(lambda: client.mget(keys))
@@ -336,9 +311,9 @@ class _Batch:
         return done
 
     def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Objects that ``read.lua`` found: name, place, light curve, spectrum and catalogue values of each."""
+        """Objects that ``read.lua`` found: name, place, light curve and spectrum of each."""
         seen: list[tuple[ObjectName, Alert, bytes]] = []
-        for key, place, curve, spectrum, metadata in rows:
+        for key, place, curve, spectrum in rows:
             text = key.decode()
             survey, _, object_id = text.partition(":")
             name = (survey, object_id)
@@ -354,7 +329,6 @@ class _Batch:
             if curve is not None:
                 self.before[name] = _Before(curve, None)
             known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
-            known.metadata = self._read(f"{text}:md", metadata, decode_metadata)
         for (name, latest, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
             self.before[name] = replace(self.before[name], cell=cell)
             # An entry of another time is left from before the object moved, when its value could not be read.

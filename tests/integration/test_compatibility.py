@@ -68,9 +68,6 @@ def test_what_a_release_wrote_is_read_whole(store: RedisStore, client: redis.Red
         assert state.light_curve.mjd.tolist() == [*before.light_curve.mjd, later.mjd]
         assert (state.spectrum is not None) == (number == 1)
         assert is_current(client.get(f"trifid:ztf:{before.object_id}:lc"))  # type: ignore[arg-type]
-    (state,) = store.remember([WRITTEN.alert(2)])
-    assert state.metadata is not None
-    assert state.metadata.values[:34].tolist() == list(range(34))
     assert client.keys("*:damaged") == []
 
 

@@ -31,7 +31,6 @@ from broker.records import (
     LightCurve,
     ObjectState,
     ObservedSpectrum,
-    SourceMetadata,
     Spectrum,
 )
 from broker.state.encoding import decode_object
@@ -116,15 +115,15 @@ def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server
     assert_same(final, expected)
 
 
-def test_spectra_and_metadata_join_the_object(store: RedisStore) -> None:
+def test_a_spectrum_joins_the_object(store: RedisStore) -> None:
     alert = ALERTS[0]
-    store.put_spectra("ztf", {alert.object_id: Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))})
-    store.put_metadata("ztf", {alert.object_id: SourceMetadata(np.arange(34, dtype=np.float32))})
+    spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
+    store.put_observed(
+        [ObservedSpectrum("s:1", alert.ra, alert.dec, alert.mjd, spectrum, alert.survey, alert.object_id)]
+    )
     (state,) = store.remember([alert])
     assert state.spectrum is not None
     assert len(state.spectrum.flux) == 100
-    assert state.metadata is not None
-    assert state.metadata.values[33] == 33
 
 
 def test_a_damaged_value_is_set_aside_and_not_lost(store: RedisStore, server: RedisServer) -> None:

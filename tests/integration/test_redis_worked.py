@@ -74,11 +74,10 @@ def test_what_is_not_seen_again_is_kept_for_days(store: RedisStore, client: redi
     assert is_new(lifetimes(client)[sky])
 
 
-def test_spectra_by_name_expire_and_observed_ones_do_not(store: RedisStore, client: redis.Redis) -> None:
-    store.put_spectra("ztf", {"ZTF18a": SPECTRUM})
-    assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:sp"])
-    client.flushall()
-    store.put_observed([ObservedSpectrum("s:1", 10.0, 20.0, 59000.5, SPECTRUM)])
+@pytest.mark.parametrize("named", [True, False])
+def test_spectra_do_not_expire(store: RedisStore, client: redis.Redis, named: bool) -> None:
+    observed = ObservedSpectrum("s:1", 10.0, 20.0, 59000.5, SPECTRUM)
+    store.put_observed([replace(observed, survey="ztf", object_id="ZTF18a") if named else observed])
     assert set(lifetimes(client).values()) == {-1}
 
 

@@ -133,7 +133,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
     assert shown.exit_code == 0
     for text in (
         f"ztf:{NAME}\n", f"points:     {len(curve)}, MJD 30000.00000 to", "ztf:g", "ztf:r", f"layout {VERSION},",
-        "spectrum yes, catalogue values no", "40 points (after_receipt), 1 points (before_survey), 1 points (flux)",
+        "by name:    spectrum yes", "40 points (after_receipt), 1 points (before_survey), 1 points (flux)",
         "place:      Place(ra=", "1e+15",
     ):  # fmt: skip
         assert text in shown.stdout, text

@@ -3,7 +3,7 @@
     git worktree add /tmp/release <commit>
     PYTHONPATH=/tmp/release python tests/data/state/write_state.py tests/data/state/<commit>.json
 
-Objects, a spectrum and catalogue values are made of simple numbers, so that ``test_compatibility.py`` can make them
+Objects and a spectrum are made of simple numbers, so that ``test_compatibility.py`` can make them
 again. The file holds every key of the store: strings and fields of hashes, in base64.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import redis
 
 from broker.embedded.redis import RedisServer
-from broker.records import Alert, LightCurve, SourceMetadata, Spectrum
+from broker.records import Alert, LightCurve, ObservedSpectrum, SourceMetadata, Spectrum
 from broker.state.redis import RedisStore
 
 OBJECTS = 5
@@ -54,9 +54,10 @@ def alert(number: int) -> Alert:
     return Alert(**{name: value for name, value in given.items() if name in known})
 
 
-def spectrum() -> Spectrum:
+def spectrum() -> ObservedSpectrum:
     """Under the name of object 1."""
-    return Spectrum(np.arange(4000.0, 4032.0, 2.0), *np.ones((2, 16), np.float32))
+    values = Spectrum(np.arange(4000.0, 4032.0, 2.0), *np.ones((2, 16), np.float32))
+    return ObservedSpectrum("s:1", 11.0, -19.0, 59000.0, values, "ztf", alert(1).object_id)
 
 
 def text(value: bytes) -> str:
@@ -70,8 +71,7 @@ def main() -> None:
         store = RedisStore(server.url)
         for number in range(OBJECTS):
             store.remember([alert(number)])
-        store.put_spectra("ztf", {alert(1).object_id: spectrum()})
-        store.put_metadata("ztf", {alert(2).object_id: SourceMetadata(np.arange(34, dtype=np.float32))})
+        store.put_observed([spectrum()])
         found: dict[str, Any] = {}
         for key in sorted(client.keys("*")):
             if client.type(key) == b"hash":

@@ -14,10 +14,8 @@ from broker.state.encoding import (
     VERSION,
     NewerStateError,
     StateError,
-    decode_metadata,
     decode_object,
     decode_spectrum,
-    encode_metadata,
     encode_object,
     encode_spectrum,
     is_current,
@@ -111,15 +109,6 @@ def test_a_band_and_scores_that_are_not_known_come_back_as_unknown() -> None:
     assert of_no_band.band == ""
 
 
-def test_catalogue_values_byte_by_byte() -> None:
-    data = struct.pack("<BcI2f", 3, b"M", 2, 1.5, -2.5)
-    assert encode_metadata(SourceMetadata(np.array([1.5, -2.5], np.float32))) == data
-    values = decode_metadata(data).values
-    assert values[:2].tolist() == [1.5, -2.5]
-    assert np.isnan(values[2:]).all()
-    assert len(values) == len(SOURCE_FEATURES)
-
-
 @pytest.mark.parametrize(
     ("data", "told"),
     [
@@ -147,11 +136,6 @@ def test_why_a_spectrum_cannot_be_read(data: bytes, told: str) -> None:
 def test_why_an_object_cannot_be_read(data: bytes, told: str) -> None:
     with pytest.raises(StateError, match=told):
         decode_object(data, "ztf", "ZTF18a")
-
-
-def test_catalogue_values_of_another_length_are_refused() -> None:
-    with pytest.raises(StateError, match="2 catalogue values in 15 bytes"):
-        decode_metadata(struct.pack("<BcI2f", 3, b"M", 2, 1.5, -2.5) + b"\0")
 
 
 def test_values_of_a_later_release_are_told_from_damaged_ones() -> None:
