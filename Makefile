@@ -26,12 +26,12 @@ $(VENV)/.service: $(BIN)/python pyproject.toml
 # Everything: training, tests, linters.
 $(VENV)/.all: $(VENV)/.service
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable '.[training,triton,test]'
+	$(BIN)/pip install --quiet --editable '.[training,test]'
 	touch $@
 
 # Triton's wheel wants numpy < 2 and so has its own environment.
 .venv-triton/.ready: $(VENV)/.service
-	$(BIN)/python -m broker.embedded.triton setup
+	$(BIN)/python -m deploy.local.triton_server setup
 	touch $@
 
 demo: $(VENV)/.service
@@ -65,7 +65,7 @@ audit: $(VENV)/.all
 	$(BIN)/python deploy/security/audit.py
 
 bench: $(VENV)/.all .venv-triton/.ready
-	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; PYTHONPATH=. $(BIN)/python $$benchmark || exit 1; done
 
 train: $(VENV)/.all
 	$(BIN)/python -m training train --output $(RUN_FOLDER)

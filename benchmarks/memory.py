@@ -19,10 +19,10 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 
 AHEAD = 8000
 """Alerts sent that the worker has not delivered yet."""

@@ -13,11 +13,11 @@ from pydantic import SecretStr
 
 from broker.batch import BatchResult
 from broker.config import KafkaSettings, RedisSettings, Settings
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.redis import RedisServer
 from broker.streaming.replay import Replay
 from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 
 
 def alerts_per_second(kafka: KafkaServer, payloads: list[bytes], delivery: str) -> float:

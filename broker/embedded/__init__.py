@@ -1,1 +1,1 @@
-"""Servers started by Trifid itself, for the demo and the tests."""
+"""Redis and a mock of Kafka for the demo. Servers of Kafka and Triton for tests are in a checkout's deploy/local."""

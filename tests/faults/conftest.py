@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded.kafka import find_kafka_home
-from broker.embedded.triton import TritonServer, triton_installed
+from deploy.local.kafka_server import find_kafka_home
+from deploy.local.triton_server import TritonServer, triton_installed
 from tests.conftest import FAULT
 from tests.faults.harness import Case, Kafka
 from tests.faults.ledger import Row
@@ -38,7 +38,7 @@ def kafka() -> Iterator[Kafka]:
 @pytest.fixture
 def triton() -> Iterator[TritonServer]:
     if not triton_installed():
-        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+        pytest.skip("no Triton here: run `python -m deploy.local.triton_server setup`")
     with TritonServer(MODEL_REPO) as server:
         yield server
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from broker.embedded.kafka import KafkaServer
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
+from deploy.local.kafka_server import KafkaServer
 from tests.faults.ledger import Ledger, Row, Sent
 from tests.faults.proxy import BadNetwork
 

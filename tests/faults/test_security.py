@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Producer
 
-from broker.embedded.kafka import KafkaSecurity, KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
-from broker.embedded.triton import TritonServer, triton_installed
 from broker.records import METADATA_FEATURES, Alert
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaSecurity, KafkaServer, find_kafka_home
+from deploy.local.triton_server import TritonServer, triton_installed
 from tests.faults.certificates import Authority
 from tests.random_models import MODEL_REPO
 
@@ -192,7 +192,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     if find_kafka_home() is None:
         pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
     if not triton_installed():
-        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+        pytest.skip("no Triton here: run `python -m deploy.local.triton_server setup`")
     folder = tmp_path_factory.mktemp("site")
     authority, stranger = Authority(folder, "authority"), Authority(folder, "stranger")
     kafka = KafkaServer(security=KafkaSecurity(authority.server("kafka"), KAFKA_PASSWORDS, "admin"))

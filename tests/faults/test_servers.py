@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from broker.embedded.kafka import find_kafka_home
 from broker.embedded.redis import RedisServer
-from broker.embedded.triton import TritonServer
+from deploy.local.kafka_server import find_kafka_home
+from deploy.local.triton_server import TritonServer
 from tests.faults.conftest import NewCase
 from tests.faults.harness import GIVE_UP_S, JOINED, Case, Kafka, check_recovery
 from tests.faults.ledger import Row, Sent, stream

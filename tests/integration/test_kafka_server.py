@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer
 
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.errors import ConfigurationError, DependencyUnavailableError
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from broker.cli import main
-from broker.embedded.kafka import KafkaServer, find_kafka_home
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 
 NIGHTS = Path(__file__).parents[1] / "data" / "cases" / "09-ztf-archive"
 
@@ -21,7 +21,7 @@ NIGHTS = Path(__file__).parents[1] / "data" / "cases" / "09-ztf-archive"
 @pytest.fixture(scope="module")
 def kafka() -> Iterator[KafkaServer]:
     if find_kafka_home() is None:
-        pytest.skip("no Apache Kafka or no Java: see broker/embedded/kafka.py")
+        pytest.skip("no Apache Kafka or no Java: see deploy/local/kafka_server.py")
     with KafkaServer() as server:
         yield server
 

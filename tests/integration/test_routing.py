@@ -19,7 +19,6 @@ from pydantic import SecretStr
 from broker.batch import BatchResult
 from broker.client import PublishedAnnotation, Subscription
 from broker.config import InferenceSettings, KafkaSettings, PublishSettings, RedisSettings, Settings
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.redis import RedisServer
 from broker.publish.annotation import read
 from broker.streaming.books import Books
@@ -27,6 +26,7 @@ from broker.streaming.replay import Replay
 from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
 from broker.taxonomy import CLASS_NAMES, PARENT_OF, PARENTS
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from tests.random_models import build_random_repository
 
 THRESHOLD = 0.5

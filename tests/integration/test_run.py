@@ -27,16 +27,16 @@ from fastavro.utils import generate_one
 from broker.avro.wire import confluent_message
 from broker.client import PublishedAnnotation, Subscription
 from broker.config import KafkaSettings
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
-from broker.embedded.triton import TritonServer, triton_installed
 from broker.records import Alert, ObservedSpectrum, Spectrum
 from broker.spectra.message import write
 from broker.streaming.replay import Replay
 from broker.surveys import Decoder
 from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from deploy.local.triton_server import TritonServer, triton_installed
 from tests.random_models import MODEL_REPO
 
 PACKETS = [a.payload for a in simulate_alerts(40, 40, seed=11)]
@@ -59,7 +59,7 @@ def servers() -> Iterator[Servers]:
     if find_kafka_home() is None:
         pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
     if not triton_installed():
-        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+        pytest.skip("no Triton here: run `python -m deploy.local.triton_server setup`")
     with KafkaServer() as kafka, RedisServer(persistent=True) as redis, TritonServer(MODEL_REPO) as triton:
         yield Servers(kafka, redis, triton)
 

@@ -31,11 +31,9 @@ from confluent_kafka.admin import AdminClient
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.cli.deadletter import deadletter
 from broker.config import KafkaSettings, MetricsSettings, PipelineSettings
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess
 from broker.embedded.redis import RedisServer
-from broker.embedded.triton import TritonServer, triton_installed
 from broker.health import Health
 from broker.metrics import BATCHES_GIVEN_UP
 from broker.publish.annotation import read
@@ -47,6 +45,8 @@ from broker.streaming.replay import Replay
 from broker.streaming.service import Control, Service
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from deploy.local.triton_server import TritonServer, triton_installed
 from tests.busy import slowness
 from tests.random_models import build_random_repository
 
@@ -396,7 +396,7 @@ def test_stops_in_time_where_kafka_hangs(servers: Servers, tmp_path: Path) -> No
 
 def test_stops_in_time_where_triton_hangs(servers: Servers, tmp_path: Path) -> None:
     if not triton_installed():
-        pytest.skip("no Triton here: run `python -m broker.embedded.triton setup`")
+        pytest.skip("no Triton here: run `python -m deploy.local.triton_server setup`")
     payloads = [a.payload for a in simulate_alerts(8, 40, seed=5)]
     with (
         TritonServer(servers.models) as triton,

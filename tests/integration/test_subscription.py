@@ -21,13 +21,13 @@ from confluent_kafka.cimpl import NewPartitions
 
 from broker.batch import BatchResult
 from broker.client import ForeignMessage, Subscription
-from broker.embedded.kafka import KafkaServer, find_kafka_home
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.records import Annotation
 from broker.surveys.simulator import simulate_alerts
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 
 PARTITIONS = 4
 IDLE = 2.0

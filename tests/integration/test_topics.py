@@ -16,10 +16,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from broker.config import KafkaSettings
-from broker.embedded.kafka import KafkaServer
 from broker.embedded.ports import free_port
 from broker.metrics import TOPICS_RECREATED
 from broker.streaming.topics import Topics
+from deploy.local.kafka_server import KafkaServer
 from tests.faults.proxy import BadNetwork
 from tests.integration.test_service import (
     IDS,

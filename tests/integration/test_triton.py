@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 
 from broker.embedded.ports import free_port, taken
-from broker.embedded.triton import TritonServer, triton_installed, triton_venv
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
 from broker.inference.manifest import MODELS
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
+from deploy.local.triton_server import TritonServer, triton_installed, triton_venv
 from tests.random_models import MODEL_REPO, mixed_presence, random_inputs
 
 
 @pytest.fixture(scope="module")
 def server(repository: Path) -> Iterator[TritonServer]:
     if not triton_installed():
-        pytest.skip(f"no Triton in {triton_venv()}: run `python -m broker.embedded.triton setup`")
+        pytest.skip(f"no Triton in {triton_venv()}: run `python -m deploy.local.triton_server setup`")
     with TritonServer(repository) as server:
         yield server
 
@@ -158,7 +158,7 @@ def test_tls_file_that_does_not_exist(repository: Path, tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
     if not triton_installed():
-        pytest.skip(f"no Triton in {triton_venv()}: run `python -m broker.embedded.triton setup`")
+        pytest.skip(f"no Triton in {triton_venv()}: run `python -m deploy.local.triton_server setup`")
     folder = tmp_path / "classifier"
     (folder / "1").mkdir(parents=True)
     shutil.copy(MODEL_REPO / "classifier/config.pbtxt", folder)
@@ -184,10 +184,10 @@ def _shared_memory(server: TritonServer) -> set[Path]:
 
 
 def _serve(ports: list[int]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "broker.embedded.triton", "serve", str(MODEL_REPO)]
+    command = [sys.executable, "-m", "deploy.local.triton_server", "serve", str(MODEL_REPO)]
     for name, port in zip(("http", "grpc", "metrics"), ports, strict=True):
         command += [f"--{name}-port", str(port)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=MODEL_REPO.parent)
 
 
 def _descendants(pid: int) -> set[int]:
@@ -212,7 +212,7 @@ def _wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m broker.embedded.triton setup`")
+@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_serve_has_the_ports_that_it_is_given_and_leaves_no_server_behind(number: int) -> None:
     ports = [free_port() for _ in range(3)]
@@ -236,7 +236,7 @@ def test_serve_has_the_ports_that_it_is_given_and_leaves_no_server_behind(number
         assert not any(taken(port) for port in ports)
 
 
-@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m broker.embedded.triton setup`")
+@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`")
 def test_serve_names_the_port_that_is_in_use() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

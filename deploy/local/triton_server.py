@@ -1,6 +1,6 @@
 """NVIDIA Triton without a container: PyPI's server, on the CPU, in a virtual environment of its own.
 
-``python -m broker.embedded.triton setup`` makes that environment: ``.venv-triton`` in the checkout, or where
+``python -m deploy.local.triton_server setup`` makes that environment: ``.venv-triton`` in the checkout, or where
 ``TRIFID_TRITON_VENV`` says. It has to be one of its own because the server's package, nvidia-pytriton, asks
 for numpy 1, which Trifid does not support.
 """
@@ -107,7 +107,7 @@ class TritonServer(ServerProcess):
         """
         if not triton_installed():
             raise ConfigurationError(
-                f"no Triton for this Python in {triton_venv()}: run `python -m broker.embedded.triton setup`"
+                f"no Triton for this Python in {triton_venv()}: run `python -m deploy.local.triton_server setup`"
             )
         folder = temporary_folder(self, "trifid-triton-")
         super().__init__(
