@@ -12,8 +12,9 @@ from broker.anomaly.reference_set import ReferenceSet, _quantise, as_stored
 from broker.anomaly.scores import nearest, score
 from broker.anomaly.strata import known_values, strata_of, stratum_name
 from broker.assemble.inputs import MetadataInputs, subset_codes
-from broker.assemble.metadata import MODEL_FEATURES, SOURCE_FEATURES
+from broker.assemble.metadata import MODEL_FEATURES
 from broker.errors import ConfigurationError
+from broker.records import SOURCE_FEATURES
 from tests.unit.anomaly.sets import LIGHT_CURVE, reference_set, unit
 
 

@@ -10,9 +10,9 @@ from scipy import stats
 
 from broker.assemble.chromatic import fit_bands
 from broker.assemble.grouped import group_median, group_quantiles
-from broker.assemble.metadata import MODEL_FEATURES, SOURCE_FEATURES, raw_values, widened
+from broker.assemble.metadata import MODEL_FEATURES, raw_values, widened
 from broker.assemble.spectrum import GRID, MIN_COVERAGE, normalise, resample
-from broker.records import SourceMetadata, Spectrum
+from broker.records import SOURCE_FEATURES, SourceMetadata, Spectrum
 
 
 def test_pixels_wider_than_a_step_by_hand() -> None:
