@@ -286,7 +286,7 @@ def disagreements_command(shared: Path, repository: Path, folds: Path | None, co
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 def spectrum_encoder(shared: Path, repository: Path, output: Path, seed: int) -> None:
-    """Train the spectrum encoder by itself, on simulated spectra whole and in part; 25 minutes on a core.
+    """Train the spectrum encoder by itself, on simulated spectra whole and in part; 10 minutes on a core.
 
     Afterwards: `stream`, with a new output folder, since the heads have to be trained on the new embeddings.
     """
