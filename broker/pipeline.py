@@ -11,11 +11,11 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
 from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import assemble, warm_up
-from broker.batch import SPECTRA, BatchResult, DeadLetter, IncomingMessage
+from broker.batch import SPECTRA, BatchResult, IncomingMessage
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
-from broker.isolation import describe, isolate, trace
+from broker.isolation import dead_letter, isolate
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, STAGE_SECONDS
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE
@@ -120,14 +120,11 @@ class Pipeline:
         received, spectra = _sort(messages[: len(decoded)], decoded, result)
 
         def failed(item: Received, error: Exception) -> list[Annotation]:
-            letter = DeadLetter(
-                item.message, item.alert.survey, describe(error), item.alert.alert_id, traceback=trace(error)
-            )
-            result.dead_letters.append(letter)
+            result.dead_letters.append(dead_letter(item.message, item.alert.survey, error, item.alert.alert_id))
             return []
 
         def spectrum_failed(item: ReceivedSpectrum, error: Exception) -> list[Annotation]:
-            result.dead_letters.append(DeadLetter(item.message, SPECTRA, describe(error), traceback=trace(error)))
+            result.dead_letters.append(dead_letter(item.message, SPECTRA, error))
             return []
 
         for alerts in self._slices(received):
@@ -197,7 +194,7 @@ def _sort(
             refused = [DecodeError("the message holds no alert")]
         for error in refused:
             result.alerts_in["unknown"] += 1
-            result.dead_letters.append(DeadLetter(message, "unknown", describe(error)))
+            result.dead_letters.append(dead_letter(message, "unknown", error))
         if isinstance(records, DecodeError):
             continue
         for record in records:

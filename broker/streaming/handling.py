@@ -6,9 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from broker.batch import BatchResult, DeadLetter, IncomingMessage
-from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.isolation import describe, trace
+from broker.batch import BatchResult, IncomingMessage
+from broker.isolation import dead_letter, isolate_first
 from broker.metrics import STAGE_SECONDS
 from broker.publish.messages import OutgoingMessage, Publisher
 
@@ -22,21 +21,17 @@ Handled = tuple[BatchResult, list[OutgoingMessage]]
 def handle(process: Process, publisher: Publisher, messages: Sequence[IncomingMessage]) -> Handled:
     """Process the first of ``messages``, as many as ``process`` takes at once, and make the messages of its result.
 
-    The pipeline makes a dead letter of an alert that a stage fails on. What fails outside of that (a decoder that
-    raises what it should not, an annotation that Avro does not take) is found here: where a batch fails, the first half
-    of it is handled, down to the one message to blame. Passes on DependencyUnavailableError and ConfigurationError,
-    which concern all messages alike.
+    The pipeline makes a dead letter of an alert that a stage fails on; what fails outside of that is found here
+    (``broker.isolation``). Passes on DependencyUnavailableError and ConfigurationError, which concern all messages
+    alike.
     """
-    try:
-        return _publish(process(messages), publisher)
-    except (DependencyUnavailableError, ConfigurationError):
-        raise
-    except Exception as error:  # whatever one message sets off must not hold up the others
-        if len(messages) > 1:
-            return handle(process, publisher, messages[: len(messages) // 2])
-        log.error("message %s cannot be handled", messages[0].origin, exc_info=error)
-        letter = DeadLetter(messages[0], "unknown", describe(error), traceback=trace(error))
+
+    def failed(message: IncomingMessage, error: Exception) -> Handled:
+        log.error("message %s cannot be handled", message.origin, exc_info=error)
+        letter = dead_letter(message, "unknown", error)
         return _publish(BatchResult(1, alerts_in=Counter(unknown=1), dead_letters=[letter]), publisher)
+
+    return isolate_first(messages, lambda some: _publish(process(some), publisher), failed)
 
 
 def _publish(result: BatchResult, publisher: Publisher) -> Handled:

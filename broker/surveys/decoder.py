@@ -26,7 +26,8 @@ from broker.avro.container import (
 from broker.avro.machine import warm_up
 from broker.avro.reader import Message, run
 from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
-from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
+from broker.errors import ConfigurationError, DecodeError
+from broker.isolation import isolate_first
 from broker.records import Alert, ObservedSpectrum
 from broker.spectra import message as spectrum_message
 from broker.surveys.columns import FUTURE_DAYS
@@ -164,16 +165,20 @@ class Decoder:
         These are at least one, and otherwise no more than hold ``most`` alerts together. So it is bounded by one
         message, and not by their number, what memory they take.
         """
-        counted = self._left_out.copy()
-        try:
-            return self._decode(payloads, [math.inf] * len(payloads) if received is None else received, most)
-        except DependencyUnavailableError:
-            raise
-        except Exception as error:  # whatever one message sets off must not hurt the others
-            self._left_out = counted
-            if len(payloads) != 1:
-                return self.decode_next(payloads[: len(payloads) // 2], received, most=most)
+        times = [math.inf] * len(payloads) if received is None else received
+
+        def failed(_: bytes, error: Exception) -> list[Decoded | DecodeError]:
             return [DecodeError(f"the packet cannot be read: {type(error).__name__}: {str(error)[:500]}")]
+
+        def decode(some: Sequence[bytes]) -> list[Decoded | DecodeError]:
+            counted = self._left_out.copy()
+            try:
+                return self._decode(some, times, most)
+            except Exception:
+                self._left_out = counted  # they are counted when these messages are decoded again
+                raise
+
+        return isolate_first(payloads, decode, failed)
 
     def take_left_out(self) -> Counter[tuple[str, str]]:
         """Points that were left out since this was asked last, by survey and reason (``columns.LeftOut``)."""
