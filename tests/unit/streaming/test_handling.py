@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from prometheus_client import REGISTRY
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import ConfigurationError, DependencyUnavailableError
@@ -47,8 +48,10 @@ def handle_all(process: Process, publisher: Publisher, batch: list[IncomingMessa
 def test_the_message_that_fails_is_found_and_the_others_go_on_in_order() -> None:
     payloads = [b"%d" % n for n in range(20)]
     payloads[13] = b"bug"
+    before = REGISTRY.get_sample_value("trifid_stage_seconds_count", {"stage": "publish"}) or 0.0
     result, outgoing = handle_all(process, PUBLISHER, messages(*payloads))
     assert [m.value for m in outgoing] == payloads
+    assert (REGISTRY.get_sample_value("trifid_stage_seconds_count", {"stage": "publish"}) or 0.0) > before
     assert result.alerts_in == {"ztf": 19, "unknown": 1}
     assert result.spectra_in == result.spectra_stored > 1
     (letter,) = [letter for letter in result.dead_letters if letter.message.payload == b"bug"]

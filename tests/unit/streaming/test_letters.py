@@ -10,8 +10,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from broker.errors import DependencyUnavailableError
+from broker.publish.messages import OutgoingMessage
 from broker.streaming import deadletters
-from broker.streaming.deadletters import Counts, DeadLetters, Filter, Letter, _letter, _messages, _Progress
+from broker.streaming.deadletters import Counts, DeadLetters, Filter, Letter, _letter, _messages, _Progress, _Replay
 
 
 @dataclass
@@ -141,6 +142,7 @@ def test_letters_that_are_far_back_are_looked_for() -> None:
     letters = letters_of({0: there}, {0: (0, 100)})
     assert [letter.offset for letter in letters.latest(Filter(re.compile("rare")), 2)] == [1, 3]
     assert [start for _, start in cast(Any, letters.reader).assigned] == [96, 84, 36, 0]
+    assert [letter.offset for letter in letters.first(Filter(re.compile("rare")))] == [1, 3]
 
 
 def test_every_letter_is_accounted_for() -> None:
@@ -170,3 +172,97 @@ def test_what_was_replayed_is_read_from_what_is_committed() -> None:
     found = progress(TopicPartition("t", 3, 7, "9-11"))
     assert [found.has(offset) for offset in (6, 7, 8, 9, 10, 11)] == [True, False, False, True, True, False]
     assert (found.offset().topic, found.offset().partition) == ("t", 3)
+
+
+@dataclass
+class Sources(Reader):
+    """The topic ``letters`` as if it were that of the alerts, too: what a letter was is there at its own offset."""
+
+    def get_watermark_offsets(self, partition: TopicPartition, seconds: float) -> tuple[int, int]:
+        assert partition.topic == "letters"
+        return 10, 20
+
+
+@dataclass
+class Original(Message):
+    def value(self) -> bytes | None:
+        return b"x" * (100 + self.at)
+
+    def key(self) -> bytes | None:
+        return b"ZTF18a"
+
+
+class Committed(Reader):
+    def committed(self, partitions: list[TopicPartition], seconds: float) -> list[TopicPartition]:
+        return [TopicPartition("letters", 0, 1)]
+
+
+@dataclass
+class Sent:
+    batches: list[tuple[list[OutgoingMessage], list[TopicPartition]]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def deliver(self, messages: list[OutgoingMessage], offsets: list[TopicPartition], consumer: object) -> None:
+        self.batches.append((list(messages), offsets))
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def of(at: int, source: int | None, cut: int | None = None, reason: str = "why") -> Message:
+    headers = [("reason", reason.encode()), ("survey", b"ztf")]
+    if source is not None:
+        headers += [("source-topic", b"letters"), ("source-partition", b"0"), ("source-offset", b"%d" % source)]
+    return Message(at, headers_=headers + ([("cut-from-bytes", b"%d" % cut)] if cut else []))
+
+
+def replay(limit: int | None = None, to_topic: str | None = None) -> tuple[Counts, Sent]:
+    """Of letters of which the first was replayed before, and what each of the others is stands beside it."""
+    there: list[Message | None] = [
+        of(0, 11), of(1, 11, reason="other"), of(2, 11), of(3, 12, cut=112),
+        of(4, 12, cut=113),  # the message at 12 has 112 bytes: another one by now
+        of(5, None),  # nobody knows where from
+        of(6, 30, cut=130),  # its topic no longer has it
+    ]  # fmt: skip
+    letters = letters_of({0: there}, {0: (0, 7)})
+    reader: Any = Committed({0: there})
+    letters.reader = reader
+    sent, one = Sent(), object.__new__(_Replay)
+    sources: Any = Sources({0: [Original(at) for at in range(10, 20)]})
+    one._letters, one._wanted, one._limit, one._to_topic = letters, Filter(re.compile("why")), limit, to_topic
+    one._delivery, one._sources, one._counts = cast(Any, sent), sources, Counts()
+    cast(Any, sources).close = lambda: sent.calls.append("sources closed")
+    return one.run(), sent
+
+
+def test_letters_go_back_to_where_they_came_from_and_each_is_accounted_for() -> None:
+    counts, sent = replay()
+    assert (counts.replayed, counts.earlier, counts.left_out, counts.not_replayable) == (2, 1, 1, 3)
+    ((messages, offsets),) = sent.batches
+    assert messages == [
+        OutgoingMessage("letters", b"payload 2", None, (("replayed", b"letters/0/2"),), 0),
+        OutgoingMessage("letters", b"x" * 112, b"ZTF18a", (("replayed", b"letters/0/3"),), 0),
+    ]
+    assert [(o.topic, o.partition, o.offset, o.metadata) for o in offsets] == [("letters", 0, 1, "2-4")]
+    assert sent.calls == ["start", "close", "sources closed"]
+
+
+def test_a_limit_leaves_the_rest_and_another_topic_takes_what_has_no_source() -> None:
+    counts, sent = replay(limit=1)
+    assert (counts.replayed, counts.earlier, counts.left_out) == (1, 1, 5)
+    assert sent.batches[0][1][0].metadata == "2-3"
+    counts, sent = replay(to_topic="elsewhere")
+    assert (counts.replayed, counts.not_replayable) == (3, 2)
+    assert [(m.topic, m.partition, m.value[:9]) for m in sent.batches[0][0]] == [
+        ("elsewhere", None, b"payload 2"), ("elsewhere", None, b"xxxxxxxxx"), ("elsewhere", None, b"payload 5"),
+    ]  # fmt: skip
+
+
+def test_letters_are_sent_in_transactions_of_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadletters, "_TRANSACTION_LETTERS", 1)
+    counts, sent = replay()
+    assert counts.replayed == 2
+    assert [(len(messages), offsets[0].metadata) for messages, offsets in sent.batches] == [(1, "2-3"), (1, "2-4")]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +113,7 @@ def test_what_does_not_reconcile_is_said(part: str, value: int) -> None:
     setattr(books, part, value)
     assert not books.balanced
     assert "OUT OF BALANCE" in str(books)
+    assert str(Books()).startswith("alerts in 0 = classified 0 + not classified 0 + dead-lettered 0: ")
     assert "spectra" not in str(Books())
     assert Books().balanced
 
@@ -231,6 +234,59 @@ def test_a_kind_of_error_is_logged_once_in_a_while(
             now[0] += after
             report(KafkaError(code, text))
     assert [record.getMessage() for record in caplog.records] == ["Kafka: a", "Kafka: c", "Kafka: d"]
+
+
+@dataclass
+class Admin:
+    """A cluster with the topic ``a``, on which some topics cannot be made."""
+
+    errors: dict[str, int]
+    made: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def list_topics(self, *, timeout: float) -> Any:
+        if "list" in self.errors:
+            raise KafkaException(KafkaError(self.errors["list"], "said Kafka"))
+        return SimpleNamespace(topics={"a": None})
+
+    def create_topics(self, topics: list[Any], *, request_timeout: float) -> dict[str, Future[None]]:
+        self.made = [(t.topic, t.num_partitions, t.replication_factor) for t in topics]
+        futures: dict[str, Future[None]] = {t.topic: Future() for t in topics}
+        for name, future in futures.items():
+            if name in self.errors:
+                future.set_exception(KafkaException(KafkaError(self.errors[name], "said Kafka")))
+            else:
+                future.set_result(None)
+        return futures
+
+    def poll(self, seconds: float) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind", "told"),
+    [
+        ({}, None, ""),
+        ({"b": KafkaError.TOPIC_ALREADY_EXISTS}, None, ""),  # another worker was faster
+        ({"c": KafkaError.TOPIC_AUTHORIZATION_FAILED}, ConfigurationError, "creating topic c: said Kafka"),
+        ({"c": KafkaError.INVALID_REPLICATION_FACTOR}, DependencyUnavailableError, "creating topic c: said Kafka"),
+        ({"list": KafkaError._TRANSPORT}, DependencyUnavailableError, "Kafka: said Kafka"),
+    ],
+)
+def test_topics_that_are_missing_are_made(
+    monkeypatch: pytest.MonkeyPatch, errors: dict[str, int], kind: type[Exception] | None, told: str
+) -> None:
+    admin = Admin(errors)
+    monkeypatch.setattr(clients, "AdminClient", lambda configuration: admin)
+    settings = SETTINGS.model_copy(update={"topic_partitions": 7, "replication_factor": 3})
+    if kind is None:
+        clients.create_missing_topics(settings, ["a", "b", "c"])
+        assert admin.made == [("b", 7, 3), ("c", 7, 3)]
+        admin.made = []
+        clients.create_missing_topics(settings, ["a"])
+        assert admin.made == []
+    else:
+        with pytest.raises(kind, match=told):
+            clients.create_missing_topics(settings, ["a", "b", "c"])
 
 
 def test_the_worker_thread_does_one_thing_after_the_other() -> None:
