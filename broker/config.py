@@ -48,6 +48,9 @@ from broker.topic_names import KINDS, check_topic, is_pattern, matches, topic_of
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
+_OF_WHEEL: Final = Path(__file__).with_name("model_repo")
+MODEL_REPOSITORY: Final = _OF_WHEEL if _OF_WHEEL.is_dir() else Path(__file__).parents[1] / "model_repo"
+"""That of the wheel, where this was installed from one, else the checkout's."""
 _LONGEST_SECRET: Final = 65_536
 
 
@@ -395,7 +398,7 @@ class InferenceSettings(_Section):
 
     engine: Literal["onnx", "triton"] = "onnx"
     """``onnx`` in this process, ``triton`` on a server."""
-    model_repository: Path = Path(__file__).parents[1] / "model_repo"
+    model_repository: Path = MODEL_REPOSITORY
     """Triton model repository with its ``manifest.json``; of it ``triton`` needs the manifest only."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of ``onnx``; 0 for one a core."""
