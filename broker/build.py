@@ -8,14 +8,17 @@ import redis
 
 from broker.anomaly import stored
 from broker.anomaly.reference_set import ReferenceSet
+from broker.catalog.memory import MemoryCatalogs
 from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
 from broker.errors import ConfigurationError
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
+from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.state.admin import StateAdmin
+from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
 from broker.state.redis import DAY, RedisStore
 from broker.surveys import Decoder, load_surveys
@@ -37,6 +40,25 @@ def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEn
         timeout=triton.timeout_s,
         retries=triton.retries,
         tls=tls if triton.tls else None,
+    )
+
+
+def local_pipeline(settings: Settings | None = None, catalogs: MemoryCatalogs | None = None) -> Pipeline:
+    """A pipeline without servers: ONNX Runtime in this process, whatever engine the service has; objects in memory.
+
+    ``settings`` are the defaults where not given, ``catalogs`` of known variable stars. Raises ConfigurationError where
+    the model or its reference set cannot be used.
+    """
+    settings = settings or Settings()
+    engine = OnnxEngine(settings.inference.model_repository, threads=settings.inference.threads)
+    return Pipeline(
+        Decoder(),
+        MemoryStore(catalogs=catalogs),
+        engine,
+        engine.manifest,
+        load_reference_set(settings),
+        other_threshold=settings.inference.other_threshold,
+        disagreement_probability=settings.publish.disagreement_probability,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -67,19 +66,16 @@ def classify(
     """
     from collections import Counter
 
-    from broker.build import build_engine, load_reference_set
+    from broker.build import local_pipeline
     from broker.catalog.memory import MemoryCatalogs
     from broker.catalog.presets import KNOWN
     from broker.config import load_settings
     from broker.errors import InputFileError
     from broker.files import require_file
     from broker.offline import classify_light_curves, classify_packets
-    from broker.pipeline import Pipeline
     from broker.publish.annotation import to_json, to_record
     from broker.records import Annotation, TimeSystem
     from broker.sources import Remark
-    from broker.state.memory import MemoryStore
-    from broker.surveys import Decoder
     from broker.times import mjd_now
 
     if not paths and not tables:
@@ -118,34 +114,23 @@ def classify(
         else:
             say(str(remark))
 
-    # The models run here, whatever engine the service has.
-    inference = settings.inference.model_copy(update={"engine": "onnx"})
-    with closing(build_engine(inference, settings.triton)) as engine:
-        pipeline = Pipeline(
-            Decoder(),
-            MemoryStore(catalogs=catalogs),
-            engine,
-            engine.manifest,
-            load_reference_set(settings),
-            other_threshold=inference.other_threshold,
-            disagreement_probability=settings.publish.disagreement_probability,
-        )
-        if not as_json:
-            text.echo(text.HEADER)
-        for table in tables:
-            try:
-                require_file(table)
-                show(classify_light_curves(pipeline, table, size, say, time_system, catalogs))
-            except InputFileError as error:
-                if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
-                    raise
-                lose(str(error))
-        for result in classify_packets(pipeline, paths, size, report):
-            show(result.annotations)
-            left_out += result.points_left_out
-            for letter in result.dead_letters:
-                name = letter.message.origin.topic if letter.message.origin else ""
-                lose(f"{name}: {letter.reason}")
+    pipeline = local_pipeline(settings, catalogs)
+    if not as_json:
+        text.echo(text.HEADER)
+    for table in tables:
+        try:
+            require_file(table)
+            show(classify_light_curves(pipeline, table, size, say, time_system, catalogs))
+        except InputFileError as error:
+            if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
+                raise
+            lose(str(error))
+    for result in classify_packets(pipeline, paths, size, report):
+        show(result.annotations)
+        left_out += result.points_left_out
+        for letter in result.dead_letters:
+            name = letter.message.origin.topic if letter.message.origin else ""
+            lose(f"{name}: {letter.reason}")
     for (survey, reason), points in sorted(left_out.items()):
         text.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
     text.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)
