@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import redis
 from confluent_kafka import Consumer
+from confluent_kafka.admin import AdminClient
 from fastavro.utils import generate_one
 
 from broker.avro.wire import confluent_message
@@ -37,6 +38,7 @@ from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from deploy.local.triton_server import TritonServer, triton_installed
+from tests.integration.test_service import metric, wait_until
 from tests.random_models import MODEL_REPO
 
 PACKETS = [a.payload for a in simulate_alerts(40, 40, seed=11)]
@@ -71,7 +73,7 @@ class Worker:
         self.input, self.prefix = f"{name}.in", name
         servers.kafka.create_topics([self.input], partitions=3)
         self.kafka = KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)
-        self.metrics_port = free_port()
+        self.port = free_port()
         self.log = folder / "worker.log"
         config = folder / "trifid.toml"
         config.write_text(f"""
@@ -96,7 +98,7 @@ max_backoff_s = 1.0
 topic_prefix = "{name}"
 [metrics]
 address = "127.0.0.1"
-port = {self.metrics_port}
+port = {self.port}
 """)
         self._command = [sys.executable, "-m", "broker.cli", "run", "--config", str(config)]
         self.start()
@@ -125,8 +127,15 @@ port = {self.metrics_port}
 
     def wait_for(self, count: int) -> None:
         """Until so many annotations are committed."""
-        with Subscription(f"{self.prefix}.ztf.all", self.kafka.bootstrap_servers, start="earliest") as subscription:
+        admin, topic = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers}), f"{self.prefix}.ztf.all"
+        wait_until(lambda: topic in admin.list_topics(timeout=10).topics, 300)  # the worker makes it when it starts
+        with Subscription(topic, self.kafka.bootstrap_servers, start="earliest") as subscription:
             assert len(list(islice(subscription, count))) == count
+
+    def wait_until_waiting_for(self, dependency: str) -> None:
+        """Until the worker has noticed that a server is away."""
+        waits = f'trifid_dependency_waits_total{{dependency="{dependency}"}}'
+        wait_until(lambda: metric(self, waits) > 0, 60)
 
     def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 180.0) -> list[PublishedAnnotation]:
         """Up to ``count`` committed annotations, waiting for them; then whatever else comes in a second."""
@@ -179,7 +188,7 @@ def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> 
         assert "unknown schema id 1000000" in reasons
         assert "neither an Avro container" in reasons
 
-        with urllib.request.urlopen(f"http://127.0.0.1:{worker.metrics_port}/metrics") as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics") as response:
             metrics = response.read().decode()
         assert f'trifid_alerts_in_total{{survey="ztf"}} {len(PACKETS)}.0' in metrics
         for name in ("trifid_alerts_out_total", "trifid_stage_seconds_bucket", "trifid_consumer_lag_alerts",
@@ -212,11 +221,11 @@ def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Pa
         worker.wait_for(50)
         servers.redis.kill()
         worker.send(PACKETS[300:500])
-        time.sleep(2)
+        worker.wait_until_waiting_for("redis")
         servers.redis.start()
         servers.triton.kill()
         worker.send(PACKETS[500:700])
-        time.sleep(2)
+        worker.wait_until_waiting_for("triton")
         servers.triton.start()
         found = worker.annotations(700)
         assert Counter(a.alert_id for a in found) == Counter(IDS[:700])

@@ -95,7 +95,7 @@ class Worker:
             return 0, None
 
     def wait_until_ready(self) -> None:
-        wait_until(lambda: self.get("/readyz")[0] == 200, 120, self)
+        wait_until(lambda: self.get("/readyz")[0] == 200, 300, self)
 
     def stop(self) -> str:
         """SIGTERM; the last line of the log, which has the books."""
@@ -178,6 +178,28 @@ def wait_until(condition: Callable[[], bool], seconds: float, *workers: Worker) 
         time.sleep(0.3)
 
 
+def metric(worker: Worker, name: str) -> float:
+    """The sum of a metric of a worker over its labels, or of those that ``name`` begins with."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics", timeout=5) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and not line.startswith("#"))
+
+
+def wait_until_stuck(worker: Worker) -> None:
+    """Until a worker has a batch that is decoded and not delivered, and that stays so from one look to the next."""
+    seen = -1.0
+
+    def stuck() -> bool:
+        nonlocal seen
+        decoded, delivered = (
+            metric(worker, f'trifid_stage_seconds_count{{stage="{stage}"}}') for stage in ("decode", "deliver")
+        )
+        same, seen = decoded == seen, decoded
+        return same and decoded > delivered
+
+    wait_until(stuck, 60, worker)
+
+
 def committed(kafka: KafkaServer, topic: str) -> list[bytes]:
     """All messages of a topic that belong to committed transactions."""
     consumer = Consumer(
@@ -212,13 +234,17 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
     with Group(servers, tmp_path, "scale") as group:
         first = group.start("w1")
         first.wait_until_ready()
-        sender = threading.Thread(target=group.send, args=(PACKETS, 80.0))
+        half = len(PACKETS) // 2
+        sender = threading.Thread(target=group.send, args=(PACKETS[:half], 80.0))
         sender.start()
         others = [group.start(f"w{number}") for number in (2, 3, 4)]
         for worker in others:
             worker.wait_until_ready()
         assert state_of(servers.kafka, "scale") == 4
-        time.sleep(3)
+        sender.join()
+        sender = threading.Thread(target=group.send, args=(PACKETS[half:], 80.0))
+        sender.start()
+        wait_until(lambda: all(metric(w, "trifid_alerts_in_total") > 0 for w in others), 120, *group.workers)
         books = [worker.stop() for worker in others]
         sender.join()
         group.wait_for(len(IDS))
@@ -305,8 +331,10 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
         given_up = BATCHES_GIVEN_UP._value.get()
         group.start()
         for _ in range(5):
+            done = len(group.out())
             group.start()
-            time.sleep(rng.uniform(0.5, 2.0))
+            wanted = min(done + rng.randrange(20, 200), len(payloads))
+            wait_until(lambda wanted=wanted: len(group.out()) >= wanted, 120)  # type: ignore[misc]
             if len(group.running) > 3:
                 group.stop(rng.randrange(len(group.running)))
         wait_until(lambda: len(group.out()) >= len(payloads), 180)
@@ -369,7 +397,7 @@ def stops_in_time(group: Group, server: ServerProcess, payloads: list[bytes], ra
     group.wait_for(20)
     hang(server)
     try:
-        time.sleep(1.5)
+        wait_until_stuck(worker)
         start = time.monotonic()
         books = worker.stop()
         print(f"{type(server).__name__} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
@@ -430,9 +458,9 @@ def test_a_second_signal_ends_at_once(servers: Servers, tmp_path: Path) -> None:
         hang(servers.redis)
         try:
             group.send(PACKETS[:10])
-            time.sleep(1.5)
+            wait_until_stuck(worker)
             worker.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
+            wait_until(lambda: "SIGTERM" in worker.log.read_text(), 60, worker)
             start = time.monotonic()
             worker.process.send_signal(signal.SIGTERM)
             assert worker.process.wait(60) == 128 + signal.SIGTERM

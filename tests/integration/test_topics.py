@@ -6,7 +6,6 @@ import random
 import subprocess
 import threading
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from tests.integration.test_service import (
     Servers,
     Threads,
     Worker,
+    metric,
     servers,
     wait_until,
 )
@@ -43,12 +43,6 @@ def delete(kafka: KafkaServer, *topics: str) -> None:
     for future in admin.delete_topics(list(topics), operation_timeout=10).values():
         future.result()
     wait_until(lambda: not set(topics) & set(admin.list_topics(timeout=10).topics), 120)
-
-
-def metric(worker: Worker, name: str) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{worker.port}/metrics", timeout=5) as response:
-        lines = response.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name) and not line.startswith("#"))
 
 
 def check(worker: Worker, name: str) -> str:
