@@ -246,6 +246,7 @@ def test_thresholds_by_subset_and_cell() -> None:
         np.testing.assert_allclose(row, [expected] * 7, rtol=1e-5)
     own = np.arange(1.0, 3001.0)
     assert conformal_threshold(np.random.default_rng(0).permutation(own), 0.9) == 300.0  # floor(3001 x 0.1)
+    assert conformal_threshold(np.arange(9.0, 0.0, -1), 0.9) == 1.0  # floor(10 x 0.1): the smallest
     assert conformal_threshold(np.empty(0), 0.9) == 0.0
 
 
