@@ -52,7 +52,7 @@ class ClassTally:
 
 
 @dataclass(slots=True)
-class Progress:
+class DemoProgress:
     """The state of the demo, for a display."""
 
     sent: int = 0
@@ -99,7 +99,7 @@ def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int,
         yield alert.payload
 
 
-def run_demo(packets: Iterator[bytes], show: Callable[[Progress], None], metrics_port: int = 0) -> Progress:
+def run_demo(packets: Iterator[bytes], show: Callable[[DemoProgress], None], metrics_port: int = 0) -> DemoProgress:
     """Start everything, send ``packets`` through it, and call ``show`` about five times a second.
 
     Returns when every alert was classified, published and read again by a subscriber.
@@ -137,10 +137,10 @@ def _watch(
     running: Future[Books],
     settings: Settings,
     packets: Iterator[bytes],
-    show: Callable[[Progress], None],
+    show: Callable[[DemoProgress], None],
     threads: ThreadPoolExecutor,
-) -> Progress:
-    progress = Progress(books=service.books)
+) -> DemoProgress:
+    progress = DemoProgress(books=service.books)
     over = threading.Event()
     topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold).all_alerts()
     subscription = Subscription(topics, settings.kafka.bootstrap_servers, start="earliest", idle_timeout=_SHOW_EVERY_S)
@@ -166,7 +166,7 @@ def _watch(
     return progress
 
 
-def _send(kafka: KafkaSettings, packets: Iterator[bytes], progress: Progress, over: threading.Event) -> None:
+def _send(kafka: KafkaSettings, packets: Iterator[bytes], progress: DemoProgress, over: threading.Event) -> None:
     """Send packets no faster than they are processed."""
     sent_bytes = 0
     with Replay(kafka, INPUT_TOPIC) as replay:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker import sky
-from broker.catalog.layout import EPOCH, FIRST_YEAR, LAST_YEAR, Layout, pack, pack_columns
+from broker.catalog.layout import EPOCH, FIRST_YEAR, LAST_YEAR, CatalogLayout, pack, pack_columns
 from broker.catalog.tables import CatalogTable, Chunk
 from broker.errors import InputFileError
 from broker.sky import ARCSEC, Array
@@ -93,7 +93,7 @@ def _readable(table: CatalogTable) -> Iterator[tuple[Array, Array]]:
         yield from table.positions()
 
 
-def by_cell(layout: Layout, chunk: Chunk) -> CellRows:
+def by_cell(layout: CatalogLayout, chunk: Chunk) -> CellRows:
     """The rows of a table, packed, each in all its cells."""
     ra, dec = chunk.ra, chunk.dec
     columns = dict(chunk.values)
@@ -124,7 +124,7 @@ def by_cell(layout: Layout, chunk: Chunk) -> CellRows:
 
 
 def _path_cells(
-    layout: Layout, ra: Array, dec: Array, pmra: Array, pmdec: Array
+    layout: CatalogLayout, ra: Array, dec: Array, pmra: Array, pmdec: Array
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """The cells on each source's path from FIRST_YEAR to LAST_YEAR."""
     before, after = layout.epoch - FIRST_YEAR, LAST_YEAR - layout.epoch

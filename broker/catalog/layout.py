@@ -42,7 +42,7 @@ class CatalogError(TrifidError):
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CatalogLayout:
     """How one generation of a catalogue is stored."""
 
     generation: int
@@ -101,9 +101,9 @@ class Entry:
     """One catalogue of the index."""
 
     name: str
-    current: Layout | None = None
+    current: CatalogLayout | None = None
     """The complete generation that alerts are matched with."""
-    loading: Layout | None = None
+    loading: CatalogLayout | None = None
     """One that is not complete."""
     stale: tuple[int, ...] = ()
     """Generations whose keys are still to be deleted."""
@@ -175,7 +175,7 @@ def pack_columns(columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     )
 
 
-def unpack_columns(layout: Layout, stored: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+def unpack_columns(layout: CatalogLayout, stored: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """The inverse of ``pack_columns`` for words (n, k) behind the position, by the layout's columns."""
     columns, first = {}, 0
     for name in layout.columns:
@@ -190,10 +190,10 @@ def unpack(words: NDArray[np.uint32]) -> tuple[Array, Array, NDArray[np.float32]
     return words[:, 0] / _RA_STEPS, words[:, 1] / _DEC_STEPS - 90.0, words[:, 2:].view("<f4")
 
 
-def _layout(fields: dict[str, Any] | None) -> Layout | None:
+def _layout(fields: dict[str, Any] | None) -> CatalogLayout | None:
     if fields is None:
         return None
-    layout = Layout(
+    layout = CatalogLayout(
         int(fields["generation"]), int(fields["order"]), tuple(fields["columns"]),
         float(fields["epoch"]), float(fields["radius"]), bool(fields["fixed_epoch"]),
     )  # fmt: skip

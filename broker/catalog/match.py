@@ -28,7 +28,7 @@ from broker.catalog.layout import (
     FIRST_YEAR,
     LAST_YEAR,
     CatalogError,
-    Layout,
+    CatalogLayout,
     cell_prefix,
     decode_index,
     index_key,
@@ -52,7 +52,7 @@ class _Part:
     """The cells of one catalogue in a request."""
 
     name: str
-    layout: Layout
+    layout: CatalogLayout
     first: int
     """Where its keys begin."""
     count: int
@@ -68,7 +68,7 @@ class _Index:
 
     meta: bytes | None
     """The value of the index's key."""
-    catalogs: tuple[tuple[str, Layout], ...] = ()
+    catalogs: tuple[tuple[str, CatalogLayout], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +100,7 @@ class _Found:
     """The nearest sources of one catalogue."""
 
     name: str
-    layout: Layout
+    layout: CatalogLayout
     alert: NDArray[np.intp]
     """(m,) alerts that have one, each once."""
     separation: Array
@@ -151,7 +151,7 @@ class CatalogReader:
         """Take the value of ``meta_key``, for requests made from now on; returns whether it says something new."""
         if meta == self._index.meta:
             return False
-        catalogs: tuple[tuple[str, Layout], ...] = ()
+        catalogs: tuple[tuple[str, CatalogLayout], ...] = ()
         try:
             catalogs = tuple((entry.name, entry.current) for entry in decode_index(meta) if entry.current is not None)
         except CatalogError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.catalog.cells import by_cell, choose_order
-from broker.catalog.layout import Entry, Layout, cell_prefix, encode_index, max_order
+from broker.catalog.layout import CatalogLayout, Entry, cell_prefix, encode_index, max_order
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable
@@ -33,7 +33,7 @@ class MemoryCatalogs:
         """Read a table as catalogue ``name``; returns its number of sources. Raises InputFileError."""
         table = CatalogTable(path, preset)
         order = min(choose_order([table]), max_order(preset.radius))
-        layout = Layout(len(self._entries) + 1, order, table.columns, preset.epoch, preset.radius)
+        layout = CatalogLayout(len(self._entries) + 1, order, table.columns, preset.epoch, preset.radius)
         packed = [(by_cell(layout, chunk), len(chunk.ra)) for chunk in table.chunks(0, _CHUNK_ROWS)]
         count = sum(rows for _, rows in packed)
         if not count:

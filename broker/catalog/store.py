@@ -19,8 +19,8 @@ from redis.retry import Retry
 from broker.catalog.cells import by_cell, choose_order
 from broker.catalog.layout import (
     EPOCH,
+    CatalogLayout,
     Entry,
-    Layout,
     cell_prefix,
     counter_key,
     decode_index,
@@ -52,7 +52,7 @@ _TIMEOUT: Final = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LoadProgress:
     """How far a load got."""
 
     rows: int
@@ -94,7 +94,7 @@ class FileProgress:
 class LoadResult:
     """What a load did."""
 
-    layout: Layout
+    layout: CatalogLayout
     contents: Contents
     already_complete: bool
     """All files were there before; nothing was done."""
@@ -124,7 +124,7 @@ class CatalogStore:
         with self._calls():
             return decode_index(self._client.get(index_key(self._prefix)))
 
-    def contents(self, name: str, layout: Layout) -> Contents:
+    def contents(self, name: str, layout: CatalogLayout) -> Contents:
         """What a generation holds so far."""
         with self._calls():
             record = self._client.hgetall(progress_key(self._prefix, name, layout.generation))
@@ -152,7 +152,7 @@ class CatalogStore:
         radius: float | None = None,
         chunk_rows: int = CHUNK_ROWS,
         anew: bool = False,
-        on_progress: Callable[[Progress], None] = lambda progress: None,
+        on_progress: Callable[[LoadProgress], None] = lambda progress: None,
     ) -> LoadResult:
         """Load tables; goes on where an earlier load of the catalogue was stopped.
 
@@ -226,11 +226,11 @@ class CatalogStore:
     def _load_files(
         self,
         name: str,
-        layout: Layout,
+        layout: CatalogLayout,
         chunk_rows: int,
         tables: Mapping[str, CatalogTable],
         before: Mapping[str, int],
-        on_progress: Callable[[Progress], None],
+        on_progress: Callable[[LoadProgress], None],
     ) -> list[str]:
         """Load tables, beside files that are done, of so many bytes; returns which failed, and why."""
         contents = self.contents(name, layout)
@@ -259,7 +259,7 @@ class CatalogStore:
                     progress, chunks = after, chunks + 1
                     usable += len(chunk.ra)
                     _add(unknown, chunk.unknown)
-                    on_progress(Progress(rows, done + chunk.bytes_read, total))
+                    on_progress(LoadProgress(rows, done + chunk.bytes_read, total))
             except InputFileError as error:
                 loaded = f"; its first {progress.rows:,} rows are in" if progress.rows else ""
                 failures.append(f"{error}{loaded}")
@@ -270,13 +270,13 @@ class CatalogStore:
                     why = f": {describe_unknown(unknown)}" if unknown else ""
                     failures.append(f"{table.path}: none of its {progress.rows:,} rows is usable{why}")
             done += sizes[file]
-            on_progress(Progress(rows, done, total))
+            on_progress(LoadProgress(rows, done, total))
         return failures
 
     def _append(
         self,
         name: str,
-        layout: Layout,
+        layout: CatalogLayout,
         chunks: int,
         file: str,
         before: FileProgress,
@@ -313,7 +313,7 @@ class CatalogStore:
         epoch: float | None,
         order: int | None,
         radius: float | None,
-    ) -> Layout:
+    ) -> CatalogLayout:
         """Note a new generation in the index."""
         radius = preset.radius if radius is None else radius
         highest = max_order(radius)
@@ -325,7 +325,7 @@ class CatalogStore:
         columns = _columns(tables, fixed)
         with self._calls():
             generation = self._client.incr(counter_key(self._prefix))
-        layout = Layout(generation, order, columns, preset.epoch if epoch is None else epoch, radius, fixed)
+        layout = CatalogLayout(generation, order, columns, preset.epoch if epoch is None else epoch, radius, fixed)
 
         def change(entries: list[Entry]) -> list[Entry]:
             if name not in (e.name for e in entries):
@@ -341,7 +341,7 @@ class CatalogStore:
     def _obstacle(
         self,
         name: str,
-        layout: Layout,
+        layout: CatalogLayout,
         columns: tuple[str, ...],
         files: Mapping[str, Path],
         epoch: float | None,
@@ -367,7 +367,7 @@ class CatalogStore:
                     return f"{files[file]} has changed since it was loaded"
         return None
 
-    def _publish(self, name: str, layout: Layout) -> None:
+    def _publish(self, name: str, layout: CatalogLayout) -> None:
         """Make a generation the one alerts are matched with, and delete the one before."""
 
         def change(entries: list[Entry]) -> list[Entry]:
@@ -467,7 +467,7 @@ def _columns(
     return begun if begun is not None and begun in counts else counts.most_common(1)[0][0]
 
 
-def _require_columns(table: CatalogTable, layout: Layout) -> None:
+def _require_columns(table: CatalogTable, layout: CatalogLayout) -> None:
     """Raises InputFileError where a table gives other columns than the catalogue has."""
     columns = _stored_columns(table, layout.fixed_epoch)
     if columns != layout.columns:

@@ -76,8 +76,7 @@ def load(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from broker.catalog.presets import PLAIN, PRESETS
-    from broker.catalog.store import CHUNK_ROWS, CatalogStore
-    from broker.catalog.store import Progress as Loaded
+    from broker.catalog.store import CHUNK_ROWS, CatalogStore, LoadProgress
     from broker.config import load_settings
 
     if preset is None and name in _KNOWN:
@@ -96,7 +95,7 @@ def load(
         task = bar.add_task(f"{name}: looking at the positions", total=None, rows=0, rate=0.0)
         start: list[tuple[float, int]] = []
 
-        def show(progress: Loaded) -> None:
+        def show(progress: LoadProgress) -> None:
             if not start:
                 # What was loaded before says nothing about the time that is left.
                 start.append((monotonic(), progress.rows))

@@ -13,7 +13,7 @@ from broker.cli import text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from broker.demo import Progress
+    from broker.demo import DemoProgress
 
 
 def _real_alerts() -> Path | None:
@@ -59,7 +59,7 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
         raise SystemExit(1)
 
 
-def _table(progress: Progress) -> RenderableType:
+def _table(progress: DemoProgress) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -113,7 +113,7 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
 
     from broker.errors import InputFileError
     from broker.spectra.files import read_raw
-    from broker.spectra.normalise import UnusableSpectrumError, normalise, summary
+    from broker.spectra.normalise import UnusableSpectrumError, summary, to_observed
 
     given, rest_frame = _given(described)
     done = 0
@@ -127,7 +127,7 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
         try:
             for raw in read_raw(path, given):
                 try:
-                    spectrum = normalise(raw, rest_frame=rest_frame, placed=False)
+                    spectrum = to_observed(raw, rest_frame=rest_frame, placed=False)
                 except UnusableSpectrumError as error:
                     failures.append(f"{path}: {raw.spectrum_id[:80]}: {error}")
                     continue

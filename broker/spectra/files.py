@@ -15,7 +15,7 @@ from broker.local_files import GZIP, foreign, is_xml, require_regular
 from broker.records import ObservedSpectrum
 from broker.spectra import message, tables
 from broker.spectra.fits import read_fits
-from broker.spectra.normalise import RawSpectrum, UnusableSpectrumError, normalise
+from broker.spectra.normalise import RawSpectrum, UnusableSpectrumError, to_observed
 
 MAX_FILE_BYTES: Final = 512_000_000
 """Also after decompression."""
@@ -59,7 +59,7 @@ class Given:
 
 
 def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True) -> Iterator[ObservedSpectrum]:
-    """The spectra of a file, as ``normalise`` makes them.
+    """The spectra of a file, as ``to_observed`` makes them.
 
     Formats: LAMOST low resolution and SDSS FITS, FITS tables and one-dimensional images, VOTable, Parquet, ECSV, CSV
     and other text, messages of ``broker.spectra.message``; also compressed with gzip.
@@ -72,7 +72,7 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
     for raw in read_raw(path, given):
         count += 1
         try:
-            yield normalise(raw, rest_frame=rest_frame)
+            yield to_observed(raw, rest_frame=rest_frame)
         except UnusableSpectrumError as error:
             failed += 1
             if failed <= _REASONS:

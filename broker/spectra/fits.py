@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from broker.fits_files import check_fits
 from broker.spectra import iraf
 from broker.spectra.normalise import MAX_PIXELS, MIN_PIXELS, RawSpectrum, UnusableSpectrumError, error_of_ivar
-from broker.spectra.tables import Column, Table, described, is_air, redshift_of, spectra, time_of
+from broker.spectra.tables import SpectrumColumn, SpectrumTable, described, is_air, redshift_of, spectra, time_of
 
 Array = NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def _read(file: Any) -> Iterator[RawSpectrum]:
     elif arms:
         yield from _desi(file, arms)
     else:
-        found = [Table(_columns(hdu), _header(file, hdu)) for hdu in file[1:] if _is_spectrum(hdu)]
+        found = [SpectrumTable(_columns(hdu), _header(file, hdu)) for hdu in file[1:] if _is_spectrum(hdu)]
         if found:
             for table in found:
                 yield from spectra(table, "FITS table")
@@ -369,17 +369,17 @@ def _is_wavelength_row(primary: Any) -> bool:
 
 def _is_spectrum(hdu: Any) -> bool:
     try:
-        next(spectra(Table(_columns(hdu)), ""), None)
+        next(spectra(SpectrumTable(_columns(hdu)), ""), None)
     except UnusableSpectrumError:
         return False
     return True
 
 
-def _columns(hdu: Any) -> list[Column]:
+def _columns(hdu: Any) -> list[SpectrumColumn]:
     if not isinstance(hdu, fits.BinTableHDU | fits.TableHDU) or hdu.data is None:
         return []
     return [
-        Column(c.name, hdu.data[c.name], c.unit or None, str(hdu.header.get(f"TUCD{number}", "")))
+        SpectrumColumn(c.name, hdu.data[c.name], c.unit or None, str(hdu.header.get(f"TUCD{number}", "")))
         for number, c in enumerate(hdu.columns, 1)
     ]
 

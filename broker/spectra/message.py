@@ -13,7 +13,7 @@ import numpy as np
 from broker.avro.container import ContainerWriter
 from broker.errors import DecodeError
 from broker.records import ObservedSpectrum
-from broker.spectra.normalise import MAX_PIXELS, RawSpectrum, UnusableSpectrumError, normalise
+from broker.spectra.normalise import MAX_PIXELS, RawSpectrum, UnusableSpectrumError, to_observed
 
 SCHEMA_TEXT: Final = resources.files(__package__).joinpath("spectrum.avsc").read_text("utf-8")
 """The schema with its documentation."""
@@ -76,7 +76,7 @@ def read(payload: bytes) -> list[ObservedSpectrum]:
     spectra: list[ObservedSpectrum] = []
     for raw in read_raw(payload):
         try:
-            spectra.append(normalise(raw))
+            spectra.append(to_observed(raw))
         except UnusableSpectrumError as error:
             raise DecodeError(f"spectrum {raw.spectrum_id[:80]!r}: {error}") from error
     return spectra

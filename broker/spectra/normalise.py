@@ -95,7 +95,7 @@ class RawSpectrum:
 
 
 @np.errstate(all="ignore")  # values that overflow become inf, and their pixels bad
-def normalise(raw: RawSpectrum, *, rest_frame: bool = True, placed: bool = True) -> ObservedSpectrum:
+def to_observed(raw: RawSpectrum, *, rest_frame: bool = True, placed: bool = True) -> ObservedSpectrum:
     """The spectrum as the model wants it; raises UnusableSpectrumError where it cannot be.
 
     A redshift of at most 0.01 is a star's velocity and is taken out (unless not ``rest_frame``); with a larger one

@@ -68,7 +68,7 @@ _TRUE: Final = frozenset({"t", "true", "1", "yes"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Column:
+class SpectrumColumn:
     """One column, and what the file says of it."""
 
     name: str
@@ -80,15 +80,15 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Table:
+class SpectrumTable:
     """Columns and header of any format."""
 
-    columns: list[Column]
+    columns: list[SpectrumColumn]
     header: Mapping[str, Any] = field(default_factory=dict)
     """Values that hold for all rows, by name."""
 
 
-def read_text(data: bytes) -> Table:
+def read_text(data: bytes) -> SpectrumTable:
     """A table in CSV, ECSV, IPAC's form or separated by white space, in UTF-8, UTF-16 or Latin-1.
 
     Comments begin with ``#``, ``!``, ``%``, ``;``, ``\\``, ``//`` or ``*``; those of the form ``name: value`` or
@@ -139,9 +139,9 @@ def read_text(data: bytes) -> Table:
             )
     header = {match[1].strip(): match[2] for line in (*others, *comments) if (match := _KEYWORD.match(line))}
     comma = separator != ","
-    return Table(
+    return SpectrumTable(
         [
-            Column(name.strip(), _cells([row[i] for row in cells], comma), unit)
+            SpectrumColumn(name.strip(), _cells([row[i] for row in cells], comma), unit)
             for i, (name, unit) in enumerate(zip(names, units, strict=True))
         ],
         header,
@@ -210,7 +210,7 @@ def _is_wavelength_unit(text: str) -> bool:
     return True
 
 
-def read_parquet(data: bytes) -> Iterator[Table]:
+def read_parquet(data: bytes) -> Iterator[SpectrumTable]:
     """A Parquet table, rows of arrays a few at a time; a field's metadata may name its ``unit``.
 
     Raises UnusableSpectrumError where columns hold more values than are read at once.
@@ -231,36 +231,38 @@ def read_parquet(data: bytes) -> Iterator[Table]:
             yield _parquet_table(pa.Table.from_batches([batch], file.schema_arrow))
 
 
-def _parquet_table(table: pa.Table) -> Table:
+def _parquet_table(table: pa.Table) -> SpectrumTable:
     columns = []
     for number, column_field in enumerate(table.schema):
         column: Any = table.column(number)
         lists = pa.types.is_list(column_field.type) or pa.types.is_large_list(column_field.type)
         values = column.to_pylist() if pa.types.is_nested(column_field.type) and not lists else column.to_numpy()
         unit = (column_field.metadata or {}).get(b"unit")
-        columns.append(Column(column_field.name, values, unit.decode("utf-8", "replace") if unit else None))
+        columns.append(SpectrumColumn(column_field.name, values, unit.decode("utf-8", "replace") if unit else None))
     header: dict[str, Any] = {}
     for name, value in (table.schema.metadata or {}).items():
         if len(value) <= 256:  # longer ones are other programs' descriptions of the table
             header[name.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-    return Table(columns, header)
+    return SpectrumTable(columns, header)
 
 
-def read_votable(data: bytes) -> Table:
+def read_votable(data: bytes) -> SpectrumTable:
     """The first table of a VOTable; raises what ``broker.votable.read`` does."""
     file = votable.read(io.BytesIO(data))
     table = file.get_first_table()
     columns = [
-        Column(f.name or f.ID, _filled(table.array[f.ID or f.name]), str(f.unit) if f.unit else None, f.ucd or "")
+        SpectrumColumn(
+            f.name or f.ID, _filled(table.array[f.ID or f.name]), str(f.unit) if f.unit else None, f.ucd or ""
+        )
         for f in table.fields
     ]
     params = [*table.params, *(p for resource in file.resources for p in resource.params)]
-    return Table(columns, {p.name: p.value for p in params})
+    return SpectrumTable(columns, {p.name: p.value for p in params})
 
 
-def spectra(table: Table, format_name: str) -> Iterator[RawSpectrum]:
+def spectra(table: SpectrumTable, format_name: str) -> Iterator[RawSpectrum]:
     """The spectra of a table, one, or one a row; raises UnusableSpectrumError where the columns are missing."""
-    named: dict[str, Column] = {}
+    named: dict[str, SpectrumColumn] = {}
     for column in table.columns:
         named.setdefault(_base(column.name), column)
     wave = _first(named, _WAVELENGTH) or _first(named, _LOG_WAVELENGTH)
@@ -293,7 +295,7 @@ def spectra(table: Table, format_name: str) -> Iterator[RawSpectrum]:
         )
 
 
-def _numbers(column: Column, row: int | None) -> Array:
+def _numbers(column: SpectrumColumn, row: int | None) -> Array:
     """(m,) the column, or its array in one row."""
     values = column.values if row is None else column.values[row]
     try:
@@ -302,7 +304,7 @@ def _numbers(column: Column, row: int | None) -> Array:
         raise UnusableSpectrumError(f"column {column.name} is not of numbers") from error
 
 
-def _error(named: Mapping[str, Column], row: int | None) -> Array | None:
+def _error(named: Mapping[str, SpectrumColumn], row: int | None) -> Array | None:
     error, ivar, variance = (_first(named, names) for names in (_ERROR, _IVAR, _VARIANCE))
     if error is not None:
         return _numbers(error, row)
@@ -354,7 +356,7 @@ def time_of(header: Mapping[str, Any]) -> float:
     return float("nan")
 
 
-def is_air(wave: Column | None, header: Mapping[str, Any]) -> bool:
+def is_air(wave: SpectrumColumn | None, header: Mapping[str, Any]) -> bool:
     """Whether the wavelengths are said to be in air; vacuum where nothing is said. Header names in lower case."""
     if wave is not None:
         if "obs.atmos" in wave.ucd.lower():
@@ -370,7 +372,7 @@ def is_air(wave: Column | None, header: Mapping[str, Any]) -> bool:
     return str(header.get("ctype1", "")).strip().upper().startswith("AWAV")
 
 
-def _read_ecsv(text: str) -> Table:
+def _read_ecsv(text: str) -> SpectrumTable:
     from astropy.table import Table as AstropyTable
 
     with warnings.catch_warnings():
@@ -379,9 +381,13 @@ def _read_ecsv(text: str) -> Table:
         table = AstropyTable.read(text.split("\n"), format="ascii.ecsv")
     if len(table) > MAX_PIXELS:
         raise UnusableSpectrumError(f"{len(table):,} rows; {MAX_PIXELS:,} are the most that are read")
-    columns = [Column(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames]
+    columns = [
+        SpectrumColumn(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames
+    ]
     # Of YAML only plain values: nested ones could be of any size when written out.
-    return Table(columns, {name: value for name, value in table.meta.items() if isinstance(value, str | int | float)})
+    return SpectrumTable(
+        columns, {name: value for name, value in table.meta.items() if isinstance(value, str | int | float)}
+    )
 
 
 def _filled(values: Any) -> Any:
@@ -442,7 +448,7 @@ def _base(name: str) -> str:
     return joined if joined in _KNOWN else (match[1] if match else name).strip().lower()
 
 
-def _unit(column: Column) -> str | None:
+def _unit(column: SpectrumColumn) -> str | None:
     if column.unit:
         return column.unit
     match = _BRACKETS.match(column.name)
@@ -451,7 +457,7 @@ def _unit(column: Column) -> str | None:
     return next((_UNITS_IN_NAMES[t] for t in _tokens(column.name) if t in _UNITS_IN_NAMES), None)
 
 
-def _first(named: Mapping[str, Column], names: tuple[str, ...]) -> Column | None:
+def _first(named: Mapping[str, SpectrumColumn], names: tuple[str, ...]) -> SpectrumColumn | None:
     return next((named[name] for name in names if name in named), None)
 
 

@@ -207,7 +207,7 @@ def unknown_bands(
     return found
 
 
-def score(values: Numbers) -> list[float | None]:
+def share_or_none(values: Numbers) -> list[float | None]:
     """Scores (n,), None for what is not between 0 and 1."""
     good = (values >= 0) & (values <= 1)
     return [value if ok else None for value, ok in zip(values.tolist(), good.tolist(), strict=True)]

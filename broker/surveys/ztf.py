@@ -168,9 +168,9 @@ class Ztf:
                 star, detections, first,
             ) in enumerate(zip(
                 checks.reasons, candid.tolist(), names, ra.tolist(), dec.tolist(), own_mjd.tolist(), fid.tolist(),
-                curves, records.texts("schemavsn"), _metadata(packet, ps1), columns.score(real_bogus),
+                curves, records.texts("schemavsn"), _metadata(packet, ps1), columns.share_or_none(real_bogus),
                 _within(moving, MAX_SOLAR_SYSTEM_DISTANCE).tolist(),
-                columns.score(np.where(ps1, packet.numbers("sgscore1"), np.nan)),
+                columns.share_or_none(np.where(ps1, packet.numbers("sgscore1"), np.nan)),
                 columns.counts(packet.integers("ndethist")),
                 columns.times(packet.numbers("jdstarthist") - JD_OF_MJD_0, TIMES),
                 strict=True,

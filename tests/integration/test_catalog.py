@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from broker.catalog.layout import decode_index
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import PLAIN, PRESETS
-from broker.catalog.store import CatalogStore, Progress
+from broker.catalog.store import CatalogStore, LoadProgress
 from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError, DependencyUnavailableError
@@ -128,9 +128,9 @@ def test_stopped_anywhere_it_goes_on(store: CatalogStore, client: redis.Redis, t
 
     stops = 0
     for size in (700, 1100, 901, 5000, 999, 1234, 100_000):
-        seen: list[Progress] = []
+        seen: list[LoadProgress] = []
 
-        def stop(progress: Progress, seen: list[Progress] = seen) -> None:
+        def stop(progress: LoadProgress, seen: list[LoadProgress] = seen) -> None:
             seen.append(progress)
             if len(seen) == 3:
                 raise Stop
@@ -187,7 +187,7 @@ def test_killed_it_goes_on(store: CatalogStore, server: RedisServer, client: red
 def test_two_at_once_do_not_mix(store: CatalogStore, client: redis.Redis, server: RedisServer, tmp_path: Path) -> None:
     columns = write(tmp_path / "a.parquet")
 
-    def load_too(progress: Progress) -> None:
+    def load_too(progress: LoadProgress) -> None:
         other = CatalogStore(server.url)
         other.load("gaia", [tmp_path / "a.parquet"], GAIA, order=5)
         other.close()
@@ -195,7 +195,7 @@ def test_two_at_once_do_not_mix(store: CatalogStore, client: redis.Redis, server
     with pytest.raises(ConfigurationError, match="by another process"):
         store.load("gaia", [tmp_path / "a.parquet"], GAIA, order=5, chunk_rows=1000, on_progress=load_too)
 
-    def drop(progress: Progress) -> None:
+    def drop(progress: LoadProgress) -> None:
         store.drop("second")
 
     with pytest.raises(ConfigurationError, match="was dropped, by another process"):
@@ -215,7 +215,7 @@ def test_replacing_leaves_the_old_one_until_the_new_is_there(
         store.load("gaia", [tmp_path], GAIA)
     shares = []
 
-    def look(progress: Progress) -> None:
+    def look(progress: LoadProgress) -> None:
         shares.append((matches(client, old), matches(client, new)))
 
     result = store.load("gaia", [tmp_path], GAIA, order=5, anew=True, chunk_rows=5000, on_progress=look)
@@ -234,7 +234,7 @@ def test_replacing_leaves_the_old_one_until_the_new_is_there(
     assert generations == {str(result.layout.generation).encode()}
 
 
-def _stop(progress: Progress) -> None:
+def _stop(progress: LoadProgress) -> None:
     raise RuntimeError("stop")
 
 
@@ -295,7 +295,7 @@ def test_redis_away(tmp_path: Path) -> None:
     with RedisServer() as gone:
         store = CatalogStore(gone.url)
 
-        def kill(progress: Progress) -> None:
+        def kill(progress: LoadProgress) -> None:
             gone.kill()
 
         with pytest.raises(DependencyUnavailableError, match=r"Redis is away after row 1,000 of .*goes on from"):

@@ -15,8 +15,8 @@ from broker import sky
 from broker.catalog.cells import by_cell
 from broker.catalog.layout import (
     CatalogError,
+    CatalogLayout,
     Entry,
-    Layout,
     cell_prefix,
     decode_index,
     encode_index,
@@ -32,8 +32,8 @@ from broker.sky import Array
 
 G = METADATA_FEATURES.index("phot_g_mean_mag")
 MJD_2026 = 51544.5 + 26 * 365.25
-GAIA = Layout(1, 9, ("phot_g_mean_mag", "pmra", "pmdec"), 2016.0, 1.5)
-TWOMASS = Layout(1, 9, ("j_mag", "epoch"), 2000.0, 1.5)
+GAIA = CatalogLayout(1, 9, ("phot_g_mean_mag", "pmra", "pmdec"), 2016.0, 1.5)
+TWOMASS = CatalogLayout(1, 9, ("j_mag", "epoch"), 2000.0, 1.5)
 
 
 class Redis:
@@ -44,7 +44,7 @@ class Redis:
         self.values: dict[str, bytes] = {}
 
     def load(
-        self, name: str, layout: Layout, ra: Array, dec: Array, epoch: Array | None = None, **values: Array
+        self, name: str, layout: CatalogLayout, ra: Array, dec: Array, epoch: Array | None = None, **values: Array
     ) -> int:
         epoch = np.full(len(ra), np.nan) if epoch is None else epoch
         packed = by_cell(layout, Chunk(ra, dec, epoch, values, len(ra), 0, 0))
@@ -97,7 +97,7 @@ def field(n: int, ra0: float, dec0: float, width: float, seed: int) -> dict[str,
     ("ra0", "dec0"), [(0.0, 0.0), (123.4, 56.7), (45.0, 41.81), (0.001, 89.99), (200.0, -89.999), (359.999, -45.0)]
 )
 def test_same_as_brute_force_with_astropy(ra0: float, dec0: float, order: int) -> None:
-    layout = Layout(1, order, GAIA.columns, 2016.0, 1.5)
+    layout = CatalogLayout(1, order, GAIA.columns, 2016.0, 1.5)
     stars = field(3000, ra0, dec0, 0.05, seed=order)
     redis = Redis()
     redis.load("gaia", layout, **stars)
@@ -129,7 +129,7 @@ def test_barnards_star() -> None:
     ra, dec, pmra, pmdec = 269.44850252543836, 4.739420051112412, -801.551, 10362.394
     for order in (6, 11, 13):
         redis = Redis()
-        layout = Layout(1, order, GAIA.columns, 2016.0, 1.5)
+        layout = CatalogLayout(1, order, GAIA.columns, 2016.0, 1.5)
         star = {"phot_g_mean_mag": 8.19, "pmra": pmra, "pmdec": pmdec}
         redis.load("gaia", layout, np.array([ra]), np.array([dec]), **{n: np.array([v]) for n, v in star.items()})
         for year in (1991.25, 2000.0, 2016.0, 2026.0, 2059.0):
@@ -177,8 +177,10 @@ def test_the_epoch_of_each_row_counts() -> None:
 def test_first_loaded_fills_first() -> None:
     redis = Redis()
     at = (np.array([10.0]), np.array([10.0]))
-    redis.load("a", Layout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
-    redis.load("b", Layout(1, 8, ("ruwe", "w3_mag"), 2016.0, 1.0), *at, ruwe=np.array([2.0]), w3_mag=np.array([3.0]))
+    redis.load("a", CatalogLayout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
+    redis.load(
+        "b", CatalogLayout(1, 8, ("ruwe", "w3_mag"), 2016.0, 1.0), *at, ruwe=np.array([2.0]), w3_mag=np.array([3.0])
+    )
     found = one(redis, 10.0, 10.0)
     assert found is not None
     assert found.values.dtype == np.float32
@@ -229,7 +231,7 @@ def test_a_new_catalogue_is_noticed_by_the_next_read() -> None:
         return found.metadata is not None
 
     assert not match()
-    redis.load("a", Layout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
+    redis.load("a", CatalogLayout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
     assert match()
     assert not reader.prime(redis.values[reader.meta_key])
     assert reader.prime(None)
@@ -239,8 +241,8 @@ def test_a_new_catalogue_is_noticed_by_the_next_read() -> None:
 def test_damaged_values_are_reported_once_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
     redis = Redis()
     at = (np.array([10.0]), np.array([10.0]))
-    redis.load("a", Layout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
-    redis.load("b", Layout(1, 5, ("w3_mag",), 2016.0, 1.0), *at, w3_mag=np.array([3.0]))
+    redis.load("a", CatalogLayout(1, 5, ("ruwe",), 2016.0, 1.0), *at, ruwe=np.array([1.0]))
+    redis.load("b", CatalogLayout(1, 5, ("w3_mag",), 2016.0, 1.0), *at, w3_mag=np.array([3.0]))
     key = next(k for k in redis.values if ":cat:a:" in k)
     redis.values[key] += b"\0"
     reader = CatalogReader()
@@ -281,9 +283,9 @@ def test_only_moving_sources_are_in_several_cells() -> None:
     n = 20000
     ra, dec = rng.uniform(0, 360, n), np.degrees(np.arcsin(rng.uniform(-1, 1, n)))
     pm = {"pmra": rng.normal(0, 5, n), "pmdec": rng.normal(0, 5, n), "phot_g_mean_mag": np.ones(n)}
-    assert n < Redis().load("gaia", Layout(1, 11, GAIA.columns, 2016.0, 1.5), ra, dec, **pm) < 1.1 * n
+    assert n < Redis().load("gaia", CatalogLayout(1, 11, GAIA.columns, 2016.0, 1.5), ra, dec, **pm) < 1.1 * n
     still = {name: np.where(np.arange(n) % 2, 0.0, np.nan) for name in ("pmra", "pmdec")}
-    stored = Redis().load("gaia", Layout(1, 11, GAIA.columns, 2016.0, 1.5), ra, dec, **{**pm, **still})
+    stored = Redis().load("gaia", CatalogLayout(1, 11, GAIA.columns, 2016.0, 1.5), ra, dec, **{**pm, **still})
     assert stored == n
 
 

@@ -12,7 +12,7 @@ from scipy.interpolate import BSpline
 
 from broker.errors import InputFileError
 from broker.spectra.files import Given, read_raw, read_spectra
-from broker.spectra.normalise import RawSpectrum, coverage, normalise
+from broker.spectra.normalise import RawSpectrum, coverage, to_observed
 from tests.unit.spectra import fake_files
 
 CASES = Path(__file__).parents[2] / "data" / "cases" / "11-spectra"
@@ -114,7 +114,9 @@ def test_arms_that_are_joined_already_or_one_alone(tmp_path: Path) -> None:
     [frame] = raws(tmp_path, desi({"": (3600.0, 9824.8)}, **about))
     assert (frame.format, len(frame.wavelength), frame.spectrum_id) == ("DESI", 7781, "desi:7")
     [alone] = raws(tmp_path, desi({"R": ARMS["R"]}, **about))
-    assert coverage(normalise(alone).spectrum) == pytest.approx((7620 - 5760) / 5150, abs=0.002)  # a part is used, too
+    assert coverage(to_observed(alone).spectrum) == pytest.approx(
+        (7620 - 5760) / 5150, abs=0.002
+    )  # a part is used, too
 
 
 def test_arms_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from broker.spectra.normalise import (
     RawSpectrum,
     UnusableSpectrumError,
     air_to_vacuum,
-    normalise,
     summary,
     to_angstrom,
+    to_observed,
 )
 
 SPEED_OF_LIGHT = 2.99792458e18  # Angstrom / s
@@ -75,9 +75,9 @@ def test_units_of_wavelength(unit: str, factor: float) -> None:
 def test_frequencies_are_wavelengths_too() -> None:
     plain = raw()
     as_frequency = dataclasses.replace(plain, wavelength=SPEED_OF_LIGHT / plain.wavelength, wavelength_unit="Hz")
-    found = normalise(as_frequency).spectrum
+    found = to_observed(as_frequency).spectrum
     np.testing.assert_allclose(found.wavelength, plain.wavelength, rtol=1e-12)
-    np.testing.assert_array_equal(found.flux, normalise(plain).spectrum.flux)
+    np.testing.assert_array_equal(found.flux, to_observed(plain).spectrum.flux)
 
 
 @pytest.mark.parametrize(("unit", "power"), [("Jy", 2), ("erg/s/cm^2/Hz", 2), ("mJy / sr", 2), ("ph/s/cm2/A", 1)])
@@ -85,8 +85,8 @@ def test_flux_per_frequency_and_photons_become_flux_per_wavelength(unit: str, po
     plain = raw()
     scale = 1e-27 if "erg" in unit else 1.0
     other = plain.flux * (plain.wavelength / 5000.0) ** power * scale
-    found = normalise(dataclasses.replace(plain, flux=other, error=other / 50, flux_unit=unit)).spectrum
-    expected = normalise(plain).spectrum
+    found = to_observed(dataclasses.replace(plain, flux=other, error=other / 50, flux_unit=unit)).spectrum
+    expected = to_observed(plain).spectrum
     ratio = found.flux / expected.flux
     np.testing.assert_allclose(ratio / ratio[0], 1.0, rtol=1e-5)
     np.testing.assert_allclose(found.flux / found.flux_error, 50.0, rtol=1e-5)
@@ -96,7 +96,7 @@ def test_flux_per_frequency_and_photons_become_flux_per_wavelength(unit: str, po
     "unit", ["1e-17 erg/s/cm2/A", "W/m2/um", "relative", "counts", "ct/s", "adu", "", "erg/s/cm2/A/arcsec2"]
 )
 def test_flux_per_wavelength_in_any_unit_stays(unit: str) -> None:
-    np.testing.assert_array_equal(normalise(raw(flux_unit=unit)).spectrum.flux, normalise(raw()).spectrum.flux)
+    np.testing.assert_array_equal(to_observed(raw(flux_unit=unit)).spectrum.flux, to_observed(raw()).spectrum.flux)
 
 
 @pytest.mark.parametrize(
@@ -104,20 +104,20 @@ def test_flux_per_wavelength_in_any_unit_stays(unit: str) -> None:
 )
 def test_impossible_units_are_refused(unit: str) -> None:
     with pytest.raises(UnusableSpectrumError, match="unit"):
-        normalise(raw(flux_unit=unit))
+        to_observed(raw(flux_unit=unit))
     with pytest.raises(UnusableSpectrumError, match="unit"):
-        normalise(raw(wavelength_unit=unit))
+        to_observed(raw(wavelength_unit=unit))
 
 
 def test_a_stellar_redshift_is_taken_out_and_another_is_not() -> None:
-    plain = normalise(raw()).spectrum.wavelength
-    np.testing.assert_allclose(normalise(raw(redshift=1e-3)).spectrum.wavelength, plain / 1.001, rtol=1e-14)
-    np.testing.assert_array_equal(normalise(raw(redshift=1e-3), rest_frame=False).spectrum.wavelength, plain)
-    np.testing.assert_array_equal(normalise(raw(redshift=0.3)).spectrum.wavelength, plain)
+    plain = to_observed(raw()).spectrum.wavelength
+    np.testing.assert_allclose(to_observed(raw(redshift=1e-3)).spectrum.wavelength, plain / 1.001, rtol=1e-14)
+    np.testing.assert_array_equal(to_observed(raw(redshift=1e-3), rest_frame=False).spectrum.wavelength, plain)
+    np.testing.assert_array_equal(to_observed(raw(redshift=0.3)).spectrum.wavelength, plain)
     for redshift, word in ((1e-3, "rest"), (0.3, "no star's"), (None, "no redshift known")):
         given = raw(redshift=redshift)
-        assert word in summary(given, normalise(given))["frame"]
-    assert summary(raw(redshift=1e-3), normalise(raw()), rest_frame=False)["frame"].startswith("observed")
+        assert word in summary(given, to_observed(given))["frame"]
+    assert summary(raw(redshift=1e-3), to_observed(raw()), rest_frame=False)["frame"].startswith("observed")
 
 
 def test_pixels_are_sorted_and_repeated_ones_dropped() -> None:
@@ -132,7 +132,7 @@ def test_pixels_are_sorted_and_repeated_ones_dropped() -> None:
     )
     # Of two pixels of one wavelength the good one stays, whichever comes first.
     mixed.error[:50] = np.nan  # type: ignore[index]
-    assert same(normalise(mixed), normalise(plain))
+    assert same(to_observed(mixed), to_observed(plain))
 
 
 def test_bad_pixels_have_infinite_errors() -> None:
@@ -140,7 +140,7 @@ def test_bad_pixels_have_infinite_errors() -> None:
     flux, error, bad = plain.flux.copy(), np.full(len(plain.flux), 2.0), np.zeros(len(plain.flux), bool)
     flux[0], flux[1], error[2], error[3], error[4], bad[5] = np.nan, np.inf, 0, -1, np.nan, True
     flux[6] = 1e300
-    found = normalise(raw(flux=flux, error=error, bad=bad)).spectrum
+    found = to_observed(raw(flux=flux, error=error, bad=bad)).spectrum
     assert np.isinf(found.flux_error[:7]).all()
     assert np.isfinite(found.flux_error[7:]).all()
     assert np.isfinite(found.flux).all()
@@ -150,14 +150,14 @@ def test_the_error_is_estimated_where_there_is_none() -> None:
     rng = np.random.default_rng(0)
     plain = raw()
     noisy = raw(flux=plain.flux + rng.normal(0, 3.0, len(plain.flux)), error=None)
-    assert normalise(noisy).spectrum.flux_error[0] == pytest.approx(3.0, rel=0.05)
-    assert normalise(raw(error=None)).spectrum.flux_error[0] == pytest.approx(0.1, rel=0.1)
+    assert to_observed(noisy).spectrum.flux_error[0] == pytest.approx(3.0, rel=0.05)
+    assert to_observed(raw(error=None)).spectrum.flux_error[0] == pytest.approx(0.1, rel=0.1)
 
 
 def test_gaps_stay_gaps() -> None:
     wavelength = np.arange(3800.0, 9050.0, 1.5)
     wavelength = wavelength[(wavelength < 5600) | (wavelength > 5900)]
-    found = normalise(raw(wavelength))
+    found = to_observed(raw(wavelength))
     inputs = assemble_spectra([found.spectrum])
     grid = 3850.0 + 2.0 * np.arange(2575)
     inside = (grid > 5605) & (grid < 5895)
@@ -177,10 +177,10 @@ def test_gaps_stay_gaps() -> None:
     ids=["redshift", "air", "gap"],
 )
 def test_doing_it_twice_changes_nothing(given: RawSpectrum) -> None:
-    once = normalise(given)
+    once = to_observed(given)
     s = once.spectrum
     again = raw(s.wavelength, flux=s.flux.astype(float), error=s.flux_error.astype(float))
-    assert same(normalise(again), once)
+    assert same(to_observed(again), once)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_doing_it_twice_changes_nothing(given: RawSpectrum) -> None:
 def test_what_the_model_cannot_use_is_refused_with_the_reason(fields: dict[str, object], reason: str) -> None:
     given = raw(**fields)  # type: ignore[arg-type]
     with pytest.raises(UnusableSpectrumError, match=reason):
-        normalise(given)
+        to_observed(given)
 
 
 def test_right_ascensions_are_brought_to_a_full_circle() -> None:
-    assert normalise(raw(ra=-10.0)).ra == 350.0
-    assert normalise(raw(ra=360.0)).ra == 0.0
+    assert to_observed(raw(ra=-10.0)).ra == 350.0
+    assert to_observed(raw(ra=360.0)).ra == 0.0
