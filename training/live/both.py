@@ -60,7 +60,7 @@ def stars_with_both(classify: Classify, data: Path) -> list[StarScore]:
     if not path.exists() or not (data / "asas_v.parquet").exists():
         return []
     try:
-        columns = ["name", "asas_name", "ra", "dec", "wave", "flux", "noise"]
+        columns = ["name", "label", "asas_name", "ra", "dec", "wave", "flux", "noise"]
         rows = pq.read_table(path, columns=columns).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputFileError(f"{path}: {error}") from error
@@ -70,9 +70,10 @@ def stars_with_both(classify: Classify, data: Path) -> list[StarScore]:
         wavelength, flux, noise = (np.asarray(row[c]) for c in ("wave", "flux", "noise"))
         spectrum = Spectrum(wavelength.astype(np.float64), flux.astype(np.float32), noise.astype(np.float32))
         name = f"mcdonald:{row['name']}"
-        without_light_curve.append(
-            ObjectState(name, row["ra"], row["dec"], LightCurve.empty(), spectrum, time_system=TIME_SYSTEM)
-        )
+        if PARENT_OF.get(row["label"]) == PARENT:  # a few have neither label nor place
+            without_light_curve.append(
+                ObjectState(name, row["ra"], row["dec"], LightCurve.empty(), spectrum, time_system=TIME_SYSTEM)
+            )
         if row["asas_name"]:
             spectra[row["asas_name"], row["name"]].append(spectrum)
     table = load_objects(data)
@@ -94,7 +95,7 @@ def stars_with_both(classify: Classify, data: Path) -> list[StarScore]:
             ("both", [replace(state, spectrum=s) for s in own]),
         ):
             scores.append(_score(star, label, part[i] < 2, points, name, _probabilities(classify, states, label)))
-    stars = len({row["name"] for row in rows})
+    stars = len({state.object_id for state in without_light_curve})
     probabilities = _probabilities(classify, without_light_curve, PARENT)
     scores.append(_score(f"all {stars} stars", PARENT, False, 0, "spectrum", probabilities))
     return scores
