@@ -12,7 +12,7 @@ MODULES ?=
 SAMPLE ?= 25
 SEED ?= 0
 
-.PHONY: demo test mutants faults lint audit bench train clean
+.PHONY: demo test coverage mutants faults lint audit bench train clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,11 @@ test: lint .venv-triton/.ready
 		--max-worker-restart 0 --durations 25
 	$(BIN)/python -m pytest tests --ignore=tests/unit --durations 25
 
+# Not part of `test`, as tracing costs a sixth more CPU time (CONTRIBUTING.md).
+coverage: $(VENV)/.all
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0 --cov
+
 # Small faults put into the code, one at a time: whether a test fails (docs/testing.md). SAMPLE=0 is all of them: hours.
 mutants: $(VENV)/.all
 	$(BIN)/pip install --quiet --editable '.[mutants]'
@@ -76,4 +81,4 @@ train: $(VENV)/.all
 	$(BIN)/python -m training evaluate-live --folds runs/stream/folds
 
 clean:
-	rm -rf $(VENV) .venv-triton .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-triton .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.*

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ def test_rules_and_dashboard_use_existing_metrics_and_labels() -> None:
     used = {name for expression in EXPRESSIONS for name in re.findall(r"trifid_\w+", expression)}
     assert len(used) >= 9
     assert used <= set(known)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["check config prometheus.yml", "check rules rules.yml", "test rules rules_test.yml"]
+)
+def test_promtool_accepts_the_configuration_and_the_alarms(arguments: str) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on PATH: it is in Debian's package prometheus, and in Prometheus's own archives")
+    done = subprocess.run(
+        [promtool, *arguments.split()], cwd=ROOT / "deploy/prometheus", capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCESS" in done.stdout + done.stderr
 
 
 def test_compose_sets_only_existing_settings(monkeypatch: pytest.MonkeyPatch) -> None:
