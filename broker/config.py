@@ -139,7 +139,7 @@ class KafkaSettings(_Section):
     producer_queue_mib: _Int32 = 64
     """Messages that wait to be sent, MiB; the worker waits when it is full."""
     metadata_refresh_s: Seconds = 5.0
-    """Input topics and partitions that are new, missing or made anew are noticed within so long."""
+    """Input topics and partitions that are new, missing or recreated are noticed within so long."""
     unreachable_limit_s: Seconds = 120.0
     """A worker whose connections have not reached any of Kafka's brokers for so long, or for which a transaction has
     not come to an end, exits with code 1: the next process asks ``bootstrap_servers`` again, behind which brokers may
@@ -445,8 +445,8 @@ class PipelineSettings(_Section):
     dead_letter_min_alerts: _Int32 = 100
     """Of fewer alerts than this no share is taken."""
     stop_timeout_s: Seconds = 8.0
-    """After SIGTERM the batch in hand has half of this to be finished, else it is given back; after all of it the
-    process ends, whatever it waits for."""
+    """After SIGTERM the in-flight batch has half of this to be finished, else it is abandoned for reprocessing; after
+    all of it the process ends, whatever it waits for."""
 
     @model_validator(mode="after")
     def _limits_are_meant(self) -> Self:

@@ -51,7 +51,7 @@ def isolate(
 def isolate_first(
     items: Sequence[T], handle_first: Callable[[Sequence[T]], R], failed: Callable[[T, Exception], R]
 ) -> R:
-    """As ``isolate`` for what takes as many of the first items as it likes; where it fails, the first half of them.
+    """As ``isolate``, for a handler of as many leading items as it chooses; on failure it is given the first half.
 
     ``failed`` is given the first item where it is the one to blame. What comes after it is for the next call.
     """
@@ -66,7 +66,7 @@ def isolate_first(
 
 
 def dead_letter(message: IncomingMessage, survey: str, error: Exception, alert_id: int | None = None) -> DeadLetter:
-    """A message that cannot be handled, or one alert of it: the reason, and the traceback where no one foresaw it."""
+    """A message that cannot be handled, or one alert of it: the reason, and the traceback of an unexpected error."""
     return DeadLetter(message, survey, describe(error), alert_id, traceback=trace(error))
 
 

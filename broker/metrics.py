@@ -68,7 +68,7 @@ LAST_MESSAGE: Final = Gauge(
 )
 TOPICS_RECREATED: Final = Counter(
     "trifid_input_topics_recreated_total",
-    "Input topics found to have been deleted and made anew, which are read from their beginning.",
+    "Input topics found to have been deleted and recreated, which are read from their beginning.",
     ["topic"],
 )
 BATCH_LIMIT: Final = Gauge(

@@ -1,4 +1,4 @@
-"""The way through: decode, remember, assemble, encode and classify, score, annotate."""
+"""The flow of one batch: decode, update state, assemble, encode and classify, score anomalies, annotate."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Pipeline:
         return result
 
     def batches(self, messages: Sequence[IncomingMessage]) -> Iterator[BatchResult]:
-        """As ``process``, a batch at a time: for those who do not want to hold what all messages come to."""
+        """As ``process``, a batch at a time: so that the caller need not hold all results in memory."""
         while messages:
             result = self.process_next(messages)
             messages = messages[result.messages :]

@@ -1,4 +1,6 @@
-"""Times: everything inside is MJD (UTC) in days; what other times are is said here once."""
+"""Times: everything inside is MJD (UTC) in days. Epochs and clocks; conversions of other times are in
+``lightcurve_columns`` (JD, HJD, BJD of tables), ``surveys/ztf`` (JD), ``surveys/lsst`` (TAI) and ``barycentre``.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class _LimitFailure(click.ClickException):
 def run(config: Path | None, log_level: str) -> None:
     """Run the broker: classify a survey's alerts from Kafka until told to stop.
 
-    Waits for Redis, Triton and Kafka where they are away. SIGTERM or Ctrl-C finishes the batch in hand, or gives
+    Waits for Redis, Triton and Kafka where they are away. SIGTERM or Ctrl-C finishes the in-flight batch, or gives
     it back where that takes too long; a second one ends at once. At the end the books are printed: every alert
     that came in was classified, is NotClassified, or went to the dead-letter topic.
 

@@ -128,8 +128,8 @@ _FIELDS: Final[dict[str, _Field]] = {
 }
 """Each attribute of ``Annotation`` but names and probabilities of classes, which are ``classifications`` together.
 
-The one place that says which field is which; what is derived of an annotation, or is the broker's, is in
-``to_record``."""
+The only mapping of Avro fields to attributes; derived fields and those the broker sets are added in ``to_record``;
+types and docs are in annotation.avsc."""
 _values: Final = attrgetter(*(field.attribute for field in _FIELDS.values()))
 _ENCODED: Final = [(name, field.encode) for name, field in _FIELDS.items() if field.encode is not None]
 
@@ -206,7 +206,7 @@ def to_json(record: dict[str, Any]) -> str:
     """A record on one line of JSON (RFC 8259): times in ISO 8601, null for NaN and infinity, which JSON lacks.
 
     Each of ``IDS`` is there a second time as text, with ``Str`` behind its name: most readers of JSON (browsers, jq,
-    some data frames) make floating-point numbers of integers, and end ids over 2^53 in other digits.
+    some data frames) make floating-point numbers of integers, and round ids above 2^53.
     """
     plain = {}
     for name, value in record.items():
@@ -254,7 +254,7 @@ def read_records(message: bytes) -> list[dict[str, Any]]:
     except DecodeError:
         raise
     except Exception as error:  # fastavro lets many kinds through on damaged bytes
-        # Whole schemas are in what it says of two that do not fit.
+        # Of incompatible schemas fastavro's message quotes both in full.
         raise DecodeError(f"not an annotation of Trifid: {repr(error)[:_REASON]}") from error
 
 

@@ -110,5 +110,5 @@ class Books:
             f"+ not classified {self.not_classified} + dead-lettered {self.dead_lettered}"
             + (spectra if self.spectra_in else "")
             + ": "
-            + ("the books balance" if self.balanced else "OUT OF BALANCE")
+            + ("reconciled" if self.balanced else "NOT RECONCILED")
         )

@@ -39,7 +39,7 @@ _NO_TOPIC: Final = (
 
 
 class WorkerFencedError(TrifidError):
-    """Kafka shut this worker out: a newer one has its name, or its transaction timed out."""
+    """Kafka fenced this worker: a newer one has its name, or its transaction timed out."""
 
 
 class KafkaUnreachableError(TrifidError):
@@ -134,7 +134,7 @@ class _Outbox:
         if isinstance(refused, ConfigurationError):  # before what is fatal, which a refused transactional id is, too
             return refused
         if error.fatal():
-            return WorkerFencedError(f"Kafka shut this worker out: {error}")
+            return WorkerFencedError(f"Kafka fenced this worker: {error}")
         if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE):
             return ConfigurationError(
                 f"Kafka refuses a message for its size ({error}): lower publish.dead_letter_max_bytes, or "
@@ -178,7 +178,7 @@ class ExactlyOnceDelivery:
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """See ``Delivery.deliver``; where it fails, the transaction is aborted and nobody sees any of it."""
-        # Kafka refuses offsets of a member that it has put out of the group, or of an earlier generation. But it
+        # Kafka refuses offsets of a member that it has removed from the group, or of an earlier generation. But it
         # takes those of nobody in particular, which is what a consumer is that noticed by itself that it is out: it
         # must not commit. Asked in this order: the member's id comes back only after on_lost was called, and so not
         # between the two calls.

@@ -55,7 +55,7 @@ class Input:
         """Whether partitions of topics that are not read came (``_on_assign``), and whether the group is joined anew
         without them: until it has answered, messages may still be theirs."""
         self._came = False
-        """Whether partitions came, or a topic was made anew, and where to read them from is to be found out."""
+        """Whether partitions came, or a topic was recreated, and where to read them from is to be found out."""
         self._paused: list[TopicPartition] = []
         """Only these are resumed: for librdkafka a resume can be a seek."""
         self._ids: dict[str, str] = {}
@@ -115,14 +115,14 @@ class Input:
         return self._topics.ask(cast("str", message.topic()) for message in messages)
 
     def check(self, ids: TopicIds) -> None:
-        """Compare topics with those that are read; raises GivenUpError where one was made anew, or is gone.
+        """Compare topics with those that are read; raises GivenUpError where one was recreated, or is gone.
 
         Where the answer to a question asked after a message was taken still has the topic's old id, the message is
         of that topic, and its offset may be committed.
         """
         others = {topic: now for topic, now in ids.items() if now is None or (now and self._ids.get(topic, now) != now)}
         for topic, now in others.items():
-            log.warning("input topic %s %s", topic, "is gone" if now is None else "was made anew")
+            log.warning("input topic %s %s", topic, "is gone" if now is None else "was recreated")
         if others:
             self.lost = self._came = True
             raise GivenUpError
@@ -156,7 +156,7 @@ class Input:
             if isinstance(error, KafkaException):
                 _check_fenced(error)
             # Such as a partition that came just now, and is not read yet.
-            log.info("cannot go back to the committed offsets yet: %s", error)
+            log.info("cannot seek to the committed offsets yet: %s", error)
             self._came = True
             self.consumer.poll(0)  # a message that this gives comes again with what follows
             return False
@@ -174,7 +174,7 @@ class Input:
                     self._told.add((p.topic, now))
                     TOPICS_RECREATED.labels(p.topic).inc()
                     log.warning(
-                        "input topic %s was deleted and made anew (id %s, before %s): it is read from its beginning",
+                        "input topic %s was deleted and recreated (id %s, before %s): reading from its beginning",
                         p.topic, now, written,
                     )  # fmt: skip
             starts.append(TopicPartition(p.topic, p.partition, offset if offset >= 0 else OFFSET_BEGINNING))
@@ -216,7 +216,7 @@ class Input:
             self.consumer.resume(paused)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        log.info("partitions that come: %s", _names(partitions))
+        log.info("partitions assigned: %s", _names(partitions))
         self._health.report(self._check, None)
         self._came = self._came or bool(partitions)
         self._rejoining = False
@@ -224,14 +224,14 @@ class Input:
         # rebalance; and the cooperative assignor leaves it what it says it owns. Only who owns nothing starts afresh.
         if others := [p for p in partitions if not self._reads(p.topic)]:
             self._inherited = True
-            log.info("partitions of topics that are not read here: %s: joining the group anew", _names(others))
+            log.info("assigned partitions of topics not subscribed to: %s; rejoining the group", _names(others))
         self._health.rebalanced()
 
     def _reads(self, topic: str) -> bool:
         return any(matches(name, topic) for name in self.names)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        log.info("partitions that go: %s", _names(partitions))
+        log.info("partitions revoked: %s", _names(partitions))
         self._forget_paused(partitions)
         if self.in_flight is not None:
             # Nobody else has these partitions before this returns: the batch's objects are written in peace.
@@ -239,9 +239,9 @@ class Input:
         self._partitions_went(partitions)
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        log.warning("partitions that are lost: %s", _names(partitions))
+        log.warning("partitions lost: %s", _names(partitions))
         self._forget_paused(partitions)
-        self._health.report(self._check, "put out of the group")
+        self._health.report(self._check, "removed from the consumer group")
         self._partitions_went(partitions)
 
     def _partitions_went(self, partitions: list[TopicPartition]) -> None:
@@ -263,8 +263,8 @@ class Input:
             return False
         _check_fenced(KafkaException(error))
         if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
-            told = f"group {self.group_id} has members that hand out partitions otherwise: stop all of them, or set "
-            told += "kafka.group_protocol as they have it (docs/delivery.md, Upgrades)"
+            told = f"group {self.group_id} has members with another assignor or group protocol: stop all of them, or "
+            told += "set kafka.group_protocol to theirs (docs/delivery.md, Upgrades)"
             self._health.report(self._check, told)
             log.error("Kafka: %s", told)
             return True
@@ -286,7 +286,7 @@ def incoming(message: Message, received_mjd: float) -> IncomingMessage:
 def _check_fenced(error: KafkaException) -> None:
     if error.args[0].fatal() or error.args[0].code() == KafkaError._FATAL:
         raise WorkerFencedError(
-            f"Kafka shut this worker out, as it does where two workers have one kafka.worker_id: {error.args[0].str()}"
+            f"Kafka fenced this worker, as it does when two workers share a kafka.worker_id: {error.args[0].str()}"
         ) from error
 
 

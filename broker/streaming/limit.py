@@ -33,8 +33,8 @@ class DeadLetterLimit:
         if alerts >= self._least and dead > self._ratio * alerts:
             raise DeadLetterLimitError(
                 f"{dead} of the latest {alerts} alerts would be dead letters, more than "
-                f"pipeline.max_dead_letter_ratio = {self._ratio:g} allows. The batch in hand is neither published nor "
-                f"committed. Its reasons: {_reasons(result.dead_letters)}. How to go on: docs/operations.md"
+                f"pipeline.max_dead_letter_ratio = {self._ratio:g} allows. The in-flight batch is neither published "
+                f"nor committed. Its reasons: {_reasons(result.dead_letters)}. How to go on: docs/operations.md"
             )
 
     def add(self, result: BatchResult) -> None:

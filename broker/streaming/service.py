@@ -59,7 +59,7 @@ class Control:
 
     health: Health
     stop: threading.Event = field(default_factory=threading.Event)
-    """Set to have the worker finish the batch in hand and leave."""
+    """Set to have the worker finish the in-flight batch and leave."""
     books: Books = field(default_factory=Books)
 
 
@@ -95,7 +95,7 @@ class Service:
         self._inputs: list[Input] = []
 
     def stop(self) -> None:
-        """Finish the batch in hand and leave; safe to call from a signal handler or another thread."""
+        """Finish the in-flight batch and leave; safe to call from a signal handler or another thread."""
         self._stop.set()
 
     def run(self) -> Books:
@@ -156,7 +156,7 @@ class Service:
             self._next_batch(source, process, delivery)
         except GivenUpError:
             BATCHES_GIVEN_UP.inc()
-            log.info("the batch in hand is given back")
+            log.info("the in-flight batch is abandoned for reprocessing")
             while not self._stop.is_set() and not source.rewind():
                 self._health.beat()
                 self._look()

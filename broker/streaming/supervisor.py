@@ -58,10 +58,10 @@ def supervise(settings: Settings) -> Outcome:
 
     def on_signal(number: int, frame: Any) -> None:
         if control.stop.is_set():
-            log.error("second signal: the process ends at once, the batch in hand is given back")
+            log.error("second signal: the process ends at once, the in-flight batch is abandoned for reprocessing")
             logging.shutdown()
             os._exit(_SIGNALLED + number)
-        log.info("%s: the batch in hand is finished or given back", signal.Signals(number).name)
+        log.info("%s: the in-flight batch is finished or abandoned for reprocessing", signal.Signals(number).name)
         control.stop.set()
 
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def supervise(settings: Settings) -> Outcome:
                 deadline = time.monotonic() + settings.pipeline.stop_timeout_s
             elif deadline is not None and time.monotonic() > deadline and thread.is_alive():
                 log.error(
-                    "still waiting %.0f s after the signal: the process ends, and gives back the batch in hand",
+                    "still waiting %.0f s after the signal: the process ends, and abandons the in-flight batch",
                     settings.pipeline.stop_timeout_s,
                 )
                 return Outcome(control.books, hangs=True)

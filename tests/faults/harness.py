@@ -29,7 +29,7 @@ RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
 GIVE_UP_S: Final = 300.0
 """A worker that does not come back for so long is taken for one that hangs, also on a busy machine."""
-JOINED: Final = "partitions that come"
+JOINED: Final = "partitions assigned"
 """What a worker logs when it is in the group."""
 _LOOK_S: Final = 0.5
 _SETTLE_S: Final = 2.0
@@ -153,7 +153,7 @@ class Worker:
         self._process.send_signal(signal.SIGTERM)
         code = self._process.wait(_STOP_S)
         assert code == 0, f"worker {self.name} ended with {code}:\n{self.output[-_TAIL:]}"
-        assert "the books balance" in self.output, self.output[-_TAIL:]
+        assert "reconciled" in self.output, self.output[-_TAIL:]
 
 
 class Case:

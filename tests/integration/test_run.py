@@ -196,7 +196,7 @@ def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> 
             assert name in metrics
         books = worker.stop()
         assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in books
-        assert f"dead-lettered {len(BAD)}: the books balance" in books
+        assert f"dead-lettered {len(BAD)}: reconciled" in books
 
 
 def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp
         found = worker.annotations(len(PACKETS))
         assert Counter(a.alert_id for a in found) == Counter(IDS)
         last = worker.stop()
-    assert "the books balance" in last
+    assert "reconciled" in last
     # The last crash left something to do.
     assert int(last.split()[2]) > len(PACKETS) // 20
 
@@ -229,7 +229,7 @@ def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Pa
         servers.triton.start()
         found = worker.annotations(700)
         assert Counter(a.alert_id for a in found) == Counter(IDS[:700])
-        assert "the books balance" in worker.stop()
+        assert "reconciled" in worker.stop()
 
 
 def test_a_follow_up_spectrum_and_a_counterpart_change_the_annotation(servers: Servers, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_follow_up_spectrum_and_a_counterpart_change_the_annotation(servers: S
         books = worker.stop()
     assert f"alerts in {len(packets) + 2} = " in books
     assert "dead-lettered 1; spectra in 1 = stored 1 + dead-lettered 0, upon which 2 objects" in books
-    assert "the books balance" in books
+    assert "reconciled" in books
 
 
 def lsst_packet(ra: float, dec: float) -> bytes:

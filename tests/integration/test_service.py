@@ -254,7 +254,7 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
         handled = [int(line.split()[2]) for line in books]
         assert sum(handled) == len(IDS)
         assert min(handled) > 0
-        assert all("the books balance" in line for line in books)
+        assert all("reconciled" in line for line in books)
         print("alerts by worker:", handled)
 
 
@@ -368,9 +368,9 @@ def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pyt
         group.send(payloads)
         with caplog.at_level("INFO"):
             group.start()
-            wait_until(lambda: len(group.out()) == 20, 90)
+            wait_until(lambda: len(group.out()) >= 20, 90)
             assert "lost" not in caplog.text
-            assert "given back" not in caplog.text
+            assert "abandoned" not in caplog.text
             group.start()
             wait_until(lambda: len(group.out()) == 40, 90)
             assert "lost" not in caplog.text
@@ -403,12 +403,12 @@ def stops_in_time(group: Group, server: ServerProcess, payloads: list[bytes], ra
         print(f"{type(server).__name__} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
     finally:
         go_on(server)
-    assert "the books balance" in books
+    assert "reconciled" in books
     sender.join()
     worker.start()
     worker.wait_until_ready()
     group.wait_for(len(payloads))
-    assert "the books balance" in worker.stop()
+    assert "reconciled" in worker.stop()
     assert group.counts() == Counter(alert.alert_id for p in payloads for alert in Decoder().decode(p))
 
 
@@ -504,7 +504,7 @@ def test_a_spare_worker_is_ready_too(servers: Servers, tmp_path: Path) -> None:
             worker.wait_until_ready()
         group.start("w0")
         assert group.workers[0].process.wait(120) == 1
-        assert "shut this worker out" in group.workers[0].tail()
+        assert "fenced this worker" in group.workers[0].tail()
 
 
 def test_a_stream_of_rubbish_stops_the_service(servers: Servers, tmp_path: Path) -> None:

@@ -27,15 +27,15 @@ from training.stream.material import PACKETS, Inputs, Material
 from training.stream.outside import set_of
 
 ARCHIVE_SHARE = 0.4
-"""Of the archive's histories, used by each head: a head sees others than the next one."""
+"""Fraction of the archive's light curves drawn for each head; every head draws its own."""
 EPOCHS = 7
 BATCH = 512
 LEARNING_RATE = 2e-3
 SMOOTHING = 0.05
 CLASS_BALANCE = 0.3
 REAL_WEIGHT = 12.0
-"""Of a history of a real star in several bands against one of the archive: there are few, and they are what streams
-are like."""
+"""Sampling weight of a real light curve in several bands relative to an archive's: there are few, and they are what
+streams are like."""
 WEIGHT_OF_SET = {PACKETS: 6.0, "stripe82": 3.0}
 """Sets of another weight: of packets there are more, and Stripe 82 has RR Lyrae stars only."""
 PACKET_LIKE_SHARE = 0.5
@@ -220,7 +220,7 @@ class _Pool:
     def draw(self, rng: np.random.Generator) -> _Drawn:
         """A batch, with noise on the values, some of them hidden, and some swapped between packets of one class.
 
-        Real packets are few, and would be learnt by heart: their parts are put together anew.
+        Real packets are few and would be overfitted: values are exchanged between packets of one class.
         """
         rows = np.searchsorted(self.cumulative, rng.random(BATCH), side="right").clip(max=len(self) - 1)
         from_packet = rng.random(BATCH) < PACKET_LIKE_SHARE

@@ -1,4 +1,4 @@
-"""Folds, calibration, and what is written."""
+"""Cross-validation, calibration and export of the stream's head."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from training.stream.plain import head_without_metadata
 FOLDS = 5
 NOT_CALIBRATED_WITH = ("stripe82", "asassn")
 """Of Stripe 82 there are RR Lyrae stars only, and whole classes of mistakes cannot be made; of ASAS-SN's labels half
-are doubtful, and what covers them would make the sets of all others large."""
+are doubtful, and covering them would enlarge all other prediction sets."""
 
 
 def fold_of_stars(material: Material, seed: int) -> NDArray[np.intp]:
@@ -55,8 +55,8 @@ class Calibration:
     def fit(self, without: int | None = None) -> tuple[NDArray[np.float32], dict[str, tuple[float, ...]]]:
         """Logarithms of temperatures (8, CALIBRATION_BINS) and conformal thresholds, but for one fold's stars.
 
-        The sets of a cell count alike for its temperature, however many stars each has; and its threshold is the lowest
-        of theirs, so that prediction sets cover what they promise in each kind of survey and not only over all.
+        All data sets in a cell weigh the same in its temperature; its threshold is the lowest of the data sets', so
+        that prediction sets cover what they promise in each kind of survey and not only over all.
         """
         temperatures = np.zeros((1 << len(MODALITIES), len(CALIBRATION_BINS)), np.float32)
         thresholds = {}
@@ -160,7 +160,7 @@ def train_stream(
     for k in range(FOLDS):
         report(f"fold {k + 1} of {FOLDS}")
         heads.append(train_head(material, fold != k, plain, seed + k, report))
-    report("all stars")
+    report("final head, all stars")
     published = train_head(material, np.ones(len(fold), np.bool_), plain, seed, report)
     calibration = calibration_of(material, heads, published, fold)
     others = train_others(material, fold, [*heads, published], repository, data, output / "cache", seed, report)

@@ -292,7 +292,7 @@ def test_why_a_transaction_failed_is_what_was_said_of_a_message() -> None:
 
 def test_a_worker_that_is_shut_out_aborts_nothing() -> None:
     kafka = Kafka(raised={"commit": [KafkaException(_error(KafkaError._FENCED, fatal=True))]})
-    with pytest.raises(WorkerFencedError, match="shut this worker out"):
+    with pytest.raises(WorkerFencedError, match="fenced this worker"):
         exactly_once(kafka).deliver(MESSAGES, OFFSETS, cast(Any, kafka))
     assert "abort" not in kafka.calls
 

@@ -112,7 +112,7 @@ def test_what_does_not_reconcile_is_said(part: str, value: int) -> None:
     books.add(result(), 7, 0)
     setattr(books, part, value)
     assert not books.balanced
-    assert "OUT OF BALANCE" in str(books)
+    assert "NOT RECONCILED" in str(books)
     assert str(Books()).startswith("alerts in 0 = classified 0 + not classified 0 + dead-lettered 0: ")
     assert "spectra" not in str(Books())
     assert Books().balanced
