@@ -46,7 +46,7 @@ test: lint .venv-triton/.ready
 		--max-worker-restart 0 --durations 25
 	$(BIN)/python -m pytest tests --ignore=tests/unit --durations 25
 
-# Not part of `test`, as tracing costs a sixth more CPU time (CONTRIBUTING.md).
+# Not part of `test`, as tracing costs a fifth more CPU time (CONTRIBUTING.md).
 coverage: $(VENV)/.all
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
 		--max-worker-restart 0 --cov

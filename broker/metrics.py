@@ -59,7 +59,7 @@ ALERT_LATENCY: Final = Histogram(
     buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200),
 )
 CONSUMER_LAG: Final = Gauge(
-    "trifid_consumer_lag_alerts", "Alerts in the input partition not yet consumed.", ["topic", "partition"]
+    "trifid_consumer_lag_alerts", "Messages in the input partition not yet consumed.", ["topic", "partition"]
 )
 LAST_MESSAGE: Final = Gauge(
     "trifid_last_message_timestamp_seconds",
