@@ -19,7 +19,7 @@ from broker.records import ObjectState
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.multiband import load_archive
 from training.datasets.splits import split
-from training.datasets.tables import TIME_SYSTEM, load_objects
+from training.datasets.tables import load_objects
 
 CLASSES = ("EA", "EB", "EW", "RRAB", "RRC", "HADS", "DSCT", "M", "ROT")
 TOLERANCE = 0.01
@@ -83,13 +83,7 @@ def _catalina(data: Path) -> Stars:
     rows = split(table, 0)[2]
     rows = rows[table.survey[rows] == "css"]
     period = {f"css:{row['css_id']}": row["period"] for row in _rows(data / "css_v.parquet", ["css_id", "period"])}
-    states = [
-        ObjectState(
-            str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i],
-            time_system=TIME_SYSTEM,
-        )
-        for i in rows
-    ]  # fmt: skip
+    states = table.states(rows)
     return "Catalina, held out", states, table.label[rows], np.array([period[s.object_id] for s in states], np.float64)
 
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from broker.assemble.history import HISTORY_FEATURES
 from broker.assemble.inputs import MetadataInputs
 from broker.errors import ConfigurationError
-from broker.records import MAGNITUDES, SOURCE_FEATURES, SourceMetadata
-from broker.records import METADATA_FEATURES as METADATA_FEATURES
+from broker.records import MAGNITUDES, METADATA_FEATURES, SOURCE_FEATURES, SourceMetadata
 
 MODEL_FEATURES: Final[tuple[str, ...]] = SOURCE_FEATURES + HISTORY_FEATURES
 """The columns of ``MetadataInputs``: the source's values, and those of its light curve (``broker.assemble.history``).

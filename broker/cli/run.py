@@ -32,9 +32,9 @@ class _LimitFailure(click.ClickException):
 def run(config: Path | None, log_level: str) -> None:
     """Run the broker: classify a survey's alerts from Kafka until told to stop.
 
-    Waits for Redis, Triton and Kafka where they are away. SIGTERM or Ctrl-C finishes the in-flight batch, or gives
-    it back where that takes too long; a second one ends at once. At the end the books are printed: every alert
-    that came in was classified, is NotClassified, or went to the dead-letter topic.
+    Waits for Redis, Triton and Kafka while they are unavailable. SIGTERM or Ctrl-C finishes the in-flight batch, or
+    abandons it for reprocessing where that takes too long; a second one ends at once. At the end the accounting is
+    printed: every alert that came in was classified, is NotClassified, or went to the dead-letter topic.
 
     Exit codes: 0 after a signal; 1 after an error that a restart may mend; 2 for settings that cannot be used;
     3 where too many alerts would become dead letters (docs/operations.md).

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final, Literal, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -51,9 +51,9 @@ class Input:
         """Whether partitions went, or messages were passed over, since this was last set to False."""
         self.subscribed = False
         self._kafka, self._check, self._topics, self._health = kafka, check, topics, health
-        self._inherited = self._rejoining = False
-        """Whether partitions of topics that are not read came (``_on_assign``), and whether the group is joined anew
-        without them: until it has answered, messages may still be theirs."""
+        self._rejoin: Literal["", "due", "under way", "done"] = ""
+        """Of joining the group anew without a predecessor's partitions (``_on_assign``): until the group has answered,
+        messages may still be theirs. Once is enough, and more would be for ever where a pattern is read otherwise."""
         self._came = False
         """Whether partitions came, or a topic was recreated, and where to read them from is to be found out."""
         self._paused: list[TopicPartition] = []
@@ -86,7 +86,7 @@ class Input:
             return []
         taken = [message for message in self.consumer.consume(count, seconds) if not self._is_event(message)]
         # What comes with the partition itself may be from the wrong place: it is read again from the right one.
-        return [] if self._came or self._rejoining else taken
+        return [] if self._came or self._rejoin == "under way" else taken
 
     def settle(self) -> bool:
         """Whether partitions can be read; where some came, they are set to where they are to be read from first."""
@@ -135,13 +135,12 @@ class Input:
         if not self.subscribed:
             return True
         self._came = False
-        if self._inherited:
-            self._inherited, self._rejoining = False, True
-            self.resume()
-            self.consumer.unsubscribe()
-            self._join()
-            return True
         try:
+            if self._rejoin == "due":
+                self.consumer.unsubscribe()
+                self._join()
+                self._rejoin = "under way"
+                return True
             self.resume()
             # Rebalances happen within poll and consume only: the partitions stay the same until the end of this.
             if assigned := self.consumer.assignment():
@@ -219,11 +218,12 @@ class Input:
         log.info("partitions assigned: %s", _names(partitions))
         self._health.report(self._check, None)
         self._came = self._came or bool(partitions)
-        self._rejoining = False
         # A static member that takes the place of one that read more topics is given that one's partitions, without a
         # rebalance; and the cooperative assignor leaves it what it says it owns. Only who owns nothing starts afresh.
-        if others := [p for p in partitions if not self._reads(p.topic)]:
-            self._inherited = True
+        if self._rejoin == "under way":
+            self._rejoin = "done"
+        elif not self._rejoin and (others := [p for p in partitions if not self._reads(p.topic)]):
+            self._rejoin = "due"
             log.info("assigned partitions of topics not subscribed to: %s; rejoining the group", _names(others))
         self._health.rebalanced()
 

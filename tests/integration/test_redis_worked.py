@@ -29,19 +29,6 @@ ERROR = np.array([0.25, 0.5, 0.75, np.inf], np.float32)
 SPECTRUM = Spectrum(np.array([4000.0, 4001.5, 4003.25, 4006.0]), FLUX, ERROR)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def store(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
     with closing(RedisStore(server.url, expiry_days=DAYS)) as store:

@@ -133,7 +133,7 @@ port = {self.port}
             assert len(list(islice(subscription, count))) == count
 
     def wait_until_waiting_for(self, dependency: str) -> None:
-        """Until the worker has noticed that a server is away."""
+        """Until the worker has noticed that a server is unavailable."""
         waits = f'trifid_dependency_waits_total{{dependency="{dependency}"}}'
         wait_until(lambda: metric(self, waits) > 0, 60)
 

@@ -83,10 +83,7 @@ def stars_with_both(classify: Classify, data: Path) -> list[StarScore]:
     for (asas_name, star), own in sorted(spectra.items(), key=lambda item: item[0][1]):
         if (i := index.get(f"asas:{asas_name}")) is None:
             continue
-        state = ObjectState(
-            str(table.object_id[i]), float(table.ra[i]), float(table.dec[i]), table.light_curves[i],
-            time_system=TIME_SYSTEM,
-        )  # fmt: skip
+        state = table.states([i])[0]
         label, points = str(table.label[i]), len(state.light_curve)
         dark = replace(state, light_curve=LightCurve.empty())
         for name, states in (

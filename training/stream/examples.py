@@ -124,3 +124,8 @@ def cut_versions(objects: LabelledObjects, cuts: Sequence[Cut], seed: int) -> li
 def class_indices(label: NDArray[np.object_]) -> NDArray[np.int64]:
     """(n,) positions in CLASSES, -1 for others."""
     return np.array([CLASS_INDEX.get(name, -1) if name else -1 for name in label], np.int64)
+
+
+def set_of(kind: NDArray[np.object_]) -> NDArray[np.object_]:
+    """(n,) the set of each example by its kind, such as ``elasticc``."""
+    return np.array([name.split("/")[0].split(":")[0] for name in kind], object)

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.assemble.metadata import (
-    METADATA_FEATURES,
     MODEL_FEATURES,
     usable_metadata,
 )
 from broker.errors import ConfigurationError
+from broker.records import METADATA_FEATURES
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.ensemble import MEMBERS, EnsembleClassifier, MetadataEnsemble
 from training.encoders.trimodal import ConcatClassifier, StreamClassifier
+from training.stream.examples import set_of
 from training.stream.material import PACKETS, Inputs, Material
-from training.stream.outside import set_of
 
 ARCHIVE_SHARE = 0.4
 """Fraction of the archive's light curves drawn for each head; every head draws its own."""

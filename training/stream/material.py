@@ -13,22 +13,31 @@ from rich.progress import track
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
 from broker.assemble.metadata import (
-    METADATA_FEATURES,
     MODEL_FEATURES,
     Scaler,
     standardise,
 )
-from broker.records import LightCurve, ObjectState
-from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from broker.records import METADATA_FEATURES, LightCurve, ObjectState
+from broker.taxonomy import CLASS_NAMES
 from training.crops import crop
 from training.data import Labels
-from training.datasets.multiband import load_archive, load_packets
+from training.datasets.multiband import load_archive, load_packets, scored
 from training.datasets.splits import part_of_each, split
 from training.datasets.tables import load_objects
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
 from training.simulate.spectra import PARTIAL, load_templates, simulate_spectra
-from training.stream.examples import CHUNK, Cut, Examples, FrozenEncoder, class_indices, cut_versions, first_n, random_n
+from training.stream.examples import (
+    CHUNK,
+    Cut,
+    Examples,
+    FrozenEncoder,
+    class_indices,
+    cut_versions,
+    first_n,
+    random_n,
+    set_of,
+)
 from training.streams import as_streamed, load_cadences
 
 PACKETS = "ztf_packets"
@@ -140,24 +149,31 @@ class Material:
     @property
     def is_packet(self) -> NDArray[np.bool_]:
         """(m,) which of ``real`` come from packets."""
-        return np.array([kind.startswith(PACKETS) for kind in self.real.kind])
+        result: NDArray[np.bool_] = set_of(self.real.kind) == PACKETS
+        return result
 
 
 def prepare_material(repository: Path, data: Path, seed: int, cache: Path, report: Callable[[str], None]) -> Material:
     """All histories, encoded; kept in the folder ``cache``, which belongs to the encoders of ``repository``."""
     encoder = FrozenEncoder(repository)
     cache.mkdir(parents=True, exist_ok=True)
-    real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
-    if {kind.split("/")[0] for kind in real.kind} != set(REAL_SETS):  # made of other sets
-        (cache / "real.npz").unlink()
-        real = cached(cache / "real.npz", lambda: _real_examples(encoder, data))
+    real = cached(
+        cache / "real.npz",
+        lambda: _real_examples(encoder, data),
+        fits=lambda found: set(set_of(found.kind)) == set(REAL_SETS),
+    )
     stars = _ArchiveStars(data, seed)
     path = cache / f"spectrum-draws-{seed}.npy"
-    archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
-    if set(archive.star) != set(stars.names):  # labels have changed since
-        (cache / f"archive-{seed}.npz").unlink()
-        path.unlink(missing_ok=True)
-        archive = cached(cache / f"archive-{seed}.npz", lambda: stars.examples(encoder))
+
+    def archive_examples() -> Examples:
+        path.unlink(missing_ok=True)  # a spectrum of each of other stars
+        return stars.examples(encoder)
+
+    archive = cached(
+        cache / f"archive-{seed}.npz",
+        archive_examples,
+        fits=lambda found: set(found.star) == set(stars.names),  # or labels have changed since
+    )
     if not path.exists():
         np.save(path, stars.spectra(repository, data))
     rows = stars.rows_of(archive)
@@ -169,7 +185,7 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     # What a catalogue has of an archive's star, and what a packet would say of it.
     catalogued = stars.catalogued[rows]
     raw = [as_in_catalogs(archive.values, catalogued), as_in_packets(archive.values, catalogued, rng)]
-    counts = np.array([kind.split("/")[0] in REAL_SETS for kind in real.kind]) & (real.label >= 0)
+    counts = np.isin(set_of(real.kind).astype(str), REAL_SETS) & (real.label >= 0)
     training = np.array([kind.startswith("train") for kind in archive.kind])
     seen = np.concatenate([real.values[counts], raw[0][training][::4], raw[1][training][::4]])
     scaler = fit_scaler(seen)
@@ -189,24 +205,27 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
     )
 
 
-def cached(path: Path, make: Callable[[], Examples]) -> Examples:
-    """The examples in the file ``path``, which is made where there is none."""
-    if not path.exists():
-        examples = make()
-        columns = {name: getattr(examples, name) for name in Examples.__slots__}
-        np.savez(path, **{n: c.astype(np.str_) if c.dtype == object else c for n, c in columns.items()})
+def cached(path: Path, make: Callable[[], Examples], fits: Callable[[Examples], bool] = lambda found: True) -> Examples:
+    """The examples in the file ``path``, which is made where there is none, or none that ``fits``."""
+    if path.exists() and fits(found := _stored(path)):
+        return found
+    examples = make()
+    columns = {name: getattr(examples, name) for name in Examples.__slots__}
+    np.savez(path, **{n: c.astype(np.str_) if c.dtype == object else c for n, c in columns.items()})
+    return _stored(path)
+
+
+def _stored(path: Path) -> Examples:
     with np.load(path, allow_pickle=False) as file:
         stored = [file[name] for name in Examples.__slots__]
-        return Examples(*(c.astype(object) if c.dtype.kind == "U" else c for c in stored))
+    return Examples(*(c.astype(object) if c.dtype.kind == "U" else c for c in stored))
 
 
 def _real_examples(encoder: FrozenEncoder, data: Path) -> Examples:
     """Real stars, whole and cut; the kind is the set's name and the number of the version, 0 for the whole."""
     parts = []
     for name in REAL_SETS:
-        objects = load_packets(data) if name == PACKETS else load_archive(data, name)
-        kept = [i for i, label in enumerate(objects.label) if label in CLASS_INDEX and objects.counts[i]]
-        objects = objects.take(kept)
+        objects = scored(load_packets(data) if name == PACKETS else load_archive(data, name))
         cuts: tuple[Cut, ...] = (first_n, first_n) if name == PACKETS else (first_n, random_n, first_n, random_n, few)
         label = class_indices(objects.label)
         for number, version in enumerate([objects, *cut_versions(objects, cuts, seed=1)]):

@@ -25,10 +25,10 @@ from broker.inference.manifest import CALIBRATION_BINS
 from training.calibrate import cell_rows
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import Classifier
-from training.stream.examples import Examples
+from training.stream.examples import Examples, set_of
 from training.stream.head import Head
 from training.stream.material import Inputs, Material
-from training.stream.outside import set_of, source_of
+from training.stream.outside import source_of
 
 DRAWN = 20_000
 """Histories of one training, drawn anew for each."""

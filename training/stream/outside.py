@@ -44,11 +44,6 @@ def outside_examples(encoder: FrozenEncoder, data: Path) -> Examples:
     return Examples.join(parts)
 
 
-def set_of(kind: NDArray[np.object_]) -> NDArray[np.object_]:
-    """(n,) the set of each example, such as ``elasticc``."""
-    return np.array([name.split("/")[0].split(":")[0] for name in kind], object)
-
-
 def source_of(kind: NDArray[np.object_]) -> NDArray[np.object_]:
     """(n,) what each outside example is, such as ``ztf_packets:moving``."""
     return np.array([name.split("/")[0] for name in kind], object)

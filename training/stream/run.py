@@ -17,12 +17,11 @@ from broker.inference.manifest import CALIBRATION_BINS
 from training.calibrate import COVERAGE, LEAST_IN_CELL, best_log_temperature, cell_rows, conformal_threshold
 from training.encoders.trimodal import SUBSETS, Classifier, subset_name
 from training.export import export_classifier, export_metadata_encoder, save_scaler, write_manifest
-from training.stream.examples import Examples
+from training.stream.examples import Examples, set_of
 from training.stream.head import Head, train_head
 from training.stream.material import SEVERAL_BANDS, Inputs, Material, prepare_material
 from training.stream.other import CalibratedOther, ClassifierWithOther
 from training.stream.others import train_others
-from training.stream.outside import set_of
 from training.stream.plain import head_without_metadata
 
 FOLDS = 5

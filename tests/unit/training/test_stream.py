@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from broker.assemble.metadata import METADATA_FEATURES, MODEL_FEATURES, Scaler
+from broker.assemble.metadata import MODEL_FEATURES, Scaler
 from broker.inference.manifest import CALIBRATION_BINS
-from broker.records import LightCurve
+from broker.records import METADATA_FEATURES, LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS
 from training.stream import head as head_module
