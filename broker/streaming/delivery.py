@@ -143,7 +143,7 @@ class _Outbox:
         DEPENDENCY_WAITS.labels("kafka").inc()
         if self.error is not None and error.code() in _NO_TOPIC:
             return TopicMissingError(f"{refused}; has it been deleted?")
-        if self.error is not None and error.code() in _TIMED_OUT:
+        if error.code() in _TIMED_OUT:  # that of the offsets, too: they wait behind messages that a quota holds back
             return DeliveryTimedOutError(str(refused))
         return refused
 

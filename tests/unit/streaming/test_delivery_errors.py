@@ -290,6 +290,13 @@ def test_why_a_transaction_failed_is_what_was_said_of_a_message() -> None:
     assert kafka.calls[-1] == "abort"
 
 
+def test_offsets_that_time_out_behind_their_messages_ask_for_a_smaller_batch() -> None:
+    kafka = Kafka(raised={"offsets": [KafkaException(_error(KafkaError._TIMED_OUT))]})
+    with pytest.raises(DeliveryTimedOutError, match="said Kafka"):
+        exactly_once(kafka).deliver(MESSAGES, OFFSETS, cast(Any, kafka))
+    assert kafka.calls[-1] == "abort"
+
+
 def test_a_worker_that_is_shut_out_aborts_nothing() -> None:
     kafka = Kafka(raised={"commit": [KafkaException(_error(KafkaError._FENCED, fatal=True))]})
     with pytest.raises(WorkerFencedError, match="fenced this worker"):
