@@ -16,7 +16,7 @@ from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
 from broker.isolation import dead_letter, isolate
-from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, STAGE_SECONDS
+from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, stage_timer
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
@@ -49,7 +49,7 @@ _DEPENDENCY: Final = {"decode": "registry", "remember": "redis", "infer": "trito
 
 @contextmanager
 def _stage(name: str) -> Iterator[None]:
-    with STAGE_SECONDS.labels(name).time():
+    with stage_timer(name):
         try:
             yield
         except DependencyUnavailableError:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from broker.batch import BatchResult, IncomingMessage
 from broker.isolation import dead_letter, isolate_first
-from broker.metrics import STAGE_SECONDS
+from broker.metrics import stage_timer
 from broker.publish.messages import OutgoingMessage, Publisher
 
 log = logging.getLogger(__name__)
@@ -35,5 +35,5 @@ def handle(process: Process, publisher: Publisher, messages: Sequence[IncomingMe
 
 
 def _publish(result: BatchResult, publisher: Publisher) -> Handled:
-    with STAGE_SECONDS.labels("publish").time():
+    with stage_timer("publish"):
         return result, list(publisher.messages(result))

@@ -21,7 +21,7 @@ from broker.batch import BatchResult, IncomingMessage
 from broker.config import KafkaSettings, PipelineSettings
 from broker.errors import DependencyUnavailableError
 from broker.health import Health
-from broker.metrics import ALERT_LATENCY, BATCHES_GIVEN_UP, LAST_MESSAGE, STAGE_SECONDS
+from broker.metrics import ALERT_LATENCY, BATCHES_GIVEN_UP, LAST_MESSAGE, stage_timer
 from broker.publish.messages import Publisher
 from broker.streaming import clients
 from broker.streaming.books import Books
@@ -207,7 +207,7 @@ class Service:
                 asked = source.ask(messages)
                 raise
 
-        with STAGE_SECONDS.labels("deliver").time():
+        with stage_timer("deliver"):
             self._patiently(deliver, source)
         self._limit.add(result)
         self.books.add(result, count, sum(len(m.payload) for m in batch[:count]))

@@ -121,3 +121,38 @@ def test_nothing_that_happens_brings_other_values() -> None:
     for name in before.keys() | after.keys():
         if name != "trifid_check_failed":  # another test's checks
             assert after[name] <= before[name], name
+
+
+def stage_values(stage: str) -> tuple[float, float]:
+    """CPU and wall-clock seconds of a stage so far."""
+    cpu = REGISTRY.get_sample_value("trifid_stage_cpu_seconds_total", {"stage": stage})
+    wall = REGISTRY.get_sample_value("trifid_stage_seconds_sum", {"stage": stage})
+    return cpu or 0.0, wall or 0.0
+
+
+def test_a_stage_counts_the_cpu_of_its_thread_and_not_its_waiting() -> None:
+    cpu, wall = stage_values("score")
+    with metrics.stage_timer("score"):
+        time.sleep(0.2)
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+    cpu, wall = (now - before for now, before in zip(stage_values("score"), (cpu, wall), strict=True))
+    assert cpu >= 0.02
+    # What it slept is in the one and not in the other; the thread's clock cannot run ahead of the wall's.
+    assert wall - cpu >= 0.19
+
+
+def test_a_stage_that_fails_is_counted_as_well() -> None:
+    cpu, _ = stage_values("infer")
+
+    def fail() -> None:
+        with metrics.stage_timer("infer"):
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            raise ValueError("away")
+
+    with pytest.raises(ValueError, match="away"):
+        fail()
+    assert stage_values("infer")[0] - cpu >= 0.02
