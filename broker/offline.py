@@ -11,8 +11,9 @@ from typing import Final, TypeVar
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.catalog.memory import MemoryCatalogs
 from broker.isolation import describe, isolate
-from broker.lightcurve_columns import DEFAULT_BAND
-from broker.lightcurve_files import NamedLightCurve, read_light_curves
+from broker.lightcurves.columns import DEFAULT_BAND
+from broker.lightcurves.files import read_light_curves
+from broker.lightcurves.objects import NamedLightCurve
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotate import not_classified
 from broker.records import BANDS, Alert, Annotation, ObjectState, TimeSystem

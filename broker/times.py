@@ -1,5 +1,5 @@
 """Times: everything inside is MJD (UTC) in days. Epochs and clocks; conversions of other times are in
-``lightcurve_columns`` (JD, HJD, BJD of tables), ``surveys/ztf`` (JD), ``surveys/lsst`` (TAI) and ``barycentre``.
+``lightcurves/columns`` (JD, HJD, BJD of tables), ``surveys/ztf`` (JD), ``surveys/lsst`` (TAI) and ``barycentre``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Catalogue tables, a piece at a time: Parquet, CSV, FITS and VOTable to columns of ours.
 
-Parquet and text (any dialect of ``broker.text_tables``, VizieR's and ECSV too; with gzip or without) are read in
+Parquet and text (any dialect of ``broker.tables.text``, VizieR's and ECSV too; with gzip or without) are read in
 batches, FITS tables through a memory map in slices, unpacked into a temporary file first where they have gzip. A
 VOTable is parsed once, as a whole, and its numbers are kept in a temporary file: convert large ones. Which format a
 file has is told by its first bytes. Nothing that a table names outside itself is read.
@@ -22,7 +22,6 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from broker import votable
 from broker.catalog.cds import described
 from broker.catalog.columns import NULLS, Kinds, as_column, regroup
 from broker.catalog.known import NAME, STORED, TEXTS, TYPE, known_columns
@@ -30,10 +29,11 @@ from broker.catalog.layout import EPOCH
 from broker.catalog.plausible import POSITION, Counts, plausible
 from broker.catalog.presets import FIELDS, Preset, Source
 from broker.errors import InputFileError
-from broker.fits_files import check_fits
 from broker.local_files import GZIP, HEAD_BYTES, Unpacked, foreign, is_xml, open_unpacked, require_regular
 from broker.sky import Array
-from broker.text_tables import UTF_16, Readable, TextTable
+from broker.tables import votable
+from broker.tables.fits import check_fits
+from broker.tables.text import UTF_16, Readable, TextTable
 
 SUFFIXES: Final = (
     ".parquet", ".pq", ".csv", ".tsv", ".ecsv", ".txt", ".fits", ".fit", ".xml", ".vot", ".votable", ".gz",

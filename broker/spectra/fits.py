@@ -18,10 +18,10 @@ import numpy as np
 from astropy.io import fits
 from numpy.typing import NDArray
 
-from broker.fits_files import check_fits
 from broker.spectra import iraf
 from broker.spectra.normalise import MAX_PIXELS, MIN_PIXELS, RawSpectrum, UnusableSpectrumError, error_of_ivar
 from broker.spectra.tables import SpectrumColumn, SpectrumTable, described, is_air, redshift_of, spectra, time_of
+from broker.tables.fits import check_fits
 
 Array = NDArray[np.float64]
 

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from broker import votable
 from broker.sky import angle
 from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
-from broker.text_tables import UTF_16, decoded
+from broker.tables import votable
+from broker.tables.text import UTF_16, decoded
 from broker.times import JD_OF_MJD_0, mjd_of
 
 Array = NDArray[np.float64]
@@ -247,7 +247,7 @@ def _parquet_table(table: pa.Table) -> SpectrumTable:
 
 
 def read_votable(data: bytes) -> SpectrumTable:
-    """The first table of a VOTable; raises what ``broker.votable.read`` does."""
+    """The first table of a VOTable; raises what ``broker.tables.votable.read`` does."""
     file = votable.read(io.BytesIO(data))
     table = file.get_first_table()
     columns = [

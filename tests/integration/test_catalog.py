@@ -518,7 +518,7 @@ def test_each_file_is_opened_once_for_its_columns(
     """A VOTable is parsed whole each time it is opened."""
     from astropy.table import Table
 
-    from broker import votable
+    from broker.tables import votable
 
     for name in ("a.vot", "b.vot"):
         Table({"ra": [1.0, 2.0], "dec": [1.0, 2.0], "ruwe": [1.0, 2.0]}).write(tmp_path / name, format="votable")

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from broker.asassn import FIRST_G, LAST_V, UNNAMED, G, V, bands_of_cameras, is_asassn, split_filters
 from broker.bands import BAND_CODE, BANDS
-from broker.lightcurve_files import read_light_curves
+from broker.lightcurves.asassn import FIRST_G, LAST_V, UNNAMED, G, V, bands_of_cameras, is_asassn, split_filters
+from broker.lightcurves.files import read_light_curves
 
 Array = NDArray[np.float64]
 

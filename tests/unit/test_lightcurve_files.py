@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.errors import InputFileError
-from broker.lightcurve_files import NamedLightCurve, read_light_curves
+from broker.lightcurves.files import read_light_curves
+from broker.lightcurves.objects import NamedLightCurve
 from broker.records import BANDS
 
 CASES = Path(__file__).parents[1] / "data" / "cases"

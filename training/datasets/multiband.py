@@ -1,6 +1,6 @@
 """Real labelled stars as a stream or an archive shows them: light curves in several bands, and ZTF packets.
 
-Everything is read by the service's own code (``broker.lightcurve_files``, ``broker.surveys``), so that what is scored
+Everything is read by the service's own code (``broker.lightcurves.files``, ``broker.surveys``), so that what is scored
 is what a user gets. Where the files come from, and how they were labelled: ../shared/data/multiband/README.md.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE, BANDS
 from broker.errors import DecodeError, InputFileError
-from broker.lightcurve_files import read_light_curves
+from broker.lightcurves.files import read_light_curves
 from broker.records import Alert, LightCurve, ObjectState, TimeSystem
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.lightcurve_files import read_light_curves
+from broker.lightcurves.files import read_light_curves
 from broker.surveys import Decoder
 from tests.unit.surveys.test_decoder import alerts_of, lsst
 from tests.unit.surveys.test_flags import rubin

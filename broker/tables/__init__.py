@@ -1,0 +1,1 @@
+"""Tables from files, whatever their format: what each holds is for its reader to say."""
