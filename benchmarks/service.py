@@ -45,7 +45,7 @@ def alerts_per_second(kafka: KafkaServer, payloads: list[bytes], delivery: str) 
             thread = threading.Thread(target=service.run)
             thread.start()
             thread.join()
-        assert service.books.balanced
+        assert service.accounting.reconciled
     return sum(count for _, count in times[1:]) / (times[-1][0] - times[0][0])
 
 

@@ -25,7 +25,7 @@ from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
 from broker.embedded.redis import RedisServer
 from broker.publish.topics import Topics
 from broker.sources import iter_packets
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.streaming.replay import Replay
 from broker.streaming.service import Service
 from broker.streaming.worker import worker
@@ -63,7 +63,7 @@ class DemoProgress:
     surveys: Counter[str] = field(default_factory=Counter)
     strangest: list[PublishedAnnotation] = field(default_factory=list)
     """The annotations with the highest anomaly distances."""
-    books: Books = field(default_factory=Books)
+    accounting: Accounting = field(default_factory=Accounting)
 
     @property
     def rate(self) -> float:
@@ -73,7 +73,7 @@ class DemoProgress:
     @property
     def done(self) -> bool:
         """Whether each alert that was delivered was seen, too."""
-        return self.seen == self.books.classified + self.books.not_classified
+        return self.seen == self.accounting.classified + self.accounting.not_classified
 
     def add(self, annotation: PublishedAnnotation, threshold: float) -> None:
         """Count one annotation that the subscriber read."""
@@ -134,13 +134,13 @@ def run_demo(packets: Iterator[bytes], show: Callable[[DemoProgress], None], met
 
 def _watch(
     service: Service,
-    running: Future[Books],
+    running: Future[Accounting],
     settings: Settings,
     packets: Iterator[bytes],
     show: Callable[[DemoProgress], None],
     threads: ThreadPoolExecutor,
 ) -> DemoProgress:
-    progress = DemoProgress(books=service.books)
+    progress = DemoProgress(accounting=service.accounting)
     over = threading.Event()
     topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold).all_alerts()
     subscription = Subscription(topics, settings.kafka.bootstrap_servers, start="earliest", idle_timeout=_SHOW_EVERY_S)
@@ -148,7 +148,7 @@ def _watch(
     start = time.monotonic()
     try:
         with subscription:
-            while not (sending.done() and progress.done and service.books.messages == progress.sent):
+            while not (sending.done() and progress.done and service.accounting.messages == progress.sent):
                 shown = time.monotonic()
                 for annotation in subscription:
                     progress.add(annotation, settings.anomaly.threshold)
@@ -173,8 +173,9 @@ def _send(kafka: KafkaSettings, packets: Iterator[bytes], progress: DemoProgress
         for payload in packets:
             sent_bytes += len(payload)
             while (
-                sent_bytes - progress.books.payload_bytes > _MAX_BYTES_AHEAD
-                or progress.books.classified + progress.books.not_classified - progress.seen > _MAX_ALERTS_UNSEEN
+                sent_bytes - progress.accounting.payload_bytes > _MAX_BYTES_AHEAD
+                or progress.accounting.classified + progress.accounting.not_classified - progress.seen
+                > _MAX_ALERTS_UNSEEN
             ):
                 if over.wait(0.02):
                     return

@@ -41,7 +41,7 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
 
     Starts an embedded Kafka (librdkafka's mock), a real Redis and the service with ONNX Runtime; replays
     simulated alerts in ZTF's schema, and real ones where there are any; shows what a subscriber reads. At the
-    end the books are printed.
+    end the accounting are printed.
     """
     from rich.console import Console
     from rich.live import Live
@@ -54,8 +54,9 @@ def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, m
         progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port)
     console.print()
     text.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
-    text.echo(progress.books)
-    if not progress.books.balanced or progress.seen != progress.books.classified + progress.books.not_classified:
+    accounting = progress.accounting
+    text.echo(accounting)
+    if not accounting.reconciled or progress.seen != accounting.classified + accounting.not_classified:
         raise SystemExit(1)
 
 

@@ -51,12 +51,12 @@ def run(config: Path | None, log_level: str) -> None:
         raise _LimitFailure(str(error)) from error
     except OSError as error:
         raise ConfigurationError(f"metrics at {settings.metrics.address}:{settings.metrics.port}: {error}") from error
-    books = outcome.books
-    text.echo(books)
+    accounting = outcome.accounting
+    text.echo(accounting)
     if outcome.hangs:
         # The interpreter would wait for what hangs.
         sys.stdout.flush()
         logging.shutdown()
-        os._exit(0 if books.balanced else 1)
-    if not books.balanced:
+        os._exit(0 if accounting.reconciled else 1)
+    if not accounting.reconciled:
         raise SystemExit(1)

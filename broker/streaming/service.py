@@ -1,7 +1,7 @@
 """The service: batches from Kafka, through the pipeline, and delivered to Kafka, until told to stop.
 
-The thread of ``Service.run`` looks after Kafka; a second one, its hands, processes. So a batch may take as long as it
-likes and the worker still answers the group, its health checks and a request to stop.
+The thread of ``Service.run`` looks after Kafka; a second one, the work thread, processes. So a batch may take as long
+as it likes and the worker still answers the group, its health checks and a request to stop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from broker.health import Health
 from broker.metrics import ALERT_LATENCY, BATCHES_GIVEN_UP, LAST_MESSAGE, stage_timer
 from broker.publish.messages import Publisher
 from broker.streaming import clients
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
+from broker.streaming.consumer import POLL_S, GroupConsumer, incoming
 from broker.streaming.delivery import (
     AtLeastOnceDelivery,
     Delivery,
@@ -34,10 +35,10 @@ from broker.streaming.delivery import (
     TopicMissingError,
 )
 from broker.streaming.handling import Process, handle
-from broker.streaming.hands import Hands
-from broker.streaming.inputs import POLL_S, GivenUpError, Input, incoming
 from broker.streaming.limit import BatchSize, DeadLetterLimit
+from broker.streaming.partitions import BatchAbandonedError
 from broker.streaming.topics import Asked, Topics
+from broker.streaming.work_thread import WorkThread
 from broker.times import mjd_now
 from broker.topic_names import is_pattern
 
@@ -60,7 +61,7 @@ class Control:
     health: Health
     stop: threading.Event = field(default_factory=threading.Event)
     """Set to have the worker finish the in-flight batch and leave."""
-    books: Books = field(default_factory=Books)
+    accounting: Accounting = field(default_factory=Accounting)
 
 
 class Service:
@@ -80,7 +81,7 @@ class Service:
         ``prepare`` gives the ``process`` method of a pipeline; it is called again where it raises
         DependencyUnavailableError. ``on_batch`` is told of each batch that was delivered.
         """
-        self.books = control.books
+        self.accounting = control.accounting
         self.hangs = False
         """After ``run``: whether a call to Redis or Triton has not come back."""
         self._kafka, self._pacing = kafka, pacing
@@ -88,20 +89,20 @@ class Service:
         self._stop, self._health = control.stop, control.health
         self._limit = DeadLetterLimit(pacing)
         self._size = BatchSize(pacing.batch_size)
-        self._hands = Hands()
+        self._work_thread = WorkThread()
         self._topics = Topics(kafka)
         self._asked: Asked = {}
         self._next_look = 0.0
-        self._inputs: list[Input] = []
+        self._consumers: list[GroupConsumer] = []
 
     def stop(self) -> None:
         """Finish the in-flight batch and leave; safe to call from a signal handler or another thread."""
         self._stop.set()
 
-    def run(self) -> Books:
-        """Work until ``stop`` is called; returns the books.
+    def run(self) -> Accounting:
+        """Work until ``stop`` is called; returns the alert accounting.
 
-        Waits for what is away. Raises ConfigurationError, WorkerFencedError and KafkaUnreachableError as
+        Waits for what is unavailable. Raises ConfigurationError, WorkerFencedError and KafkaUnreachableError as
         ``Delivery.deliver`` does, and DeadLetterLimitError.
         """
         exactly_once = self._kafka.delivery == "exactly-once"
@@ -109,31 +110,33 @@ class Service:
         kind = ExactlyOnceDelivery if exactly_once else AtLeastOnceDelivery
         delivery: Delivery = kind(producer, self._stop, self._health.beat, self._kafka.unreachable_limit_s)
         try:
-            self._inputs.append(self._input(self._kafka.group_id, self._kafka.input_topics, "group"))
+            self._consumers.append(self._consumer(self._kafka.group_id, self._kafka.input_topics, "group"))
             # A group of its own: in one group a partition of spectra, of which few come, would count as much as one
             # of alerts, and take its place.
             if self._kafka.spectra_topic:
-                self._inputs.append(self._input(self._kafka.spectra_group_id, [self._kafka.spectra_topic], "spectra"))
-            with suppress(GivenUpError):
+                self._consumers.append(
+                    self._consumer(self._kafka.spectra_group_id, [self._kafka.spectra_topic], "spectra")
+                )
+            with suppress(BatchAbandonedError):
                 self._patiently(self._create_topics)
-                process = self._patiently(lambda: self._with_hands(self._prepare))
+                process = self._patiently(lambda: self._in_work_thread(self._prepare))
                 self._health.report("model", None)
                 self._patiently(delivery.start)
                 self._patiently(self._topics.connect)
-                self._inputs[0].subscribe(self._stop)
+                self._consumers[0].subscribe(self._stop)
                 while not self._stop.is_set():
                     self._look()
-                    for source in self._inputs:
+                    for source in self._consumers:
                         self._next_batch_of(source, process, delivery)
         finally:
             delivery.close()
-            for source in self._inputs:
+            for source in self._consumers:
                 source.close()
-            self.hangs = not self._hands.let_go(POLL_S)
-        return self.books
+            self.hangs = not self._work_thread.end(POLL_S)
+        return self.accounting
 
-    def _input(self, group_id: str, names: Sequence[str], check: str) -> Input:
-        return Input(self._kafka, group_id, names, check, self._topics, self._health)
+    def _consumer(self, group_id: str, names: Sequence[str], check: str) -> GroupConsumer:
+        return GroupConsumer(self._kafka, group_id, names, check, self._topics, self._health)
 
     def _create_topics(self) -> None:
         names: list[str] = []
@@ -145,7 +148,7 @@ class Service:
         if names:
             clients.create_missing_topics(self._kafka, names)
 
-    def _next_batch_of(self, source: Input, process: Process, delivery: Delivery) -> None:
+    def _next_batch_of(self, source: GroupConsumer, process: Process, delivery: Delivery) -> None:
         self._health.beat()
         if not source.subscribed:
             return
@@ -154,7 +157,7 @@ class Service:
             return
         try:
             self._next_batch(source, process, delivery)
-        except GivenUpError:
+        except BatchAbandonedError:
             BATCHES_GIVEN_UP.inc()
             log.info("the in-flight batch is abandoned for reprocessing")
             while not self._stop.is_set() and not source.rewind():
@@ -162,14 +165,14 @@ class Service:
                 self._look()
                 self._stop.wait(POLL_S)
 
-    def _next_batch(self, source: Input, process: Process, delivery: Delivery) -> None:
-        source.lost = False
+    def _next_batch(self, source: GroupConsumer, process: Process, delivery: Delivery) -> None:
+        source.partitions.lost = False
         messages = self._take(source)
         self._measure_lag(cached=True)
         if not messages:
             return
-        if source.lost:
-            raise GivenUpError  # some of these may come from before it
+        if source.partitions.lost:
+            raise BatchAbandonedError  # some of these may come from before it
         received = mjd_now()
         batch = [incoming(message, received) for message in messages]
         # One message may hold as many alerts as a batch and more: what is processed at once is delivered at once, so
@@ -180,49 +183,54 @@ class Service:
         self._size.grow()
 
     def _handle_next(
-        self, source: Input, process: Process, delivery: Delivery, batch: list[IncomingMessage], messages: list[Message]
+        self,
+        source: GroupConsumer,
+        process: Process,
+        delivery: Delivery,
+        batch: list[IncomingMessage],
+        messages: list[Message],
     ) -> int:
         """Process and deliver the first of a batch's messages; how many they were."""
-        asked = source.ask(messages)
+        asked = source.partitions.ask(messages)
         result, outgoing = self._patiently(
-            lambda: self._with_hands(lambda: handle(process, self._publisher, batch), source), source
+            lambda: self._in_work_thread(lambda: handle(process, self._publisher, batch), source), source
         )
         self._limit.check(result)
         count = result.messages
-        offsets = source.next_offsets(messages[:count])
+        offsets = source.partitions.next_offsets(messages[:count])
 
         def deliver() -> None:
             nonlocal asked
             try:
-                source.check(self._topics.answer(asked))
+                source.partitions.check(self._topics.answer(asked))
                 delivery.deliver(outgoing, offsets, source.consumer)
             except DeliveryTimedOutError as error:
                 self._size.halve()
                 log.warning("%s; batches have up to %d messages from now on", error, self._size.now)
-                raise GivenUpError from error
+                raise BatchAbandonedError from error
             except TopicMissingError:
                 self._create_topics()
                 raise
             except DependencyUnavailableError:
-                asked = source.ask(messages)
+                asked = source.partitions.ask(messages)
                 raise
 
         with stage_timer("deliver"):
             self._patiently(deliver, source)
         self._limit.add(result)
-        self.books.add(result, count, sum(len(m.payload) for m in batch[:count]))
-        if source is self._inputs[0]:
+        self.accounting.add(result, count, sum(len(m.payload) for m in batch[:count]))
+        if source is self._consumers[0]:
             _measure_latency(batch[:count])
         if self._on_batch is not None:
             self._on_batch(result)
         return count
 
-    def _take(self, source: Input) -> list[Message]:
+    def _take(self, source: GroupConsumer) -> list[Message]:
         """The messages of a batch, which is full by number, by size or by time."""
         messages: list[Message] = []
         size = 0
         # Only alerts are waited for; a spectrum that comes meanwhile is taken after them.
-        wait_s = self._pacing.batch_wait_s if source is self._inputs[0] else 0.0
+        wait_s = self._pacing.batch_wait_s if source is self._consumers[0] else 0.0
         end = time.monotonic() + wait_s
         while len(messages) < self._size.now and size < self._size.share * self._pacing.batch_mib * _MIB:
             left = end - time.monotonic()
@@ -231,7 +239,7 @@ class Service:
             taken = source.take(min(_CHUNK, self._size.now - len(messages)), max(0.0, left))
             messages += taken
             size += sum(len(message) for message in taken)
-            if source.lost or not (taken or wait_s):
+            if source.partitions.lost or not (taken or wait_s):
                 break
         return messages
 
@@ -244,13 +252,14 @@ class Service:
         if all(future.done() for future in self._asked.values()) and now >= self._next_look:
             try:
                 ids = self._topics.answer(self._asked)
-                for source in self._inputs:
-                    with suppress(GivenUpError):
-                        source.check({topic: found for topic, found in ids.items() if topic in source.topics()})
+                for source in self._consumers:
+                    with suppress(BatchAbandonedError):
+                        own = source.topics()
+                        source.partitions.check({topic: found for topic, found in ids.items() if topic in own})
                 self._join_for_spectra()
             except DependencyUnavailableError as error:
                 log.info("%s", error)
-            topics = {topic for source in self._inputs for topic in source.topics()}
+            topics = {topic for source in self._consumers for topic in source.topics()}
             self._asked = self._topics.ask(topics or self._publisher.topics.every()[-1:])
             self._next_look = now + self._kafka.metadata_refresh_s
         if self._topics.silent_s > self._kafka.unreachable_limit_s:
@@ -260,7 +269,7 @@ class Service:
             )
 
     def _join_for_spectra(self) -> None:
-        for source in self._inputs:
+        for source in self._consumers:
             # Workers of 0.1.0 read spectra as members of the group of the alerts.
             if not source.subscribed:
                 taken = self._topics.is_assigned(self._kafka.group_id, self._kafka.spectra_topic)
@@ -271,11 +280,11 @@ class Service:
                 elif taken is False:
                     source.subscribe(self._stop)
 
-    def _patiently(self, action: Callable[[], R], source: Input | None = None) -> R:
-        """Do something, again and again with growing pauses while a dependency is away.
+    def _patiently(self, action: Callable[[], R], source: GroupConsumer | None = None) -> R:
+        """Do something, again and again with growing pauses while a dependency is unavailable.
 
-        Raises GivenUpError where the service stops, or the partitions of a batch of ``source`` may have gone to another
-        worker.
+        Raises BatchAbandonedError where the service stops, or the partitions of a batch of ``source`` may have gone to
+        another worker.
         """
         pause = self._pacing.first_backoff_s
         while True:
@@ -288,10 +297,10 @@ class Service:
                 self._health.report("work", f"waits: {error}")
             self._wait(pause, source)
             if self._stop.is_set():
-                raise GivenUpError
+                raise BatchAbandonedError
             pause = min(2 * pause, self._pacing.max_backoff_s)
 
-    def _wait(self, seconds: float, source: Input | None) -> None:
+    def _wait(self, seconds: float, source: GroupConsumer | None) -> None:
         """Wait without taking alerts, but polling, so that the group does not take this worker for dead."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._stop.is_set():
@@ -299,16 +308,16 @@ class Service:
         self._measure_lag(cached=False)
         self._resume()
 
-    def _with_hands(self, action: Callable[[], R], source: Input | None = None) -> R:
-        """Have something done by the other thread; what it raises is raised here.
+    def _in_work_thread(self, action: Callable[[], R], source: GroupConsumer | None = None) -> R:
+        """Have something done by the work thread; what it raises is raised here.
 
-        Raises GivenUpError where it takes too long after a request to stop, or partitions of ``source`` go meanwhile.
-        It may go on then: what the pipeline writes to Redis may be written twice.
+        Raises BatchAbandonedError where it takes too long after a request to stop, or partitions of ``source`` go
+        meanwhile. It may go on then: what the pipeline writes to Redis may be written twice.
         """
         began = time.monotonic()
         asked_to_stop: float | None = None
         paused = False
-        future = self._hands.do(action)
+        future = self._work_thread.submit(action)
         if source is not None:
             source.in_flight = cast("Future[object]", future)
         self._health.begin()
@@ -319,7 +328,7 @@ class Service:
                 if self._stop.is_set():
                     asked_to_stop = asked_to_stop or now
                     if now - asked_to_stop > self._pacing.stop_timeout_s / 2:
-                        raise GivenUpError
+                        raise BatchAbandonedError
                 elif now - began > _LONG_S:
                     paused = True
                     self._poll_without_taking(source)
@@ -331,27 +340,27 @@ class Service:
                 source.in_flight = None
             self._health.end()
 
-    def _poll_without_taking(self, source: Input | None) -> None:
-        """Answer the groups for a moment; raises GivenUpError where the batch of ``source`` can no longer be kept."""
+    def _poll_without_taking(self, source: GroupConsumer | None) -> None:
+        """Answer the groups for a moment; raises BatchAbandonedError where the batch of ``source`` cannot be kept."""
         self._health.beat()
-        if any(each.subscribed for each in self._inputs):
+        if any(each.subscribed for each in self._consumers):
             self._look()
         end = time.monotonic() + POLL_S
-        for each in self._inputs:
-            each.poll_without_taking(POLL_S / len(self._inputs))
+        for each in self._consumers:
+            each.poll_without_taking(POLL_S / len(self._consumers))
         # Polling does not wait where there is nothing to wait for.
         self._stop.wait(max(0.0, end - time.monotonic()))
-        if source is not None and source.lost:
-            raise GivenUpError
+        if source is not None and source.partitions.lost:
+            raise BatchAbandonedError
 
     def _resume(self) -> None:
-        for each in self._inputs:
+        for each in self._consumers:
             if each.subscribed:
-                each.resume()
+                each.partitions.resume()
 
     def _measure_lag(self, *, cached: bool) -> None:
         try:
-            self._health.lag(sum(source.lag(cached=cached) for source in self._inputs))
+            self._health.lag(sum(source.lag(cached=cached) for source in self._consumers))
         except KafkaException as error:
             log.info("no lag to be had: %s", error)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from broker.config import Settings
 from broker.health import Health, HealthServer
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.streaming.service import Control
 from broker.streaming.worker import worker
 
@@ -31,7 +31,7 @@ _SIGNALLED: Final = 128
 class Outcome:
     """How a worker ended that was told to stop."""
 
-    books: Books
+    accounting: Accounting
     hangs: bool
     """Whether a thread still waits for something, so that the process has to be ended by force."""
 
@@ -89,5 +89,5 @@ def supervise(settings: Settings) -> Outcome:
                     "still waiting %.0f s after the signal: the process ends, and abandons the in-flight batch",
                     settings.pipeline.stop_timeout_s,
                 )
-                return Outcome(control.books, hangs=True)
-        return Outcome(control.books, hangs=done.result())
+                return Outcome(control.accounting, hangs=True)
+        return Outcome(control.accounting, hangs=done.result())

@@ -99,7 +99,7 @@ class Letter:
 
 
 @dataclass
-class _Books:
+class _Mismatches:
     lost: list[object] = field(default_factory=list)
     duplicated: list[object] = field(default_factory=list)
     unknown: list[object] = field(default_factory=list)
@@ -217,36 +217,36 @@ class Ledger:
 
     def row(self, name: str, recovery_s: float | None, note: str = "") -> Row:
         """The line of the table."""
-        books = self._books()
-        return Row(name, len(self.sent), len(books.lost), len(books.duplicated), len(self.letters), recovery_s, note)
+        wrong = self._mismatches()
+        return Row(name, len(self.sent), len(wrong.lost), len(wrong.duplicated), len(self.letters), recovery_s, note)
 
     def complaint(self) -> str:
         """What is wrong, empty where everything that went in came out exactly once."""
-        books = self._books()
+        wrong = self._mismatches()
         told = []
         for what, which in (
-            ("lost", books.lost),
-            ("duplicated", books.duplicated),
-            ("never sent", books.unknown),
+            ("lost", wrong.lost),
+            ("duplicated", wrong.duplicated),
+            ("never sent", wrong.unknown),
         ):
             if which:
                 told.append(f"{len(which)} {what}: {', '.join(map(str, which[:_NAMED]))}")
         return "; ".join(told)
 
-    def _books(self) -> _Books:
-        books = _Books()
+    def _mismatches(self) -> _Mismatches:
+        wrong = _Mismatches()
         outputs = Counter(o.alert_id for o in self.outputs)
         letters = Counter(letter.place for letter in self.letters)
         for place, message in self.sent.items():
             came = letters[place] + (outputs[message.alert_id] if message.alert_id is not None else 0)
             what = f"{message.alert_id} at {place}"
             if came == 0:
-                books.lost.append(what)
-            books.duplicated += [what] * (came - 1)
+                wrong.lost.append(what)
+            wrong.duplicated += [what] * (came - 1)
         ids = {message.alert_id for message in self.sent.values()}
-        books.unknown += [number for number in outputs if number not in ids]
-        books.unknown += [place for place in letters if place not in self.sent]
-        return books
+        wrong.unknown += [number for number in outputs if number not in ids]
+        wrong.unknown += [place for place in letters if place not in self.sent]
+        return wrong
 
     def _read(self) -> None:
         try:

@@ -21,7 +21,7 @@ from broker.client import PublishedAnnotation, Subscription
 from broker.config import InferenceSettings, KafkaSettings, PublishSettings, RedisSettings, Settings
 from broker.embedded.redis import RedisServer
 from broker.publish.annotation import read
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.streaming.replay import Replay
 from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
@@ -51,7 +51,7 @@ def asteroid(payload: bytes, number: int) -> bytes:
 @dataclass
 class Published:
     kafka: KafkaServer
-    books: Books
+    accounting: Accounting
     topics: dict[str, list[PublishedAnnotation]]
     """All annotations of each topic, from beginning to end."""
 
@@ -88,7 +88,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
             thread.start()
             thread.join(120)
             assert not thread.is_alive()
-        yield Published(kafka, service.books, _all(kafka.bootstrap))
+        yield Published(kafka, service.accounting, _all(kafka.bootstrap))
 
 
 def _all(bootstrap: str) -> dict[str, list[PublishedAnnotation]]:
@@ -114,15 +114,15 @@ def _all(bootstrap: str) -> dict[str, list[PublishedAnnotation]]:
     return found
 
 
-def test_the_books_balance_with_other(published: Published) -> None:
-    books, other = published.books, published.topics["other"]
-    assert books.alerts_in == len(STARS) + ASTEROIDS + GARBAGE
-    assert (books.dead_lettered, books.balanced) == (GARBAGE, True)
-    assert len(published.topics["all"]) == books.classified + books.not_classified == len(STARS) + ASTEROIDS
-    assert books.classes["Other"] == len(other) > ASTEROIDS
-    assert books.not_classified == len(published.topics["notclassified"]) > 0
-    assert books.classified == len(other) + sum(len(published.topics[name.lower()]) for name in CLASS_NAMES)
-    assert books.classes == Counter(annotation.best_class for annotation in published.topics["all"])
+def test_alerts_reconcile_with_other(published: Published) -> None:
+    accounting, other = published.accounting, published.topics["other"]
+    assert accounting.alerts_in == len(STARS) + ASTEROIDS + GARBAGE
+    assert (accounting.dead_lettered, accounting.reconciled) == (GARBAGE, True)
+    assert len(published.topics["all"]) == accounting.classified + accounting.not_classified == len(STARS) + ASTEROIDS
+    assert accounting.classes["Other"] == len(other) > ASTEROIDS
+    assert accounting.not_classified == len(published.topics["notclassified"]) > 0
+    assert accounting.classified == len(other) + sum(len(published.topics[name.lower()]) for name in CLASS_NAMES)
+    assert accounting.classes == Counter(annotation.best_class for annotation in published.topics["all"])
 
 
 def test_each_annotation_is_in_the_topics_that_it_names_and_in_no_other(published: Published) -> None:

@@ -108,7 +108,7 @@ port = {self.port}
             self.process = subprocess.Popen(self._command, stdout=log, stderr=log, env={**os.environ})
 
     def stop(self) -> str:
-        """SIGTERM; the end of its output, which holds the books."""
+        """SIGTERM; the end of its output, which holds the accounting."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
         return self.log.read_text().strip().splitlines()[-1]
@@ -194,9 +194,9 @@ def test_everything_that_comes_in_goes_out(servers: Servers, tmp_path: Path) -> 
         for name in ("trifid_alerts_out_total", "trifid_stage_seconds_bucket", "trifid_consumer_lag_alerts",
                      "trifid_anomaly_score_bucket", "trifid_batch_alerts_bucket"):  # fmt: skip
             assert name in metrics
-        books = worker.stop()
-        assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in books
-        assert f"dead-lettered {len(BAD)}: reconciled" in books
+        accounting = worker.stop()
+        assert f"alerts in {len(PACKETS) + len(BAD)} = classified {len(classified)} + " in accounting
+        assert f"dead-lettered {len(BAD)}: reconciled" in accounting
 
 
 def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp_path: Path) -> None:
@@ -256,10 +256,10 @@ def test_a_follow_up_spectrum_and_a_counterpart_change_the_annotation(servers: S
         assert (again.object_id, again.alert_id) == (star.object_id, star.alert_id)
         assert "spectrum" in again.modalities
         assert again.associated == (f"lsst:{counterpart.object_id}",)
-        books = worker.stop()
-    assert f"alerts in {len(packets) + 2} = " in books
-    assert "dead-lettered 1; spectra in 1 = stored 1 + dead-lettered 0, upon which 2 objects" in books
-    assert "reconciled" in books
+        accounting = worker.stop()
+    assert f"alerts in {len(packets) + 2} = " in accounting
+    assert "dead-lettered 1; spectra in 1 = stored 1 + dead-lettered 0, upon which 2 objects" in accounting
+    assert "reconciled" in accounting
 
 
 def lsst_packet(ra: float, dec: float) -> bytes:

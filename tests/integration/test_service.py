@@ -40,7 +40,7 @@ from broker.publish.annotation import read
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.streaming import clients
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.streaming.replay import Replay
 from broker.streaming.service import Control, Service
 from broker.surveys import Decoder
@@ -98,7 +98,7 @@ class Worker:
         wait_until(lambda: self.get("/readyz")[0] == 200, 300, self)
 
     def stop(self) -> str:
-        """SIGTERM; the last line of the log, which has the books."""
+        """SIGTERM; the last line of the log, which has the accounting."""
         start = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(120) == 0, self.tail()
@@ -245,16 +245,16 @@ def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> Non
         sender = threading.Thread(target=group.send, args=(PACKETS[half:], 80.0))
         sender.start()
         wait_until(lambda: all(metric(w, "trifid_alerts_in_total") > 0 for w in others), 120, *group.workers)
-        books = [worker.stop() for worker in others]
+        accounting = [worker.stop() for worker in others]
         sender.join()
         group.wait_for(len(IDS))
-        books.append(first.stop())
+        accounting.append(first.stop())
         counts = group.counts()
         assert counts == Counter(IDS)
-        handled = [int(line.split()[2]) for line in books]
+        handled = [int(line.split()[2]) for line in accounting]
         assert sum(handled) == len(IDS)
         assert min(handled) > 0
-        assert all("reconciled" in line for line in books)
+        assert all("reconciled" in line for line in accounting)
         print("alerts by worker:", handled)
 
 
@@ -274,7 +274,7 @@ class Threads:
             }
         )  # fmt: skip
         self.running: list[tuple[Service, threading.Thread]] = []
-        self.books: list[Books] = []
+        self.accounting: list[Accounting] = []
 
     def process(self, batch: Sequence[IncomingMessage]) -> BatchResult:
         time.sleep(self.pace())
@@ -286,7 +286,7 @@ class Threads:
         )
 
     def start(self) -> None:
-        worker_id = f"w{len(self.running) + len(self.books)}"
+        worker_id = f"w{len(self.running) + len(self.accounting)}"
         service = Service(
             self.settings.model_copy(update={"worker_id": worker_id}),
             PipelineSettings(batch_size=20, batch_wait_s=0.1, first_backoff_s=0.1, max_dead_letter_ratio=1.0),
@@ -308,7 +308,7 @@ class Threads:
         service.stop()
         thread.join(60)
         assert not thread.is_alive()
-        self.books.append(service.books)
+        self.accounting.append(service.accounting)
 
     def out(self) -> list[bytes]:
         return committed(self.kafka, f"{self.name}.deadletter")
@@ -341,7 +341,7 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
         while group.running:
             group.stop(0)
         assert Counter(group.out()) == Counter(payloads)
-        assert sum(books.dead_lettered for books in group.books) == len(payloads)
+        assert sum(accounting.dead_lettered for accounting in group.accounting) == len(payloads)
         print(f"6 workers came, {BATCHES_GIVEN_UP._value.get() - given_up:.0f} batches given up")
 
 
@@ -356,8 +356,8 @@ def test_messages_of_one_batch_that_are_delivered_in_parts(servers: Servers) -> 
             wait_until(lambda least=least: len(group.out()) >= least, 90)  # type: ignore[misc]
             group.stop(0)
         assert Counter(group.out()) == Counter(payloads)
-        assert sum(books.messages for books in group.books) == 60
-        assert all(books.balanced for books in group.books)
+        assert sum(accounting.messages for accounting in group.accounting) == 60
+        assert all(accounting.reconciled for accounting in group.accounting)
 
 
 def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
@@ -399,11 +399,11 @@ def stops_in_time(group: Group, server: ServerProcess, payloads: list[bytes], ra
     try:
         wait_until_stuck(worker)
         start = time.monotonic()
-        books = worker.stop()
-        print(f"{type(server).__name__} hangs: ended in {time.monotonic() - start:.1f} s: {books}")
+        accounting = worker.stop()
+        print(f"{type(server).__name__} hangs: ended in {time.monotonic() - start:.1f} s: {accounting}")
     finally:
         go_on(server)
-    assert "reconciled" in books
+    assert "reconciled" in accounting
     sender.join()
     worker.start()
     worker.wait_until_ready()

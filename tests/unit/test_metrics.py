@@ -24,7 +24,7 @@ from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.state.memory import MemoryStore
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.streaming.handling import handle
 from broker.surveys import SURVEYS, Decoder
 from broker.surveys.simulator import simulate_alerts
@@ -114,7 +114,7 @@ def test_nothing_that_happens_brings_other_values() -> None:
     reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
     pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference)
     result, _ = handle(pipeline.process, Publisher(Topics("trifid", 0.9), "Trifid", 1000), messages)
-    Books().add(result, len(messages), 1)
+    Accounting().add(result, len(messages), 1)
     engine.close()
     after = labels()
     assert sum(result.alerts_in.values()) == len(messages)

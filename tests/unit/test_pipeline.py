@@ -23,7 +23,7 @@ from broker.pipeline import Pipeline
 from broker.records import Alert, ObjectState, ObservedSpectrum, Spectrum
 from broker.spectra.message import write
 from broker.state.memory import MemoryStore
-from broker.streaming.books import Books
+from broker.streaming.accounting import Accounting
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO, build_random_repository
@@ -239,16 +239,16 @@ class PoisonedSpectra(MemoryStore):
         super().put_observed(spectra)
 
 
-def test_a_poisonous_spectrum_is_a_dead_letter_and_the_books_balance(engine: OnnxEngine) -> None:
+def test_a_poisonous_spectrum_is_a_dead_letter_and_alerts_reconcile(engine: OnnxEngine) -> None:
     line = pipeline(engine, PoisonedSpectra())
     spectra = [message(write(spectrum(name, 10.0, 10.0))) for name in ("a", "poison", "b")]
     result = line.process([*spectra, message(PACKETS[0])])
     assert [letter.survey for letter in result.dead_letters] == [SPECTRA]
-    books = Books()
-    books.add(result, 4, 0)
-    assert books.balanced
-    assert "alerts in 1 = " in str(books)
-    assert "spectra in 3 = stored 2 + dead-lettered 1, upon which 0 objects" in str(books)
+    accounting = Accounting()
+    accounting.add(result, 4, 0)
+    assert accounting.reconciled
+    assert "alerts in 1 = " in str(accounting)
+    assert "spectra in 3 = stored 2 + dead-lettered 1, upon which 0 objects" in str(accounting)
 
 
 def test_alerts_of_the_future_are_dead_letters_and_points_left_out_are_counted_once(engine: OnnxEngine) -> None:
@@ -260,7 +260,7 @@ def test_alerts_of_the_future_are_dead_letters_and_points_left_out_are_counted_o
     assert "is after the alert was received, the latest allowed is 58030.500" in letter.reason
     assert result.points_left_out == {("ztf", "flagged"): 23, ("ztf", "after_receipt"): 1}
     before = POINTS_LEFT_OUT.labels("ztf", "flagged")._value.get()
-    books = Books()
-    books.add(result, 3, 0)
-    assert books.balanced
+    accounting = Accounting()
+    accounting.add(result, 3, 0)
+    assert accounting.reconciled
     assert POINTS_LEFT_OUT.labels("ztf", "flagged")._value.get() == before + 23

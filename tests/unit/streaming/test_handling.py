@@ -11,7 +11,7 @@ from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.streaming.handling import Handled, Process, handle
-from broker.streaming.hands import Hands
+from broker.streaming.work_thread import WorkThread
 
 PUBLISHER = Publisher(Topics("trifid", 0.9), "Trifid", 1000)
 
@@ -81,12 +81,12 @@ def test_what_concerns_all_is_passed_on(payload: bytes, error: type[Exception]) 
 
 
 def test_hands_do_one_thing_after_the_other() -> None:
-    hands = Hands()
+    work_thread = WorkThread()
     done: list[int] = []
-    futures = [hands.do(lambda n=n: done.append(n)) for n in range(100)]  # type: ignore[misc]
+    futures = [work_thread.submit(lambda n=n: done.append(n)) for n in range(100)]  # type: ignore[misc]
     futures[-1].result(5)
     assert done == list(range(100))
-    failed = hands.do(lambda: 1 // 0)
+    failed = work_thread.submit(lambda: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         failed.result(5)
-    assert hands.let_go(5)
+    assert work_thread.end(5)

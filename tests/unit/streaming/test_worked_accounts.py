@@ -19,9 +19,9 @@ from broker.config import KafkaSettings
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.records import KnownObject
 from broker.streaming import clients
-from broker.streaming.books import Books
-from broker.streaming.hands import Hands
+from broker.streaming.accounting import Accounting
 from broker.streaming.limit import BatchSize
+from broker.streaming.work_thread import WorkThread
 from tests.unit.publish.test_messages import ANNOTATION, NOT_CLASSIFIED, OTHER, UNSCORED
 
 ALERT = replace(ANNOTATION, trigger="alert", known_as=(KnownObject("vsx", "a", "EW", None, 0.1, "EW", "parent"),))
@@ -76,18 +76,20 @@ def result() -> BatchResult:
 
 
 def test_each_alert_and_spectrum_is_counted_once() -> None:
-    books = Books()
-    changed = gained(lambda: books.add(result(), 7, 1234))
-    assert (books.messages, books.payload_bytes) == (7, 1234)
-    assert (books.alerts_in, books.classified, books.not_classified, books.dead_lettered) == (8, 4, 1, 3)
-    assert (books.spectra_in, books.spectra_stored, books.spectra_dead_lettered, books.reclassified) == (3, 2, 1, 1)
-    assert books.classes == {"RRAB": 3, "Other": 1, "NotClassified": 1}
-    assert books.balanced
+    accounting = Accounting()
+    changed = gained(lambda: accounting.add(result(), 7, 1234))
+    assert (accounting.messages, accounting.payload_bytes) == (7, 1234)
+    assert (accounting.alerts_in, accounting.classified) == (8, 4)
+    assert (accounting.not_classified, accounting.dead_lettered) == (1, 3)
+    assert (accounting.spectra_in, accounting.spectra_stored) == (3, 2)
+    assert (accounting.spectra_dead_lettered, accounting.reclassified) == (1, 1)
+    assert accounting.classes == {"RRAB": 3, "Other": 1, "NotClassified": 1}
+    assert accounting.reconciled
     text = (
         "alerts in 8 = classified 4 + not classified 1 + dead-lettered 3; spectra in 3 = stored 2 + dead-lettered 1, "
         "upon which 1 objects were classified again: "
     )
-    assert str(books).startswith(text)
+    assert str(accounting).startswith(text)
     assert changed == {
         "trifid_alerts_in_total ztf": 5, "trifid_alerts_in_total lsst": 1, "trifid_alerts_in_total unknown": 2,
         "trifid_alerts_out_total classified ztf": 3, "trifid_alerts_out_total classified lsst": 1,
@@ -99,8 +101,8 @@ def test_each_alert_and_spectrum_is_counted_once() -> None:
         "trifid_known_objects_total vsx parent": 1, "trifid_anomaly_score_count": 3,
         "trifid_anomaly_score_sum": 0.5 + 0.25 + 0.5, "trifid_anomaly_unscored_total": 1,
     }  # fmt: skip
-    books.add(result(), 7, 1000)
-    assert (books.alerts_in, books.payload_bytes, books.classes["RRAB"]) == (16, 2234, 6)
+    accounting.add(result(), 7, 1000)
+    assert (accounting.alerts_in, accounting.payload_bytes, accounting.classes["RRAB"]) == (16, 2234, 6)
 
 
 @pytest.mark.parametrize(
@@ -108,14 +110,14 @@ def test_each_alert_and_spectrum_is_counted_once() -> None:
     [("alerts_in", 9), ("dead_lettered", 2), ("spectra_in", 4), ("spectra_stored", 1), ("classified", 0)],
 )
 def test_what_does_not_reconcile_is_said(part: str, value: int) -> None:
-    books = Books()
-    books.add(result(), 7, 0)
-    setattr(books, part, value)
-    assert not books.balanced
-    assert "NOT RECONCILED" in str(books)
-    assert str(Books()).startswith("alerts in 0 = classified 0 + not classified 0 + dead-lettered 0: ")
-    assert "spectra" not in str(Books())
-    assert Books().balanced
+    accounting = Accounting()
+    accounting.add(result(), 7, 0)
+    setattr(accounting, part, value)
+    assert not accounting.reconciled
+    assert "NOT RECONCILED" in str(accounting)
+    assert str(Accounting()).startswith("alerts in 0 = classified 0 + not classified 0 + dead-lettered 0: ")
+    assert "spectra" not in str(Accounting())
+    assert Accounting().reconciled
 
 
 @pytest.fixture
@@ -290,7 +292,7 @@ def test_topics_that_are_missing_are_made(
 
 
 def test_the_worker_thread_does_one_thing_after_the_other() -> None:
-    hands, done, go_on = Hands(), [], threading.Event()
+    work_thread, done, go_on = WorkThread(), [], threading.Event()
 
     def work(number: int) -> tuple[int, threading.Thread]:
         go_on.wait(60)
@@ -300,9 +302,9 @@ def test_the_worker_thread_does_one_thing_after_the_other() -> None:
     def fail() -> None:
         raise KeyError("candid")
 
-    futures = [hands.do(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
-    failed = hands.do(fail)
-    assert not hands.let_go(0.01)
+    futures = [work_thread.submit(lambda number=number: work(number)) for number in range(3)]  # type: ignore[misc]
+    failed = work_thread.submit(fail)
+    assert not work_thread.end(0.01)
     go_on.set()
     with pytest.raises(KeyError, match="candid"):
         failed.result(60)
@@ -312,7 +314,7 @@ def test_the_worker_thread_does_one_thing_after_the_other() -> None:
     assert thread is not threading.current_thread()
     assert thread.daemon  # a call that never returns does not keep the process
     thread.join(60)
-    assert hands.let_go(0.0)
+    assert work_thread.end(0.0)
 
 
 def test_a_batch_is_halved_down_to_one_message_and_grows_by_a_twentieth() -> None:

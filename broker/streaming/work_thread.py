@@ -11,7 +11,7 @@ from typing import TypeVar
 R = TypeVar("R")
 
 
-class Hands:
+class WorkThread:
     """Does one thing after the other, always in the same thread.
 
     That thread does not keep the process from ending: a call that never returns has to be left alone, which the
@@ -21,10 +21,10 @@ class Hands:
     def __init__(self) -> None:
         """Start the thread."""
         self._actions: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="hands", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="work", daemon=True)
         self._thread.start()
 
-    def do(self, action: Callable[[], R]) -> Future[R]:
+    def submit(self, action: Callable[[], R]) -> Future[R]:
         """Have something done after what was asked for before."""
         future: Future[R] = Future()
 
@@ -39,7 +39,7 @@ class Hands:
         self._actions.put(act)
         return future
 
-    def let_go(self, seconds: float) -> bool:
+    def end(self, seconds: float) -> bool:
         """End the thread after what it does; whether it has ended within ``seconds``."""
         self._actions.put(None)
         self._thread.join(seconds)

@@ -1,4 +1,4 @@
-"""The books of a run: alerts in = classified + not classified + dead-lettered, spectra in = stored + dead-lettered."""
+"""Alert accounting: alerts in = classified + not classified + dead-lettered, spectra in = stored + dead-lettered."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from broker.metrics import (
 
 
 @dataclass(slots=True)
-class Books:
+class Accounting:
     """Counts of what was delivered for good; a batch that is tried again is counted once."""
 
     messages: int = 0
@@ -89,7 +89,7 @@ class Books:
             ALERTS_OUT.labels(letter.survey, "dead_lettered").inc()
 
     @property
-    def balanced(self) -> bool:
+    def reconciled(self) -> bool:
         """Whether every alert and every spectrum that came in is accounted for."""
         return (
             self.alerts_in == self.classified + self.not_classified + self.dead_lettered
@@ -110,5 +110,5 @@ class Books:
             f"+ not classified {self.not_classified} + dead-lettered {self.dead_lettered}"
             + (spectra if self.spectra_in else "")
             + ": "
-            + ("reconciled" if self.balanced else "NOT RECONCILED")
+            + ("reconciled" if self.reconciled else "NOT RECONCILED")
         )
