@@ -23,7 +23,7 @@ from broker.state.objects import Limits
 from broker.state.redis import DAY, RedisStore
 from broker.surveys import Decoder, load_surveys
 from broker.surveys.columns import ANY_TIME
-from broker.surveys.registry import SchemaRegistry
+from broker.surveys.schema_registry import SchemaRegistry
 
 REFERENCE_SET_FILE = "reference_set.npz"
 """Name of the reference set in a model repository."""

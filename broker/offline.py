@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.catalog.memory import MemoryCatalogs
-from broker.isolation import describe, isolate
+from broker.dead_letters import describe, isolate
 from broker.lightcurves.columns import DEFAULT_BAND
 from broker.lightcurves.files import read_light_curves
 from broker.lightcurves.objects import NamedLightCurve

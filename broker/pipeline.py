@@ -12,10 +12,10 @@ from broker.anomaly.scores import score
 from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import assemble, warm_up
 from broker.batch import SPECTRA, BatchResult, IncomingMessage
+from broker.dead_letters import dead_letter, isolate
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
-from broker.isolation import dead_letter, isolate
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, stage_timer
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE

@@ -16,7 +16,7 @@ from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.config import Settings
-    from broker.streaming.deadletters import DeadLetters, Letter
+    from broker.streaming.deadletter_replay import DeadLetters, Letter
 
 _LATEST: Final = 20
 
@@ -62,7 +62,7 @@ def show(
 ) -> None:
     """Print dead letters: when, where from, how large and why; with --json the traceback as well."""
     from broker.config import load_settings
-    from broker.streaming.deadletters import Filter
+    from broker.streaming.deadletter_replay import Filter
 
     wanted = Filter(reason, survey)
     with closing(_dead_letters(load_settings(config))) as letters:
@@ -104,7 +104,7 @@ def replay(
     still has it. The messages have the header 'replayed'.
     """
     from broker.config import load_settings
-    from broker.streaming.deadletters import Filter
+    from broker.streaming.deadletter_replay import Filter
 
     with closing(_dead_letters(load_settings(config))) as letters:
         counts = letters.replay(Filter(reason, survey), limit, to_topic)
@@ -113,7 +113,7 @@ def replay(
 
 def _dead_letters(settings: Settings) -> DeadLetters:
     from broker.publish.topics import Topics
-    from broker.streaming.deadletters import DeadLetters
+    from broker.streaming.deadletter_replay import DeadLetters
 
     topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
     return DeadLetters(settings.kafka, topics.dead_letter)

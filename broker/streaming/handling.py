@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from broker.batch import BatchResult, IncomingMessage
-from broker.isolation import dead_letter, isolate_first
+from broker.dead_letters import dead_letter, isolate_first
 from broker.metrics import stage_timer
 from broker.publish.messages import OutgoingMessage, Publisher
 
@@ -22,7 +22,7 @@ def handle(process: Process, publisher: Publisher, messages: Sequence[IncomingMe
     """Process the first of ``messages``, as many as ``process`` takes at once, and make the messages of its result.
 
     The pipeline makes a dead letter of an alert that a stage fails on; what fails outside of that is found here
-    (``broker.isolation``). Passes on DependencyUnavailableError and ConfigurationError, which concern all messages
+    (``broker.dead_letters``). Passes on DependencyUnavailableError and ConfigurationError, which concern all messages
     alike.
     """
 

@@ -26,8 +26,8 @@ from broker.avro.container import (
 from broker.avro.machine import warm_up
 from broker.avro.reader import Message, run
 from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
+from broker.dead_letters import isolate_first
 from broker.errors import ConfigurationError, DecodeError
-from broker.isolation import isolate_first
 from broker.records import Alert, ObservedSpectrum
 from broker.spectra import message as spectrum_message
 from broker.surveys.columns import FUTURE_DAYS

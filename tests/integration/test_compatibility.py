@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from broker.isolation import isolate
+from broker.dead_letters import isolate
 from broker.records import Alert, ObjectState
 from broker.state.encoding import VERSION, StateError, decode_object, encode_object, is_current
 from broker.state.redis import RedisStore

@@ -20,9 +20,9 @@ from training.export import export_classifier, export_metadata_encoder, save_sca
 from training.stream.examples import Examples, set_of
 from training.stream.head import Head, train_head
 from training.stream.material import SEVERAL_BANDS, Inputs, Material, prepare_material
-from training.stream.other import CalibratedOther, ClassifierWithOther
-from training.stream.others import train_others
-from training.stream.plain import head_without_metadata
+from training.stream.no_metadata_head import head_without_metadata
+from training.stream.other_folds import train_others
+from training.stream.other_head import CalibratedOther, ClassifierWithOther
 
 FOLDS = 5
 NOT_CALIBRATED_WITH = ("stripe82", "asassn")

@@ -21,7 +21,7 @@ from broker.cli import logs, main, text
 from broker.cli.deadletter import _line
 from broker.errors import InputFileError
 from broker.records import Annotation, Neighbour
-from broker.streaming.deadletters import Letter
+from broker.streaming.deadletter_replay import Letter
 from broker.surveys.simulator import simulate_alerts
 
 ESCAPE = "\x1b[31m\x07\x9b2J\u202e\r"

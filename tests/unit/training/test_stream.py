@@ -15,11 +15,11 @@ from broker.records import METADATA_FEATURES, LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS
 from training.stream import head as head_module
-from training.stream import plain as plain_module
+from training.stream import no_metadata_head as no_metadata_module
 from training.stream.examples import Examples, first_n, random_n
 from training.stream.head import published_head, train_head
 from training.stream.material import Inputs, Material, as_in_packets, packet_colors
-from training.stream.plain import head_without_metadata
+from training.stream.no_metadata_head import head_without_metadata
 from training.stream.run import Calibration, calibration_group, fold_of_stars, head_logits
 
 MODEL_REPO = Path(__file__).resolve().parents[3] / "model_repo"
@@ -132,9 +132,9 @@ def test_a_head_that_does_not_fit_the_encoders_is_trained_anew(
     material: Material, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The material's light curves are noise to the published head; here the first number of each tells its class."""
-    monkeypatch.setattr(plain_module, "BATCH", 64)
-    monkeypatch.setattr(plain_module, "EPOCHS", 5)
-    monkeypatch.setattr(plain_module, "LEARNING_RATE", 5e-3)
+    monkeypatch.setattr(no_metadata_module, "BATCH", 64)
+    monkeypatch.setattr(no_metadata_module, "EPOCHS", 5)
+    monkeypatch.setattr(no_metadata_module, "LEARNING_RATE", 5e-3)
     kind = material.archive.kind.copy()
     kind[1600:] = "val/0"
     light_curve = material.archive.light_curve.copy()
@@ -152,7 +152,7 @@ def test_a_head_that_does_not_fit_the_encoders_is_trained_anew(
     )
     assert np.mean(logits.argmax(dim=1).numpy() == own.label) > 0.97
     # That one is kept from now on, and of other spectra no more than what it makes of them is learnt.
-    monkeypatch.setattr(plain_module, "published_head", lambda _repository: head)
+    monkeypatch.setattr(no_metadata_module, "published_head", lambda _repository: head)
     spectrum = np.full_like(material.spectrum, 0.04)
     spectrum[:, :40] *= np.where(archive.label == CLASS_INDEX["SR"], 1.0, -1.0)[:, None].astype(np.float16)
     other = head_without_metadata(replace(material, archive=archive, spectrum=spectrum), 0, lines.append)

@@ -17,10 +17,10 @@ from training.datasets.outside import is_outside, outside_kind
 from training.encoders.trimodal import ConcatClassifier
 from training.export import export_classifier
 from training.other_scores import OtherAnswers, markdown, others_of
-from training.stream import other as other_module
+from training.stream import other_head as other_module
 from training.stream.head import Head, published_head
 from training.stream.material import Inputs
-from training.stream.other import (
+from training.stream.other_head import (
     ClassifierWithOther,
     OtherCalibration,
     OtherHead,

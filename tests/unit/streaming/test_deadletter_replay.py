@@ -11,8 +11,17 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from broker.errors import DependencyUnavailableError
 from broker.publish.messages import OutgoingMessage
-from broker.streaming import deadletters
-from broker.streaming.deadletters import Counts, DeadLetters, Filter, Letter, _letter, _messages, _Progress, _Replay
+from broker.streaming import deadletter_replay
+from broker.streaming.deadletter_replay import (
+    Counts,
+    DeadLetters,
+    Filter,
+    Letter,
+    _letter,
+    _messages,
+    _Progress,
+    _Replay,
+)
 
 
 @dataclass
@@ -88,7 +97,7 @@ def test_an_end_that_comes_sooner(code: int) -> None:
 def test_other_errors_are_waited_through_and_silence_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read([Message(-1, KafkaError._TRANSPORT), Message(0)], 0, 1) == [0]
     now = iter(range(0, 10_000, 10))
-    monkeypatch.setattr(deadletters.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(deadletter_replay.time, "monotonic", lambda: float(next(now)))
     with pytest.raises(DependencyUnavailableError, match=r"nothing of letters\[0\]"):
         read([Message(0)], 0, 5)
 
@@ -262,7 +271,7 @@ def test_a_limit_leaves_the_rest_and_another_topic_takes_what_has_no_source() ->
 
 
 def test_letters_are_sent_in_transactions_of_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadletters, "_TRANSACTION_LETTERS", 1)
+    monkeypatch.setattr(deadletter_replay, "_TRANSACTION_LETTERS", 1)
     counts, sent = replay()
     assert counts.replayed == 2
     assert [(len(messages), offsets[0].metadata) for messages, offsets in sent.batches] == [(1, "2-3"), (1, "2-4")]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from training.stream.examples import FrozenEncoder
 from training.stream.head import Head
 from training.stream.material import Material, cached
-from training.stream.other import (
+from training.stream.other_head import (
     OTHER_SUBSETS,
     CalibratedOther,
     OtherCalibration,
@@ -25,7 +25,7 @@ from training.stream.other import (
     subset_code,
     train_other,
 )
-from training.stream.outside import outside_examples
+from training.stream.outside_examples import outside_examples
 
 LEFT_OUT = (
     ("css:cepheid or RRd", "gaia:CEP", "ztf_dr:cepheid"),

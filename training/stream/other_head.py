@@ -28,7 +28,7 @@ from training.encoders.trimodal import Classifier
 from training.stream.examples import Examples, set_of
 from training.stream.head import Head
 from training.stream.material import Inputs, Material
-from training.stream.outside import source_of
+from training.stream.outside_examples import source_of
 
 DRAWN = 20_000
 """Histories of one training, drawn anew for each."""

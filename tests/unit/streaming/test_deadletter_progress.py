@@ -8,7 +8,7 @@ from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.errors import ConfigurationError
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
-from broker.streaming.deadletters import Filter, Letter, _Progress
+from broker.streaming.deadletter_replay import Filter, Letter, _Progress
 
 
 def again(progress: _Progress) -> _Progress:

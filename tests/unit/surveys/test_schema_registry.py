@@ -29,9 +29,9 @@ import pytest
 from broker.avro.wire import confluent_message, read_confluent_header
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert
-from broker.surveys import Decoder, registry
+from broker.surveys import Decoder, schema_registry
 from broker.surveys.lsst_schemas import lsst_schema
-from broker.surveys.registry import SchemaRegistry
+from broker.surveys.schema_registry import SchemaRegistry
 from tests.busy import slowness
 
 PATH = "/schema-registry"
@@ -113,7 +113,7 @@ class StandIn:
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(registry, "_RETRY_PAUSE_MS", 1)
+    monkeypatch.setattr(schema_registry, "_RETRY_PAUSE_MS", 1)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_what_the_registry_does_not_have_is_no_alert(server: StandIn, monkeypatc
             schemas(FOREIGN)
     assert server.asked == [FOREIGN]
     server.answers[FOREIGN] = answer(canonical(1101))
-    monkeypatch.setattr(registry.time, "monotonic", lambda now=time.monotonic: now() + 60)
+    monkeypatch.setattr(schema_registry.time, "monotonic", lambda now=time.monotonic: now() + 60)
     assert schemas(FOREIGN)["name"] == "lsst.v11_1.alert"
 
 
@@ -205,7 +205,7 @@ def test_a_registry_that_forgot_lsst_s_schemas_is_not_believed(server: StandIn) 
 
 
 def test_ids_that_are_refused_do_not_pile_up(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_MOST_REFUSED", 3)
+    monkeypatch.setattr(schema_registry, "_MOST_REFUSED", 3)
     schemas = SchemaRegistry(server.url)
     for schema_id in range(1, 9):
         with pytest.raises(DecodeError):
@@ -224,7 +224,7 @@ def test_lsst_s_package_stands_in_with_one_warning(gone: str, caplog: pytest.Log
     for _ in range(3):
         assert schemas(1101) == lsst_schema(1101)
         assert schemas(704) == lsst_schema(704)
-    warned = [r.getMessage() for r in caplog.records if r.name == registry.__name__]
+    warned = [r.getMessage() for r in caplog.records if r.name == schema_registry.__name__]
     assert len(warned) == 2
     assert "schema id 1101 (ConnectError" in warned[0]
     assert "read with LSST's published schema 11.1" in warned[0]
@@ -232,7 +232,7 @@ def test_lsst_s_package_stands_in_with_one_warning(gone: str, caplog: pytest.Log
 
 
 def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_AWAY_FOR_S", 0.0)
+    monkeypatch.setattr(schema_registry, "_AWAY_FOR_S", 0.0)
     stand_in = StandIn()
     schemas = SchemaRegistry(away(stand_in))
     for _ in range(2):
@@ -268,7 +268,7 @@ def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPat
 def test_what_is_not_the_registry_s_word_is_as_if_it_were_away(
     server: StandIn, said: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "_AWAY_FOR_S", 0.0)
+    monkeypatch.setattr(schema_registry, "_AWAY_FOR_S", 0.0)
     server.answers = {FOREIGN: said, 1101: said}
     schemas = SchemaRegistry(server.url)
     with pytest.raises(DependencyUnavailableError):
@@ -314,8 +314,8 @@ def test_an_answer_may_name_its_type(server: StandIn) -> None:
     assert SchemaRegistry(server.url)(FOREIGN)["name"] == "lsst.v11_1.alert"
 
 
-def test_an_answer_that_is_too_large_is_given_up(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "MAX_SCHEMA_BYTES", 10_000)
+def test_an_answer_that_is_too_large_is_abandoned(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema_registry, "MAX_SCHEMA_BYTES", 10_000)
     server.answers[FOREIGN] = answer(canonical(1101))
     with pytest.raises(DecodeError, match=f"schema id {FOREIGN} .*more than 10000 bytes"):
         SchemaRegistry(server.url)(FOREIGN)
