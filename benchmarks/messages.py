@@ -177,7 +177,7 @@ def crowd(store: RedisStore, client: redis.Redis, count: int, width: float) -> f
     pipeline.execute()
     client.slowlog_reset()
     start_time = time.perf_counter()
-    states = store.remember([alert("lsst", number) for number in range(256)])
+    states = store.update([alert("lsst", number) for number in range(256)])
     print(f"{sum(bool(s.associated) for s in states)} of 256 with a counterpart", file=sys.stderr)
     return time.perf_counter() - start_time
 
@@ -192,7 +192,7 @@ def crowd_in_memory(count: int) -> float:
 
     store = MemoryStore()
     start_time = time.perf_counter()
-    store.remember([alert(survey, number) for number in range(count) for survey in ("ztf", "lsst")])
+    store.update([alert(survey, number) for number in range(count) for survey in ("ztf", "lsst")])
     return time.perf_counter() - start_time
 
 

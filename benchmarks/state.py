@@ -37,7 +37,7 @@ def rate(store: RedisStore, batches: list[list[Alert]]) -> float:
     for _ in range(3):
         start = time.perf_counter()
         for batch in batches:
-            store.remember(batch)
+            store.update(batch)
         best = min(best, time.perf_counter() - start)
     return sum(map(len, batches)) / best
 
@@ -47,7 +47,7 @@ def main() -> None:
         with redis.Redis.from_url(server.url) as client:
             before = client.info("memory")["used_memory"]
             for first in range(0, OBJECTS, BATCH):
-                store.remember([alert(n, POINTS) for n in range(first, min(first + BATCH, OBJECTS))])
+                store.update([alert(n, POINTS) for n in range(first, min(first + BATCH, OBJECTS))])
             used = client.info("memory")["used_memory"] - before
         print(
             f"{OBJECTS} objects of {POINTS} points: {used / OBJECTS / POINTS:.1f} bytes of Redis a point, all included"
@@ -59,7 +59,7 @@ def main() -> None:
             f"{single:.0f} one by one, ratio {batched / single:.1f}"
         )
         # The same alerts, with and without a search for counterparts, of which each has one of 200 points.
-        store.remember([alert(n, POINTS, "lsst") for n in range(BATCH)])
+        store.update([alert(n, POINTS, "lsst") for n in range(BATCH)])
         with closing(RedisStore(server.url, Limits(association_radius=0.0))) as alone:
             without = rate(alone, [alerts])
         together = rate(store, [alerts])

@@ -59,7 +59,7 @@ class BatchResult:
     """Points of packets that were not used, by survey and reason (``surveys.columns.LeftOut``)."""
     spectra_in: int = 0
     spectra_stored: int = 0
-    """Spectra that were remembered, whether their object was seen yet or not."""
+    """Spectra that were stored, whether their object was seen yet or not."""
     annotations: list[Annotation] = field(default_factory=list)
     """One an alert, and one for each object that was classified again upon a spectrum."""
     dead_letters: list[DeadLetter] = field(default_factory=list)

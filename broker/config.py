@@ -270,7 +270,7 @@ class SchemaRegistrySettings(_Section):
 
 
 class RedisSettings(_Section):
-    """Where objects are remembered."""
+    """Where the state of objects is."""
 
     url: SecretStr = SecretStr("redis://localhost:6379/0")
     """``redis://`` or, with TLS, ``rediss://``; user and password of an ACL may be in it."""
@@ -348,7 +348,7 @@ def _redis_takes(name: str, value: str) -> bool:
 
 
 class StateSettings(_Section):
-    """What is remembered of an object, and for how long (docs/state.md)."""
+    """What is kept of an object, and for how long (docs/state.md)."""
 
     max_points: PositiveInt = MAX_POINTS
     """Points kept of one object in one survey; of more, upper limits go first, then the oldest."""
@@ -419,7 +419,7 @@ class AnomalySettings(_Section):
 
 
 class PipelineSettings(_Section):
-    """How alerts are put together into batches, and how long to wait for what is away."""
+    """How alerts are put together into batches, and how long to wait for what is unavailable."""
 
     batch_size: _Int32 = 256
     future_days: float = Field(default=30.0, ge=0, le=36_500)
@@ -435,7 +435,7 @@ class PipelineSettings(_Section):
     max_message_mib: int = Field(default=64, ge=1, le=1024)
     """A message that inflates to more, MiB, becomes a dead letter before the memory for it is taken."""
     first_backoff_s: Seconds = 0.5
-    """Pause before the first new attempt where Redis, Triton or Kafka is away; doubled each time."""
+    """Pause before the first new attempt where Redis, Triton or Kafka is unavailable; doubled each time."""
     max_backoff_s: Seconds = 15.0
     max_dead_letter_ratio: float = Field(default=0.5, ge=0, le=1)
     """The service stops where more than this share of the latest alerts would be dead letters, and leaves the batch
@@ -480,7 +480,7 @@ class MetricsSettings(_Section):
     alive_limit_s: Seconds = 60.0
     """``/healthz`` fails where the worker's loop has not come round for so long."""
     batch_limit_s: Seconds = 600.0
-    """``/healthz`` fails where one batch has been in hand for so long without an answer or an error."""
+    """``/healthz`` fails where one batch has been in flight for so long without an answer or an error."""
     lag_window_s: Seconds = 300.0
     """``/readyz`` fails where the lag has grown over so long. Longer than a burst of alerts lasts."""
     lag_floor: int = Field(default=2000, ge=0)

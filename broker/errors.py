@@ -14,7 +14,7 @@ class ConfigurationError(TrifidError):
 
 
 class DependencyUnavailableError(TrifidError):
-    """Redis, Triton or Kafka is away; the same call may succeed later."""
+    """Redis, Triton or Kafka is unavailable; the same call may succeed later."""
 
 
 class InferenceError(TrifidError):

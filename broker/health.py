@@ -1,6 +1,6 @@
 """Whether the worker is alive and ready, and the small HTTP server that says so beside the metrics.
 
-Alive (``/healthz``) is a worker that a restart would not mend: its loop comes round, whatever is away. Ready
+Alive (``/healthz``) is a worker that a restart would not fix: its loop comes round, whatever is unavailable. Ready
 (``/readyz``) is one that does its work at present; the answer names each check and what is wrong.
 """
 
@@ -108,7 +108,7 @@ class Health:
         self._beat = self._clock()
 
     def begin(self) -> None:
-        """A batch, or another piece of work, is in hand."""
+        """A batch, or another piece of work, is in flight."""
         self._batch_since = self._clock()
 
     def progress(self) -> None:
@@ -160,7 +160,7 @@ class Health:
         settings = self._settings
         return {
             "loop": f"has not come round for {silent:.0f} s" if silent > settings.alive_limit_s else None,
-            "batch": f"has been in hand for {busy:.0f} s" if busy > settings.batch_limit_s else None,
+            "batch": f"has been in flight for {busy:.0f} s" if busy > settings.batch_limit_s else None,
         }
 
     def ready(self) -> Checks:
@@ -187,7 +187,7 @@ class Probes:
     """Looks at each dependency again and again, each in a thread of its own, while the context lasts."""
 
     def __init__(self, health: Health, interval_s: float, probes: Mapping[str, Probe]) -> None:
-        """A dependency counts as not looked at yet, and so as away, until its first answer."""
+        """A dependency counts as not looked at yet, and so as unavailable, until its first answer."""
         self._health, self._interval, self._probes = health, interval_s, probes
         self._stop = threading.Event()
 

@@ -105,11 +105,11 @@ ANOMALY_UNSCORED: Final = Counter(
     "Classified alerts without an anomaly score: the reference set has too little of their modalities and length.",
 )
 DEPENDENCY_WAITS: Final = Counter(
-    "trifid_dependency_waits_total", "Times the service waited for a dependency that was away.", ["dependency"]
+    "trifid_dependency_waits_total", "Times the service waited for a dependency that was unavailable.", ["dependency"]
 )
-BATCHES_GIVEN_UP: Final = Counter(
-    "trifid_batches_given_up_total",
-    "Batches let go and taken up again from the committed offsets, by whoever has the partitions then.",
+BATCHES_ABANDONED: Final = Counter(
+    "trifid_batches_abandoned_total",
+    "Batches abandoned and read again from the committed offsets, by whoever has the partitions then.",
 )
 CROWDED_SEARCHES: Final = Counter(
     "trifid_crowded_searches_total",
@@ -121,7 +121,7 @@ DEAD_LETTER_RATIO: Final = Gauge(
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
 
-STAGES: Final = ("decode", "remember", "assemble", "infer", "score", "annotate", "publish", "deliver")
+STAGES: Final = ("decode", "update_state", "assemble", "infer", "score", "annotate", "publish", "deliver")
 DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
 KNOWN_CATALOGUES: Final = ("vsx", "gcvs")
 """Usual names of catalogues of known variable stars; others have series from their first match on."""

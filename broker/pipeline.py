@@ -43,7 +43,7 @@ class ReceivedSpectrum:
     message: IncomingMessage
 
 
-_DEPENDENCY: Final = {"decode": "registry", "remember": "redis", "infer": "triton"}
+_DEPENDENCY: Final = {"decode": "registry", "update_state": "redis", "infer": "triton"}
 """What a stage waits for, as the metric names it."""
 
 
@@ -90,7 +90,7 @@ class Pipeline:
         """Annotate every alert of ``messages``; what cannot be decoded or handled becomes a dead letter.
 
         Raises DependencyUnavailableError where the store or the engine is unavailable; the same messages may be given
-        again, since remembering an alert twice changes nothing.
+        again, since merging an alert into the state twice changes nothing.
         """
         result = BatchResult()
         for part in self.batches(messages):
@@ -144,14 +144,14 @@ class Pipeline:
             self._progress()
 
     def annotate(self, received: Sequence[Received]) -> list[Annotation]:
-        """Remember alerts and annotate each from all that is known of its object."""
-        with _stage("remember"):
-            states = self._store.remember([r.alert for r in received])
+        """Merge alerts into the state of their objects and annotate each from all that is known."""
+        with _stage("update_state"):
+            states = self._store.update([r.alert for r in received])
         return self.annotate_states(received, states)
 
     def annotate_spectra(self, received: Sequence[ReceivedSpectrum]) -> list[Annotation]:
-        """Remember spectra and classify again the objects that they are of: each upon its latest alert."""
-        with _stage("remember"):
+        """Store spectra and classify again the objects that they are of: each upon its latest alert."""
+        with _stage("update_state"):
             spectra = [r.spectrum for r in received]
             self._store.put_observed(spectra)
             found = self._store.objects_of(spectra)

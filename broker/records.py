@@ -222,7 +222,7 @@ class Catalogued:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ObjectState:
-    """All that is remembered of one object, after an alert was merged into it."""
+    """The state of one object, after an alert was merged into it."""
 
     object_id: str
     ra: float

@@ -29,7 +29,7 @@ def redis_errors(where: str = "") -> Iterator[None]:
     except redis.AuthenticationError as error:  # a ConnectionError, too
         raise DependencyUnavailableError(f"Redis refuses the login{end}: {error}") from error
     except redis.ConnectionError as error:  # BusyLoadingError as well
-        raise DependencyUnavailableError(f"Redis is away{end}: {error}") from error
+        raise DependencyUnavailableError(f"Redis is unavailable{end}: {error}") from error
     except redis.TimeoutError as error:
         raise DependencyUnavailableError(f"Redis does not answer{end}: {error}") from error
     except redis.OutOfMemoryError as error:

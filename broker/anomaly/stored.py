@@ -18,7 +18,7 @@ _KEY: Final = "trifid:reference_set"
 _TIMEOUT_S: Final = 10.0
 """A set has 6 MB."""
 _EXPIRY_S: Final = 180 * 86_400
-"""A set that no worker has started with for so long, of a model given up long ago, takes no memory any more."""
+"""A set that no worker has started with for so long, of a model replaced long ago, takes no memory any more."""
 
 
 def key_of(model: str) -> str:

@@ -1,4 +1,4 @@
-"""From what is remembered of objects to the arrays the model takes; training imports the same functions."""
+"""From the state of objects to the arrays the model takes; training imports the same functions."""
 
 from __future__ import annotations
 

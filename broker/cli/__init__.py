@@ -82,7 +82,7 @@ def _failure(error: Exception) -> Exception:
 def main() -> None:
     """Classify variable stars in the alert streams of sky surveys.
 
-    Trifid reads alerts of ZTF and LSST, remembers each object's light curve, spectrum and catalogue values,
+    Trifid reads alerts of ZTF and LSST, keeps each object's light curve, spectrum and catalogue values,
     and says which of ten classes of variable star it may be, with calibrated probabilities, how unusual it
     is, and which known stars resemble it most.
 

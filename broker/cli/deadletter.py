@@ -99,7 +99,7 @@ def replay(
 ) -> None:
     """Send dead letters back to the topic that each came from.
 
-    Each is sent once, however often this is called or interrupted: what was sent is remembered in Kafka, under the
+    Each is sent once, however often this is called or interrupted: what was sent is recorded in Kafka, under the
     group <kafka.group_id>-deadletter-replay. A letter whose payload was cut is fetched from its source where that
     still has it. The messages have the header 'replayed'.
     """

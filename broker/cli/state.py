@@ -19,7 +19,7 @@ _KINDS = ("detection", "forced", "limit")
 
 @click.group()
 def state() -> None:
-    """What is remembered of each object in Redis.
+    """The state of each object in Redis.
 
     OBJECT is survey:id, as ztf:ZTF18abcdefg, or an id alone.
     """
@@ -52,7 +52,7 @@ def migrate(config: Path | None) -> None:
 @click.option("--points", is_flag=True, help="List all points, too.")
 @options.config
 def show(object_: str, points: bool, config: Path | None) -> None:
-    """Show what is remembered of an object, and which of its points cannot be."""
+    """Show the state of an object, and which of its points cannot be."""
     from broker.build import build_state_admin
     from broker.config import load_settings
     from broker.state.admin import Selection
@@ -147,7 +147,7 @@ def repair(
 def _find(admin: StateAdmin, given: str) -> list[ObjectName]:
     names = admin.find(given)
     if not names:
-        raise click.ClickException(f"nothing is remembered of {given!r} (give survey:id, as ztf:ZTF18abcdefg)")
+        raise click.ClickException(f"nothing is stored of {given!r} (give survey:id, as ztf:ZTF18abcdefg)")
     return names
 
 

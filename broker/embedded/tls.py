@@ -97,7 +97,7 @@ class TlsFront:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # the plain server is away: the connection ends, as its own would
+            pass  # the plain server is unavailable: the connection ends, as its own would
         finally:
             for each in writers:
                 each.close()

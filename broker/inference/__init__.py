@@ -33,7 +33,7 @@ class Engine(Protocol):
         """The model's name and version, as published with each annotation."""
 
     def predict(self, inputs: ModelInputs) -> Predictions:
-        """Run encoders and classifier; raises DependencyUnavailableError when the server is away."""
+        """Run encoders and classifier; raises DependencyUnavailableError when the server is unavailable."""
 
     def embedding_width(self) -> int:
         """Values of an embedding; raises DependencyUnavailableError when the server is unavailable."""
@@ -41,7 +41,7 @@ class Engine(Protocol):
     def device(self) -> str | None:
         """Where the models run: ``gpu`` if all of them do, ``cpu``, or None where it cannot be known.
 
-        Raises DependencyUnavailableError when the server is away.
+        Raises DependencyUnavailableError when the server is unavailable.
         """
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ _AWAY: Final = frozenset(
     f"StatusCode.{code}" for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
 )
 # Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
-# but where they persist it is the batch that is refused, not the server that is away.
+# but where they persist it is the batch that is refused, not the server that is unavailable.
 _RETRIED: Final = _AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
 _FIRST_PAUSE: Final = 0.1  # seconds; doubled with each retry
 
@@ -81,7 +81,7 @@ class TritonEngine:
     ) -> None:
         """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
 
-        ``model_repository`` needs to hold ``manifest.json`` only. A request is given up after ``timeout``
+        ``model_repository`` needs to hold ``manifest.json`` only. A request is abandoned after ``timeout``
         seconds, and tried again up to ``retries`` times. Raises ConfigurationError where the manifest or a
         TLS file cannot be used.
         """
@@ -113,8 +113,8 @@ class TritonEngine:
     def predict(self, inputs: ModelInputs) -> Predictions:
         """Run encoders and classifier, as described at ``predict_batch``; the encoders run side by side.
 
-        The first call, and each after the server was away, checks that the models served are those of the
-        manifest. Raises DependencyUnavailableError where Triton is away, ConfigurationError where it serves
+        The first call, and each after the server was unavailable, checks that the models served are those of the
+        manifest. Raises DependencyUnavailableError where Triton is unavailable, ConfigurationError where it serves
         other models, InferenceError where it refuses the batch.
         """
         served = self._what_is_served()

@@ -1,4 +1,4 @@
-"""What is remembered of each object between alerts."""
+"""The state of each object between alerts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from broker.records import Alert, ObjectState, ObservedSpectrum
 
 
 class Store(Protocol):
-    """Remembers light curves and spectra by survey and object."""
+    """Keeps light curves and spectra by survey and object."""
 
-    def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
+    def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """Merge each alert into its object and return, alert for alert, the object's state after the merge.
 
         The state holds the light curves of counterparts in other surveys, the spectra and the catalogue values
         at the object's place, too. Idempotent and independent of order: merging an alert twice, or two alerts in
         either order, leaves the same stored state. One round trip reads the batch, one writes it.
-        Raises DependencyUnavailableError when the store is away.
+        Raises DependencyUnavailableError when the store is unavailable.
         """
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:

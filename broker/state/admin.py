@@ -1,4 +1,4 @@
-"""What an operator can do with one remembered object: look at it, forget it, take out points that cannot be."""
+"""What an operator can do with the state of one object: look at it, forget it, take out points that cannot be."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REQUESTED: Final = "requested"
 
 
 class UnknownObjectError(TrifidError):
-    """Nothing is remembered of an object."""
+    """Nothing is stored of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class StateAdmin:
         """What is stored of an object; raises UnknownObjectError where nothing is."""
         value, spectrum, damaged = self._values(name)
         if not any((value, spectrum, damaged)):
-            raise UnknownObjectError(f"nothing is remembered of {':'.join(name)}")
+            raise UnknownObjectError(f"nothing is stored of {':'.join(name)}")
         curve, latest, problem = LightCurve.empty(), None, None
         if value is not None:
             try:
@@ -177,7 +177,7 @@ class StateAdmin:
             client: Any = self._client
             found: list[str] = client.transaction(delete, keys[0], value_from_callable=True)
         if not found:
-            raise UnknownObjectError(f"nothing is remembered of {text}")
+            raise UnknownObjectError(f"nothing is stored of {text}")
         return found
 
     def repair(
@@ -194,7 +194,7 @@ class StateAdmin:
             with redis_errors():
                 value = self._client.get(key)
             if not isinstance(value, bytes):
-                raise UnknownObjectError(f"no light curve is remembered of {':'.join(name)}")
+                raise UnknownObjectError(f"no light curve is stored of {':'.join(name)}")
             curve, alert = decode_object(value, *name)
             repair, kept, repaired = self._repaired(name, curve, alert, latest, selected)
             if dry or not repair.changes:

@@ -10,14 +10,14 @@ from broker.state.objects import Limits, Objects
 
 
 class MemoryStore:
-    """Remembers objects as RedisStore does, and forgets them with the process."""
+    """Keeps objects as RedisStore does, and forgets them with the process."""
 
     def __init__(self, limits: Limits = Limits(), catalogs: MemoryCatalogs | None = None) -> None:  # noqa: B008 - immutable
         self._objects = Objects(limits)
         self._catalogs = catalogs or MemoryCatalogs()
 
-    def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
-        """See ``Store.remember``."""
+    def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
+        """See ``Store.update``."""
         return self._objects.merge(alerts, self._catalogs.of_alerts(alerts))
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:

@@ -32,7 +32,7 @@ ObjectName = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much is remembered, and how near is the same."""
+    """How much is kept, and how near is the same."""
 
     max_points: int = MAX_POINTS
     """Points kept of one object in one survey."""
@@ -49,7 +49,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class RememberedObject:
+class StoredObject:
     """What is known of an object so far."""
 
     light_curve: LightCurve = field(default_factory=LightCurve.empty)
@@ -71,7 +71,7 @@ class Objects:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.known: defaultdict[ObjectName, RememberedObject] = defaultdict(RememberedObject)
+        self.known: defaultdict[ObjectName, StoredObject] = defaultdict(StoredObject)
         self.places: Places[ObjectName] = Places()
         self.spectra: dict[str, ObservedSpectrum] = {}
         self.spectra_places: Places[str] = Places()
@@ -137,12 +137,12 @@ class Objects:
         )  # fmt: skip
 
     def put_spectrum(self, name: ObjectName, spectrum: Spectrum) -> None:
-        """Remember a spectrum under an object's name, in place of any other."""
+        """Store a spectrum under an object's name, in place of any other."""
         self.known[name].spectrum = spectrum
         self._object_of_spectrum = {s: other for s, other in self._object_of_spectrum.items() if other != name}
 
     def add_spectra(self, spectra: Sequence[ObservedSpectrum]) -> None:
-        """Remember spectra, under the object's name where it is given, else by their place; and nowhere else."""
+        """Store spectra, under the object's name where it is given, else by their place; and nowhere else."""
         for spectrum in spectra:
             before = self._object_of_spectrum.pop(spectrum.spectrum_id, None)
             if before is not None:

@@ -1,4 +1,4 @@
-"""Where remembered objects and spectra are on the sky, so that others at the same place find them."""
+"""Where stored objects and spectra are on the sky, so that others at the same place find them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from broker.state.encoding import (
     is_current,
     of_later_release,
 )
-from broker.state.objects import Limits, ObjectName, Objects, RememberedObject, has_no_object, is_moving
+from broker.state.objects import Limits, ObjectName, Objects, StoredObject, has_no_object, is_moving
 from broker.state.places import (
     BIN,
     BUDGET,
@@ -62,7 +62,7 @@ T = TypeVar("T")
 
 
 class RedisStore:
-    """Remembers objects in Redis, as docs/state.md says.
+    """Keeps the state of objects in Redis, as docs/state.md says.
 
     Without a lock: an object that another worker has written in the meantime is read and merged again.
     """
@@ -88,8 +88,8 @@ class RedisStore:
         self._watch = StoreWatch(self._client, prefix)
         self._primed = False
 
-    def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
-        """See ``Store.remember``."""
+    def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
+        """See ``Store.update``."""
         if not alerts:
             return []
         batch = _Batch(self._limits)
@@ -103,7 +103,7 @@ class RedisStore:
         changed = self._write(batch, names)
         if changed:
             again = [row for row, name in enumerate(names) if name in changed]
-            for row, state in zip(again, self.remember([alerts[row] for row in again]), strict=True):
+            for row, state in zip(again, self.update([alerts[row] for row in again]), strict=True):
                 states[row] = state
         return states
 
@@ -317,7 +317,7 @@ class _Batch:
             text = key.decode()
             survey, _, object_id = text.partition(":")
             name = (survey, object_id)
-            known = self.objects.known[name] = RememberedObject()
+            known = self.objects.known[name] = StoredObject()
             if (reason := of_later_release(curve)) is not None:
                 LOG.warning("stored value %s:lc: %s", text, reason)
                 self.newer[name] = reason

@@ -44,7 +44,7 @@ _MANUAL: Final[dict[str, Any]] = {
 _DEFAULTS: Final[dict[str, Any]] = {
     # What librdkafka itself would write to stderr comes to log_error as well.
     "log_level": 2,
-    # A broker that is away is asked again twice a second at first, and not twenty times.
+    # A broker that is unavailable is asked again twice a second at first, and not twenty times.
     "reconnect.backoff.ms": 500,
     "reconnect.backoff.max.ms": 5000,
     # librdkafka's own choice, to forget all brokers when none answers, can leave a transaction waiting for ever for
@@ -145,7 +145,7 @@ def hear(client: AdminClient | Producer) -> None:
 
 
 def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
-    """Create those of ``names`` that do not exist; raises DependencyUnavailableError where Kafka is away."""
+    """Create those of ``names`` that do not exist; raises DependencyUnavailableError where Kafka is unavailable."""
     client = admin(settings)
     try:
         existing = client.list_topics(timeout=CALL_TIMEOUT).topics

@@ -1,6 +1,6 @@
 """Reads dead letters, and sends them back to where they came from.
 
-What was sent back is remembered in Kafka alone, as the committed offsets of a group: everything before the offset, and
+What was sent back is recorded in Kafka alone, as the committed offsets of a group: everything before the offset, and
 what the offset's metadata name of what comes after it. They are committed in one transaction with the messages, so
 that an interruption neither repeats nor loses a dead letter, and letters that a filter left out can be replayed later.
 """
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _POLL_S: Final = 0.5
 _SILENCE_S: Final = 30.0
-"""After so long without a message or an end, Kafka counts as away."""
+"""After so long without a message or an end, Kafka counts as unavailable."""
 _TRANSACTION_LETTERS: Final = 100
 _TRANSACTION_BYTES: Final = 16_000_000
 _MAX_METADATA: Final = 4000
@@ -114,7 +114,7 @@ class DeadLetters:
     """The dead-letter topic, from its beginning to where it ended when this was made."""
 
     def __init__(self, kafka: KafkaSettings, topic: str) -> None:
-        """Connect; raises DependencyUnavailableError where Kafka is away, ConfigurationError without the topic."""
+        """Connect; raises DependencyUnavailableError, and ConfigurationError without the topic."""
         self.topic = topic
         self.group_id: Final = f"{kafka.group_id}-deadletter-replay"
         self._kafka = kafka
@@ -169,8 +169,8 @@ class DeadLetters:
     def replay(self, wanted: Filter, limit: int | None = None, to_topic: str | None = None) -> Counts:
         """Send letters back, each for good only once, whenever this is interrupted and by whoever it is called.
 
-        Raises DependencyUnavailableError where Kafka is away, WorkerFencedError where another replay takes over, and
-        ConfigurationError where Kafka refuses a message or too many scattered letters would have to be remembered.
+        Raises DependencyUnavailableError, WorkerFencedError where another replay takes over, and
+        ConfigurationError where Kafka refuses a message or too many scattered letters would have to be recorded.
         """
         return _Replay(self._kafka, self, wanted, limit, to_topic).run()
 
@@ -305,7 +305,7 @@ class _Progress:
         metadata = ",".join(f"{start}-{end}" for start, end in later)
         if len(metadata) > _MAX_METADATA:
             raise ConfigurationError(
-                f"the replayed letters of {self.topic}[{self.partition}] are too scattered to be remembered: replay "
+                f"the replayed letters of {self.topic}[{self.partition}] are too scattered to be recorded: replay "
                 "with a wider --reason first"
             )
         return TopicPartition(self.topic, self.partition, first[1], metadata)

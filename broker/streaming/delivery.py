@@ -62,7 +62,7 @@ class Delivery(Protocol):
     """Sends messages and commits offsets."""
 
     def start(self) -> None:
-        """Make ready; raises DependencyUnavailableError where Kafka is away."""
+        """Make ready; raises DependencyUnavailableError where Kafka is unavailable."""
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
         """Send all messages and commit the consumer's offsets.

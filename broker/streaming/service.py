@@ -21,7 +21,7 @@ from broker.batch import BatchResult, IncomingMessage
 from broker.config import KafkaSettings, PipelineSettings
 from broker.errors import DependencyUnavailableError
 from broker.health import Health
-from broker.metrics import ALERT_LATENCY, BATCHES_GIVEN_UP, LAST_MESSAGE, stage_timer
+from broker.metrics import ALERT_LATENCY, BATCHES_ABANDONED, LAST_MESSAGE, stage_timer
 from broker.publish.messages import Publisher
 from broker.streaming import clients
 from broker.streaming.accounting import Accounting
@@ -158,7 +158,7 @@ class Service:
         try:
             self._next_batch(source, process, delivery)
         except BatchAbandonedError:
-            BATCHES_GIVEN_UP.inc()
+            BATCHES_ABANDONED.inc()
             log.info("the in-flight batch is abandoned for reprocessing")
             while not self._stop.is_set() and not source.rewind():
                 self._health.beat()

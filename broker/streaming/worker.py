@@ -33,7 +33,7 @@ def worker(
     """A service with its store and engine, which are closed at the end.
 
     Without ``control`` nobody looks at its health. Raises ConfigurationError where the model cannot be used; servers
-    that are away are waited for when the service runs.
+    that are unavailable are waited for when the service runs.
     """
     publisher, decoder = build_publisher(settings), build_decoder(settings)
     named = (topic for topic in settings.kafka.input_topics if not is_pattern(topic))

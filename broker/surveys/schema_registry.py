@@ -1,7 +1,7 @@
 """Schemas by id from a Confluent schema registry, with two nets below it: a folder on disk, and LSST's package.
 
 The registry's REST API: https://docs.confluent.io/platform/current/schema-registry/develop/api.html. What
-happens when it is away, and LSST's own addresses: docs/schemas.md.
+happens when it is unavailable, and LSST's own addresses: docs/schemas.md.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class SchemaRegistry:
         """The schema of an id, as ``broker.surveys.lsst_schemas.lsst_schema`` gives it.
 
         Raises DecodeError, naming the id, where there is no such schema or it is of no use, and
-        DependencyUnavailableError where only the registry can say and it is away.
+        DependencyUnavailableError where only the registry can say and it is unavailable.
         """
         if self._client is None:
             return lsst_schema(schema_id)
@@ -155,7 +155,7 @@ class SchemaRegistry:
         self._refused.pop(schema_id, None)
 
     def _refusal(self, schema_id: int, reason: str) -> DecodeError:
-        """The error to raise, which is remembered for a minute: alerts of one bad id come by the thousand."""
+        """The error to raise, which is kept for a minute: alerts of one bad id come by the thousand."""
         reason = f"schema id {schema_id} of {self._address}: {reason}"
         self._refused[schema_id] = (time.monotonic() + _REFUSED_FOR_S, reason)
         while len(self._refused) > _MOST_REFUSED:
@@ -248,7 +248,7 @@ class SchemaRegistry:
             if isinstance(why, _NoSuchIdError):
                 raise self._refusal(schema_id, str(why)) from why
             raise DependencyUnavailableError(
-                f"schema registry {self._address} is away ({why}), and nothing else knows schema id {schema_id}"
+                f"schema registry {self._address} is unavailable ({why}), and nothing else knows schema id {schema_id}"
             ) from why
         if schema_id not in self._warned:
             self._warned.add(schema_id)
@@ -363,7 +363,7 @@ def _shut_down(connection: socket.socket) -> None:
 
 
 class _BoundedStream(httpx.SyncByteStream):
-    """The body of an answer, given up where it is too large."""
+    """The body of an answer, refused where it is too large."""
 
     def __init__(self, stream: httpx.SyncByteStream) -> None:
         self._stream = stream

@@ -307,7 +307,7 @@ def test_users_of_the_least_rights_get_everything_done(site: Site, tmp_path: Pat
         ({"KAFKA__SASL_PASSWORD_FILE": WRONG}, "SASL authentication error: Authentication failed"),
         ({"KAFKA__SSL_CA_LOCATION": "stranger"}, "certificate verify failed"),
         ({"REDIS__PASSWORD_FILE": WRONG}, "Redis refuses the login: invalid username-password pair"),
-        ({"REDIS__CA_LOCATION": "stranger"}, "Redis is away: Error 1 connecting to 127.0.0.1"),
+        ({"REDIS__CA_LOCATION": "stranger"}, "Redis is unavailable: Error 1 connecting to 127.0.0.1"),
         ({"TRITON__ROOT_CERTIFICATES": "stranger"}, "CERTIFICATE_VERIFY_FAILED"),
         ({"TRITON__CERTIFICATE_CHAIN": "", "TRITON__PRIVATE_KEY": ""}, "Socket closed"),
     ],
@@ -323,7 +323,7 @@ def test_a_refused_login_is_told_and_waited_for(
     with Worker(environment, tmp_path / "run.log", "--log-level", "DEBUG") as worker:
         worker.wait_for(message)
         worker.wait_for("waiting")
-        site.wait_for("readyz", message.removeprefix("Redis is away: "))
+        site.wait_for("readyz", message.removeprefix("Redis is unavailable: "))
         assert worker.process.poll() is None
         worker.stop()
     assert "Traceback" not in worker.output

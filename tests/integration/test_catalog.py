@@ -298,7 +298,7 @@ def test_redis_away(tmp_path: Path) -> None:
         def kill(progress: LoadProgress) -> None:
             gone.kill()
 
-        with pytest.raises(DependencyUnavailableError, match=r"Redis is away after row 1,000 of .*goes on from"):
+        with pytest.raises(DependencyUnavailableError, match=r"Redis is unavailable after row 1,000 of .*goes on from"):
             store.load("gaia", [tmp_path], GAIA, order=5, chunk_rows=1000, on_progress=kill)
         store.close()
 
@@ -367,7 +367,7 @@ def test_errors_of_the_command(server: RedisServer, client: redis.Redis, tmp_pat
         pass
     result = command(gone, "load", "other", tmp_path, "--column", "ra=x", "--column", "dec=y")
     assert result.exit_code == 1
-    assert "Redis is away" in result.stderr
+    assert "Redis is unavailable" in result.stderr
 
 
 def test_real_stars(server: RedisServer, store: CatalogStore, client: redis.Redis, shared: Path) -> None:
@@ -558,7 +558,7 @@ def test_the_probe_may_take_a_replaced_catalogue_between_a_request_and_its_match
     store.load("mine", [path], PLAIN)
     states = RedisStore(server.url)
     alert = Alert("ztf", 1, 1, "ZTF1", 120.5, 10.25, 60000.0, "ztf:g", LightCurve.empty(), "")
-    assert ruwe(states.remember([alert])) == [1.5]
+    assert ruwe(states.update([alert])) == [1.5]
     reader = states._catalogs
     request = reader.request
     replaced = []
@@ -577,7 +577,7 @@ def test_the_probe_may_take_a_replaced_catalogue_between_a_request_and_its_match
         return made
 
     monkeypatch.setattr(reader, "request", then_replace)
-    assert ruwe(states.remember([alert])) == [2.5]
+    assert ruwe(states.update([alert])) == [2.5]
     states.close()
 
 

@@ -63,7 +63,7 @@ def test_what_a_release_wrote_is_read_whole(store: RedisStore, client: redis.Red
             assert (latest.alert_id, latest.band, latest.star_score) == (before.alert_id, "ztf:g", before.star_score)
         # Its next alert finds all points, and writes the present form.
         later = point("ztf", before.object_id, before.ra, before.dec, before.mjd + 10)
-        (state,) = store.remember([later])
+        (state,) = store.update([later])
         assert state.remembered == len(before.light_curve)
         assert state.light_curve.mjd.tolist() == [*before.light_curve.mjd, later.mjd]
         assert (state.spectrum is not None) == (number == 1)
@@ -81,7 +81,7 @@ def test_what_a_release_wrote_is_migrated(store: RedisStore, client: redis.Redis
         assert isinstance(value, bytes)
         assert is_current(value)
         assert same(decode_object(value, "ztf", before.object_id)[0], before.light_curve)
-        (found,) = store.remember([point("lsst", str(number), before.ra, before.dec, before.mjd)])
+        (found,) = store.update([point("lsst", str(number), before.ra, before.dec, before.mjd)])
         assert found.associated == (f"ztf:{before.object_id}",)
     assert client.keys("*:damaged") == []
 
@@ -90,7 +90,7 @@ def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: red
     """Its alerts fail one by one, and become dead letters that can be replayed; those of other objects go on."""
     later = point("ztf", "later", 10.0, 0.0, 60_000.0)
     other = point("ztf", "other", 20.0, 0.0, 60_000.0)
-    store.remember([later, other])
+    store.update([later, other])
     value = client.get("trifid:ztf:later:lc")
     assert isinstance(value, bytes)
     newer = bytes([VERSION + 1]) + value[1:] + b"more"
@@ -103,12 +103,12 @@ def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: red
         return []
 
     batch = [replace(a, mjd=60_001.0) for a in (later, other)]
-    states = isolate(batch, store.remember, failed)
+    states = isolate(batch, store.update, failed)
     assert [state.object_id for state in states] == ["other"]
     assert refused == [
         "later: state of ztf:later: a later release of Trifid wrote it, in version 4; this one reads versions 1 to 3"
     ]
-    (near,) = store.remember([point("lsst", "7", 10.0, 0.0, 60_002.0)])
+    (near,) = store.update([point("lsst", "7", 10.0, 0.0, 60_002.0)])
     assert near.associated == ()
     assert sum(store.migrate()) == 0
     assert client.get("trifid:ztf:later:lc") == newer

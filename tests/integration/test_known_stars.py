@@ -55,10 +55,10 @@ def test_an_alert_gets_the_star_of_each_catalogue_and_the_model_nothing_of_it(
     store: CatalogStore, states: RedisStore, tmp_path: Path
 ) -> None:
     store.load("mine", [write(tmp_path / "t.csv", "ra,dec,ruwe\n120.5,10.25,1.5\n")], PLAIN)
-    (before,) = states.remember([ALERT])
+    (before,) = states.update([ALERT])
     store.load("vsx", [write(tmp_path / "vsx.csv", VSX)], KNOWN)
     store.load("gcvs", [write(tmp_path / "gcvs.csv", "ra,dec,VarType\n120.5,10.2503,E:\n")], KNOWN)
-    (after,) = states.remember([ALERT])
+    (after,) = states.update([ALERT])
     assert before.known_as == ()
     assert before.metadata is not None
     assert after.metadata is not None
@@ -71,7 +71,7 @@ def test_an_alert_gets_the_star_of_each_catalogue_and_the_model_nothing_of_it(
     # A body of the solar system that passes by, and a place 2.1 arcsec beside it.
     passing = replace(ALERT, object_id="ZTF2", alert_id=2, solar_system=True)
     beside = replace(ALERT, object_id="ZTF3", alert_id=3, dec=10.25 - 2.1 / 3600)
-    assert [state.known_as for state in states.remember([passing, beside])] == [(), ()]
+    assert [state.known_as for state in states.update([passing, beside])] == [(), ()]
 
 
 def test_a_fast_star_is_found_where_gaia_says_how_it_moves(
@@ -84,10 +84,10 @@ def test_a_fast_star_is_found_where_gaia_says_how_it_moves(
     ra, dec = sky.move(*at_2000, *motion, np.array([20.0]))
     alert = replace(ALERT, ra=float(ra[0]), dec=float(dec[0]))
     store.load("vsx", [write(tmp_path / "vsx.csv", "ra,dec,Name,Type\n120.5,10.25,fast,BY\n")], KNOWN)
-    assert states.remember([alert])[0].known_as == ()
+    assert states.update([alert])[0].known_as == ()
     gaia = f"ra,dec,pmra,pmdec,phot_g_mean_mag\n{ra_2016[0]},{dec_2016[0]},400,0,12\n"
     store.load("gaia", [write(tmp_path / "gaia.csv", gaia)], PRESETS["gaia"])
-    ((found,),) = [state.known_as for state in states.remember([alert])]
+    ((found,),) = [state.known_as for state in states.update([alert])]
     assert (found.name, found.class_name) == ("fast", "ROT")
     assert found.distance == pytest.approx(0.0, abs=5e-3)
 

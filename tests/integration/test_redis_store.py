@@ -65,7 +65,7 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 def final_states(store: RedisStore | MemoryStore, alerts: list[Alert], batch: int = 64) -> dict[str, ObjectState]:
     states: dict[str, ObjectState] = {}
     for start in range(0, len(alerts), batch):
-        for state in store.remember(alerts[start : start + batch]):
+        for state in store.update(alerts[start : start + batch]):
             states[state.object_id] = state
     return states
 
@@ -90,9 +90,9 @@ def test_a_batch_takes_two_round_trips(server: RedisServer, tmp_path: Path) -> N
     with CountingProxy(server.port) as proxy, closing(RedisStore(f"redis://127.0.0.1:{proxy.port}/0")) as store:
         store.put_observed([spectrum_of(alert) for alert in alerts[:50]])
         load_catalog(server, tmp_path, alerts[:100])
-        store.remember(alerts[:10])
+        store.update(alerts[:10])
         before = proxy.round_trips
-        states = store.remember(alerts)
+        states = store.update(alerts)
         assert proxy.round_trips - before <= 2
     assert sum(bool(state.associated) for state in states) > 100
     assert sum(state.spectrum is not None for state in states) >= 50
@@ -104,13 +104,13 @@ def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server
     final_states(store, ALERTS[:300])
     server.kill()
     with pytest.raises(DependencyUnavailableError):
-        store.remember(ALERTS[:10])
+        store.update(ALERTS[:10])
     with pytest.raises(DependencyUnavailableError):
         store.check()
     server.start()
     store.check()
     states = final_states(store, ALERTS[300:])
-    final = {state.object_id: state for state in store.remember(list({a.object_id: a for a in ALERTS}.values()))}
+    final = {state.object_id: state for state in store.update(list({a.object_id: a for a in ALERTS}.values()))}
     assert states
     assert_same(final, expected)
 
@@ -121,7 +121,7 @@ def test_a_spectrum_joins_the_object(store: RedisStore) -> None:
     store.put_observed(
         [ObservedSpectrum("s:1", alert.ra, alert.dec, alert.mjd, spectrum, alert.survey, alert.object_id)]
     )
-    (state,) = store.remember([alert])
+    (state,) = store.update([alert])
     assert state.spectrum is not None
     assert len(state.spectrum.flux) == 100
 
@@ -131,7 +131,7 @@ def test_a_damaged_value_is_set_aside_and_not_lost(store: RedisStore, server: Re
     key = f"trifid:ztf:{alert.object_id}:lc"
     with redis.Redis.from_url(server.url) as client:
         client.set(key, b"\x63garbage")
-        (state,) = store.remember([alert])
+        (state,) = store.update([alert])
         assert same(state.light_curve, alert.light_curve)
         assert client.get(f"{key}:damaged") == b"\x63garbage"
 
@@ -169,7 +169,7 @@ def test_counterparts_and_spectra_are_those_of_the_store_in_memory(store: RedisS
         either.put_observed([spectrum_of(alert) for alert in alerts[:60]])
     for start in range(0, len(alerts), 37):
         batch = alerts[start : start + 37] * 2
-        for ours, theirs in zip(store.remember(batch), memory.remember(batch), strict=True):
+        for ours, theirs in zip(store.update(batch), memory.update(batch), strict=True):
             assert same(ours.light_curve, theirs.light_curve)
             assert ours.associated == theirs.associated
             assert (ours.spectrum is None) == (theirs.spectrum is None)
@@ -187,24 +187,24 @@ def test_a_counterpart_that_moved_to_another_cell_or_expired_is_not_found_there(
     store: RedisStore, server: RedisServer
 ) -> None:
     with redis.Redis.from_url(server.url) as client:
-        store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
-        store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
+        store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
+        store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
         assert len(client.keys("trifid:sky:objects:*")) == 1
-        here, there = store.remember([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        here, there = store.update([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
         assert here.associated == ("ztf:ZTF18a",)
         assert there.associated == ()
         client.delete("trifid:ztf:ZTF18a:lc")
-        (alone,) = store.remember([point("lsst", "1", 10.2, 0.0, 60003.0)])
+        (alone,) = store.update([point("lsst", "1", 10.2, 0.0, 60003.0)])
         assert alone.associated == ()
         names = [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)]
         assert sorted(names) == [b"lsst:1", b"lsst:2"]
 
 
 def test_a_late_alert_leaves_the_place_alone(store: RedisStore) -> None:
-    store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60001.0)])
-    (state,) = store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60000.0)])
+    store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60001.0)])
+    (state,) = store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60000.0)])
     assert (state.ra, len(state.light_curve)) == (10.0, 2)
-    (found,) = store.remember([point("lsst", "1", 10.0, 0.0, 60002.0)])
+    (found,) = store.update([point("lsst", "1", 10.0, 0.0, 60002.0)])
     assert found.associated == ("ztf:ZTF18a",)
 
 
@@ -215,7 +215,7 @@ def test_objects_of_version_1_are_migrated_in_place_or_at_once(store: RedisStore
             client.set(f"trifid:ztf:{name}:lc", version_1(alert.light_curve, alert.ra, alert.dec, alert.mjd))
         client.set("trifid:ztf:bad:lc", b"\x63garbage")
         first, *others = old.values()
-        (state,) = store.remember([first])
+        (state,) = store.update([first])
         assert same(state.light_curve, merge(first.light_curve, LightCurve.empty()))
         done = list(store.migrate())
         assert (len(done), sum(done)) == (len(old) + 1, len(others))
@@ -226,7 +226,7 @@ def test_objects_of_version_1_are_migrated_in_place_or_at_once(store: RedisStore
             assert same(curve, alert.light_curve)
             assert (latest.ra, latest.mjd) == (alert.ra, alert.mjd)
     other = others[0]
-    (found,) = store.remember([point("lsst", "1", other.ra, other.dec, 60002.0)])
+    (found,) = store.update([point("lsst", "1", other.ra, other.dec, 60002.0)])
     assert found.associated == (f"ztf:{other.object_id}",)
 
 
@@ -245,11 +245,11 @@ def test_catalogues_that_come_and_go_are_noticed_at_once(
     store: RedisStore, server: RedisServer, tmp_path: Path
 ) -> None:
     alert = point("ztf", "ZTF18a", 10.0, 20.0, 61000.0)
-    (before,) = store.remember([alert])
+    (before,) = store.update([alert])
     assert before.metadata is None
     for magnitude in (15.0, 16.0):
         load_catalog(server, tmp_path, [alert], magnitude)
-        star, body = store.remember([alert, replace(alert, object_id="sso:1", solar_system=True)])
+        star, body = store.update([alert, replace(alert, object_id="sso:1", solar_system=True)])
         assert star.metadata is not None
         assert star.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == magnitude
         assert body.metadata is None
@@ -262,12 +262,12 @@ def test_workers_at_the_same_object_lose_nothing(server: RedisServer) -> None:
     def work(number: int) -> None:
         with closing(RedisStore(server.url)) as store:
             for start in range(number, len(alerts), 50):
-                store.remember(alerts[start : start + 50 : 10])
+                store.update(alerts[start : start + 50 : 10])
 
     with ThreadPoolExecutor(10) as threads:
         list(threads.map(work, range(10)))
     with closing(RedisStore(server.url)) as store:
-        for state in store.remember(alerts[:3]):
+        for state in store.update(alerts[:3]):
             assert len(state.light_curve) == 100
 
 
@@ -293,14 +293,14 @@ def test_a_star_of_lsst_that_an_asteroid_passes_by_keeps_what_it_has(
     assert second.solar_system
     load_catalog(server, tmp_path, [first])
     store.put_observed([spectrum_of(first)])
-    store.remember([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd - 1)])
+    store.update([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd - 1)])
     for alert in (first, second):
-        (state,) = store.remember([alert])
+        (state,) = store.update([alert])
         assert state.associated == ("ztf:ZTF18a",)
         assert state.spectrum is not None
         assert state.metadata is not None
         assert state.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == 15.0
-    (back,) = store.remember([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd)])
+    (back,) = store.update([point("ztf", "ZTF18a", first.ra, first.dec, first.mjd)])
     assert back.associated == (f"lsst:{first.object_id}",)
     (((latest, again),),) = store.objects_of([replace(spectrum_of(first), survey="lsst", object_id=first.object_id)])
     assert latest.object_id == first.object_id
@@ -312,10 +312,10 @@ def test_how_much_was_remembered_is_said_and_does_not_change_when_a_batch_is_tri
     first = next(early)
     beyond = len(merge(first.light_curve, late.light_curve)) - len(late.light_curve)
     assert beyond > 0
-    (fresh,) = store.remember([first])
+    (fresh,) = store.update([first])
     assert (fresh.remembered, fresh.history_start) == (0, first.light_curve.mjd[0])
     for _ in range(2):
-        (state,) = store.remember([late])
+        (state,) = store.update([late])
         assert (state.remembered, state.history_start) == (beyond, first.light_curve.mjd[0])
 
 
@@ -337,31 +337,31 @@ def test_a_spectrum_sent_again_is_where_it_was_sent_last(
             client.delete(*client.keys("trifid:where:*"))
         for at, others in ((there, [here, nearby]), (nearby, [here, there]), (here, [there, nearby])):
             store.put_observed([replace(sent, ra=at.ra, dec=at.dec)])
-            (state,) = store.remember([at])
+            (state,) = store.update([at])
             assert state.spectrum is not None
-            assert [s.spectrum for s in store.remember(others)] == [None, None]
+            assert [s.spectrum for s in store.update(others)] == [None, None]
             assert len(cells_of(client, sent.spectrum_id)) == 1
         # Named now, and then of another object: never of two.
         store.put_observed([replace(sent, survey="ztf", object_id="there")])
-        assert [s.spectrum is not None for s in store.remember([here, there])] == [False, True]
+        assert [s.spectrum is not None for s in store.update([here, there])] == [False, True]
         assert cells_of(client, sent.spectrum_id) == []
         assert client.get(f"trifid:spectrum:{sent.spectrum_id}") is None
         store.put_observed([replace(sent, survey="ztf", object_id="here")])
-        assert [s.spectrum is not None for s in store.remember([here, there])] == [True, False]
+        assert [s.spectrum is not None for s in store.update([here, there])] == [True, False]
         # Another spectrum of that object is not taken away by the first one's leaving.
         store.put_observed([replace(sent, spectrum_id="other", survey="ztf", object_id="here")])
         store.put_observed([sent])
         client.delete(f"trifid:spectrum:{sent.spectrum_id}")
-        assert [s.spectrum is not None for s in store.remember([here, there])] == [True, False]
+        assert [s.spectrum is not None for s in store.update([here, there])] == [True, False]
 
 
 def test_a_place_of_before_the_value_was_damaged_is_passed_over(store: RedisStore, server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
-        store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
+        store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
         client.set("trifid:ztf:ZTF18a:lc", b"\x63garbage")
-        store.remember([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
+        store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
         assert len(client.keys("trifid:sky:objects:*")) == 2
-        here, there = store.remember([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        here, there = store.update([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
         assert (here.associated, there.associated) == (("ztf:ZTF18a",), ())
 
 
@@ -426,5 +426,5 @@ def test_a_user_who_may_not_ask_for_evictions_can_work(server: RedisServer, capl
     with closing(RedisStore(f"redis://old:word@127.0.0.1:{server.port}/0")) as store:
         for _ in range(2):
             store.check()
-        assert store.remember([ALERTS[0]])[0].object_id == ALERTS[0].object_id
+        assert store.update([ALERTS[0]])[0].object_id == ALERTS[0].object_id
     assert caplog.text.count("evictions by Redis are not watched") == 1

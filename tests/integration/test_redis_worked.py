@@ -47,17 +47,17 @@ def is_new(seconds: int) -> bool:
 
 def test_what_is_not_seen_again_is_kept_for_days(store: RedisStore, client: redis.Redis) -> None:
     alert = point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)
-    store.remember([alert])
+    store.update([alert])
     (sky,) = [key for key in lifetimes(client) if key.startswith("trifid:sky:objects:")]
     assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc"])
     assert is_new(lifetimes(client)[sky])
     # The same alert again writes nothing, and renews what it found.
     client.expire("trifid:ztf:ZTF18a:lc", 100)
-    store.remember([alert])
+    store.update([alert])
     assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc"])
     # A new one renews the place, too.
     client.expire(sky, 100)
-    store.remember([point("ztf", "ZTF18a", 10.0, 20.0, 60001.0)])
+    store.update([point("ztf", "ZTF18a", 10.0, 20.0, 60001.0)])
     assert is_new(lifetimes(client)[sky])
 
 
@@ -70,7 +70,7 @@ def test_spectra_do_not_expire(store: RedisStore, client: redis.Redis, named: bo
 
 def test_a_damaged_value_is_set_aside_for_days(store: RedisStore, client: redis.Redis) -> None:
     client.set("trifid:ztf:ZTF18a:lc", b"\x63garbage")
-    store.remember([point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)])
+    store.update([point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)])
     assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc:damaged"])
 
 
@@ -79,7 +79,7 @@ def test_a_stored_spectrum_comes_back_with_its_own_flux(store: RedisStore, clien
     alert = point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)
     observed = ObservedSpectrum("s:1", 10.0, 20.0, 59000.5, SPECTRUM)
     store.put_observed([replace(observed, survey="ztf", object_id="ZTF18a") if named else observed])
-    (state,) = store.remember([alert])
+    (state,) = store.update([alert])
     assert state.spectrum is not None
     for name in ("wavelength", "flux", "flux_error"):
         assert getattr(state.spectrum, name).tolist() == getattr(SPECTRUM, name).tolist()
@@ -108,8 +108,8 @@ def test_a_fast_star_is_where_astropy_moves_it(store: RedisStore, dec: float, pm
     later = 58000.0 + years * 365.25
     star = moving(dec, pmra, pmdec)
     for of in (store, MemoryStore()):
-        of.remember([star])
-        found, off = of.remember(
+        of.update([star])
+        found, off = of.update(
             [
                 point("lsst", "1", float(there.ra.deg), float(there.dec.deg), later),
                 # 3 arcsec to the north, twice the radius within which two are one.
@@ -128,7 +128,7 @@ def test_the_radius_is_in_arcsec_on_the_sky(
     """East of the star: a step of right ascension is shorter by cos(dec)."""
     for of in (RedisStore(server.url, Limits(association_radius=1.5)), MemoryStore(Limits(association_radius=1.5))):
         with closing(of):
-            of.remember([point("ztf", "ZTF18a", 150.0, dec, 60000.0)])
+            of.update([point("ztf", "ZTF18a", 150.0, dec, 60000.0)])
             east = SkyCoord(150.0 * u.deg, dec * u.deg).directional_offset_by(90 * u.deg, arcsec * u.arcsec)
-            (state,) = of.remember([point("lsst", "1", float(east.ra.deg), float(east.dec.deg), 60001.0)])
+            (state,) = of.update([point("lsst", "1", float(east.ra.deg), float(east.dec.deg), 60001.0)])
             assert (state.associated == ("ztf:ZTF18a",)) is found

@@ -35,7 +35,7 @@ from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess
 from broker.embedded.redis import RedisServer
 from broker.health import Health
-from broker.metrics import BATCHES_GIVEN_UP
+from broker.metrics import BATCHES_ABANDONED
 from broker.publish.annotation import read
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
@@ -328,7 +328,7 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
     name = f"churn-{static}".lower()
     with Threads(servers.kafka, name, lambda: rng.choice((0.0, 0.05, 0.2, 0.5)), static_membership=static) as group:
         group.send(payloads)
-        given_up = BATCHES_GIVEN_UP._value.get()
+        abandoned = BATCHES_ABANDONED._value.get()
         group.start()
         for _ in range(5):
             done = len(group.out())
@@ -342,7 +342,7 @@ def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None
             group.stop(0)
         assert Counter(group.out()) == Counter(payloads)
         assert sum(accounting.dead_lettered for accounting in group.accounting) == len(payloads)
-        print(f"6 workers came, {BATCHES_GIVEN_UP._value.get() - given_up:.0f} batches given up")
+        print(f"6 workers came, {BATCHES_ABANDONED._value.get() - abandoned:.0f} batches abandoned")
 
 
 def test_messages_of_one_batch_that_are_delivered_in_parts(servers: Servers) -> None:
@@ -361,7 +361,7 @@ def test_messages_of_one_batch_that_are_delivered_in_parts(servers: Servers) -> 
 
 
 def test_a_long_batch_does_not_cost_the_partitions(servers: Servers, caplog: pytest.LogCaptureFixture) -> None:
-    """Longer than max.poll.interval; and then another worker joins while one is in hand."""
+    """Longer than max.poll.interval; and then another worker joins while one is in flight."""
     pace = iter([9.0, 7.0])
     payloads = [b"%d" % number for number in range(40)]
     with Threads(servers.kafka, "long", lambda: next(pace, 0.0), max_poll_interval_s=6.0) as group:
@@ -479,9 +479,9 @@ def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
         servers.redis.kill()
         try:
             wait_until(lambda: worker.get("/readyz")[0] == 503, 60, worker)
-            assert "Redis is away" in worker.get("/readyz")[1]["checks"]["redis"]
+            assert "Redis is unavailable" in worker.get("/readyz")[1]["checks"]["redis"]
             group.send(PACKETS[:50])
-            wait_until(lambda: "Redis is away" in worker.get("/readyz")[1]["checks"]["work"], 60, worker)
+            wait_until(lambda: "Redis is unavailable" in worker.get("/readyz")[1]["checks"]["work"], 60, worker)
             assert worker.get("/healthz")[0] == 200
         finally:
             servers.redis.start()

@@ -297,12 +297,10 @@ def test_a_crowd_at_one_place_is_read_once_a_batch_and_its_nearest_only(server: 
     with server.client() as client, closing(RedisStore(server.url)) as store:
         client.flushdb()
         for start in range(0, 3000, 250):
-            store.remember(
-                [alert("ztf", n, 10.0 + spread[n, 0], 20.0 + spread[n, 1]) for n in range(start, start + 250)]
-            )
+            store.update([alert("ztf", n, 10.0 + spread[n, 0], 20.0 + spread[n, 1]) for n in range(start, start + 250)])
         client.config_resetstat()
         before = CROWDED_SEARCHES._value.get()
-        states = store.remember([alert("lsst", n) for n in range(100)])
+        states = store.update([alert("lsst", n) for n in range(100)])
         assert all(len(state.associated) == 1 for state in states)
         assert CROWDED_SEARCHES._value.get() - before >= 100
         # Each alert's cell was read by itself before, and all 3,000 objects in it.
@@ -320,17 +318,17 @@ def test_the_nearest_of_a_field_are_found_however_the_reading_is_cut(
     known = [alert("ztf", n, *place) for n, place in enumerate(at)]
     wanted = [alert("lsst", n, ra + 0.4 / 3600, dec) for n, (ra, dec) in enumerate(at)]
     memory = MemoryStore()
-    memory.remember(known)
-    expected = [state.associated for state in memory.remember(wanted)]
+    memory.update(known)
+    expected = [state.associated for state in memory.update(wanted)]
     assert sum(associated == (f"ztf:{n:06d}",) for n, associated in enumerate(expected)) > 200
     for budget, scripts in ((1_000_000, 1), (60, 4)):
         monkeypatch.setattr(redis_store, "BUDGET", budget)
         with server.client() as client, closing(RedisStore(server.url)) as store:
             client.flushdb()
-            store.remember(known)
+            store.update(known)
             client.config_resetstat()
             before = CROWDED_SEARCHES._value.get()
-            assert [state.associated for state in store.remember(wanted)] == expected
+            assert [state.associated for state in store.update(wanted)] == expected
             assert calls(server, "eval") >= scripts + 1
             assert CROWDED_SEARCHES._value.get() == before
 
@@ -341,10 +339,10 @@ def test_a_cell_with_more_than_is_looked_at(server: RedisServer, monkeypatch: py
     with server.client() as client, closing(RedisStore(server.url)) as store:
         client.flushdb()
         # In one cell of 206 arcsec, far from the alert.
-        store.remember([alert("ztf", n, 10.0, 20.0 + d / 3600) for n, d in enumerate(rng.uniform(-40, 40, 2500))])
+        store.update([alert("ztf", n, 10.0, 20.0 + d / 3600) for n, d in enumerate(rng.uniform(-40, 40, 2500))])
         client.config_resetstat()
         before = CROWDED_SEARCHES._value.get()
-        store.remember([alert("lsst", 1)])
+        store.update([alert("lsst", 1)])
         assert CROWDED_SEARCHES._value.get() == before + 1
         assert calls(server, "hscan") >= 1
         assert calls(server, "hgetall") <= 12
@@ -364,8 +362,8 @@ def test_a_crowd_in_memory_is_compared_within_bounds(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Place, "distance", counted)
     store = MemoryStore()
-    store.remember([alert("ztf", n) for n in range(4000)])
+    store.update([alert("ztf", n) for n in range(4000)])
     assert compared == 0  # of one survey none is another's counterpart
-    (state,) = store.remember([alert("lsst", 1)])
+    (state,) = store.update([alert("lsst", 1)])
     assert compared == CROWD
     assert state.associated == ("ztf:000000",)

@@ -63,9 +63,9 @@ def stored(client: redis.Redis) -> tuple[LightCurve, Alert]:
 
 def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redis.Redis, trifid: object) -> None:
     assert callable(trifid)
-    store.remember([GOOD])
+    store.update([GOOD])
     clean, _ = stored(client)
-    store.remember([spoilt(GOOD.light_curve)])
+    store.update([spoilt(GOOD.light_curve)])
     assert len(stored(client)[0]) == len(clean) + 42
 
     dry: Result = trifid("repair", NAME, "--dry-run")
@@ -87,9 +87,9 @@ def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redi
 
     # The next alert is the latest again, and the object is found where it is.
     after = replace(GOOD, mjd=GOOD.mjd + 1, ra=GOOD.ra + 1e-5, alert_id=2)
-    (state,) = store.remember([after])
+    (state,) = store.update([after])
     assert (state.ra, len(state.light_curve)) == (after.ra, len(clean))
-    (other,) = store.remember([point("lsst", "7", after.ra, after.dec, after.mjd)])
+    (other,) = store.update([point("lsst", "7", after.ra, after.dec, after.mjd)])
     assert other.associated == (f"ztf:{NAME}",)
 
 
@@ -98,7 +98,7 @@ def test_points_of_a_time_or_kind_are_removed_on_request(
 ) -> None:
     """As forced photometry that an earlier release took in spite of its status."""
     assert callable(trifid)
-    store.remember([GOOD])
+    store.update([GOOD])
     clean, _ = stored(client)
     middle = float(np.median(clean.mjd))
     meant = (clean.kind == PhotometryKind.FORCED) & (clean.mjd <= middle)
@@ -112,7 +112,7 @@ def test_points_of_a_time_or_kind_are_removed_on_request(
 
 def test_an_object_of_nothing_else_is_forgotten(store: RedisStore, client: redis.Redis, trifid: object) -> None:
     assert callable(trifid)
-    store.remember([point("ztf", "ZTF18a", 10.0, 0.0, 90_000.0), GOOD])
+    store.update([point("ztf", "ZTF18a", 10.0, 0.0, 90_000.0), GOOD])
     done: Result = trifid("repair", "--all")
     assert "ztf:ZTF18a: 1 points (after_receipt)" in done.stdout
     assert "no point is left, the object is forgotten" in done.stdout
@@ -127,7 +127,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
     assert callable(trifid)
     spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
     store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
-    store.remember([GOOD, spoilt(GOOD.light_curve)])
+    store.update([GOOD, spoilt(GOOD.light_curve)])
     curve, _ = stored(client)
     shown: Result = trifid("show", NAME, "--points")
     assert shown.exit_code == 0
@@ -149,19 +149,19 @@ def test_forget_leaves_nothing_behind(store: RedisStore, client: redis.Redis, tr
     assert callable(trifid)
     spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
     store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
-    store.remember([GOOD, point("lsst", "7", 10.0, 0.0, 60_000.0)])
+    store.update([GOOD, point("lsst", "7", 10.0, 0.0, 60_000.0)])
     done: Result = trifid("forget", NAME)
     assert done.exit_code == 0
     assert f"ztf:{NAME}: forgotten (trifid:ztf:{NAME}:lc, trifid:ztf:{NAME}:sp" in done.stdout
     assert client.keys(f"*{NAME}*") == []
     assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [b"lsst:7"]
-    (state,) = store.remember([GOOD])
+    (state,) = store.update([GOOD])
     assert (state.remembered, state.spectrum) == (0, None)
     assert trifid("forget", "7").exit_code == 0
     for command in ("show", "forget", "repair"):
         unknown: Result = trifid(command, "ZTF99none")
         assert unknown.exit_code == 1
-        assert "nothing is remembered of 'ZTF99none'" in unknown.stderr
+        assert "nothing is stored of 'ZTF99none'" in unknown.stderr
 
 
 def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisStore, client: redis.Redis) -> None:
@@ -170,7 +170,7 @@ def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisS
     from broker.config import Settings
     from broker.state.admin import Selection
 
-    store.remember([GOOD, spoilt(GOOD.light_curve)])
+    store.update([GOOD, spoilt(GOOD.light_curve)])
     admin = build_state_admin(Settings(redis={"url": server.url}))  # type: ignore[arg-type]
     write, late = (
         admin._write,
@@ -179,7 +179,7 @@ def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisS
 
     def write_later(*arguments: object) -> bool:
         admin._write = write  # type: ignore[method-assign]
-        store.remember([late])
+        store.update([late])
         return write(*arguments)  # type: ignore[arg-type]
 
     admin._write = write_later  # type: ignore[method-assign, assignment]
@@ -193,7 +193,7 @@ def test_repair_beside_workers_loses_no_point(server: RedisServer, store: RedisS
 def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, client: redis.Redis) -> None:
     """One alert dated 50 years ahead, and one with 2,000 points to come: they had evicted the real history."""
     decoder = Decoder()
-    store.remember([GOOD])
+    store.update([GOOD])
     before = client.get(f"trifid:ztf:{NAME}:lc")
     record: Any = next(fastavro.reader(io.BytesIO(PAYLOADS[-1])))
     now, like = mjd_now(), record["candidate"]
@@ -210,7 +210,7 @@ def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, clie
     assert isinstance(refused, DecodeError)
     assert isinstance(kept, list)
     assert [a.light_curve.mjd.tolist() for a in kept if isinstance(a, Alert)] == [[GOOD.mjd]]
-    store.remember([a for a in kept if isinstance(a, Alert)])
+    store.update([a for a in kept if isinstance(a, Alert)])
     assert client.get(f"trifid:ztf:{NAME}:lc") == before
 
 
@@ -224,12 +224,12 @@ def test_the_users_of_the_example_have_the_rights_for_it(tmp_path: Path, monkeyp
         address = f"127.0.0.1:{server.port}/0"
         with closing(RedisStore(f"redis://trifid:TRIFID@{address}")) as store:
             store.check()
-            store.remember([GOOD, spoilt(GOOD.light_curve)])
+            store.update([GOOD, spoilt(GOOD.light_curve)])
             spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
             sent = ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum)
             for each in (sent, replace(sent, ra=9.0), replace(sent, survey="ztf", object_id=NAME)):
                 store.put_observed([each])
-            (state,) = store.remember([GOOD])
+            (state,) = store.update([GOOD])
             assert state.spectrum is not None
         monkeypatch.setenv("TRIFID_REDIS__URL", f"redis://trifid-operator:OPERATOR@{address}")
         for arguments, said in (

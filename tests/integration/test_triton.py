@@ -123,7 +123,7 @@ def test_goes_on_after_the_server_crashed_and_came_back(
         engine.predict(inputs)
 
 
-def test_a_slow_server_is_given_up(server: TritonServer, repository: Path) -> None:
+def test_a_slow_server_is_abandoned(server: TritonServer, repository: Path) -> None:
     engine = TritonEngine(server.grpc_url, repository, timeout=5, retries=0)
     engine.predict(random_inputs(np.ones((1, 3), bool)))
     engine._timeout = 1e-3

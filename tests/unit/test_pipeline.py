@@ -44,14 +44,14 @@ class PoisonedStore(MemoryStore):
         super().__init__()
         self.poison = poison
 
-    def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
+    def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         if any(alert.object_id == self.poison for alert in alerts):
             raise ZeroDivisionError("poison")
-        return super().remember(alerts)
+        return super().update(alerts)
 
 
 class AwayStore(MemoryStore):
-    def remember(self, alerts: Sequence[Alert]) -> list[ObjectState]:
+    def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         raise DependencyUnavailableError("away")
 
 
@@ -186,7 +186,7 @@ def test_one_poisonous_alert_is_a_dead_letter_and_the_others_go_on(engine: OnnxE
     poison = decoded[len(decoded) // 2].object_id
     result = pipeline(engine, PoisonedStore(poison)).process([message(p) for p in PACKETS])
     assert {letter.alert_id for letter in result.dead_letters} == {a.alert_id for a in decoded if a.object_id == poison}
-    assert all("ZeroDivisionError: poison in remember" in letter.reason for letter in result.dead_letters)
+    assert all("ZeroDivisionError: poison in update" in letter.reason for letter in result.dead_letters)
     assert len(result.annotations) + len(result.dead_letters) == len(PACKETS)
 
 

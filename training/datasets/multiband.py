@@ -142,9 +142,9 @@ def alerts_of_objects(paths: Sequence[Path]) -> dict[str, list[Alert]]:
 
 
 def last_states(alerts: Iterable[Sequence[Alert]]) -> list[ObjectState]:
-    """What the service would remember of each object after all its alerts."""
+    """The state that the service would have of each object after all its alerts."""
     store = MemoryStore()
-    return [store.remember(own)[-1] for own in alerts]
+    return [store.update(own)[-1] for own in alerts]
 
 
 def packet_paths(data: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def main() -> None:
     with RedisServer() as server, redis.Redis.from_url(server.url) as client:
         store = RedisStore(server.url)
         for number in range(OBJECTS):
-            store.remember([alert(number)])
+            store.update([alert(number)])
         store.put_observed([spectrum()])
         found: dict[str, Any] = {}
         for key in sorted(client.keys("*")):

@@ -143,7 +143,7 @@ def test_real_alerts_with_catalogue_values_do_not_fill_the_anomaly_topic(pipelin
     for records in Decoder().decode_batch(payloads):
         assert not isinstance(records, DecodeError)
         alerts += [record for record in records if isinstance(record, Alert)]
-    states = MemoryStore().remember(alerts)
+    states = MemoryStore().update(alerts)
     gaia = [METADATA_FEATURES.index(n) for n in ("phot_g_mean_mag", "bp_rp", "parallax", "parallax_error",
             "pmra", "pmra_error", "pmdec", "pmdec_error", "ruwe")]  # fmt: skip
     donor_color, _, _ = packet_colors(donors.values[:, METADATA_FEATURES.index("bp_rp")])

@@ -184,7 +184,7 @@ def test_a_dependency_that_is_unreachable_is_one_line(monkeypatch: pytest.Monkey
 def test_errors_of_libraries_are_told_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = {
         "Kafka: ": KafkaException(KafkaError(KafkaError._TRANSPORT)),
-        "Redis is away": redis.ConnectionError("no route"),
+        "Redis is unavailable": redis.ConnectionError("no route"),
         "Redis: ": redis.ResponseError("wrong kind of value"),
         "[Errno 13] Permission denied": PermissionError(13, "Permission denied", "/x"),
         "not enough memory": MemoryError(),

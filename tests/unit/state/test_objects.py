@@ -52,26 +52,26 @@ def offset(ra: float, dec: float, arcsec: float, bearing: float) -> tuple[float,
 def test_two_surveys_see_one_object(ra: float, dec: float) -> None:
     for bearing in range(0, 360, 30):
         store = MemoryStore()
-        store.remember([alert("ztf", "ZTF18a", ra, dec)])
+        store.update([alert("ztf", "ZTF18a", ra, dec)])
         near, far = offset(ra, dec, 1.4, bearing), offset(ra, dec, 1.6, bearing)
-        same, other = store.remember([alert("lsst", "1", *near), alert("lsst", "2", *far)])
+        same, other = store.update([alert("lsst", "1", *near), alert("lsst", "2", *far)])
         assert same.associated == ("ztf:ZTF18a",)
         assert len(same.light_curve) == 6
         assert set(same.light_curve.band.tolist()) == {BAND_CODE["ztf:g"], BAND_CODE["lsst:g"]}
         assert other.associated == ()
         assert len(other.light_curve) == 3
-        (back,) = store.remember([alert("ztf", "ZTF18a", ra, dec, mjd=61001.0)])
+        (back,) = store.update([alert("ztf", "ZTF18a", ra, dec, mjd=61001.0)])
         assert back.associated == ("lsst:1",)
 
 
 def test_the_nearest_of_each_other_survey_is_taken_and_none_of_the_own() -> None:
     store = MemoryStore()
-    store.remember([alert("lsst", "far", 10.0, 1.2 / 3600), alert("lsst", "near", 10.0, 0.3 / 3600)])
-    store.remember([alert("ztf", "twin", 10.0, 0.1 / 3600)])
-    (state,) = store.remember([alert("ztf", "ZTF18a", 10.0, 0.0)])
+    store.update([alert("lsst", "far", 10.0, 1.2 / 3600), alert("lsst", "near", 10.0, 0.3 / 3600)])
+    store.update([alert("ztf", "twin", 10.0, 0.1 / 3600)])
+    (state,) = store.update([alert("ztf", "ZTF18a", 10.0, 0.0)])
     assert state.associated == ("lsst:near",)
     never = MemoryStore(Limits(association_radius=0.0))
-    assert never.remember([alert("ztf", "a", 1, 1), alert("lsst", "b", 1, 1)])[1].associated == ()
+    assert never.update([alert("ztf", "a", 1, 1), alert("lsst", "b", 1, 1)])[1].associated == ()
 
 
 def once(body: Alert) -> Alert:
@@ -82,8 +82,8 @@ def once(body: Alert) -> Alert:
 
 def test_moving_bodies_are_nobodys_counterpart() -> None:
     store = MemoryStore()
-    store.remember([once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True)), alert("ztf", "ZTF18b", 10.0, 0.0)])
-    body, state = store.remember([alert("lsst", "sso:7", 10.0, 0.0), alert("lsst", "8", 10.0, 0.0)])
+    store.update([once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True)), alert("ztf", "ZTF18b", 10.0, 0.0)])
+    body, state = store.update([alert("lsst", "sso:7", 10.0, 0.0), alert("lsst", "8", 10.0, 0.0)])
     assert body.associated == ()
     assert state.associated == ("ztf:ZTF18b",)
 
@@ -112,7 +112,7 @@ def values_of_a_star() -> SourceMetadata:
 def test_a_star_that_a_body_passes_by_keeps_what_it_has(passed_by: Alert, has_place: bool) -> None:
     store = MemoryStore()
     other = "lsst" if passed_by.survey == "ztf" else "ztf"
-    store.remember([alert(other, "counterpart", 10.0, 0.0), alert("ztf", "known", 10.0, 0.0, mjd=60000.0)])
+    store.update([alert(other, "counterpart", 10.0, 0.0), alert("ztf", "known", 10.0, 0.0, mjd=60000.0)])
     store.put_observed([ObservedSpectrum("s", 10.0, 0.0, 60000.0, SPECTRUM)])
     objects = store._objects
     (state,) = objects.merge([passed_by], [Catalogued(values_of_a_star(), (KNOWN,))])
@@ -130,7 +130,7 @@ def test_the_place_does_not_depend_on_which_alert_came_first() -> None:
     for order in ([star, passed_by], [passed_by, star]):
         store = MemoryStore()
         for one in order:
-            store.remember([one])
+            store.update([one])
         places.append(store._objects.places.place(("ztf", "ZTF18a")))
     assert places[0] == places[1] == Place(10.0, 0.0001, 61000.0)
 
@@ -142,12 +142,12 @@ def test_a_fast_star_is_found_where_it_has_gone() -> None:
     barnard = SourceMetadata(values)
     start, years = (269.452, 4.693), 0.9
     store = MemoryStore()
-    store.remember([alert("ztf", "barnard", *start, mjd=60000.0, metadata=barnard)])
+    store.update([alert("ztf", "barnard", *start, mjd=60000.0, metadata=barnard)])
     there = sky.move(*(np.array([v]) for v in (*start, -801.6, 10362.4, years)))
     later = 60000.0 + years * sky.JULIAN_YEAR
-    (state,) = store.remember([alert("lsst", "1", float(there[0][0]), float(there[1][0]), mjd=later)])
+    (state,) = store.update([alert("lsst", "1", float(there[0][0]), float(there[1][0]), mjd=later)])
     assert state.associated == ("ztf:barnard",)
-    (left,) = store.remember([alert("lsst", "2", *start, mjd=later)])
+    (left,) = store.update([alert("lsst", "2", *start, mjd=later)])
     assert left.associated == ()
 
 
@@ -161,7 +161,7 @@ def test_a_place_moves_as_the_sky_says() -> None:
 
 def test_a_spectrum_joins_what_is_at_its_place_before_or_after() -> None:
     store = MemoryStore()
-    store.remember([alert("ztf", "ZTF18a", 10.0, 0.0), alert("lsst", "7", 10.0, 0.2 / 3600)])
+    store.update([alert("ztf", "ZTF18a", 10.0, 0.0), alert("lsst", "7", 10.0, 0.2 / 3600)])
     spectra = [
         ObservedSpectrum("a", 10.0, 1.0 / 3600, 59000.0, SPECTRUM),
         ObservedSpectrum("b", 50.0, 50.0, float("nan"), SPECTRUM),
@@ -173,9 +173,9 @@ def test_a_spectrum_joins_what_is_at_its_place_before_or_after() -> None:
     assert nobody == []
     assert [(a.object_id, a.alert_id) for a, _ in named] == [("ZTF18a", 1)]
     assert all(state.spectrum is not None and len(state.light_curve) == 6 for _, state in at_place)
-    (later,) = store.remember([alert("ztf", "ZTF19b", 50.0, 50.0 + 1.9 / 3600)])
+    (later,) = store.update([alert("ztf", "ZTF19b", 50.0, 50.0 + 1.9 / 3600)])
     assert later.spectrum is not None
-    (beyond,) = store.remember([alert("ztf", "ZTF19c", 50.0, 50.0 + 2.1 / 3600)])
+    (beyond,) = store.update([alert("ztf", "ZTF19c", 50.0, 50.0 + 2.1 / 3600)])
     assert beyond.spectrum is None
 
 
@@ -185,7 +185,7 @@ def test_the_latest_spectrum_is_used() -> None:
         flux = np.full(2575, number, np.float32)
         spectrum = Spectrum(SPECTRUM.wavelength, flux, SPECTRUM.flux_error)
         store.put_observed([ObservedSpectrum(str(number), 10.0, 0.0, mjd, spectrum)])
-    (state,) = store.remember([alert("ztf", "ZTF18a", 10.0, 0.0)])
+    (state,) = store.update([alert("ztf", "ZTF18a", 10.0, 0.0)])
     assert state.spectrum is not None
     assert state.spectrum.flux[0] == 1
 
@@ -197,7 +197,7 @@ def test_limits_go_first_where_an_object_has_too_many_points() -> None:
         np.zeros(6, np.uint8), np.array([0, 2, 0, 2, 0, 2], np.uint8),
     )  # fmt: skip
     packet = Alert("ztf", 1, 1, "a", 1.0, 1.0, 60005.0, "ztf:g", curve, "")
-    (state,) = store.remember([packet])
+    (state,) = store.update([packet])
     assert state.light_curve.mjd.tolist() == [60000.0, 60002.0, 60004.0, 60005.0]
-    (state,) = store.remember([alert("ztf", "a", 1.0, 1.0, mjd=60010.0)])
+    (state,) = store.update([alert("ztf", "a", 1.0, 1.0, mjd=60010.0)])
     assert state.light_curve.mjd.tolist() == [60004.0, 60008.0, 60009.0, 60010.0]

@@ -29,7 +29,7 @@ def test_all_in_a_row_are_one_offset() -> None:
     assert (progress.offset().offset, progress.offset().metadata) == (5, "")
 
 
-def test_those_left_out_are_remembered_and_can_follow() -> None:
+def test_those_left_out_are_recorded_and_can_follow() -> None:
     progress = _Progress("t", 0, [(0, 0)])
     tell(progress, (0, True), (1, False), (3, True), (5, True), (6, False), (8, True))
     assert (progress.offset().offset, progress.offset().metadata) == (1, "3-6,8-9")
@@ -42,7 +42,7 @@ def test_those_left_out_are_remembered_and_can_follow() -> None:
     assert (progress.offset().offset, progress.offset().metadata) == (10, "")
 
 
-def test_too_scattered_to_be_remembered() -> None:
+def test_too_scattered_to_be_recorded() -> None:
     progress = _Progress("t", 0, [(0, 0)])
     tell(progress, *((offset, offset % 2 == 1) for offset in range(2000)))
     with pytest.raises(ConfigurationError, match="too scattered"):

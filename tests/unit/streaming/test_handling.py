@@ -25,7 +25,7 @@ def process(batch: Sequence[IncomingMessage]) -> BatchResult:
     if any(m.payload == b"bug" for m in batch):
         raise KeyError("candid")
     if any(m.payload == b"away" for m in batch):
-        raise DependencyUnavailableError("Redis is away")
+        raise DependencyUnavailableError("Redis is unavailable")
     if any(m.payload == b"wrong" for m in batch):
         raise ConfigurationError("model")
     return BatchResult(

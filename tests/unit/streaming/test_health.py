@@ -40,8 +40,8 @@ def test_is_ready_when_each_check_is() -> None:
     assert problems(health.ready()) == {"redis"}
     health.probed("redis", None)
     assert not problems(health.ready())
-    health.report("work", "waits: Redis is away")
-    assert health.ready()["work"] == "waits: Redis is away"
+    health.report("work", "waits: Redis is unavailable")
+    assert health.ready()["work"] == "waits: Redis is unavailable"
 
 
 def test_a_probe_without_an_answer_is_none() -> None:
@@ -61,11 +61,11 @@ def test_is_alive_while_the_loop_comes_round_and_a_batch_ends() -> None:
     for _ in range(11):
         clock.now += 55
         health.beat()
-    assert health.alive() == {"loop": None, "batch": "has been in hand for 605 s"}
+    assert health.alive() == {"loop": None, "batch": "has been in flight for 605 s"}
     health.progress()  # a slice of a message with many alerts is done
     assert not problems(health.alive())
     health.end()
-    health.progress()  # of what was given up: no batch is in flight by that
+    health.progress()  # of what was abandoned: no batch is in flight by that
     clock.now += 601
     health.beat()
     assert not problems(health.alive())

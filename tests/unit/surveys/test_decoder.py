@@ -533,7 +533,7 @@ def test_numbers_and_blocks_of_a_container_without_end_are_refused() -> None:
 def test_what_says_that_the_registry_is_away_goes_through() -> None:
     def schema_of_id(schema_id: int) -> dict[str, Any]:
         if schema_id == 1:
-            raise DependencyUnavailableError("the registry is away")
+            raise DependencyUnavailableError("the registry is unavailable")
         if schema_id == 2:
             raise DecodeError("no schema of id 2")
         return lsst_schema(900)

@@ -236,7 +236,7 @@ def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPat
     stand_in = StandIn()
     schemas = SchemaRegistry(away(stand_in))
     for _ in range(2):
-        with pytest.raises(DependencyUnavailableError, match=f"{stand_in.url} is away .*schema id {FOREIGN}"):
+        with pytest.raises(DependencyUnavailableError, match=f"{stand_in.url} is unavailable .*schema id {FOREIGN}"):
             schemas(FOREIGN)
     assert schemas(1101) == lsst_schema(1101)
     back = StandIn(stand_in.port)
