@@ -147,6 +147,27 @@ class SourceMetadata:
     """(SOURCE_FEATURES,) raw values; NaN where unknown. """
 
 
+@dataclass(frozen=True, slots=True)
+class KeptSearch:
+    """What is kept of the last full period search in an object's light curve, and by what that is known again."""
+
+    search: int
+    """``SEARCH_VERSION`` of the search that made it (``broker.assemble.period``)."""
+    basis: int
+    """Which kind of times and brightness it was made from (``broker.assemble.kept``)."""
+    points: int
+    """How many points it was made from."""
+    first: float
+    """The first of them, MJD as observed."""
+    last: float
+    """The last of them."""
+    checksums: tuple[int, ...]
+    """Of the points in each of equal parts of the time from ``first`` to ``last``, 32 bits each."""
+    candidates: tuple[tuple[float, float], ...]
+    """Frequencies, cycles/day, with the share of the variance that harmonics explain there (R^2): the best, the second
+    best that is no simple ratio of it, then others."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Alert:
     """One alert of a survey, decoded."""
@@ -241,6 +262,8 @@ class ObjectState:
     """The stars of catalogues of known variable stars at the place; never an input of the model."""
     time_system: TimeSystem = TimeSystem.UTC
     """Of the times of ``light_curve``; other than UTC for tables of archives only."""
+    kept_search: KeptSearch | None = None
+    """The last period search in ``light_curve``, or in what it was then."""
 
 
 @dataclass(frozen=True, slots=True)

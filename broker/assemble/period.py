@@ -5,12 +5,19 @@ grid is only fine enough not to step over a peak (two points a peak width), cost
 the four of a floating-mean Lomb-Scargle, and a model of several harmonics decides between the peaks. That
 decides better, too: daily and yearly aliases of a signal fit one sine about equally well, but not its shape.
 Bands share the shape and have an offset each; the coarse grid takes that offset for the band's mean.
+
+The search is most of what an alert of a long light curve costs, and a few more points hardly ever change which peak is
+right. ``refine_period`` fits harmonics only around the candidates that an earlier search was left with
+(``broker.assemble.kept`` says when that is enough).
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +38,20 @@ _FEWEST_CANDIDATES, _MOST_CANDIDATES = 16, 64
 _FITTED_POINTS: Final = 3200
 """Points times candidates: few points cost little to fit, and their coarse periodogram says less."""
 _BAND_MODES: Final = 8192
-_FINE_STEPS: Final = np.arange(-4, 5) / 8.0  # in units of the coarse grid step
+_STEPS: Final = 8
+"""Fine grid points in a coarse grid step."""
+_FINE_STEPS: Final = np.arange(-_STEPS // 2, _STEPS // 2 + 1) / _STEPS  # in units of the coarse grid step
+KEPT_CANDIDATES: Final = 6
+"""Frequencies that a search leaves for ``refine_period``: the best, the second and the next best fits."""
+_REVISION: Final = 1
+"""To be raised with any change of this module or of the harmonic fits that changes what is found."""
+SEARCH_VERSION: Final = zlib.crc32(
+    repr(
+        (_REVISION, MAX_FREQUENCY, SAMPLES_PER_PEAK, MIN_POINTS_FOR_PERIOD, HARMONICS, _FEWEST_CANDIDATES,
+         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES)
+    ).encode()
+)  # fmt: skip
+"""Tells results of this search from those of another code or other parameters, 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +65,9 @@ class PeriodSearch:
     second_frequency: float
     """Frequency of the best candidate that is neither ``frequency`` nor a simple ratio of it."""
     second_r_squared: float
+    candidates: tuple[tuple[float, float], ...] = ()
+    """At most KEPT_CANDIDATES frequencies in cycles/day with their R^2: ``frequency``, ``second_frequency`` where there
+    is one, then the candidates that fit next best."""
 
 
 NO_PERIOD: Final = PeriodSearch(float("nan"), 0.0, float("nan"), 0.0)
@@ -124,8 +147,7 @@ def find_period(
     ``band_start`` (b + 1,) from 0 to n, None where there is one band. NO_PERIOD where there are fewer than
     MIN_POINTS_FOR_PERIOD points or they span less than two hours.
     """
-    span = float(np.ptp(time)) if len(time) else 0.0
-    if len(time) < MIN_POINTS_FOR_PERIOD or span < 1.0 / 12.0:
+    if not _long_enough(time):
         return NO_PERIOD
     if band_start is None:
         band_start = np.array([0, len(time)], np.intp)
@@ -133,24 +155,72 @@ def find_period(
     value = value - band_means(value, weight, band_start)
     step, power = coarse_power(time, weight * value, max_frequency)
     peaks = _highest_peaks(power, int(np.clip(_FITTED_POINTS // len(time), _FEWEST_CANDIDATES, _MOST_CANDIDATES)))
+    grid = step * (peaks[:, None] + 1 + _FINE_STEPS)
+    return _decide(time, value, weight, band_start, step, grid)
+
+
+def refine_period(
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp] | None,
+    candidates: Sequence[float],
+    span: float,
+) -> PeriodSearch:
+    """Best period near one of the frequencies that an earlier search of the light curve was left with.
+
+    ``time``, ``value``, ``weight``, ``band_start`` as in ``find_period``; ``candidates``, at least one, in cycles/day;
+    ``span`` days, how long the light curve was then: half a coarse grid step of that time is looked at on either side
+    of each, as finely as the present length asks for. NO_PERIOD as from ``find_period``.
+    """
+    if not _long_enough(time):
+        return NO_PERIOD
+    if band_start is None:
+        band_start = np.array([0, len(time)], np.intp)
+    time = time - np.min(time)
+    value = value - band_means(value, weight, band_start)
+    step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
+    aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
+    grid = np.asarray(candidates)[:, None] + step / _STEPS * np.arange(-aside, aside + 1)
+    return _decide(time, value, weight, band_start, step, grid)
+
+
+def _long_enough(time: NDArray[np.float64]) -> bool:
+    return len(time) >= MIN_POINTS_FOR_PERIOD and float(np.ptp(time)) >= 1.0 / 12.0
+
+
+def _decide(
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp],
+    step: float,
+    grid: NDArray[np.float64],
+) -> PeriodSearch:
+    """The best of the candidates whose surroundings are the rows of ``grid`` (c, g), cycles/day; ``step`` coarse."""
+    grid = np.maximum(grid, 0.25 * step)
     harmonics = min(HARMONICS, max(1, len(time) // 8))
-    grid = np.maximum(step * (peaks[:, None] + 1 + _FINE_STEPS), 0.25 * step)
     r_squared = harmonic_fit(time, value, weight, band_start, grid.ravel(), harmonics)[0].reshape(grid.shape)
     best_step = np.argmax(r_squared, axis=1)
-    rows = np.arange(len(peaks))
+    rows = np.arange(len(grid))
     candidate, quality = grid[rows, best_step], r_squared[rows, best_step]
     best = int(np.argmax(quality))
     ratio = candidate / candidate[best]
     related = _whole(ratio) | _whole(1 / ratio)
-    fine = np.maximum(candidate[best] + step / 8.0 * _FINE_STEPS, 0.25 * step)
+    fine = np.maximum(candidate[best] + step / _STEPS * _FINE_STEPS, 0.25 * step)
     fine_quality = harmonic_fit(time, value, weight, band_start, fine, harmonics)[0]
     chosen = int(np.argmax(fine_quality))
-    if np.all(related):
-        return PeriodSearch(float(fine[chosen]), float(fine_quality[chosen]), float("nan"), 0.0)
-    second = int(np.argmax(np.where(related, -1.0, quality)))
-    return PeriodSearch(
-        float(fine[chosen]), float(fine_quality[chosen]), float(candidate[second]), float(quality[second])
-    )
+    first = float(fine[chosen]), float(fine_quality[chosen])
+    second = float("nan"), 0.0
+    kept, others = [first], np.argsort(-quality, kind="stable")
+    others = others[others != best]
+    if not np.all(related):
+        at = int(np.argmax(np.where(related, -1.0, quality)))
+        second = float(candidate[at]), float(quality[at])
+        kept.append(second)
+        others = others[others != at]
+    kept += zip(candidate[others].tolist(), quality[others].tolist(), strict=True)
+    return PeriodSearch(*first, *second, tuple(kept[:KEPT_CANDIDATES]))
 
 
 def _whole(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
