@@ -57,6 +57,7 @@ def local_pipeline(settings: Settings | None = None, catalogs: MemoryCatalogs | 
         engine,
         engine.manifest,
         load_reference_set(settings),
+        period_search_growth=settings.pipeline.period_search_growth,
         other_threshold=settings.inference.other_threshold,
         disagreement_probability=settings.publish.disagreement_probability,
     )

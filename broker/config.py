@@ -422,6 +422,9 @@ class PipelineSettings(_Section):
     """How alerts are put together into batches, and how long to wait for what is unavailable."""
 
     batch_size: _Int32 = 256
+    period_search_growth: float = Field(default=0.2, ge=0, le=1)
+    """A light curve's period is searched anew where its points, or the time they span, have grown by this fraction
+    since the last full search; in between that one's result is refined (docs/state.md). 0 for at every new point."""
     future_days: float = Field(default=30.0, ge=0, le=36_500)
     """An alert whose detection is later than its receipt by more days than this becomes a dead letter, and such points
     of others are left out (docs/points.md)."""

@@ -115,13 +115,19 @@ CROWDED_SEARCHES: Final = Counter(
     "trifid_crowded_searches_total",
     "Searches for counterparts and spectra at places so crowded that not all of what is there was looked at.",
 )
+PERIOD_SEARCHES: Final = Counter(
+    "trifid_period_searches_total",
+    "Period searches by reason: refined, where the kept result of an earlier one was enough; full ones are first, "
+    "grown, changed, other_search or worse (docs/state.md).",
+    ["reason"],
+)
 DEAD_LETTER_RATIO: Final = Gauge(
     "trifid_dead_letter_ratio", "Share of dead letters among the latest alerts (pipeline.dead_letter_window)."
 )
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
 
-STAGES: Final = ("decode", "update_state", "assemble", "infer", "score", "annotate", "publish", "deliver")
+STAGES: Final = ("decode", "update_state", "assemble", "keep_searches", "infer", "score", "annotate", "publish", "deliver")
 DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
 KNOWN_CATALOGUES: Final = ("vsx", "gcvs")
 """Usual names of catalogues of known variable stars; others have series from their first match on."""
@@ -157,7 +163,9 @@ def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None
 
 def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterable[tuple[str, ...]]]]:
     """Labelled metrics with the values of their labels."""
-    from broker.surveys.columns import LeftOut  # imports Numba, which readers of the metrics' names can do without
+    # These import Numba, which readers of the metrics' names can do without.
+    from broker.assemble.kept import Reason
+    from broker.surveys.columns import LeftOut
 
     yield ALERTS_IN, ((survey,) for survey in (*surveys, UNDECODED))
     yield ALERTS_OUT, product(surveys, ("classified", "not_classified", "dead_lettered"))
@@ -168,6 +176,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in LeftOut if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)
+    yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)
     yield STAGE_SECONDS, ((stage,) for stage in STAGES)
     yield STAGE_CPU_SECONDS, ((stage,) for stage in STAGES)
     yield DEPENDENCY_WAITS, ((dependency,) for dependency in DEPENDENCIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,13 +11,13 @@ from typing import Final, TypeVar
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
 from broker.anomaly.strata import strata_of_inputs
-from broker.assemble import assemble, warm_up
+from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_up
 from broker.batch import SPECTRA, BatchResult, IncomingMessage
 from broker.dead_letters import dead_letter, isolate
 from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine
 from broker.inference.manifest import Manifest
-from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, stage_timer
+from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, PERIOD_SEARCHES, stage_timer
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
@@ -43,7 +44,7 @@ class ReceivedSpectrum:
     message: IncomingMessage
 
 
-_DEPENDENCY: Final = {"decode": "registry", "update_state": "redis", "infer": "triton"}
+_DEPENDENCY: Final = {"decode": "registry", "update_state": "redis", "keep_searches": "redis", "infer": "triton"}
 """What a stage waits for, as the metric names it."""
 
 
@@ -71,10 +72,12 @@ class Pipeline:
         batch_size: int = 256,
         other_threshold: float | None = None,
         disagreement_probability: float = CONFIDENCE,
+        period_search_growth: float = 0.2,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``batch_size``: no more alerts than this are assembled and classified at once; ``other_threshold`` is that
-        of ``annotate``, and ``disagreement_probability`` its ``confidence``.
+        of ``annotate``, and ``disagreement_probability`` its ``confidence``. ``period_search_growth`` is the fraction
+        by which a remembered light curve grows before its period is searched anew (``broker.assemble.kept``).
 
         ``progress`` is called after each of these batches, of which one message may hold many. Raises
         ConfigurationError where the reference set was made by another model than the engine runs.
@@ -84,6 +87,7 @@ class Pipeline:
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
         self._other_threshold, self._confidence = other_threshold, disagreement_probability
+        self._growth = period_search_growth
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
@@ -147,7 +151,7 @@ class Pipeline:
         """Merge alerts into the state of their objects and annotate each from all that is known."""
         with _stage("update_state"):
             states = self._store.update([r.alert for r in received])
-        return self.annotate_states(received, states)
+        return self._annotate_updated(received, states)
 
     def annotate_spectra(self, received: Sequence[ReceivedSpectrum]) -> list[Annotation]:
         """Store spectra and classify again the objects that they are of: each upon its latest alert."""
@@ -163,13 +167,34 @@ class Pipeline:
         }
         if not latest:
             return []
-        annotations = self.annotate_states([r for r, _ in latest.values()], [s for _, s in latest.values()])
+        annotations = self._annotate_updated([r for r, _ in latest.values()], [s for _, s in latest.values()])
         return [replace(annotation, trigger="spectrum") for annotation in annotations]
 
     def annotate_states(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
-        """Annotate each alert from the state of its object."""
+        """Annotate each alert from the state of its object, whatever was found in it before."""
         with _stage("assemble"):
             inputs = assemble(states)
+        return self._annotate_inputs(received, states, inputs)
+
+    def _annotate_updated(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
+        """As ``annotate_states``, with the period searches that the store keeps, and keeping there the new ones."""
+        with _stage("assemble"):
+            inputs, searches = assemble_with_searches(states, self._growth)
+        for reason, count in Counter(reason for reason in searches.reason if reason is not None).items():
+            PERIOD_SEARCHES.labels(reason).inc(count)
+        with _stage("keep_searches"):
+            self._store.keep_searches(
+                {
+                    (r.alert.survey, r.alert.object_id): search
+                    for r, search in zip(received, searches.kept, strict=True)
+                    if search is not None
+                }
+            )
+        return self._annotate_inputs(received, states, inputs)
+
+    def _annotate_inputs(
+        self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
+    ) -> list[Annotation]:
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):

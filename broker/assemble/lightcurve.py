@@ -25,6 +25,7 @@ from broker.assemble.chromatic import (
 from broker.assemble.grouped import group_median, group_quantiles
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
+from broker.assemble.kept import KeptSearches, PeriodSearches
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
 from broker.bands import BANDS, WAVELENGTH
 from broker.records import LightCurve, PhotometryKind
@@ -87,6 +88,8 @@ class UsablePoints:
     band: NDArray[np.intp]
     limits: NDArray[np.intp]
     """(size,) upper limits of each object."""
+    index: NDArray[np.intp]
+    """(m,) numbers of the points among all of the batch's, one light curve after another."""
 
     @property
     def total_flux(self) -> NDArray[np.float64]:
@@ -103,6 +106,7 @@ class _Points:
     value: NDArray[np.float64]
     error: NDArray[np.float64]
     band: NDArray[np.intp]
+    index: NDArray[np.intp]
     count: NDArray[np.intp]
     total: NDArray[np.bool_]
 
@@ -125,6 +129,20 @@ def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInput
 
 def assemble_points(usable: UsablePoints) -> LightCurveInputs:
     """``assemble_light_curves`` from the usable points of a batch."""
+    return _assemble(usable, None)[0]
+
+
+def assemble_with_kept(usable: UsablePoints, earlier: KeptSearches) -> tuple[LightCurveInputs, PeriodSearches]:
+    """As ``assemble_points``, with full period searches only where refining an earlier one's result is not enough.
+
+    Returns what is to be kept of the full searches, too.
+    """
+    inputs, searches = _assemble(usable, earlier)
+    assert searches is not None
+    return inputs, searches
+
+
+def _assemble(usable: UsablePoints, earlier: KeptSearches | None) -> tuple[LightCurveInputs, PeriodSearches | None]:
     size = usable.size
     points = _brightness(usable)
     detections = points.count.astype(np.int32)
@@ -132,7 +150,7 @@ def assemble_points(usable: UsablePoints) -> LightCurveInputs:
     keep = present[points.row]
     points = _Points(
         points.row[keep], points.time[keep], points.value[keep], points.error[keep], points.band[keep],
-        np.where(present, points.count, 0), points.total,
+        points.index[keep], np.where(present, points.count, 0), points.total,
     )  # fmt: skip
     inputs = LightCurveInputs(
         points=np.zeros((size, POINTS, POINT_CHANNELS), np.float32),
@@ -143,10 +161,15 @@ def assemble_points(usable: UsablePoints) -> LightCurveInputs:
         period=np.full(size, np.nan),
         detections=detections,
     )
+    searches = None
+    if earlier is not None:
+        start = np.concatenate([[0], np.cumsum(points.count)]).astype(np.intp)
+        searches = PeriodSearches(earlier, points.index, start, points.total)
     if not present.any():
-        return inputs
+        return inputs, searches
     center, scale = _center_and_scale(points)
-    frequency, value = _period_features(points, (points.value - center[points.row]) / scale[points.row], scale, inputs)
+    value = (points.value - center[points.row]) / scale[points.row]
+    frequency, value = _period_features(points, value, scale, inputs, searches)
     points = replace(points, value=value * scale[points.row])
     center, scale = _shape_features(points, inputs.features)
     value = (points.value - center[points.row]) / scale[points.row]
@@ -154,7 +177,7 @@ def assemble_points(usable: UsablePoints) -> LightCurveInputs:
     _fill_points(points, phase, inputs)
     inputs.period[:] = 1.0 / frequency
     np.nan_to_num(inputs.features, copy=False)
-    return inputs
+    return inputs, searches
 
 
 def usable_points(light_curves: Sequence[LightCurve]) -> UsablePoints:
@@ -186,7 +209,7 @@ def usable_points(light_curves: Sequence[LightCurve]) -> UsablePoints:
     order = order[~repeated]
     return UsablePoints(
         size, row[order], time[order], flux[order], error[order], reference[order], band[order],
-        np.bincount(row[limit], minlength=size).astype(np.intp),
+        np.bincount(row[limit], minlength=size).astype(np.intp), order,
     )  # fmt: skip
 
 
@@ -216,7 +239,7 @@ def _brightness(points: UsablePoints) -> _Points:
     error = np.clip(error * to_reference, 1e-4, 1.0)
     by_time = np.lexsort((time, row))
     return _Points(
-        row[by_time], time[by_time], value[by_time], error[by_time], band[by_time],
+        row[by_time], time[by_time], value[by_time], error[by_time], band[by_time], points.index[order][by_time],
         np.bincount(row, minlength=size).astype(np.intp), is_total,
     )  # fmt: skip
 
@@ -281,7 +304,11 @@ def _von_neumann(value: NDArray[np.float64], row: NDArray[np.intp], size: int) -
 
 
 def _period_features(
-    points: _Points, value: NDArray[np.float64], scale: NDArray[np.float64], inputs: LightCurveInputs
+    points: _Points,
+    value: NDArray[np.float64],
+    scale: NDArray[np.float64],
+    inputs: LightCurveInputs,
+    searches: PeriodSearches | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Search each object's period and fill the features that describe it.
 
@@ -308,7 +335,8 @@ def _period_features(
             inner = changes[np.searchsorted(changes, first, "right") : np.searchsorted(changes, last)]
             band_start = np.concatenate([[0], inner - first, [last - first]]).astype(np.intp)
             inputs.features[index, _FEATURE["bands"]] = len(band_start) - 1
-            found = find_period(time[own], banded[own], weight[own], band_start)
+            of_object = time[own], banded[own], weight[own], band_start
+            found = find_period(*of_object) if searches is None else searches.find(int(index), *of_object)
             if found is NO_PERIOD:
                 continue
             described, chromatic = _describe_period(

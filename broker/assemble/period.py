@@ -172,6 +172,9 @@ def refine_period(
     ``time``, ``value``, ``weight``, ``band_start`` as in ``find_period``; ``candidates``, at least one, in cycles/day;
     ``span`` days, how long the light curve was then: half a coarse grid step of that time is looked at on either side
     of each, as finely as the present length asks for. NO_PERIOD as from ``find_period``.
+
+    The frequencies looked at are among those that ``find_period`` would fit around the same peaks: where these are the
+    right ones, both find the same, to the last bit.
     """
     if not _long_enough(time):
         return NO_PERIOD
@@ -181,7 +184,8 @@ def refine_period(
     value = value - band_means(value, weight, band_start)
     step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
     aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
-    grid = np.asarray(candidates)[:, None] + step / _STEPS * np.arange(-aside, aside + 1)
+    nearest = np.rint(np.array(candidates, np.float64) * (_STEPS / step))
+    grid: NDArray[np.float64] = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1))
     return _decide(time, value, weight, band_start, step, grid)
 
 

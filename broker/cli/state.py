@@ -188,6 +188,12 @@ def _describe(stored: StoredObject) -> None:
         text.echo(f"  stored:     layout {stored.version}, {stored.size} bytes")
         at = "none: it counts as a moving body" if stored.place is None else f"{stored.place}"
         text.echo(f"  place:      {at}")
+    if (search := stored.kept_search) is not None and search.candidates:
+        (frequency, r_squared), *_ = search.candidates
+        text.echo(
+            f"  period:     {1 / frequency:.8g} d (R^2 {r_squared:.3f}), searched in {search.points} points, "
+            f"MJD {search.first:.5f} to {search.last:.5f}"
+        )
     text.echo(f"  by name:    spectrum {'yes' if stored.has_spectrum else 'no'}")
     if stored.set_aside:
         text.echo("  set aside:  an earlier value that could not be read, under :lc:damaged")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from broker.records import Alert, ObjectState, ObservedSpectrum
+from broker.records import Alert, KeptSearch, ObjectState, ObservedSpectrum
 
 
 class Store(Protocol):
@@ -18,6 +18,13 @@ class Store(Protocol):
         at the object's place, too. Idempotent and independent of order: merging an alert twice, or two alerts in
         either order, leaves the same stored state. One round trip reads the batch, one writes it.
         Raises DependencyUnavailableError when the store is unavailable.
+        """
+
+    def keep_searches(self, searches: Mapping[tuple[str, str], KeptSearch]) -> None:
+        """Keep the results of period searches beside their objects, by survey and object id, in place of earlier ones.
+
+        The states of ``update`` and ``objects_of`` bring them back. Whoever uses one sees by its checksums whether it
+        belongs to the light curve, so that it does not matter in which order several workers write theirs.
         """
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:

@@ -13,9 +13,9 @@ import redis
 from numpy.typing import NDArray
 
 from broker.errors import TrifidError
-from broker.records import Alert, LightCurve
+from broker.records import Alert, KeptSearch, LightCurve
 from broker.redis_errors import redis_errors
-from broker.state.encoding import STAMP_BYTES, StateError, decode_object, encode_object
+from broker.state.encoding import STAMP_BYTES, StateError, decode_object, decode_search, encode_object
 from broker.state.objects import ObjectName, is_moving
 from broker.state.places import Place, own_cells
 from broker.surveys.columns import ANY_TIME, LeftOut, TimeRange, implausible
@@ -52,6 +52,8 @@ class StoredObject:
     """Where other surveys' alerts and spectra find it."""
     has_spectrum: bool
     """Whether a spectrum is stored under its name."""
+    kept_search: KeptSearch | None
+    """The last period search; None where none is kept, or none that can be read."""
     set_aside: bool
     """Whether a value that could not be read is kept beside it."""
 
@@ -131,7 +133,7 @@ class StateAdmin:
 
     def read(self, name: ObjectName) -> StoredObject:
         """What is stored of an object; raises UnknownObjectError where nothing is."""
-        value, spectrum, damaged = self._values(name)
+        value, spectrum, damaged, search = self._values(name)
         if not any((value, spectrum, damaged)):
             raise UnknownObjectError(f"nothing is stored of {':'.join(name)}")
         curve, latest, problem = LightCurve.empty(), None, None
@@ -149,6 +151,7 @@ class StateAdmin:
             problem=problem,
             place=None if latest is None else self._place(name, latest),
             has_spectrum=spectrum is not None,
+            kept_search=_search(search),
             set_aside=damaged is not None,
         )
 
@@ -158,7 +161,7 @@ class StateAdmin:
         Spectra that are stored by position stay. Raises UnknownObjectError where nothing is stored.
         """
         text = ":".join(name)
-        keys = [f"{self._prefix}:{text}:{end}" for end in ("lc", "sp", "lc:damaged", "sp:damaged")]
+        keys = [f"{self._prefix}:{text}:{kind}{end}" for end in ("", ":damaged") for kind in ("lc", "sp", "ps")]
         keys.append(f"{self._prefix}:spectrum-of:{text}")
 
         def delete(pipeline: Any) -> list[str]:
@@ -240,12 +243,17 @@ class StateAdmin:
         ]  # fmt: skip
         with redis_errors():
             client: Any = self._client
-            return not client.eval(_WRITE, 0, *arguments)
+            if client.eval(_WRITE, 0, *arguments):
+                return False
+            # Workers would see that it is of other points; that none is kept is plainer to whoever looks.
+            client.delete(f"{self._prefix}:{':'.join(name)}:ps")
+            return True
 
-    def _values(self, name: ObjectName) -> tuple[bytes | None, bytes | None, bytes | None]:
+    def _values(self, name: ObjectName) -> tuple[bytes | None, ...]:
+        """Light curve, spectrum, the light curve that was set aside, period search."""
         key = f"{self._prefix}:{':'.join(name)}"
         with redis_errors():
-            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "lc:damaged")])
+            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "lc:damaged", "ps")])
         return tuple(found)
 
     def _place(self, name: ObjectName, latest: Alert) -> Place | None:
@@ -255,6 +263,15 @@ class StateAdmin:
 
     def _sky(self, cell: int) -> str:
         return f"{self._prefix}:sky:objects:{cell}"
+
+
+def _search(value: bytes | None) -> KeptSearch | None:
+    if value is None:
+        return None
+    try:
+        return decode_search(value)
+    except StateError:
+        return None  # workers make it anew
 
 
 def _cell(value: bytes | None, name: ObjectName) -> int | None:

@@ -20,7 +20,16 @@ from typing import Final
 import numpy as np
 
 from broker.errors import TrifidError
-from broker.records import BAND_CODE, BANDS, SOURCE_FEATURES, Alert, LightCurve, SourceMetadata, Spectrum
+from broker.records import (
+    BAND_CODE,
+    BANDS,
+    SOURCE_FEATURES,
+    Alert,
+    KeptSearch,
+    LightCurve,
+    SourceMetadata,
+    Spectrum,
+)
 
 VERSION: Final = 3
 _HEADER: Final = struct.Struct("<BcI")  # version, kind, number of points
@@ -30,6 +39,9 @@ _LATEST: Final = struct.Struct("<dddqqffBBB")
 """Of the latest alert: ra, dec, mjd, alert id, source id, real/bogus, star score, band, whether it is of a moving
 object, and how many catalogue values of its packet follow."""
 _PACKET_VALUE: Final = struct.Struct("<Bf")  # index into SOURCE_FEATURES, value
+_SEARCH: Final = struct.Struct("<IBIddB")
+"""Of a period search: its version, its basis, number of points, first and last MJD, number of checksums."""
+_CANDIDATE: Final = struct.Struct("<dd")  # frequency, R^2
 _NO_BAND: Final = 255
 _COLUMNS: Final = (
     ("mjd", "<f8"), ("flux", "<f4"), ("flux_error", "<f4"), ("reference_flux", "<f4"), ("band", "u1"), ("kind", "u1"),
@@ -171,6 +183,32 @@ def decode_spectrum(data: bytes) -> Spectrum:
         np.frombuffer(data, "<f4", count, flux_at),
         np.frombuffer(data, "<f4", count, flux_at + 4 * count),
     )
+
+
+def encode_search(search: KeptSearch) -> bytes:
+    """What is kept of a period search."""
+    return b"".join(
+        [
+            _HEADER.pack(VERSION, b"P", len(search.candidates)),
+            _SEARCH.pack(search.search, search.basis, search.points, search.first, search.last, len(search.checksums)),
+            np.array(search.checksums, "<u4").tobytes(),
+            *(_CANDIDATE.pack(*candidate) for candidate in search.candidates),
+        ]
+    )
+
+
+def decode_search(data: bytes) -> KeptSearch:
+    """The inverse of ``encode_search``; raises StateError for bytes of another form."""
+    _, count = _read_header(data, b"P")
+    if len(data) < _HEADER.size + _SEARCH.size:
+        raise StateError(f"period search in {len(data)} bytes")
+    search, basis, points, first, last, sums = _SEARCH.unpack_from(data, _HEADER.size)
+    start = _HEADER.size + _SEARCH.size
+    if len(data) != start + 4 * sums + count * _CANDIDATE.size:
+        raise StateError(f"period search of {count} candidates and {sums} checksums in {len(data)} bytes")
+    checksums = tuple(np.frombuffer(data, "<u4", sums, start).tolist())
+    candidates = tuple(_CANDIDATE.iter_unpack(data[start + 4 * sums :]))
+    return KeptSearch(search, basis, points, first, last, checksums, candidates)
 
 
 def _number(value: float | None) -> float:

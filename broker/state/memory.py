@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from broker.catalog.memory import MemoryCatalogs
-from broker.records import Alert, ObjectState, ObservedSpectrum
-from broker.state.objects import Limits, Objects
+from broker.records import Alert, KeptSearch, ObjectState, ObservedSpectrum
+from broker.state.objects import Limits, ObjectName, Objects
 
 
 class MemoryStore:
@@ -19,6 +19,11 @@ class MemoryStore:
     def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.update``."""
         return self._objects.merge(alerts, self._catalogs.of_alerts(alerts))
+
+    def keep_searches(self, searches: Mapping[ObjectName, KeptSearch]) -> None:
+        """See ``Store.keep_searches``."""
+        for name, search in searches.items():
+            self._objects.known[name].kept_search = search
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``."""

@@ -14,6 +14,7 @@ import numpy as np
 from broker.records import (
     Alert,
     Catalogued,
+    KeptSearch,
     LightCurve,
     ObjectState,
     ObservedSpectrum,
@@ -57,6 +58,8 @@ class StoredObject:
     """The alert of the latest detection, without its light curve."""
     spectrum: Spectrum | None = None
     """A spectrum that was stored under the object's name."""
+    kept_search: KeptSearch | None = None
+    """The last period search in its light curve, with those of its counterparts."""
 
     def merge(self, alert: Alert, max_points: int) -> Alert:
         """Merge an alert in place; returns the object's latest alert after it."""
@@ -133,7 +136,7 @@ class Objects:
             tuple(sorted(f"{survey}:{object_id}" for survey, object_id in others.values())),
             remembered=len(own.light_curve),
             history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
-            known_as=found_there.known_as,
+            known_as=found_there.known_as, kept_search=own.kept_search,
         )  # fmt: skip
 
     def put_spectrum(self, name: ObjectName, spectrum: Spectrum) -> None:

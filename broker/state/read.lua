@@ -3,8 +3,8 @@
 -- ARGV: prefix; the two search radii, and how far what is stored may have moved, in radians; greatest number of years to
 -- follow proper motion; the constants BIN (in radians), CROWD, NEAREST, CELL and BUDGET of places.py; then for each
 -- position: survey, object id, ra, dec (degrees), mjd, number of cells, cells.
--- Gives {objects, spectra, number of positions done, crowded}: each object {name, place or '', light curve, spectrum},
--- each spectrum {id, place, spectrum}; each once. A survey of '' is a place without an object of its
+-- Gives {objects, spectra, number of positions done, crowded}: each object {name, place or '', light curve, spectrum,
+-- period search}, each spectrum {id, place, spectrum}; each once. A survey of '' is a place without an object of its
 -- own. Positions that are left, since enough was looked at, are for another call: meanwhile Redis serves others.
 -- "crowded" counts the positions where not all that is there was looked at.
 local prefix, margin, max_years = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -138,10 +138,10 @@ local function fetch(name, place)
     return true
   end
   local key = prefix .. ':' .. name
-  local values = redis.call('MGET', key .. ':lc', key .. ':sp')
+  local values = redis.call('MGET', key .. ':lc', key .. ':sp', key .. ':ps')
   if place ~= '' and not values[1] then return false end
   seen[name] = #objects + 1
-  objects[#objects + 1] = {name, place, values[1], values[2]}
+  objects[#objects + 1] = {name, place, values[1], values[2], values[3]}
   return true
 end
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
@@ -20,7 +20,7 @@ import redis
 
 from broker.catalog.match import CatalogReader
 from broker.metrics import CROWDED_SEARCHES
-from broker.records import Alert, Catalogued, ObjectState, ObservedSpectrum
+from broker.records import Alert, Catalogued, KeptSearch, ObjectState, ObservedSpectrum
 from broker.redis_errors import redis_errors
 from broker.sky import ARCSEC
 from broker.state.encoding import (
@@ -28,8 +28,10 @@ from broker.state.encoding import (
     NewerStateError,
     StateError,
     decode_object,
+    decode_search,
     decode_spectrum,
     encode_object,
+    encode_search,
     encode_spectrum,
     is_current,
     of_later_release,
@@ -106,6 +108,19 @@ class RedisStore:
             for row, state in zip(again, self.update([alerts[row] for row in again]), strict=True):
                 states[row] = state
         return states
+
+    def keep_searches(self, searches: Mapping[ObjectName, KeptSearch]) -> None:
+        """See ``Store.keep_searches``: one round trip, and none where there is nothing to keep."""
+        if not searches:
+            return
+
+        def write() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            for name, search in searches.items():
+                pipeline.set(f"{self._prefix}:{':'.join(name)}:ps", encode_search(search), ex=self._expiry)
+            pipeline.execute()
+
+        self._call(write)
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``; spectra do not expire."""
@@ -311,9 +326,9 @@ class _Batch:
         return done
 
     def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Objects that ``read.lua`` found: name, place, light curve and spectrum of each."""
+        """Objects that ``read.lua`` found: name, place, light curve, spectrum and period search of each."""
         seen: list[tuple[ObjectName, Alert, bytes]] = []
-        for key, place, curve, spectrum in rows:
+        for key, place, curve, spectrum, search in rows:
             text = key.decode()
             survey, _, object_id = text.partition(":")
             name = (survey, object_id)
@@ -329,6 +344,7 @@ class _Batch:
             if curve is not None:
                 self.before[name] = _Before(curve, None)
             known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
+            known.kept_search = self._read(f"{text}:ps", search, decode_search)
         for (name, latest, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
             self.before[name] = replace(self.before[name], cell=cell)
             # An entry of another time is left from before the object moved, when its value could not be read.

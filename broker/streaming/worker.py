@@ -58,6 +58,7 @@ def worker(
                 batch_size=settings.pipeline.batch_size,
                 other_threshold=settings.inference.other_threshold,
                 disagreement_probability=settings.publish.disagreement_probability,
+                period_search_growth=settings.pipeline.period_search_growth,
                 progress=control.health.progress if control is not None else lambda: None,
             )
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import DecodeError
-from broker.records import Alert, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
+from broker.records import Alert, KeptSearch, LightCurve, ObservedSpectrum, PhotometryKind, Spectrum
 from broker.state.encoding import VERSION, decode_object
 from broker.state.merge import merge
 from broker.state.redis import RedisStore
@@ -41,6 +41,10 @@ NAME = GOOD.object_id
 def trifid(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setenv("TRIFID_REDIS__URL", server.url)
     return lambda *arguments: CliRunner().invoke(main, ["state", *arguments])
+
+
+SEARCH = KeptSearch(1, 3, 20, 59000.5, 59040.25, (1, 2), ((1.6, 0.875), (0.3, 0.25)))
+"""Of a period of 0.625 d."""
 
 
 def spoilt(curve: LightCurve) -> Alert:
@@ -67,11 +71,13 @@ def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redi
     clean, _ = stored(client)
     store.update([spoilt(GOOD.light_curve)])
     assert len(stored(client)[0]) == len(clean) + 42
+    store.keep_searches({("ztf", NAME): SEARCH})
 
     dry: Result = trifid("repair", NAME, "--dry-run")
     assert dry.exit_code == 0
     assert "would remove 40 points (after_receipt), 1 points (before_survey), 1 points (flux)" in dry.stdout
     assert len(stored(client)[0]) == len(clean) + 42
+    assert client.exists(f"trifid:ztf:{NAME}:ps")
 
     done: Result = trifid("repair", f"ztf:{NAME}")
     assert done.exit_code == 0
@@ -83,6 +89,7 @@ def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redi
     curve, latest = stored(client)
     assert same(curve, clean)
     assert latest.mjd == clean.mjd[-1]
+    assert not client.exists(f"trifid:ztf:{NAME}:ps")
     assert "0 repaired" in trifid("repair", NAME).stdout
 
     # The next alert is the latest again, and the object is found where it is.
@@ -128,6 +135,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
     spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
     store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
     store.update([GOOD, spoilt(GOOD.light_curve)])
+    store.keep_searches({("ztf", NAME): SEARCH})
     curve, _ = stored(client)
     shown: Result = trifid("show", NAME, "--points")
     assert shown.exit_code == 0
@@ -135,6 +143,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
         f"ztf:{NAME}\n", f"points:     {len(curve)}, MJD 30000.00000 to", "ztf:g", "ztf:r", f"layout {VERSION},",
         "by name:    spectrum yes", "40 points (after_receipt), 1 points (before_survey), 1 points (flux)",
         "place:      Place(ra=", "1e+15",
+        "period:     0.625 d (R^2 0.875), searched in 20 points, MJD 59000.50000 to 59040.25000\n",
     ):  # fmt: skip
         assert text in shown.stdout, text
     client.set(f"trifid:ztf:{NAME}:lc", b"\x02Lgarbage")
@@ -150,13 +159,16 @@ def test_forget_leaves_nothing_behind(store: RedisStore, client: redis.Redis, tr
     spectrum = Spectrum(np.arange(4000.0, 4100.0), *np.ones((2, 100), np.float32))
     store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
     store.update([GOOD, point("lsst", "7", 10.0, 0.0, 60_000.0)])
+    store.keep_searches({("ztf", NAME): SEARCH, ("lsst", "7"): SEARCH})
+    client.set(f"trifid:ztf:{NAME}:ps:damaged", b"x")
     done: Result = trifid("forget", NAME)
     assert done.exit_code == 0
     assert f"ztf:{NAME}: forgotten (trifid:ztf:{NAME}:lc, trifid:ztf:{NAME}:sp" in done.stdout
     assert client.keys(f"*{NAME}*") == []
     assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [b"lsst:7"]
     (state,) = store.update([GOOD])
-    assert (state.remembered, state.spectrum) == (0, None)
+    assert (state.remembered, state.spectrum, state.kept_search) == (0, None, None)
+    assert client.keys("*:ps") == [b"trifid:lsst:7:ps"]
     assert trifid("forget", "7").exit_code == 0
     for command in ("show", "forget", "repair"):
         unknown: Result = trifid(command, "ZTF99none")

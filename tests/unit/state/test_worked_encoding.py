@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from broker.records import BAND_CODE, SOURCE_FEATURES, Alert, LightCurve, SourceMetadata, Spectrum
+from broker.records import BAND_CODE, SOURCE_FEATURES, Alert, KeptSearch, LightCurve, SourceMetadata, Spectrum
 from broker.state.encoding import (
     STAMP_BYTES,
     VERSION,
     NewerStateError,
     StateError,
     decode_object,
+    decode_search,
     decode_spectrum,
     encode_object,
+    encode_search,
     encode_spectrum,
     is_current,
     of_later_release,
@@ -48,6 +50,41 @@ def object_bytes(version: int = 3, revision: int | None = 1, band: int = BAND_CO
     packet = struct.pack("<BfBf", 0, 15.5, 43, -0.25)
     points = struct.pack("<2d2f2f2f", 59000.5, 59001.25, 100.5, -200.5, 1.5, 2.5, 1000.5, float("nan"))
     return head + latest + packet + points + bytes([BAND_CODE["ztf:g"], BAND_CODE["lsst:r"], 0, 2])
+
+
+SEARCH = KeptSearch(0xFEDCBA98, 3, 427, 59000.5, 60123.25, (1, 0xFFFFFFFF, 77), ((1.75, 0.875), (0.5, 0.25)))
+SEARCH_BYTES = struct.pack(
+    "<BcI" "IBIddB" "3I" "4d", 3, b"P", 2, 0xFEDCBA98, 3, 427, 59000.5, 60123.25, 3, 1, 0xFFFFFFFF, 77,
+    1.75, 0.875, 0.5, 0.25,
+)  # fmt: skip
+
+
+def test_a_period_search_byte_by_byte() -> None:
+    assert encode_search(SEARCH) == SEARCH_BYTES
+    assert decode_search(SEARCH_BYTES) == SEARCH
+    without = replace(SEARCH, checksums=(), candidates=())
+    assert decode_search(encode_search(without)) == without
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        SEARCH_BYTES[:20],
+        SEARCH_BYTES[:-1],
+        SEARCH_BYTES + b"\0",
+        b"\x03S" + SEARCH_BYTES[2:],
+        b"\0" + SEARCH_BYTES[1:],
+    ],
+)
+def test_bytes_that_are_no_period_search(value: bytes) -> None:
+    with pytest.raises(StateError):
+        decode_search(value)
+
+
+def test_a_period_search_of_a_later_release() -> None:
+    with pytest.raises(NewerStateError):
+        decode_search(b"\x04" + SEARCH_BYTES[1:])
 
 
 def test_a_spectrum_byte_by_byte() -> None:
