@@ -127,7 +127,9 @@ DEAD_LETTER_RATIO: Final = Gauge(
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
 
-STAGES: Final = ("decode", "update_state", "assemble", "keep_searches", "infer", "score", "annotate", "publish", "deliver")
+STAGES: Final = (
+    "decode", "update_state", "assemble", "keep_searches", "infer", "score", "annotate", "publish", "deliver",
+)  # fmt: skip
 DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
 KNOWN_CATALOGUES: Final = ("vsx", "gcvs")
 """Usual names of catalogues of known variable stars; others have series from their first match on."""

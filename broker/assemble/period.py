@@ -184,8 +184,8 @@ def refine_period(
     value = value - band_means(value, weight, band_start)
     step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
     aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
-    nearest = np.rint(np.array(candidates, np.float64) * (_STEPS / step))
-    grid: NDArray[np.float64] = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1))
+    nearest = np.rint(np.array(candidates, np.float64) * (_STEPS / step)).astype(np.float64)
+    grid = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1, dtype=np.float64))
     return _decide(time, value, weight, band_start, step, grid)
 
 
