@@ -81,6 +81,7 @@ _WARM = 600
 """Alerts before the open run, so that it does not begin in the workers' first batches, and are in no figure."""
 _QUIET = {"log_level": 0}
 """For clients that outlive the server by a moment; what was not delivered shows in the counts."""
+_COUNTED_S = 20.0
 console = Console(stderr=True)
 
 
@@ -191,7 +192,7 @@ def closed(bench: Bench, name: str, mix: Mapping[Kind, float]) -> dict[str, Any]
     with bench.start_workers(topic) as workers, console.status(f"{name}: {count} alerts from a full topic"):
         started = workers.cpu_of_start()
         wait_for(subscriber, workers, count, bench.options.quiet_s)
-        figures = watch.figures(workers, {}, started)
+        figures = watch.figures(workers, {}, started, count)
         workers.stop()
     subscriber.close()
     numbers, read, taken = subscriber.annotations()
@@ -217,6 +218,7 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
             bench.send(topic, kind, time.time())
         bench.flush()
         wait_for(subscriber, workers, _WARM, options.quiet_s)
+        Watch(bench).figures(workers, {}, 0.0, _WARM)  # until all of these are counted
         dead_before = subscriber.dead_letters
         watch = Watch(bench)
         before, cpu = workers.metrics(), workers.cpu_seconds()
@@ -239,7 +241,7 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
         total = sum(len(due) for _, due in parts)
         with console.status("open: until the last annotation"):
             wait_for(subscriber, workers, _WARM + total, options.quiet_s)
-        figures = watch.figures(workers, before, cpu)
+        figures = watch.figures(workers, before, cpu, total)
         workers.stop()
     subscriber.close()
     numbers, read, _ = subscriber.annotations()
@@ -290,9 +292,17 @@ class Watch:
             measures.tree_seconds(os.getpid()),
         )
 
-    def figures(self, workers: Workers, before: measures.Samples, cpu: float) -> dict[str, Any]:
-        """What the workers have used beyond ``before`` and ``cpu``, and how busy others kept the machine."""
-        samples = measures.difference(workers.metrics(), before)
+    def figures(self, workers: Workers, before: measures.Samples, cpu: float, alerts: int) -> dict[str, Any]:
+        """What the workers have used beyond ``before`` and ``cpu``, and how busy others kept the machine.
+
+        A batch can be read before the worker has counted it: waits a while until all ``alerts`` are.
+        """
+        end = time.monotonic() + _COUNTED_S
+        while True:
+            samples = measures.difference(workers.metrics(), before)
+            if measures.Counts.of(samples).alerts_in >= alerts or time.monotonic() > end:
+                break
+            time.sleep(0.1)
         seconds = workers.cpu_seconds() - cpu
         others = measures.busy_seconds() - self._busy - (measures.tree_seconds(os.getpid()) - self._own)
         counts = measures.Counts.of(samples)
