@@ -25,6 +25,7 @@ from broker.catalog.presets import PRESETS
 from broker.catalog.store import CatalogStore
 from broker.embedded.redis import RedisServer
 from broker.records import METADATA_FEATURES
+from broker.times import julian_year_of
 
 ALERTS, REPEATS, PIECE = 512, 20, 500_000
 MJD = 61_000.0
@@ -73,7 +74,7 @@ def write(path: Path, rows: int, ordered: bool) -> tuple[Columns, Columns]:
 
 def check(columns: Columns, planted: Columns, found: list, ra: np.ndarray, dec: np.ndarray) -> None:
     """The recall of the planted stars, and whether astropy finds the same nearest ones."""
-    years = float(sky.julian_year(np.array([MJD]))[0]) - 2016.0
+    years = julian_year_of(MJD) - 2016.0
     span = np.full(len(columns["ra"]), years)
     catalogue = SkyCoord(*sky.move(columns["ra"], columns["dec"], columns["pmra"], columns["pmdec"], span), unit="deg")
     alerts = SkyCoord(ra, dec, unit="deg")
@@ -121,7 +122,7 @@ def main() -> None:
 
 def match(client: redis.Redis, columns: Columns, planted: Columns) -> None:
     rng = np.random.default_rng(11)
-    years = float(sky.julian_year(np.array([MJD]))[0]) - 2016.0
+    years = julian_year_of(MJD) - 2016.0
     ra, dec = sky.move(*(planted[n] for n in ("ra", "dec", "pmra", "pmdec")), np.full(ALERTS, years))
     # Alerts are off by some 0.1 arcsec.
     ra, dec = sky.move(ra, dec, rng.normal(0, 100, ALERTS), rng.normal(0, 100, ALERTS), np.ones(ALERTS))

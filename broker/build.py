@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
@@ -17,6 +18,7 @@ from broker.inference.triton import TritonEngine, TritonTls
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
+from broker.state import Store
 from broker.state.admin import StateAdmin
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
@@ -51,15 +53,29 @@ def local_pipeline(settings: Settings | None = None, catalogs: MemoryCatalogs | 
     """
     settings = settings or Settings()
     engine = OnnxEngine(settings.inference.model_repository, threads=settings.inference.threads)
+    return build_pipeline(settings, Decoder(), MemoryStore(catalogs=catalogs), engine, load_reference_set(settings))
+
+
+def build_pipeline(
+    settings: Settings,
+    decoder: Decoder,
+    store: Store,
+    engine: OnnxEngine | TritonEngine,
+    reference: ReferenceSet,
+    progress: Callable[[], None] = lambda: None,
+) -> Pipeline:
+    """A pipeline of these parts, with all that the settings say of it; raises ConfigurationError as ``Pipeline``."""
     return Pipeline(
-        Decoder(),
-        MemoryStore(catalogs=catalogs),
+        decoder,
+        store,
         engine,
         engine.manifest,
-        load_reference_set(settings),
+        reference,
+        batch_size=settings.pipeline.batch_size,
         period_search_growth=settings.pipeline.period_search_growth,
         other_threshold=settings.inference.other_threshold,
         disagreement_probability=settings.publish.disagreement_probability,
+        progress=progress,
     )
 
 

@@ -12,14 +12,10 @@ import hpgeom
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.times import MJD_OF_J2000
-
 Array = NDArray[np.float64]
 
 ARCSEC: Final = 3600.0
 """Arcseconds a degree."""
-JULIAN_YEAR: Final = 365.25
-"""Days."""
 _DIRECTIONS: Final = 16
 
 
@@ -98,11 +94,6 @@ def separation(ra: Array, dec: Array, other_ra: Array, other_dec: Array) -> Arra
     h = np.sin(half_dec) ** 2 + np.cos(np.radians(dec)) * np.cos(np.radians(other_dec)) * np.sin(half_ra) ** 2
     result: Array = np.degrees(2.0 * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))) * ARCSEC
     return result
-
-
-def julian_year(mjd: Array) -> Array:
-    """Julian epochs of times in MJD."""
-    return 2000.0 + (mjd - MJD_OF_J2000) / JULIAN_YEAR
 
 
 def angle(text: str, *, hours: bool) -> float | None:

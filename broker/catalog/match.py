@@ -38,6 +38,7 @@ from broker.catalog.layout import (
 from broker.catalog.types import known_type
 from broker.records import SOURCE_FEATURES, Catalogued, KnownObject, SourceMetadata
 from broker.sky import ARCSEC, Array
+from broker.times import julian_year_of
 
 LOG: Final = logging.getLogger(__name__)
 ASSUMED_YEAR: Final = 2016.0
@@ -243,7 +244,7 @@ class CatalogReader:
         self, request: CatalogRequest, values: Sequence[bytes | None], ra: Array, dec: Array, mjd: Array
     ) -> list[_Found | None]:
         """What each catalogue of a request has."""
-        year = sky.julian_year(mjd)
+        year = julian_year_of(mjd)
         year = np.where((year >= FIRST_YEAR) & (year <= LAST_YEAR), year, ASSUMED_YEAR)
         motion = np.full((len(ra), 2), np.nan)
         found: list[_Found | None] = [None] * len(request.parts)

@@ -12,8 +12,8 @@ from broker.catalog.known import KNOWN_FIELDS
 from broker.catalog.layout import EPOCH
 from broker.errors import ConfigurationError
 from broker.records import METADATA_FEATURES
-from broker.sky import JULIAN_YEAR, Array
-from broker.times import JD_OF_J2000
+from broker.sky import Array
+from broker.times import julian_year_of, mjd_of_jd
 
 FIELDS: Final = ("ra", "dec", EPOCH, *METADATA_FEATURES)
 """What a table can give; ``ra`` and ``dec`` it must."""
@@ -63,7 +63,7 @@ def _error_of_flux_over_error(ratio: Array) -> Array:
 
 
 def _year_of_jd(jd: Array) -> Array:
-    return np.where(jd > 2_400_000, 2000.0 + (jd - JD_OF_J2000) / JULIAN_YEAR, np.nan)
+    return np.where(jd > 2_400_000, julian_year_of(mjd_of_jd(jd)), np.nan)
 
 
 def _named(**columns: str | tuple[str | Source, ...]) -> dict[str, tuple[Source, ...]]:

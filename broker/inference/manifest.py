@@ -85,6 +85,17 @@ class Manifest(BaseModel):
         """Name and version of the whole, such as ``trifid-astrom3 2026.11.1``."""
         return f"{self.classifier_name} {self.model_version}"
 
+    def called_other(self, p_other: NDArray[np.floating], setting: float | None = None) -> NDArray[np.bool_]:
+        """(batch,) which objects are published as ``Other`` for their probability ``p_other`` (batch,), NaN for none.
+
+        ``setting`` is a threshold that wins over the model's own; 1 is never, and so is a model without one.
+        """
+        threshold = self.other_threshold if setting is None else setting
+        if threshold is None or threshold == 1.0:
+            return np.zeros(p_other.shape, np.bool_)
+        called: NDArray[np.bool_] = p_other >= threshold
+        return called
+
     def prediction_sets(
         self, probabilities: NDArray[np.float32], present: NDArray[np.bool_], detections: NDArray[np.integer]
     ) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE, BANDS
 from broker.records import TimeSystem
-from broker.times import JD_OF_MJD_0, MJD_OF_1970, TAI_MINUS_UTC
+from broker.times import JD_OF_MJD_0, TAI_MINUS_UTC, mjd_of_unix
 
 Array = NDArray[np.float64]
 
@@ -269,7 +269,7 @@ def times(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
     """(n,) times as they stand in a table; dates (ISO 8601, timestamps; UTC) as MJD."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros: Any = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
-        return MJD_OF_1970 + numbers(micros) / 86_400e6
+        return mjd_of_unix(numbers(micros) / 1e6)
     found = numbers(column, decimal_comma)
     if is_text(column) and np.isnan(found).any():
         dates: Any = pc.if_else(pc.match_substring_regex(column, _ISO), column, None)
@@ -278,7 +278,7 @@ def times(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
                 dates = pc.utf8_trim_whitespace(dates).cast(pa.timestamp("us")).cast(pa.int64())
             except pa.ArrowInvalid:  # one that only looks like a date
                 return found
-            found = np.where(np.isnan(found), MJD_OF_1970 + numbers(dates) / 86_400e6, found)
+            found = np.where(np.isnan(found), mjd_of_unix(numbers(dates) / 1e6), found)
     return found
 
 

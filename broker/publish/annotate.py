@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from math import inf, isfinite
+from math import isfinite
 from typing import Final, Literal, TypedDict
 
 import numpy as np
@@ -53,7 +53,7 @@ def annotate(
     probabilities[classified] /= probabilities[classified].sum(axis=1, keepdims=True)
     moves = np.array([is_moving(a, s.light_curve) for a, s in zip(alerts, states, strict=True)], np.bool_)
     p_other = np.where(moves, 1.0, predictions.other.astype(np.float64))
-    other = moves | (classified & (p_other >= _threshold(other_threshold, manifest)))
+    other = moves | (classified & manifest.called_other(p_other, other_threshold))
     # The model's ten are of an object that is one of them.
     probabilities[other] *= 1.0 - p_other[other, None]
     in_parents = (probabilities @ _IN_PARENT).tolist()
@@ -149,11 +149,6 @@ def _of_alert(alert: Alert, state: ObjectState, received_mjd: float) -> _OfAlert
         "history": _history(alert, state),
         "time_system": state.time_system,
     }
-
-
-def _threshold(setting: float | None, manifest: Manifest) -> float:
-    threshold = manifest.other_threshold if setting is None else setting
-    return inf if threshold is None or threshold == 1.0 else threshold
 
 
 def _named(

@@ -15,6 +15,7 @@ import numpy as np
 from broker import sky
 from broker.metrics import CROWDED_SEARCHES
 from broker.records import METADATA_FEATURES, Alert, ObservedSpectrum, SourceMetadata
+from broker.times import JULIAN_YEAR
 
 ORDER: Final = 10
 """Of the HEALPix cells, which are 206 arcsec wide: few objects share one, and few cones reach out of one."""
@@ -68,7 +69,7 @@ class Place:
 
     def distance(self, ra: float, dec: float, mjd: float) -> float:
         """Arcsec to a position at another time, after moving there."""
-        years = (mjd - self.mjd) / sky.JULIAN_YEAR
+        years = (mjd - self.mjd) / JULIAN_YEAR
         years = 0.0 if math.isnan(years) else min(max(years, -MAX_YEARS), MAX_YEARS)
         cos_dec = max(math.cos(math.radians(self.dec)), 1e-9)
         x, y, z = _vector(

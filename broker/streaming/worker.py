@@ -10,10 +10,16 @@ from confluent_kafka import KafkaError, KafkaException
 
 from broker import metrics
 from broker.batch import BatchResult
-from broker.build import build_decoder, build_engine, build_publisher, build_store, reference_set_in_redis
+from broker.build import (
+    build_decoder,
+    build_engine,
+    build_pipeline,
+    build_publisher,
+    build_store,
+    reference_set_in_redis,
+)
 from broker.config import KafkaSettings, Settings
 from broker.health import Health, Probe, Probes, wrong_device
-from broker.pipeline import Pipeline
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.peers import Peers
@@ -49,18 +55,8 @@ def worker(
             store.check()
             engine.check()
             reference = reference_set_in_redis(settings)
-            pipeline = Pipeline(
-                decoder,
-                store,
-                engine,
-                engine.manifest,
-                reference,
-                batch_size=settings.pipeline.batch_size,
-                other_threshold=settings.inference.other_threshold,
-                disagreement_probability=settings.publish.disagreement_probability,
-                period_search_growth=settings.pipeline.period_search_growth,
-                progress=control.health.progress if control is not None else lambda: None,
-            )
+            progress = control.health.progress if control is not None else lambda: None
+            pipeline = build_pipeline(settings, decoder, store, engine, reference, progress)
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]
             return pipeline.process_next
 

@@ -23,7 +23,7 @@ from broker.surveys.columns import (
     or_none,
 )
 from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
-from broker.times import TAI_MINUS_UTC
+from broker.times import utc_of_tai
 
 BANDS: Final = {**{band: f"lsst:{band}" for band in "ugrizy"}, "Y": "lsst:y"}
 _VERSION: Final = re.compile(r"v(\d+)_(\d+)")
@@ -124,7 +124,7 @@ class Lsst:
         """
         count = len(records)
         packet, points = records.tables["packet"], records.tables["points"]
-        mjd = points.numbers("mjd") - TAI_MINUS_UTC
+        mjd = utc_of_tai(points.numbers("mjd"))
         rows = np.flatnonzero(points.path == _SOURCE)
         own = points.owner[rows]
         missing = np.ones(count, np.bool_)
@@ -183,7 +183,7 @@ class Lsst:
                 columns.share_or_none(packet.numbers("reliability")),
                 columns.share_or_none(1.0 - packet.numbers("extendedness")),
                 columns.counts(packet.integers("detections")),
-                columns.times(packet.numbers("first") - TAI_MINUS_UTC, self.times),
+                columns.times(utc_of_tai(packet.numbers("first")), self.times),
                 strict=True,
             ))
         ]  # fmt: skip

@@ -24,7 +24,7 @@ from broker.avro.compiler import AvroSchema
 from broker.avro.container import container_message
 from broker.records import AB_ZERO_POINT_NJY
 from broker.taxonomy import CLASS_NAMES
-from broker.times import JD_OF_MJD_0
+from broker.times import jd_of_mjd
 
 Array = NDArray[np.float64]
 
@@ -221,7 +221,7 @@ def _nearest_source(source: _Object, visit: int) -> dict[str, Any]:
 def _candidate(source: _Object, visit: int) -> dict[str, Any]:
     """One visit as a candidate; an upper limit where nothing was detected."""
     common = {
-        "jd": float(source.mjd[visit]) + JD_OF_MJD_0,
+        "jd": jd_of_mjd(float(source.mjd[visit])),
         "fid": int(source.band[visit]),
         "pid": int((source.mjd[visit] - 57_754) * 1e8),
         "programid": 1,
@@ -259,7 +259,7 @@ def _candidate(source: _Object, visit: int) -> dict[str, Any]:
 def _forced(source: _Object, visit: int) -> dict[str, Any]:
     unit = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * _ZERO_POINT)
     return {
-        "jd": float(source.mjd[visit]) + JD_OF_MJD_0,
+        "jd": jd_of_mjd(float(source.mjd[visit])),
         "fid": int(source.band[visit]),
         "pid": int((source.mjd[visit] - 57_754) * 1e8),
         "rfid": 0,

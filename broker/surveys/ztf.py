@@ -26,7 +26,7 @@ from broker.surveys.columns import (
     label_text,
 )
 from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
-from broker.times import JD_OF_MJD_0
+from broker.times import mjd_of_jd
 
 BANDS: Final = {1: "ztf:g", 2: "ztf:r", 3: "ztf:i"}
 MAX_REFERENCE_DISTANCE: Final = 1.4
@@ -109,7 +109,7 @@ class Ztf:
         count = len(records)
         packet, candidates = records.tables["packet"], records.tables["candidates"]
         band = band_codes(candidates.integers("fid"), BANDS)
-        mjd = candidates.numbers("jd") - JD_OF_MJD_0
+        mjd = mjd_of_jd(candidates.numbers("jd"))
         rows = np.flatnonzero(candidates.path == _CANDIDATE)
         own = candidates.owner[rows]
         missing = np.ones(count, np.bool_)
@@ -172,7 +172,7 @@ class Ztf:
                 _within(moving, MAX_SOLAR_SYSTEM_DISTANCE).tolist(),
                 columns.share_or_none(np.where(ps1, packet.numbers("sgscore1"), np.nan)),
                 columns.counts(packet.integers("ndethist")),
-                columns.times(packet.numbers("jdstarthist") - JD_OF_MJD_0, TIMES),
+                columns.times(mjd_of_jd(packet.numbers("jdstarthist")), TIMES),
                 strict=True,
             ))
         ]  # fmt: skip
@@ -196,7 +196,7 @@ def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8
     processed = _texts_are(forced.integers("procstatus"), _PROCESSED)
     return Points(
         owner=np.concatenate([candidates.owner[order], forced.owner]),
-        mjd=np.concatenate([mjd[order], forced.numbers("jd") - JD_OF_MJD_0]),
+        mjd=np.concatenate([mjd[order], mjd_of_jd(forced.numbers("jd"))]),
         flux=np.concatenate([(np.where(np.isnan(signs), 1.0, signs) * flux)[order], forced_flux]),
         flux_error=np.concatenate([np.where(limit, limit_flux / LIMIT_SIGMA, error)[order], forced_error]),
         reference_flux=np.concatenate(

@@ -69,7 +69,3 @@ def test_a_path_stays_within_its_cells(order: int) -> None:
     for years in np.linspace(-26, 44, 141):
         there = sky.cells(*sky.move(ra, dec, pmra, pmdec, np.full(500, years)), order)
         assert held.issuperset(enumerate(there.tolist()))
-
-
-def test_epochs() -> None:
-    assert sky.julian_year(np.array([51544.5, 57388.5]))[1] == pytest.approx(2016.0, abs=1e-3)

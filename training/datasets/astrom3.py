@@ -48,7 +48,7 @@ from broker.assemble.spectrum import BAD_PIXEL_ERROR, GRID, MIN_COVERAGE, assemb
 from broker.errors import InputFileError
 from broker.records import BAND_CODE, METADATA_FEATURES, LightCurve, Spectrum
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
-from broker.times import JD_OF_MJD_0
+from broker.times import mjd_of_jd
 from training.data import Labels, TrainingSet
 from training.prepare import prepare_light_curves
 from training.simulate.metadata import fit_scaler
@@ -257,7 +257,7 @@ def _light_curve(
 def _raw_light_curve(points: NDArray[np.float64]) -> LightCurve:
     """From (n, 3) HJD, flux and error in mJy. Repeated points are dropped, as the publishers do."""
     points = np.unique(points, axis=0)
-    return _light_curve(points[:, 0] - JD_OF_MJD_0, points[:, 1] * NJY_OF_MJY, points[:, 2] * NJY_OF_MJY, reference=0.0)
+    return _light_curve(mjd_of_jd(points[:, 0]), points[:, 1] * NJY_OF_MJY, points[:, 2] * NJY_OF_MJY, reference=0.0)
 
 
 def _processed_light_curve(points: NDArray[np.float64], where: str) -> LightCurve:

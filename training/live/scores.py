@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score, recall_score
 
 from broker.assemble import assemble
+from broker.assemble.inputs import ModelInputs
+from broker.inference import Predictions
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.physics import plausible_period, rule_out
@@ -57,14 +59,12 @@ class Repository:
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
         parts = []
-        for first in range(0, len(objects), _BATCH):
-            inputs = assemble(objects.states[first : first + _BATCH])
-            predictions = self._engine.predict(inputs)
+        for inputs, predictions in self._predicted(objects):
             probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
             sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
             in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
             other = predictions.other.astype(np.float64)
-            is_other = self._called_other(other) & probabilities.any(axis=1)
+            is_other = self._manifest.called_other(other) & probabilities.any(axis=1)
             given = probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]
             parts.append((given, in_set, inputs.light_curve.detections, period, other, is_other))
         return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -72,17 +72,16 @@ class Repository:
     def others(self, objects: LabelledObjects) -> OtherAnswers:
         """What the model says of each object being none of the ten."""
         parts = []
-        for first in range(0, len(objects), _BATCH):
-            inputs = assemble(objects.states[first : first + _BATCH])
-            predictions = self._engine.predict(inputs)
+        for inputs, predictions in self._predicted(objects):
             other = predictions.other.astype(np.float64)
             probabilities = predictions.probabilities.astype(np.float64)
-            parts.append((other, probabilities, inputs.light_curve.detections, self._called_other(other)))
+            parts.append((other, probabilities, inputs.light_curve.detections, self._manifest.called_other(other)))
         return OtherAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _called_other(self, other: NDArray[np.float64]) -> NDArray[np.bool_]:
-        threshold = self._manifest.other_threshold
-        return np.zeros(len(other), np.bool_) if threshold is None else other >= threshold
+    def _predicted(self, objects: LabelledObjects) -> Iterator[tuple[ModelInputs, Predictions]]:
+        for first in range(0, len(objects), _BATCH):
+            inputs = assemble(objects.states[first : first + _BATCH])
+            yield inputs, self._engine.predict(inputs)
 
 
 class CrossValidated:

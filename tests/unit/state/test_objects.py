@@ -23,6 +23,7 @@ from broker.records import (
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
 from broker.state.places import Place
+from broker.times import JULIAN_YEAR
 
 RNG = np.random.default_rng(20261124)
 SPECTRUM = Spectrum(np.arange(3850.0, 9000.0, 2.0), *np.ones((2, 2575), np.float32))
@@ -144,7 +145,7 @@ def test_a_fast_star_is_found_where_it_has_gone() -> None:
     store = MemoryStore()
     store.update([alert("ztf", "barnard", *start, mjd=60000.0, metadata=barnard)])
     there = sky.move(*(np.array([v]) for v in (*start, -801.6, 10362.4, years)))
-    later = 60000.0 + years * sky.JULIAN_YEAR
+    later = 60000.0 + years * JULIAN_YEAR
     (state,) = store.update([alert("lsst", "1", float(there[0][0]), float(there[1][0]), mjd=later)])
     assert state.associated == ("ztf:barnard",)
     (left,) = store.update([alert("lsst", "2", *start, mjd=later)])
