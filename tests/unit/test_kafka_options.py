@@ -9,8 +9,8 @@ import pytest
 from confluent_kafka import Consumer, KafkaException
 
 from broker.config import KafkaSettings, load_settings
+from broker.config.kafka_options import _SETTINGS, ALLOWED, refusal
 from broker.errors import ConfigurationError
-from broker.kafka_options import _SETTINGS, ALLOWED, refusal
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,173 @@
+"""The tree of all settings, from a TOML file, the environment and files of secrets."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Self, get_args
+
+from pydantic import BaseModel, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from broker.config.kafka import KafkaSettings, SchemaRegistrySettings
+from broker.config.processing import (
+    AnomalySettings,
+    InferenceSettings,
+    MetricsSettings,
+    PipelineSettings,
+    PublishSettings,
+    StateSettings,
+)
+from broker.config.section import Names
+from broker.config.servers import RedisSettings, TritonSettings
+from broker.errors import ConfigurationError
+from broker.topic_names import KINDS, matches, topic_of
+
+CONFIG_VARIABLE = "TRIFID_CONFIG"
+"""Environment variable that names the TOML file where ``--config`` does not."""
+_LONGEST_SECRET: Final = 65_536
+
+
+class Settings(BaseSettings):
+    """All settings of the service."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRIFID_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        allow_inf_nan=False,
+    )
+
+    surveys: Names = ("broker.surveys.ztf", "broker.surveys.lsst", "broker.surveys.elasticc")
+    """Modules that decode the packets of one survey each; yours may be among them (broker/surveys/elasticc.py)."""
+    kafka: KafkaSettings = KafkaSettings()
+    schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+    redis: RedisSettings = RedisSettings()
+    state: StateSettings = StateSettings()
+    triton: TritonSettings = TritonSettings()
+    inference: InferenceSettings = InferenceSettings()
+    anomaly: AnomalySettings = AnomalySettings()
+    pipeline: PipelineSettings = PipelineSettings()
+    publish: PublishSettings = PublishSettings()
+    metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _reads_no_output(self) -> Self:
+        """A service that reads what it writes would have each annotation as an alert that cannot be decoded."""
+        kafka = self.kafka
+        surveys = ["ztf", "lsst", "elasticc", *(name.rpartition(".")[2] for name in self.surveys)]
+        written = [topic_of(self.publish.topic_prefix, survey, kind) for survey in surveys for kind in KINDS]
+        written.append(f"{self.publish.topic_prefix}.deadletter")
+        for topic in kafka.input_topics:
+            if kafka.spectra_topic and matches(topic, kafka.spectra_topic):
+                raise ValueError(f"kafka.input_topics: {topic!r} takes kafka.spectra_topic, which holds no alerts")
+            if found := next((name for name in written if matches(topic, name)), None):
+                raise ValueError(f"kafka.input_topics: {topic!r} takes {found}, which the service writes itself")
+        if kafka.spectra_topic in written:
+            raise ValueError(f"kafka.spectra_topic: the service writes {kafka.spectra_topic} itself")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment first, then files of secrets, then the file, which ``load_settings`` passes as arguments."""
+        return env_settings, _SecretFiles(settings_cls), init_settings
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Secrets in files that variables of the environment name: ``TRIFID_KAFKA__SASL_PASSWORD_FILE``."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: ``__call__`` gives all."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        """What the files hold, by section and key; raises ConfigurationError where one cannot be used."""
+        variables = {name.upper(): value for name, value in os.environ.items()}
+        found: dict[str, dict[str, str]] = {}
+        for section, key in _secrets(self.settings_cls):
+            name = f"TRIFID_{section}__{key}".upper()
+            path = variables.get(f"{name}_FILE")
+            if not path:
+                continue
+            if name in variables:
+                raise ConfigurationError(f"settings: {name} and {name}_FILE are both set")
+            found.setdefault(section, {})[key] = _read_secret(Path(path), f"{name}_FILE")
+        return found
+
+
+def _secrets(settings: type[BaseSettings]) -> Iterator[tuple[str, str]]:
+    """Section and key of all settings that are secrets."""
+    for section, field in settings.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            for key, inner in type(field.default).model_fields.items():
+                if SecretStr in (inner.annotation, *get_args(inner.annotation)):
+                    yield section, key
+
+
+def _read_secret(path: Path, variable: str) -> str:
+    """The file's text, without the line break at its end."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            # What is longer was not meant: some device or log file.
+            text = file.read(_LONGEST_SECRET + 1)
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"settings: {variable}: {path} is no text") from None
+    except OSError as error:
+        raise ConfigurationError(f"settings: {variable}: {error}") from error
+    secret = text.rstrip("\r\n")
+    if not secret or len(text) > _LONGEST_SECRET:
+        raise ConfigurationError(f"settings: {variable}: {path} is {'longer than any secret' if secret else 'empty'}")
+    return secret
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Settings from ``path``, else from the file that TRIFID_CONFIG names, else defaults.
+
+    Variables of the environment win over all of them. Raises ConfigurationError where the file cannot be
+    read, has a key that is no setting, or a value is wrong.
+    """
+    if path is None and os.environ.get(CONFIG_VARIABLE):
+        path = Path(os.environ[CONFIG_VARIABLE])
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"settings file {path}: {error}") from error
+        unknown = list(_unknown_keys(table, Settings))
+        if unknown:
+            raise ConfigurationError(f"settings file {path}: unknown {'; '.join(unknown)}")
+    try:
+        return Settings(**table)
+    except ValidationError as error:
+        # Location and message only: the input may be a secret.
+        wrong = [
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+            for e in error.errors(include_input=False)
+        ]
+        raise ConfigurationError(f"settings: {'; '.join(wrong)}") from error
+    except SettingsError as error:
+        raise ConfigurationError(f"settings: {error}") from error
+
+
+def _unknown_keys(table: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for key, value in table.items():
+        field = model.model_fields.get(key)
+        if field is None:
+            near = difflib.get_close_matches(key, model.model_fields, n=1)
+            yield f"'{prefix}{key}'" + (f" (did you mean '{prefix}{near[0]}'?)" if near else "")
+        elif isinstance(value, Mapping) and isinstance(field.default, BaseModel):
+            yield from _unknown_keys(value, type(field.default), f"{prefix}{key}.")
