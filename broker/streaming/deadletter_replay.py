@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -183,12 +184,10 @@ class _Replay:
         # One name for every replay of the group: a second one shuts the first one out.
         named = kafka.model_copy(update={"group_id": kafka.group_id, "worker_id": "deadletter-replay"})
         transactional = kafka.delivery == "exactly-once"
-        producer = clients.producer(named, transactional=transactional)
+        connect = partial(clients.producer, named, transactional=transactional)
         stop = threading.Event()
         self._delivery: Delivery = (
-            ExactlyOnceDelivery(producer, stop, as_member=False)
-            if transactional
-            else AtLeastOnceDelivery(producer, stop)
+            ExactlyOnceDelivery(connect, stop, as_member=False) if transactional else AtLeastOnceDelivery(connect, stop)
         )
         self._sources = clients.reader(kafka, letters.group_id)
         self._counts = Counts()

@@ -80,7 +80,8 @@ class _Outbox:
     """A producer's queue for one batch, with what became of its messages."""
 
     def __init__(self, producer: Producer, stop: threading.Event, beat: Callable[[], None], limit_s: float) -> None:
-        self._producer, self._stop, self._beat, self._limit = producer, stop, beat, limit_s
+        self.producer = producer
+        self._stop, self._beat, self._limit = stop, beat, limit_s
         self.error: KafkaError | None = None
         self._topic = ""
         self._since = time.monotonic()
@@ -90,7 +91,7 @@ class _Outbox:
         for message in messages:
             while True:
                 try:
-                    self._producer.produce(
+                    self.producer.produce(
                         message.topic,
                         message.value,
                         message.key,
@@ -104,10 +105,10 @@ class _Outbox:
                     raise
                 except BufferError as error:  # the local queue is full: let it drain
                     self.wait()
-                    self._producer.poll(0.1)
+                    self.producer.poll(0.1)
                     if self._stop.is_set():
                         raise DependencyUnavailableError("Kafka did not take all messages before the end") from error
-            self._producer.poll(0)
+            self.producer.poll(0)
 
     def begin(self) -> None:
         """A delivery begins, which may take ``limit_s``."""
@@ -153,20 +154,22 @@ class ExactlyOnceDelivery:
 
     def __init__(
         self,
-        producer: Producer,
+        connect: Callable[[], Producer],
         stop: threading.Event,
         beat: Callable[[], None] = _nothing,
         limit_s: float = math.inf,
         *,
         as_member: bool = True,
     ) -> None:
-        """``producer`` has a transactional id; ``stop`` ends the waiting for Kafka, ``beat`` is called meanwhile.
+        """``connect`` gives a producer, always with the same transactional id; ``stop`` ends the waiting for Kafka,
+        ``beat`` is called meanwhile.
 
         A delivery that has not come to an end for ``limit_s`` raises KafkaUnreachableError. ``as_member``: offsets are
         committed for a member of the group only, not for a reader outside of it.
         """
-        self._producer, self._stop, self._as_member = producer, stop, as_member
-        self._outbox = _Outbox(producer, stop, beat, limit_s)
+        self._connect, self._stop, self._as_member = connect, stop, as_member
+        self._producer = connect()
+        self._outbox = _Outbox(self._producer, stop, beat, limit_s)
 
     def start(self) -> None:
         """Take over the transactional id; a transaction that an earlier process left open is aborted."""
@@ -186,15 +189,20 @@ class ExactlyOnceDelivery:
         if self._as_member and not consumer.memberid():
             raise DependencyUnavailableError("Kafka: not in the group at present")
         self._outbox.begin()
+        sending_offsets = False
         try:
             self._producer.begin_transaction()
             self._outbox.put(messages)
+            sending_offsets = True
             self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT))
+            sending_offsets = False
             self._insist(lambda: self._producer.commit_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             failure = self._outbox.failure(error.args[0])
             if not self._stop.is_set() and not error.args[0].fatal():
-                self._abort()
+                # Offsets that were not answered may still arrive, and count for the next transaction, which may be of
+                # fewer messages: abort_transaction keeps the producer's epoch then. A new producer has the next one.
+                self._abort(anew=sending_offsets and error.args[0].code() in _TIMED_OUT)
             raise failure from error
 
     def close(self) -> None:
@@ -203,9 +211,14 @@ class ExactlyOnceDelivery:
             self._producer.purge()
             self._producer.flush(CALL_TIMEOUT)
 
-    def _abort(self) -> None:
+    def _abort(self, *, anew: bool) -> None:
         try:
-            self._insist(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
+            if anew:
+                self.close()
+                self._producer = self._outbox.producer = self._connect()
+                self._insist(lambda: self._producer.init_transactions(CALL_TIMEOUT))
+            else:
+                self._insist(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             if self._stop.is_set():  # aborted by the next process under this name, or after its timeout
                 return
@@ -231,14 +244,14 @@ class AtLeastOnceDelivery:
 
     def __init__(
         self,
-        producer: Producer,
+        connect: Callable[[], Producer],
         stop: threading.Event,
         beat: Callable[[], None] = _nothing,
         limit_s: float = math.inf,
     ) -> None:
         """As that of ExactlyOnceDelivery, for a producer without a transactional id."""
-        self._producer, self._stop = producer, stop
-        self._outbox = _Outbox(producer, stop, beat, limit_s)
+        self._producer, self._stop = connect(), stop
+        self._outbox = _Outbox(self._producer, stop, beat, limit_s)
 
     def start(self) -> None:
         """Nothing has to be prepared."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar, cast
 
 from confluent_kafka import KafkaException, Message
@@ -106,9 +107,9 @@ class Service:
         ``Delivery.deliver`` does, and DeadLetterLimitError.
         """
         exactly_once = self._kafka.delivery == "exactly-once"
-        producer = clients.producer(self._kafka, transactional=exactly_once)
+        connect = partial(clients.producer, self._kafka, transactional=exactly_once)
         kind = ExactlyOnceDelivery if exactly_once else AtLeastOnceDelivery
-        delivery: Delivery = kind(producer, self._stop, self._health.beat, self._kafka.unreachable_limit_s)
+        delivery: Delivery = kind(connect, self._stop, self._health.beat, self._kafka.unreachable_limit_s)
         try:
             self._consumers.append(self._consumer(self._kafka.group_id, self._kafka.input_topics, "group"))
             # A group of its own: in one group a partition of spectra, of which few come, would count as much as one

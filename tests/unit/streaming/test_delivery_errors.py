@@ -117,11 +117,11 @@ class Kafka:
 
 
 def at_least_once(kafka: Kafka, stop: threading.Event | None = None, **others: Any) -> AtLeastOnceDelivery:
-    return AtLeastOnceDelivery(cast(Any, kafka), stop or threading.Event(), **others)
+    return AtLeastOnceDelivery(lambda: cast(Any, kafka), stop or threading.Event(), **others)
 
 
 def exactly_once(kafka: Kafka, stop: threading.Event | None = None, **others: Any) -> ExactlyOnceDelivery:
-    return ExactlyOnceDelivery(cast(Any, kafka), stop or threading.Event(), **others)
+    return ExactlyOnceDelivery(lambda: cast(Any, kafka), stop or threading.Event(), **others)
 
 
 def waits() -> float:
@@ -290,11 +290,28 @@ def test_why_a_transaction_failed_is_what_was_said_of_a_message() -> None:
     assert kafka.calls[-1] == "abort"
 
 
-def test_offsets_that_time_out_behind_their_messages_ask_for_a_smaller_batch() -> None:
-    kafka = Kafka(raised={"offsets": [KafkaException(_error(KafkaError._TIMED_OUT))]})
+def test_offsets_that_time_out_may_not_count_for_the_next_transaction() -> None:
+    """They may be on their way: only a new producer, of the next epoch, is safe from them."""
+    first = Kafka(raised={"offsets": [KafkaException(_error(KafkaError._TIMED_OUT))]})
+    second = Kafka(raised={"init": [KafkaException(_error(KafkaError._TIMED_OUT, retriable=True))]})
+    connected = iter([first, second])
+    way = ExactlyOnceDelivery(lambda: cast(Any, next(connected)), threading.Event())
     with pytest.raises(DeliveryTimedOutError, match="said Kafka"):
-        exactly_once(kafka).deliver(MESSAGES, OFFSETS, cast(Any, kafka))
-    assert kafka.calls[-1] == "abort"
+        way.deliver(MESSAGES, OFFSETS, cast(Any, first))
+    assert first.calls == ["begin", *SENT, "offsets", "purge", "flush"]
+    assert second.calls == ["init", "init"]
+    way.deliver(MESSAGES, OFFSETS, cast(Any, second))
+    assert second.calls[2:] == ["begin", *SENT, "offsets", "commit"]
+    assert len(second.produced) == 3
+
+
+def test_a_new_producer_that_kafka_refuses_ends_the_worker() -> None:
+    first = Kafka(raised={"offsets": [KafkaException(_error(KafkaError.REQUEST_TIMED_OUT))]})
+    second = Kafka(raised={"init": [KafkaException(_error(KafkaError._FENCED, fatal=True))]})
+    connected = iter([first, second])
+    way = ExactlyOnceDelivery(lambda: cast(Any, next(connected)), threading.Event())
+    with pytest.raises(WorkerFencedError, match="does not let the transaction be aborted"):
+        way.deliver(MESSAGES, OFFSETS, cast(Any, first))
 
 
 def test_a_worker_that_is_shut_out_aborts_nothing() -> None:
