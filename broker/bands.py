@@ -1,4 +1,4 @@
-"""The bands of all surveys that can be read, each with its wavelength: to the model a band is a wavelength.
+"""The bands of all surveys, each with its wavelength, which is what a band is to the model: for readers and model.
 
 Effective wavelengths for Vega's spectrum are those of the SVO Filter Profile Service (Rodrigo & Solano 2020,
 https://svo2.cab.inta-csic.es/theory/fps/), rounded to 1 nm; EROS-2's are from Tisserand et al. (2007, A&A 469, 387).

@@ -1,4 +1,4 @@
-"""Times of observation at the solar system's barycentre.
+"""Times of observation at the solar system's barycentre, for `assemble` and the training sets alike.
 
 Light of a star near the ecliptic reaches the Earth up to 8.3 minutes earlier in one season and later in another: a
 sixth of the cycle of a delta Scuti star of 0.05 d. What surveys send of an observation is the time at the observatory,

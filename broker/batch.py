@@ -1,4 +1,4 @@
-"""What goes into the pipeline and what comes out of it."""
+"""What goes into the pipeline and comes out of it: between `streaming`, which knows no astronomy, and the stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions compiled to machine code by Numba, kept on disk where that can be."""
+"""Functions compiled to machine code by Numba, kept on disk where that can be; `assemble` and `avro` share it."""
 
 from __future__ import annotations
 

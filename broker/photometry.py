@@ -1,4 +1,4 @@
-"""Magnitudes to fluxes, for the edges where magnitudes come in."""
+"""Magnitudes to fluxes, for the edges where magnitudes come in: `surveys`, `lightcurves`, training sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alert packets from files, folders and archives, one message each, as the survey would send them.
+"""Alert packets from files, folders and archives, one message each; for commands, demo, training.
 
 One file that cannot be read does not end the others: what is wrong is reported with the file, the archive's member
 and the reason, and reading goes on behind it.

@@ -1,4 +1,4 @@
-"""What a topic may be called, and the regular expressions that librdkafka matches topics with."""
+"""What a topic may be called, and the patterns that librdkafka matches it with: for settings, client and service."""
 
 from __future__ import annotations
 

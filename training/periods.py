@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from broker.assemble import assemble
 from broker.errors import InputFileError
 from broker.inference import Engine
-from broker.orbital import ECLIPSING, orbital_periods
-from broker.physics import rule_out
+from broker.inference.orbital import ECLIPSING, orbital_periods
+from broker.inference.physics import rule_out
 from broker.records import ObjectState
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.multiband import load_archive

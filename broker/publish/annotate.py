@@ -15,8 +15,8 @@ from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest
-from broker.orbital import orbital_periods
-from broker.physics import rule_out
+from broker.inference.orbital import orbital_periods
+from broker.inference.physics import rule_out
 from broker.publish.disagreement import CONFIDENCE, compare
 from broker.records import Alert, Annotation, KnownObject, ObjectState, PhotometryKind
 from broker.state.objects import ANOTHER_NIGHT, is_moving

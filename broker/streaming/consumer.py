@@ -17,9 +17,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from broker.batch import IncomingMessage, Origin
 from broker.config import KafkaSettings
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.health import Health
 from broker.streaming import clients
 from broker.streaming.delivery import WorkerFencedError
+from broker.streaming.health import Health
 from broker.streaming.partitions import Partitions, position
 from broker.streaming.topics import Topics
 from broker.topic_names import matches

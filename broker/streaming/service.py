@@ -21,7 +21,6 @@ from confluent_kafka import KafkaException, Message
 from broker.batch import BatchResult, IncomingMessage
 from broker.config import KafkaSettings, PipelineSettings
 from broker.errors import DependencyUnavailableError
-from broker.health import Health
 from broker.metrics import ALERT_LATENCY, BATCHES_ABANDONED, LAST_MESSAGE, stage_timer
 from broker.publish.messages import Publisher
 from broker.streaming import clients
@@ -36,6 +35,7 @@ from broker.streaming.delivery import (
     TopicMissingError,
 )
 from broker.streaming.handling import Process, handle
+from broker.streaming.health import Health
 from broker.streaming.limit import BatchSize, DeadLetterLimit
 from broker.streaming.partitions import BatchAbandonedError
 from broker.streaming.topics import Asked, Topics

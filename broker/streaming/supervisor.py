@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broker.config import Settings
-from broker.health import Health, HealthServer
 from broker.streaming.accounting import Accounting
+from broker.streaming.health import Health, HealthServer
 from broker.streaming.service import Control
 from broker.streaming.worker import worker
 

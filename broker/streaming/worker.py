@@ -19,9 +19,9 @@ from broker.build import (
     reference_set_in_redis,
 )
 from broker.config import KafkaSettings, Settings
-from broker.health import Health, Probe, Probes, wrong_device
 from broker.streaming import clients
 from broker.streaming.handling import Process
+from broker.streaming.health import Health, Probe, Probes, wrong_device
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
 from broker.streaming.topics import Topics

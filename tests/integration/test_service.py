@@ -34,13 +34,13 @@ from broker.config import KafkaSettings, MetricsSettings, PipelineSettings
 from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess
 from broker.embedded.redis import RedisServer
-from broker.health import Health
 from broker.metrics import BATCHES_ABANDONED
 from broker.publish.annotation import read
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
 from broker.streaming import clients
 from broker.streaming.accounting import Accounting
+from broker.streaming.health import Health
 from broker.streaming.replay import Replay
 from broker.streaming.service import Control, Service
 from broker.surveys import Decoder

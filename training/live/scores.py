@@ -17,7 +17,7 @@ from broker.assemble.inputs import ModelInputs
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
-from broker.physics import plausible_period, rule_out
+from broker.inference.physics import plausible_period, rule_out
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED, OTHER
 from training.calibrate import expected_calibration_error
 from training.datasets.multiband import LabelledObjects

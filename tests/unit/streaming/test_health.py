@@ -11,9 +11,9 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-import broker.health
+import broker.streaming.health
 from broker.config import MetricsSettings
-from broker.health import Health, HealthServer, LagTrend, Probes, wrong_device
+from broker.streaming.health import Health, HealthServer, LagTrend, Probes, wrong_device
 from tests.busy import slowness
 
 SETTINGS = MetricsSettings(address="127.0.0.1", port=0, probe_interval_s=1.0, alive_limit_s=60.0, batch_limit_s=600.0)
@@ -161,7 +161,7 @@ def test_probes_report_what_they_find_and_what_they_raise() -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HealthServer]:
-    monkeypatch.setattr(broker.health, "_REQUEST_S", 1.0)
+    monkeypatch.setattr(broker.streaming.health, "_REQUEST_S", 1.0)
     with HealthServer(Health(SETTINGS), SETTINGS) as started:
         yield started
 
@@ -199,7 +199,7 @@ def test_a_request_has_a_total_time(server: HealthServer, capfd: pytest.CaptureF
 
 
 def test_connections_that_are_held_keep_no_probe_out(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker.health, "_REQUEST_S", 3600.0)
+    monkeypatch.setattr(broker.streaming.health, "_REQUEST_S", 3600.0)
     with ExitStack() as stack:
         held = [stack.enter_context(connect(server)) for _ in range(200)]
         for connection in held:

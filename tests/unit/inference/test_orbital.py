@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from broker.assemble.lightcurve import assemble_light_curves
-from broker.orbital import Periods, orbital_periods
+from broker.inference.orbital import Periods, orbital_periods
 from broker.records import BAND_CODE, LightCurve
 from broker.taxonomy import CLASS_INDEX
 

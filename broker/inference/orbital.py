@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
-from broker.physics import plausible_period
+from broker.inference.physics import plausible_period
 from broker.taxonomy import CLASS_NAMES, PARENTS
 
 SECOND_MINIMUM: Final = 3.0

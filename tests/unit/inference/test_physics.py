@@ -7,7 +7,7 @@ import pytest
 
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
-from broker.physics import PERIODS, plausible_period, rule_out
+from broker.inference.physics import PERIODS, plausible_period, rule_out
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
 
 
