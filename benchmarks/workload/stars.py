@@ -233,7 +233,10 @@ def _write(task: tuple[str, range, float]) -> int:
         shares = (1.0 + growth) ** -rng.random(len(numbers))
         alerts = [_SKY.known(number, share) for number, share in zip(numbers, shares, strict=True)]
         pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
-    store.update([_SKY.known(number) for number in numbers])
+        alerts = [_SKY.known(number) for number in numbers]
+        pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
+    else:
+        store.update([_SKY.known(number) for number in numbers])
     return len(numbers)
 
 
@@ -242,8 +245,8 @@ def preload(sky: Sky, url: str, processes: int, growth: float) -> Iterator[int]:
 
     A worker keeps what it found in a light curve, and searches it anew only when it has grown by the fraction
     ``growth``. Of objects that are followed for long, some are about to be searched and some have just been: each is
-    classified here, and so searched, when it had between 1 / (1 + growth) of its points and all of them, and gets the
-    rest after that. With a growth of 0 objects are written and nothing is found in them, as after a migration: the
+    classified here, and so searched, when it had between 1 / (1 + growth) of its points and all of them, and again with
+    all of them, as if its last alert before the run had brought the rest. With a growth of 0 objects are written and nothing is found in them, as after a migration: the
     first alert of each has its period searched.
     """
     global _SKY
