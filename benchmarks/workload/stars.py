@@ -246,8 +246,8 @@ def preload(sky: Sky, url: str, processes: int, growth: float) -> Iterator[int]:
     A worker keeps what it found in a light curve, and searches it anew only when it has grown by the fraction
     ``growth``. Of objects that are followed for long, some are about to be searched and some have just been: each is
     classified here, and so searched, when it had between 1 / (1 + growth) of its points and all of them, and again with
-    all of them, as if its last alert before the run had brought the rest. With a growth of 0 objects are written and nothing is found in them, as after a migration: the
-    first alert of each has its period searched.
+    all of them, as if its last alert before the run had brought the rest. With a growth of 0 objects are written and
+    nothing is found in them, as after a migration: the first alert of each has its period searched.
     """
     global _SKY
     _SKY = sky
