@@ -33,6 +33,7 @@ _STOP_S: Final = 60.0
 _TAIL: Final = 2000
 _TAKEN: Final = 500
 _LOOK_S: Final = 0.1
+_OTHERS_S: Final = 20.0
 Config = dict[str, dict[str, Any]]
 
 
@@ -118,10 +119,14 @@ class Workers:
         return sum(measures.cpu_seconds(process.pid) for process in self._processes)
 
     def cpu_of_start(self) -> float:
-        """What starting took, up to a tenth of a second before each worker's first batch; waits until all had one."""
+        """What starting took, up to a tenth of a second before each worker's first batch.
+
+        Waits until all had one, but not for long where the others have had theirs: it may never get any.
+        """
         seconds: dict[int, float] = {}
         waiting = list(self._processes)
-        while waiting:
+        end = time.monotonic() + _START_S
+        while waiting and time.monotonic() < end:
             for process in list(waiting):
                 process.check()
                 now = measures.cpu_seconds(process.pid)
@@ -129,6 +134,7 @@ class Workers:
                     stages = measures.by_label(measures.scrape(process.port), "trifid_stage_seconds_count", "stage")
                     if any(stages.values()):
                         waiting.remove(process)
+                        end = min(end, time.monotonic() + _OTHERS_S)
                         seconds.setdefault(process.pid, now)
                         continue
                 seconds[process.pid] = now
