@@ -34,29 +34,48 @@ def light_travel_time(
     ``mjd`` (n,) UTC; ``ra``, ``dec`` (n,) ICRS degrees. The Earth's centre stands for the observatory (21 ms at
     most), and the light's front is taken as plane. Times before 1900 or after 2100 get 0, unknown positions NaN.
     """
+    return _delay(mjd, *_direction(ra, dec))
+
+
+def _direction(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """Unit vectors (x, y, z) of positions in degrees."""
+    ra, dec = np.radians(ra), np.radians(dec)
+    across = np.cos(dec)
+    return across * np.cos(ra), across * np.sin(ra), np.sin(dec)
+
+
+def _delay(
+    mjd: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``light_travel_time`` for unit vectors (n,) towards the star."""
     node = (mjd + (_TDB_MINUS_UTC - _FIRST)) / _STEP
     nodes = _earth()
     with np.errstate(invalid="ignore"):
-        known = (node >= 0) & (node < len(nodes) - 1)
+        known = (node >= 0) & (node < nodes.shape[2] - 1)
     number = np.where(known, node, 0.0).astype(np.intp)
     t = np.where(known, node - number, 0.0)
-    # Cubic Hermite interpolation between the nodes' positions and velocities.
-    weight = np.stack([(1 + 2 * t) * (1 - t) ** 2, t * (1 - t) ** 2, t**2 * (3 - 2 * t), t**2 * (t - 1)], axis=1)
-    earth = np.einsum("nk,nkx->nx", weight, nodes[number[:, None] + (0, 0, 1, 1), (0, 1, 0, 1)])
-    ra, dec = np.radians(ra), np.radians(dec)
-    across = np.cos(dec)
-    delay = earth[:, 0] * (across * np.cos(ra)) + earth[:, 1] * (across * np.sin(ra)) + earth[:, 2] * np.sin(dec)
+    # Cubic Hermite interpolation between the nodes' positions and velocities. One coordinate after another: arrays of
+    # all three would not stay in the cache.
+    left, right = 1.0 - t, t * t
+    weights = (1.0 + 2.0 * t) * left * left, t * left * left, right * (3.0 - 2.0 * t), right * (t - 1.0)
+    following = number + 1
+    delay = np.zeros(len(mjd))
+    for (position, velocity), toward in zip(nodes, (x, y, z), strict=True):
+        earth = weights[0] * position[number] + weights[1] * velocity[number]
+        earth += weights[2] * position[following] + weights[3] * velocity[following]
+        delay += earth * toward
     return np.where(known, delay * LIGHT_DAYS_OF_AU, 0.0)
 
 
 @cache
 def _earth() -> NDArray[np.float64]:
-    """(nodes, 2, 3) the Earth's barycentric position, au, and its velocity, au a _STEP.
+    """(3, 2, nodes) x, y and z of the Earth's barycentric position, au, and of its velocity, au a _STEP.
 
     Every four days, which interpolates to 0.1 ms of light; the ephemeris itself (``epv00``) is good to 0.1 ms, too.
     """
     _, barycentric = erfa.epv00(erfa.DJM0, np.arange(_FIRST, _LAST + _STEP / 2, _STEP))
-    return np.stack([barycentric["p"], _STEP * barycentric["v"]], axis=1)
+    columns: NDArray[np.float64] = np.stack([barycentric["p"].T, _STEP * barycentric["v"].T], axis=1)
+    return columns
 
 
 def barycentric_light_curves(states: Sequence[ObjectState]) -> list[LightCurve]:
@@ -75,8 +94,8 @@ def barycentric_light_curves(states: Sequence[ObjectState]) -> list[LightCurve]:
         return curves
     length = [len(curves[row]) for row in rows]
     mjd = np.concatenate([curves[row].mjd for row in rows])
-    ra, dec = (np.repeat([getattr(states[row], name) for row in rows], length) for name in ("ra", "dec"))
-    corrected = mjd + light_travel_time(mjd, ra, dec)
+    ra, dec = (np.array([getattr(states[row], name) for row in rows], np.float64) for name in ("ra", "dec"))
+    corrected = mjd + _delay(mjd, *(np.repeat(each, length) for each in _direction(ra, dec)))
     for row, part in zip(rows, np.split(corrected, np.cumsum(length)[:-1]), strict=True):
         curves[row] = replace(curves[row], mjd=part)
     return curves
