@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from broker.errors import DependencyUnavailableError
+from broker.config import KafkaSettings
+from broker.embedded.kafka_mock import KafkaMock
+from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import OutgoingMessage
-from broker.streaming import deadletter_replay
+from broker.streaming import clients, deadletter_replay
 from broker.streaming.deadletter_replay import (
     Counts,
     DeadLetters,
@@ -22,6 +25,7 @@ from broker.streaming.deadletter_replay import (
     _Progress,
     _Replay,
 )
+from broker.streaming.delivery import AtLeastOnceDelivery, ExactlyOnceDelivery
 
 
 @dataclass
@@ -70,6 +74,7 @@ class Reader:
         self.left = [m for m in self.of[one.partition] if m is None or m.code is not None or m.at >= one.offset]
 
     def poll(self, seconds: float) -> Message | None:
+        assert 0 < seconds <= 0.5  # so that silence is noticed, which a poll without end would not
         return self.left.pop(0) if self.left else None
 
 
@@ -228,7 +233,9 @@ def of(at: int, source: int | None, cut: int | None = None, reason: str = "why")
     return Message(at, headers_=headers + ([("cut-from-bytes", b"%d" % cut)] if cut else []))
 
 
-def replay(limit: int | None = None, to_topic: str | None = None) -> tuple[Counts, Sent]:
+def replay(
+    limit: int | None = None, to_topic: str | None = None, sources: Sources | None = None
+) -> tuple[Counts, Sent]:
     """Of letters of which the first was replayed before, and what each of the others is stands beside it."""
     there: list[Message | None] = [
         of(0, 11), of(1, 11, reason="other"), of(2, 11), of(3, 12, cut=112),
@@ -240,9 +247,9 @@ def replay(limit: int | None = None, to_topic: str | None = None) -> tuple[Count
     reader: Any = Committed({0: there})
     letters.reader = reader
     sent, one = Sent(), object.__new__(_Replay)
-    sources: Any = Sources({0: [Original(at) for at in range(10, 20)]})
+    sources = sources or Sources({0: [Original(at) for at in range(10, 20)]})
     one._letters, one._wanted, one._limit, one._to_topic = letters, Filter(re.compile("why")), limit, to_topic
-    one._delivery, one._sources, one._counts = cast(Any, sent), sources, Counts()
+    one._delivery, one._sources, one._counts = cast(Any, sent), cast(Any, sources), Counts()
     cast(Any, sources).close = lambda: sent.calls.append("sources closed")
     return one.run(), sent
 
@@ -275,3 +282,146 @@ def test_letters_are_sent_in_transactions_of_a_hundred(monkeypatch: pytest.Monke
     counts, sent = replay()
     assert counts.replayed == 2
     assert [(len(messages), offsets[0].metadata) for messages, offsets in sent.batches] == [(1, "2-3"), (1, "2-4")]
+
+
+def test_a_transaction_is_full_by_size_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadletter_replay, "_TRANSACTION_BYTES", 10)
+    _, sent = replay()  # of 9 and 112 bytes
+    assert [[len(m.value) for m in messages] for messages, _ in sent.batches] == [[9, 112]]
+    monkeypatch.setattr(deadletter_replay, "_TRANSACTION_BYTES", 9)
+    _, sent = replay()
+    assert [[len(m.value) for m in messages] for messages, _ in sent.batches] == [[9], [112]]
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        [Message(-1, KafkaError._PARTITION_EOF)],  # the end comes sooner than the offset
+        [Original(13)],  # the message was compacted away, and the next one comes in its place
+        [],
+    ],
+)
+def test_what_the_source_no_longer_has_is_not_replayed(
+    there: list[Message | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if there:
+        counts, sent = replay(sources=Sources({0: there}))
+        assert (counts.replayed, counts.earlier, counts.left_out, counts.not_replayable) == (1, 1, 1, 4)
+        assert [m.value for m in sent.batches[0][0]] == [b"payload 2"]
+    else:
+        monkeypatch.setattr(deadletter_replay, "_SILENCE_S", 0.05)
+        with pytest.raises(DependencyUnavailableError, match=r"Kafka gives nothing of letters\[0\]"):
+            replay(sources=Sources({0: there}))
+
+
+@pytest.mark.parametrize(
+    ("code", "waits"),
+    [
+        (KafkaError._UNKNOWN_TOPIC, False),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, False),
+        (KafkaError._UNKNOWN_PARTITION, False),
+        (KafkaError._TRANSPORT, True),
+    ],
+)
+def test_a_source_that_is_gone_and_one_that_is_unavailable(code: int, waits: bool) -> None:
+    class Refuses(Sources):
+        def get_watermark_offsets(self, partition: TopicPartition, seconds: float) -> tuple[int, int]:
+            assert (partition.topic, partition.partition) == ("letters", 0)
+            raise KafkaException(KafkaError(code, "said Kafka"))
+
+    if waits:
+        with pytest.raises(DependencyUnavailableError, match=r"^Kafka: said Kafka$"):
+            replay(sources=Refuses({0: []}))
+    else:
+        counts, _ = replay(sources=Refuses({0: []}))
+        assert (counts.replayed, counts.not_replayable) == (1, 4)
+
+
+LETTERS = "trifid.deadletter"
+
+
+def settings_of(kafka: KafkaMock, delivery: Literal["exactly-once", "at-least-once"]) -> KafkaSettings:
+    return KafkaSettings(bootstrap_servers=kafka.bootstrap, group_id="g", delivery=delivery, unreachable_limit_s=20.0)
+
+
+def test_letters_are_read_and_sent_back_by_librdkafka() -> None:
+    """To its own mock of a cluster, which has everything but transactions."""
+    with KafkaMock() as kafka:
+        kafka.create_topics([LETTERS, "alerts"])
+        producer = Producer({"bootstrap.servers": kafka.bootstrap})
+        for number in range(3):
+            headers = [("reason", b"why"), ("survey", b"ztf"), ("source-topic", b"alerts"), ("source-partition", b"2")]
+            headers += [("source-offset", b"%d" % number)]
+            producer.produce(LETTERS, b"letter %d" % number, partition=1, headers=headers)
+        assert producer.flush(30) == 0
+        settings = settings_of(kafka, "at-least-once")
+        for expected in ((2, 0, 1), (1, 2, 0)):
+            letters = DeadLetters(settings, LETTERS)
+            try:
+                assert (letters.topic, letters.group_id) == (LETTERS, "g-deadletter-replay")
+                assert letters.bounds == {0: (0, 0), 1: (0, 3), 2: (0, 0), 3: (0, 0)}
+                assert [letter.payload for letter in letters.latest(Filter(), 2)] == [b"letter 1", b"letter 2"]
+                counts = letters.replay(Filter(), limit=2)
+                assert (counts.replayed, counts.earlier, counts.left_out) == expected
+            finally:
+                letters.close()
+        source = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": "t", "enable.partition.eof": True})
+        source.assign([TopicPartition("alerts", 2, 0)])
+        found = []
+        while (message := source.poll(30)) is not None and message.error() is None:
+            found.append((message.value(), message.headers()))
+        source.close()
+    assert found == [(b"letter %d" % n, [("replayed", b"trifid.deadletter/1/%d" % n)]) for n in range(3)]
+
+
+def test_a_topic_that_is_not_there_is_named() -> None:
+    class Reader:
+        closed = False
+
+        def list_topics(self, topic: str, timeout: float) -> Any:
+            assert (topic, timeout) == ("letters", clients.CALL_TIMEOUT)
+            if isinstance(self.error, KafkaException):
+                raise self.error
+            return SimpleNamespace(topics={"letters": SimpleNamespace(error=self.error, partitions={})})
+
+        def close(self) -> None:
+            self.closed = True
+
+        def __init__(self, error: KafkaError | KafkaException) -> None:
+            self.error = error
+
+    with pytest.MonkeyPatch.context() as patch:
+        unknown, refused = KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED
+        down = KafkaException(KafkaError(KafkaError._TRANSPORT, "down"))
+        for error, kind, told in (
+            (KafkaError(unknown), ConfigurationError, "topic letters does not exist on Kafka at h:1:"),
+            (KafkaError(refused, "no right"), ConfigurationError, "^topic letters: no right$"),
+            (down, DependencyUnavailableError, "^Kafka at h:1: down$"),
+        ):
+            reader = Reader(error)
+            patch.setattr(clients, "reader", lambda settings, group, reader=reader: reader)
+            with pytest.raises(kind, match=told):
+                DeadLetters(KafkaSettings(bootstrap_servers="h:1"), "letters")
+            assert reader.closed
+
+
+def test_replays_of_a_group_share_one_transactional_id() -> None:
+    with KafkaMock() as kafka, pytest.MonkeyPatch.context() as patch:
+        made: list[tuple[str, str, bool]] = []
+        build = clients.producer
+
+        def producer(settings: KafkaSettings, *, transactional: bool) -> Producer:
+            made.append((settings.group_id, settings.worker_id, transactional))
+            return build(settings, transactional=transactional)
+
+        patch.setattr(clients, "producer", producer)
+        kafka.create_topics([LETTERS])
+        for delivery, kind in (("exactly-once", ExactlyOnceDelivery), ("at-least-once", AtLeastOnceDelivery)):
+            letters = DeadLetters(settings_of(kafka, delivery), LETTERS)  # type: ignore[arg-type]
+            one = _Replay(settings_of(kafka, delivery), letters, Filter(), None, None)  # type: ignore[arg-type]
+            assert type(one._delivery) is kind
+            one._sources.close()
+            letters.close()
+            if isinstance(one._delivery, ExactlyOnceDelivery):
+                assert not one._delivery._as_member  # it reads without being in the group
+        assert made == [("g", "deadletter-replay", True), ("g", "deadletter-replay", False)]

@@ -312,6 +312,7 @@ def test_the_worker_thread_does_one_thing_after_the_other() -> None:
     assert [future.result()[0] for future in futures] == done == [0, 1, 2]
     (thread,) = threads
     assert thread is not threading.current_thread()
+    assert thread.name == "work"  # as it is called where threads are looked at
     assert thread.daemon  # a call that never returns does not keep the process
     thread.join(60)
     assert work_thread.end(0.0)
