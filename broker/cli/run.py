@@ -36,7 +36,7 @@ def run(config: Path | None, log_level: str) -> None:
     abandons it for reprocessing where that takes too long; a second one ends at once. At the end the accounting is
     printed: every alert that came in was classified, is NotClassified, or went to the dead-letter topic.
 
-    Exit codes: 0 after a signal; 1 after an error that a restart may mend; 2 for settings that cannot be used;
+    Exit codes: 0 after a signal; 1 after an error that a restart may fix; 2 for settings that cannot be used;
     3 where too many alerts would become dead letters (docs/operations.md).
     """
     from broker.config import load_settings

@@ -28,7 +28,7 @@ class KafkaSettings(Section):
     group_id: str = "trifid"
     worker_id: str = Field(default_factory=socket.gethostname)
     """Names this process among those of the group, the same after a restart: it is part of the transactional
-    id, by which Kafka shuts out an earlier process that only seemed dead, and the static member's name. No two
+    id, by which Kafka fences an earlier process that only seemed dead, and the static member's name. No two
     workers of a group may have the same."""
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
     session_timeout_s: Seconds = 10.0
@@ -38,7 +38,7 @@ class KafkaSettings(Section):
     """Whether a worker that restarts within ``session_timeout_s`` gets its partitions back without a rebalance
     (KIP-345). Without it, partitions of a worker that stops go to the others at once."""
     group_protocol: Literal["cooperative", "eager"] = "cooperative"
-    """How the group hands out partitions: step by step (KIP-429), or all at once, as versions before 0.1.0 did. All
+    """How the group assigns partitions: step by step (KIP-429), or all at once, as versions before 0.1.0 did. All
     workers of a group need the same one: to change it, stop them all (docs/delivery.md, Upgrades)."""
     max_poll_interval_s: Seconds = 300.0
     """A worker that does not ask for alerts for so long loses its partitions. It asks while a batch takes long, too:

@@ -209,7 +209,7 @@ class RedisStore:
     ) -> list[Catalogued]:
         """Fill a batch, in one round trip but for crowded fields; returns what the catalogues have at each position.
 
-        ``objects`` are one a position, _NOBODY where it has no object of its own; ``radius`` is how near others
+        ``objects`` are one per position, _NOBODY where it has no object of its own; ``radius`` is how near others
         are, in arcsec.
         """
         settings: list[str | float] = [self._prefix]

@@ -43,7 +43,7 @@ class GroupConsumer:
         self.consumer: Consumer = clients.consumer(kafka, group_id)
         self.partitions = Partitions(self.consumer, group_id, kafka, topics)
         self.in_flight: Future[object] | None = None
-        """The work on a batch of this consumer: partitions are not given away meanwhile."""
+        """The work on a batch of this consumer: revoked partitions wait for its end."""
         self.subscribed = False
         self._kafka, self._check, self._health = kafka, check, health
         self._rejoin: Literal["", "due", "under way", "done"] = ""

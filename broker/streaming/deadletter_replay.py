@@ -141,7 +141,7 @@ class DeadLetters:
             raise
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self.reader.close()
 
     def read(self, partition: int, start: int = 0) -> Iterator[Letter]:
@@ -181,7 +181,7 @@ class _Replay:
         self, kafka: KafkaSettings, letters: DeadLetters, wanted: Filter, limit: int | None, to_topic: str | None
     ) -> None:
         self._letters, self._wanted, self._limit, self._to_topic = letters, wanted, limit, to_topic
-        # One name for every replay of the group: a second one shuts the first one out.
+        # One name for every replay of the group: a second one fences the first one.
         named = kafka.model_copy(update={"group_id": kafka.group_id, "worker_id": "deadletter-replay"})
         transactional = kafka.delivery == "exactly-once"
         connect = partial(clients.producer, named, transactional=transactional)

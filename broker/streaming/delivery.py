@@ -73,7 +73,7 @@ class Delivery(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
 
 
 class _Outbox:
@@ -207,7 +207,7 @@ class ExactlyOnceDelivery:
 
     def close(self) -> None:
         """Send nothing more; Kafka aborts what is open when the id is used again, or after its timeout."""
-        with suppress(KafkaException):  # of a producer that was shut out, which is known by then
+        with suppress(KafkaException):  # of a producer that was fenced, which is known by then
             self._producer.purge()
             self._producer.flush(CALL_TIMEOUT)
 

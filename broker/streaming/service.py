@@ -302,7 +302,7 @@ class Service:
             pause = min(2 * pause, self._pacing.max_backoff_s)
 
     def _wait(self, seconds: float, source: GroupConsumer | None) -> None:
-        """Wait without taking alerts, but polling, so that the group does not take this worker for dead."""
+        """Wait without taking alerts, but polling, so that the group does not evict this worker."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._stop.is_set():
             self._poll_without_taking(source)

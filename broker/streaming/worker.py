@@ -51,7 +51,7 @@ def worker(
         versions: list[str] = []
 
         def prepare() -> Process:
-            # Before the group hands out partitions: a worker that cannot work should not hold any.
+            # Before the group assigns partitions: a worker that cannot work should not hold any.
             store.check()
             engine.check()
             reference = reference_set_in_redis(settings)

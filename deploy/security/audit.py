@@ -22,7 +22,7 @@ def judge(packages: list[dict[str, Any]], *, required: bool) -> tuple[int, str]:
     packages = [p for p in packages if "editable" not in p.get("skip_reason", "")]
     audited = [p for p in packages if "skip_reason" not in p]
     lines = [
-        f"{p['name']} {p['version']}: {v['id']}, mended in {', '.join(v['fix_versions']) or 'no version yet'}"
+        f"{p['name']} {p['version']}: {v['id']}, fixed in {', '.join(v['fix_versions']) or 'no version yet'}"
         for p in audited
         for v in p["vulns"]
     ]
