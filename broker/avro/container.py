@@ -162,13 +162,21 @@ def write_long(value: int) -> bytes:
 
 def container_message(schema_json: bytes, record: bytes) -> bytes:
     """A container, not compressed, of one record."""
+    return _with_header(*_header_and_sync(schema_json), record)
+
+
+def _header_and_sync(schema_json: bytes) -> tuple[bytes, bytes]:
+    """What stands before the blocks of a container that is not compressed, and the marker, with which it ends."""
     metadata = {"avro.schema": schema_json, "avro.codec": b"null"}
     sync = zlib.crc32(schema_json).to_bytes(4, "big") * 4
     out = [CONTAINER_MAGIC, write_long(len(metadata))]
     for name, value in metadata.items():
         out += [write_long(len(name)), name.encode(), write_long(len(value)), value]
-    out += [write_long(0), sync, write_long(1), write_long(len(record)), record, sync]
-    return b"".join(out)
+    return b"".join([*out, write_long(0), sync]), sync
+
+
+def _with_header(header: bytes, sync: bytes, record: bytes) -> bytes:
+    return b"".join([header, write_long(1), write_long(len(record)), record, sync])
 
 
 class ContainerWriter:
@@ -178,13 +186,13 @@ class ContainerWriter:
         """``schema_text`` is the schema in JSON; the documentation in it, which would double its size, is not sent."""
         schema = json.loads(schema_text)
         self._schema = fastavro.parse_schema(schema)
-        self._schema_json = json.dumps(_without_docs(schema)).encode()
+        self._start = _header_and_sync(json.dumps(_without_docs(schema)).encode())
 
     def __call__(self, record: dict[str, Any]) -> bytes:
         """The message for one record."""
         body = io.BytesIO()
         fastavro.schemaless_writer(body, self._schema, record)
-        return container_message(self._schema_json, body.getvalue())
+        return _with_header(*self._start, body.getvalue())
 
 
 def _without_docs(schema: Any) -> Any:
