@@ -251,4 +251,4 @@ def test_an_audit_that_audited_nothing_does_not_count_as_one() -> None:
     assert judge([fine, ours], required=True) == (0, "no known vulnerabilities in 1 of 1 packages")
     assert judge([fine, unknown]) == (0, "no known vulnerabilities in 1 of 2 packages; not audited: redis")
     assert judge([fine, unknown], required=True)[0] == 1
-    assert judge([fine, bad]) == (1, "h11 0.9: CVE-1, mended in 0.16")
+    assert judge([fine, bad]) == (1, "h11 0.9: CVE-1, fixed in 0.16")
