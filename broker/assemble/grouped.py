@@ -1,8 +1,8 @@
-"""Medians and quantiles of many groups at once."""
+"""Medians, quantiles and orders of many groups at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,46 @@ def _sorted_within_groups(
     sorting all by both keys.
     """
     if (group[1:] < group[:-1]).any():
-        value = value[np.argsort(group, kind="stable")]
+        value = value[group_order(group, len(count))]
     ordered = np.array(value)
     end = np.cumsum(count)
     several = count > 1
     for first, last in zip((end - count)[several].tolist(), end[several].tolist(), strict=True):
         ordered[first:last].sort()
     return ordered
+
+
+def group_order(group: NDArray[np.intp], groups: int) -> NDArray[np.intp]:
+    """(n,) the order of the elements by group (n,), from 0 to ``groups`` - 1; within each as they were."""
+    # Numbers of 16 bits are sorted by their digits, in two passes.
+    return np.argsort(group.astype(np.uint16) if groups <= 1 << 16 else group, kind="stable")
+
+
+def order_within(value: NDArray[np.float64], count: NDArray[np.intp]) -> NDArray[np.intp]:
+    """(n,) the order that sorts the values, of which ``count`` (g,) follow each other in each group, within their groups.
+
+    NaN come last in theirs; equal values stay as they were. Groups of similar size are the rows of one table: sorting its
+    rows takes a fraction of sorting the whole batch by group and value, which goes through all of it many times.
+    """
+    result = np.arange(len(value))
+    for table, filled, index in _tables(value, count):
+        order = np.argsort(table, axis=1, kind="stable")
+        sizes = filled.sum(axis=1)
+        result[index] = (order + index[np.cumsum(sizes) - sizes, None])[filled]
+    return result
+
+
+def _tables(
+    value: NDArray[np.float64], count: NDArray[np.intp]
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.intp]]]:
+    """Groups of two and more as rows of tables, at least half filled: values with NaN behind them, what is filled, and
+    where in ``value`` that is."""
+    start = np.cumsum(count) - count
+    width = np.where(count > 1, 1 << np.ceil(np.log2(np.maximum(count, 1))).astype(np.intp), 0)
+    for columns in np.unique(width[width > 0]).tolist():
+        rows = np.flatnonzero(width == columns)
+        filled = np.arange(columns) < count[rows, None]
+        index = (start[rows, None] + np.arange(columns))[filled]
+        table = np.full(filled.shape, np.nan)
+        table[filled] = value[index]
+        yield table, filled, index

@@ -22,7 +22,7 @@ from broker.assemble.chromatic import (
     fit_bands,
     log_wavelength,
 )
-from broker.assemble.grouped import group_median, group_quantiles
+from broker.assemble.grouped import group_median, group_order, group_quantiles, order_within
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
@@ -237,10 +237,11 @@ def _brightness(points: UsablePoints) -> _Points:
     value -= group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
     value *= to_reference
     error = np.clip(error * to_reference, 1e-4, 1.0)
-    by_time = np.lexsort((time, row))
+    count = np.bincount(row, minlength=size).astype(np.intp)
+    by_time = order_within(time, count)
     return _Points(
-        row[by_time], time[by_time], value[by_time], error[by_time], band[by_time], points.index[order][by_time],
-        np.bincount(row, minlength=size).astype(np.intp), is_total,
+        row, time[by_time], value[by_time], error[by_time], band[by_time], points.index[order][by_time], count,
+        is_total,
     )  # fmt: skip
 
 
@@ -320,7 +321,7 @@ def _period_features(
     weight = 1.0 / ((points.error / scale[points.row]) ** 2 + SYSTEMATIC_ERROR**2)
     weight /= np.bincount(points.row, weight, size)[points.row]
     start = points.start
-    by_band = np.lexsort((points.time, points.band, points.row))
+    by_band = group_order(points.row * len(BANDS) + points.band, size * len(BANDS))
     time, banded, weight, band = points.time[by_band], value[by_band], weight[by_band], points.band[by_band]
     time -= points.time[np.minimum(start, len(time) - 1)][points.row]
     changes = np.flatnonzero((np.diff(band) != 0) | (np.diff(points.row) != 0)) + 1
@@ -433,8 +434,7 @@ def _fold(
     single, _, _ = _bin(np.mod(2.0 * phase, 1.0), value, row, size, PHASE_BINS // 2)
     folded = np.stack([mean, scatter, np.log10(1.0 + count), np.tile(single, (1, 2))], axis=1)
     inputs.folded[folds] = np.clip(folded[folds], -10, 10)
-    ordered = np.lexsort((phase, row))
-    ratio = _von_neumann(value[ordered], row[ordered], size)
+    ratio = _von_neumann(value[order_within(phase, points.count)], row, size)
     inputs.features[:, _FEATURE["von_neumann_phase"]] = np.where(folds, ratio, 0.0)
     return phase
 

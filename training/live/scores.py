@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,16 +58,21 @@ class Repository:
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
-        parts = []
-        for inputs, predictions in self._predicted(objects):
-            probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
-            sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
-            in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
-            other = predictions.other.astype(np.float64)
-            is_other = self._manifest.called_other(other) & probabilities.any(axis=1)
-            given = probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]
-            parts.append((given, in_set, inputs.light_curve.detections, period, other, is_other))
-        return Answers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        parts = [self._answers(inputs, predictions) for inputs, predictions in self._predicted(objects)]
+        return Answers(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Answers)))
+
+    def of_inputs(self, inputs: ModelInputs) -> Answers:
+        """Classify one batch."""
+        return self._answers(inputs, self._engine.predict(inputs))
+
+    def _answers(self, inputs: ModelInputs, predictions: Predictions) -> Answers:
+        probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
+        sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
+        in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
+        other = predictions.other.astype(np.float64)
+        is_other = self._manifest.called_other(other) & probabilities.any(axis=1)
+        given = (probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]).astype(np.float64)
+        return Answers(given, in_set, inputs.light_curve.detections, period, other, is_other)
 
     def others(self, objects: LabelledObjects) -> OtherAnswers:
         """What the model says of each object being none of the ten."""

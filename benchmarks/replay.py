@@ -1,0 +1,272 @@
+"""Real light curves replayed point by point, with and without keeping period searches from one alert to the next.
+
+For each length: accuracy of the published model and periods recovered both ways on the same alerts, the share of alerts
+with a full search, and core-ms an alert through the whole pipeline with a real Redis, both ways in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from benchmarks.period import recovered
+from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_up
+from broker.assemble.kept import Reason
+from broker.batch import IncomingMessage
+from broker.build import build_engine, load_reference_set
+from broker.config import MODEL_REPOSITORY, Settings
+from broker.embedded.redis import RedisServer
+from broker.pipeline import Pipeline, Received
+from broker.records import BANDS, Alert, KeptSearch, LightCurve, ObjectState, PhotometryKind
+from broker.state.redis import RedisStore
+from broker.surveys import Decoder
+from broker.taxonomy import CLASS_NAMES
+from training.datasets.multiband import ARCHIVES, has_archive, load_archive, load_packets, scored
+from training.datasets.splits import split
+from training.datasets.tables import load_objects
+from training.live.scores import Repository
+
+DATA: Final = Path(__file__).resolve().parents[2] / "shared" / "data"
+LENGTHS: Final = (10, 20, 50, 100, 200, 400, 1000)
+_WINDOW: Final = 0.2
+"""Alerts of a length are those with up to this fraction fewer points, of which each star has one at random that is
+scored: at one number of points, all searches would be equally old."""
+_BATCH: Final = 128
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stars:
+    """n labelled stars, their points in order of time."""
+
+    name: str
+    states: list[ObjectState]
+    label: Sequence[str]
+    period: NDArray[np.float64]
+    """(n,) the catalogue's, days; NaN where it has none."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Alerts of one length."""
+
+    stars: int = 0
+    right: Counter[str] = field(default_factory=Counter)
+    """Stars that are classified right, by way."""
+    found: Counter[str] = field(default_factory=Counter)
+    """Periods that are recovered, by way."""
+    periods: int = 0
+    same: int = 0
+    """Stars that both ways give the same class."""
+    alerts: int = 0
+    reasons: Counter[Reason] = field(default_factory=Counter)
+    """Period searches in ``alerts``."""
+
+
+def sets(part: str, most: int, seed: int = 0) -> Iterator[Stars]:
+    """Stars of ASAS and Catalina that are for ``part`` (train or test); for tests, those of other archives as well."""
+    if (DATA / "asas_v.parquet").exists():
+        table = load_objects(DATA)
+        rows = split(table, 0)[0 if part == "train" else 2]
+        scorable = np.isin(table.label[rows], CLASS_NAMES) & ~table.label_is_coarse[rows]
+        scorable &= np.isin(table.label_quality[rows], ("gold", "std"))
+        periods = _periods(DATA / "css_v.parquet", "css_id")
+        for survey, name in (("asas", "ASAS"), ("css", "Catalina")):
+            own = rows[scorable & (table.survey[rows] == survey)]
+            states = table.states(own)
+            true = [periods.get(s.object_id.removeprefix("css:"), np.nan) for s in states]
+            yield _some(Stars(name, states, table.label[own].tolist(), np.array(true)), most, seed)
+    if part == "train":
+        return
+    archives = {name: load_archive(DATA, name) for name in ("ztf_dr", "stripe82") if has_archive(DATA, name)}
+    if (DATA / "multiband" / "ztf_alert_labels.parquet").exists():
+        archives["packets"] = load_packets(DATA)
+    for name, objects in archives.items():
+        ten = scored(objects)
+        periods = {}
+        for file in ARCHIVES.get(name, ()):
+            periods |= _periods(DATA / "multiband" / file, "name")
+        true = [periods.get(s.object_id.partition(":")[2], np.nan) for s in ten.states]
+        yield _some(Stars(name, ten.states, ten.label.tolist(), np.array(true)), most, seed)
+
+
+def _periods(path: Path, key: str) -> dict[str, float]:
+    if "period" not in pq.read_schema(path).names:
+        return {}
+    rows = pq.read_table(path, columns=[key, "period"]).to_pylist()
+    return {str(row[key]): float(row["period"] or np.nan) for row in rows}
+
+
+def _some(stars: Stars, most: int, seed: int) -> Stars:
+    """At most ``most`` of them, with at least ten points; without upper limits, in order of time."""
+    states = []
+    for state in stars.states:
+        curve = state.light_curve
+        measured = curve.take(np.flatnonzero(curve.kind != PhotometryKind.LIMIT))
+        states.append(replace(state, light_curve=measured.take(np.argsort(measured.mjd, kind="stable"))))
+    long = np.flatnonzero([len(s.light_curve) >= LENGTHS[0] for s in states])
+    rows = np.sort(np.random.default_rng(seed).permutation(long)[:most]).tolist()
+    return Stars(stars.name, [states[r] for r in rows], [stars.label[r] for r in rows], stars.period[rows])
+
+
+def replay(stars: Stars, growth: float, repository: Repository, seed: int = 0) -> dict[int, Tally]:
+    """All alerts of all stars up to the longest of LENGTHS, side by side."""
+    size = np.array([len(s.light_curve) for s in stars.states])
+    rng = np.random.default_rng(seed)
+    when = {n: np.ceil(rng.uniform(n / (1 + _WINDOW), n, len(size))).astype(int).clip(LENGTHS[0]) for n in LENGTHS}
+    tally = {n: Tally() for n in LENGTHS}
+    kept: list[KeptSearch | None] = [None] * len(size)
+    for points in range(LENGTHS[0], min(int(size.max()), LENGTHS[-1]) + 1):
+        there = np.flatnonzero(size >= points)
+        of = next(n for n in LENGTHS if points <= n)
+        counted = tally[of] if points > of / (1 + _WINDOW) or of == LENGTHS[0] else None
+        for first in range(0, len(there), _BATCH):
+            rows = there[first : first + _BATCH]
+            states = [
+                replace(s, light_curve=s.light_curve.take(np.arange(points)), kept_search=kept[r])
+                for r in rows.tolist()
+                for s in (stars.states[r],)
+            ]
+            _, searches = assemble_with_searches(states, growth)
+            for row, search in zip(rows.tolist(), searches.kept, strict=True):
+                kept[row] = search or kept[row]
+            if counted is not None:
+                counted.alerts += len(rows)
+                counted.reasons.update(reason for reason in searches.reason if reason is not None)
+            due = np.flatnonzero((when[of][rows] == points) & (size[rows] >= of))
+            if len(due):
+                both = {"full": assemble([states[i] for i in due]), "kept": inputs_of([states[i] for i in due], growth)}
+                _score(tally[of], both, stars, rows[due], repository)
+    return tally
+
+
+def inputs_of(states: Sequence[ObjectState], growth: float) -> ModelInputs:
+    """As ``assemble_with_searches``, once more for some of a batch: the same, since all is a function of the states."""
+    return assemble_with_searches(states, growth)[0]
+
+
+def _score(
+    tally: Tally, both: dict[str, ModelInputs], stars: Stars, rows: NDArray[np.intp], repository: Repository
+) -> None:
+    tally.stars += len(rows)
+    label = np.array([CLASS_NAMES.index(stars.label[r]) for r in rows.tolist()])
+    known = np.isfinite(stars.period[rows])
+    tally.periods += int(known.sum())
+    given = {}
+    for way, inputs in both.items():
+        answers = repository.of_inputs(inputs)
+        leading = np.where(answers.probabilities.any(axis=1), answers.probabilities.argmax(axis=1), -1)
+        given[way] = np.where(answers.is_other, -2, leading)
+        tally.right[way] += int((given[way] == label).sum())
+        pairs = zip(inputs.light_curve.period[known], stars.period[rows][known], strict=True)
+        tally.found[way] += sum(recovered(found, true) for found, true in pairs)
+    tally.same += int((given["full"] == given["kept"]).sum())
+
+
+def print_scores(name: str, growth: float, tally: dict[int, Tally]) -> None:
+    print(f"\n{name}, searched anew after growth by {growth:g}")
+    print("points  stars  accuracy full  kept    points  same class  periods full  kept    alerts with a full search")
+    for n, t in tally.items():
+        if t.stars < 20:
+            continue
+        full, kept = (t.right[way] / t.stars for way in ("full", "kept"))
+        found = [f"{t.found[way] / t.periods:.3f}" if t.periods else "" for way in ("full", "kept")]
+        searched = sum(t.reasons.values()) - t.reasons[Reason.REFINED]
+        why = ", ".join(f"{r} {c / t.alerts:.1%}" for r, c in t.reasons.most_common() if r is not Reason.REFINED)
+        print(
+            f"{n:6} {t.stars:6} {full:14.3f}  {kept:.3f}  {100 * (kept - full):+6.2f} {t.same / t.stars:11.3f} "
+            f"{found[0]:>13}  {found[1]:>5}  {searched / t.alerts:6.1%} ({why})"
+        )
+
+
+def costs(states: Sequence[ObjectState], growth: float) -> None:
+    """Core-ms an alert of one point each, by length: of this process, with state in Redis, both ways in turns."""
+    settings = Settings()
+    print("\nthe whole pipeline but Kafka, core-ms an alert (one point each, batches of all stars), searched in full")
+    print("points  stars  always  after growth  ratio  of it assemble  of it state")
+    base = None
+    with closing(build_engine(settings.inference, settings.triton)) as engine:
+        for n in LENGTHS:
+            own = [s for s in states if len(s.light_curve) >= n][:64]
+            if len(own) < 16:
+                continue
+            spent = {}
+            for way, fraction in (("always", 0.0), ("after growth", growth)):
+                with RedisServer() as server, closing(RedisStore(server.url)) as store:
+                    pipeline = Pipeline(
+                        Decoder(), store, engine, engine.manifest, load_reference_set(settings),
+                        period_search_growth=fraction,
+                    )  # fmt: skip
+                    spent[way] = _cost(pipeline, own, n, 1 if way == "always" else None)
+            base = base or {}
+            base[n] = spent["after growth"]
+            print(
+                f"{n:6} {len(own):6} {spent['always']:7.2f} {spent['after growth']:13.2f} "
+                f"{spent['always'] / spent['after growth']:6.1f}"
+            )
+    if base and 100 in base and 1000 in base:
+        print(f"cost at 1,000 points / at 100: {base[1000] / base[100]:.2f}")
+
+
+def _cost(pipeline: Pipeline, states: Sequence[ObjectState], n: int, step: int | None) -> float:
+    """Of all alerts from n / (1 + _WINDOW) to n points, a cycle of full searches; of a tenth of them with ``step``."""
+    start = max(int(n / (1 + _WINDOW)), 1)
+    pipeline.annotate([_received(number, s, 0, start) for number, s in enumerate(states)])
+    last = n if step is None else min(n, start + max(2, (n - start) // 10))
+    spent = alerts = 0.0
+    for points in range(start, last):
+        received = [_received(number, s, points, points + 1) for number, s in enumerate(states)]
+        begun = time.process_time()
+        pipeline.annotate(received)
+        spent += time.process_time() - begun
+        alerts += len(received)
+    return 1e3 * spent / alerts
+
+
+def _received(number: int, state: ObjectState, first: int, last: int) -> Received:
+    """The points ``first`` to ``last`` of a star as one alert of ZTF; positions are spread over the sky."""
+    curve: LightCurve = state.light_curve.take(np.arange(first, last))
+    ra, dec = (137.5 * number) % 360, -60.0 + 120.0 * ((0.618 * number) % 1.0)
+    alert = Alert(
+        "ztf", last, last, f"ZTF18{number:07d}", ra, dec, float(curve.mjd[-1]), BANDS[curve.band[-1]], curve, ""
+    )
+    return Received(alert, IncomingMessage(b"", 61_000.0))
+
+
+@threadpool_limits.wrap(limits=1)
+def main() -> None:
+    """Replay and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("train", "test"), default="test")
+    parser.add_argument("--stars", type=int, default=60, help="at most so many of each set")
+    parser.add_argument("--growth", type=float, nargs="+", default=[Settings().pipeline.period_search_growth])
+    parser.add_argument("--only", choices=("scores", "costs"))
+    given = parser.parse_args()
+    warm_up()
+    repository = Repository(MODEL_REPOSITORY)
+    longest: list[ObjectState] = []
+    for stars in sets(given.part, given.stars):
+        if not stars.states:
+            continue
+        longest += stars.states
+        for growth in given.growth if given.only != "costs" else ():
+            print_scores(stars.name, growth, replay(stars, growth, repository))
+    if not longest:
+        print(f"{DATA} has no light curves: nothing to measure")
+    elif given.only != "scores":
+        longest.sort(key=lambda state: -len(state.light_curve))
+        costs(longest, given.growth[0])
+
+
+if __name__ == "__main__":
+    main()
