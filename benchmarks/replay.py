@@ -132,11 +132,8 @@ def replay(stars: Stars, growth: float, repository: Repository, seed: int = 0) -
         counted = tally[of] if points > of / (1 + _WINDOW) or of == LENGTHS[0] else None
         for first in range(0, len(there), _BATCH):
             rows = there[first : first + _BATCH]
-            states = [
-                replace(s, light_curve=s.light_curve.take(np.arange(points)), kept_search=kept[r])
-                for r in rows.tolist()
-                for s in (stars.states[r],)
-            ]
+            several = _first(stars, rows, np.full(len(rows), points))
+            states = [replace(s, kept_search=kept[r]) for s, r in zip(several, rows.tolist(), strict=True)]
             _, searches = assemble_with_searches(states, growth)
             for row, search in zip(rows.tolist(), searches.kept, strict=True):
                 kept[row] = search or kept[row]
@@ -148,6 +145,37 @@ def replay(stars: Stars, growth: float, repository: Repository, seed: int = 0) -
                 both = {"full": assemble([states[i] for i in due]), "kept": inputs_of([states[i] for i in due], growth)}
                 _score(tally[of], both, stars, rows[due], repository)
     return tally
+
+
+def sampled(stars: Stars, growth: float, repository: Repository, seed: int = 0) -> dict[int, Tally]:
+    """One alert of each star at each length, after a full search that is up to ``growth`` old, evenly in the logarithm.
+
+    As ``replay`` but without the alerts in between, of which those with a worse fit would have renewed the search.
+    """
+    size = np.array([len(s.light_curve) for s in stars.states])
+    rng = np.random.default_rng(seed)
+    tally = {n: Tally() for n in LENGTHS}
+    for n in LENGTHS:
+        long = np.flatnonzero(size >= n)
+        for first in range(0, len(long), _BATCH):
+            rows = long[first : first + _BATCH]
+            now = np.ceil(rng.uniform(n / (1 + _WINDOW), n, len(rows))).astype(int).clip(LENGTHS[0])
+            then = np.ceil(now / (1 + growth) ** rng.random(len(rows))).astype(int).clip(LENGTHS[0])
+            kept = assemble_with_searches(_first(stars, rows, then), growth)[1].kept
+            states = [replace(s, kept_search=k) for s, k in zip(_first(stars, rows, now), kept, strict=True)]
+            inputs, searches = assemble_with_searches(states, growth)
+            tally[n].alerts += len(rows)
+            tally[n].reasons.update(reason for reason in searches.reason if reason is not None)
+            _score(tally[n], {"full": assemble(states), "kept": inputs}, stars, rows, repository)
+    return tally
+
+
+def _first(stars: Stars, rows: NDArray[np.intp], points: NDArray[np.intp]) -> list[ObjectState]:
+    """Stars after so many points each."""
+    states = [stars.states[row] for row in rows.tolist()]
+    return [
+        replace(s, light_curve=s.light_curve.take(np.arange(n))) for s, n in zip(states, points.tolist(), strict=True)
+    ]
 
 
 def inputs_of(states: Sequence[ObjectState], growth: float) -> ModelInputs:
@@ -251,6 +279,7 @@ def main() -> None:
     parser.add_argument("--stars", type=int, default=60, help="at most so many of each set")
     parser.add_argument("--growth", type=float, nargs="+", default=[Settings().pipeline.period_search_growth])
     parser.add_argument("--only", choices=("scores", "costs"))
+    parser.add_argument("--sampled", action="store_true", help="scores of one alert a star and length, for many stars")
     given = parser.parse_args()
     warm_up()
     repository = Repository(MODEL_REPOSITORY)
@@ -260,7 +289,8 @@ def main() -> None:
             continue
         longest += stars.states
         for growth in given.growth if given.only != "costs" else ():
-            print_scores(stars.name, growth, replay(stars, growth, repository))
+            way = sampled if given.sampled else replay
+            print_scores(stars.name, growth, way(stars, growth, repository))
     if not longest:
         print(f"{DATA} has no light curves: nothing to measure")
     elif given.only != "scores":

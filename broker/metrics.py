@@ -117,8 +117,8 @@ CROWDED_SEARCHES: Final = Counter(
 )
 PERIOD_SEARCHES: Final = Counter(
     "trifid_period_searches_total",
-    "Period searches by reason: refined, where the kept result of an earlier one was enough; full ones are first, "
-    "grown, changed, other_search or worse (docs/state.md).",
+    "Period searches by reason: refined, where the kept result of an earlier one was enough; full ones are few, "
+    "first, grown, changed, other_search or worse (docs/state.md).",
     ["reason"],
 )
 DEAD_LETTER_RATIO: Final = Gauge(

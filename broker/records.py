@@ -165,7 +165,7 @@ class KeptSearch:
     """Of the points in each of equal parts of the time from ``first`` to ``last``, 32 bits each."""
     candidates: tuple[tuple[float, float], ...]
     """Frequencies, cycles/day, with the share of the variance that harmonics explain there (R^2): the best, the second
-    best that is no simple ratio of it, then others."""
+    best that is no simple ratio of it (NaN where there is none), then others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

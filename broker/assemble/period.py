@@ -41,14 +41,16 @@ _BAND_MODES: Final = 8192
 _STEPS: Final = 8
 """Fine grid points in a coarse grid step."""
 _FINE_STEPS: Final = np.arange(-_STEPS // 2, _STEPS // 2 + 1) / _STEPS  # in units of the coarse grid step
-KEPT_CANDIDATES: Final = 6
+KEPT_CANDIDATES: Final = 16
 """Frequencies that a search leaves for ``refine_period``: the best, the second and the next best fits."""
+_FEWEST_REFINED: Final = 6
+"""So many of them are refined however many points there are; of fewer points more, which cost no more."""
 _REVISION: Final = 1
 """To be raised with any change of this module or of the harmonic fits that changes what is found."""
 SEARCH_VERSION: Final = zlib.crc32(
     repr(
         (_REVISION, MAX_FREQUENCY, SAMPLES_PER_PEAK, MIN_POINTS_FOR_PERIOD, HARMONICS, _FEWEST_CANDIDATES,
-         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES)
+         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES, _FEWEST_REFINED)
     ).encode()
 )  # fmt: skip
 """Tells results of this search from those of another code or other parameters, 32 bits."""
@@ -66,8 +68,8 @@ class PeriodSearch:
     """Frequency of the best candidate that is neither ``frequency`` nor a simple ratio of it."""
     second_r_squared: float
     candidates: tuple[tuple[float, float], ...] = ()
-    """At most KEPT_CANDIDATES frequencies in cycles/day with their R^2: ``frequency``, ``second_frequency`` where there
-    is one, then the candidates that fit next best."""
+    """At most KEPT_CANDIDATES frequencies in cycles/day with their R^2: ``frequency``, ``second_frequency`` (NaN where
+    there is none), then the candidates that fit next best."""
 
 
 NO_PERIOD: Final = PeriodSearch(float("nan"), 0.0, float("nan"), 0.0)
@@ -169,9 +171,10 @@ def refine_period(
 ) -> PeriodSearch:
     """Best period near one of the frequencies that an earlier search of the light curve was left with.
 
-    ``time``, ``value``, ``weight``, ``band_start`` as in ``find_period``; ``candidates``, at least one, in cycles/day;
-    ``span`` days, how long the light curve was then: half a coarse grid step of that time is looked at on either side
-    of each, as finely as the present length asks for. NO_PERIOD as from ``find_period``.
+    ``time``, ``value``, ``weight``, ``band_start`` as in ``find_period``; ``candidates``, at least one, in cycles/day,
+    of which the last are left out where there are many points; ``span`` days, how long the light curve was then: half a
+    coarse grid step of that time is looked at on either side of each, as finely as the present length asks for.
+    NO_PERIOD as from ``find_period``.
 
     The frequencies looked at are among those that ``find_period`` would fit around the same peaks: where these are the
     right ones, both find the same, to the last bit.
@@ -184,7 +187,8 @@ def refine_period(
     value = value - band_means(value, weight, band_start)
     step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
     aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
-    nearest = np.rint(np.array(candidates, np.float64) * (_STEPS / step)).astype(np.float64)
+    most = int(np.clip(_FITTED_POINTS // len(time), _FEWEST_REFINED, KEPT_CANDIDATES))
+    nearest = np.rint(np.array(candidates[:most], np.float64) * (_STEPS / step)).astype(np.float64)
     grid = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1, dtype=np.float64))
     return _decide(time, value, weight, band_start, step, grid)
 
@@ -216,14 +220,13 @@ def _decide(
     chosen = int(np.argmax(fine_quality))
     first = float(fine[chosen]), float(fine_quality[chosen])
     second = float("nan"), 0.0
-    kept, others = [first], np.argsort(-quality, kind="stable")
+    others = np.argsort(-quality, kind="stable")
     others = others[others != best]
     if not np.all(related):
         at = int(np.argmax(np.where(related, -1.0, quality)))
         second = float(candidate[at]), float(quality[at])
-        kept.append(second)
         others = others[others != at]
-    kept += zip(candidate[others].tolist(), quality[others].tolist(), strict=True)
+    kept = [first, second, *zip(candidate[others].tolist(), quality[others].tolist(), strict=True)]
     return PeriodSearch(*first, *second, tuple(kept[:KEPT_CANDIDATES]))
 
 

@@ -26,7 +26,7 @@ from broker.surveys import Decoder
 from tests.random_models import MODEL_REPO
 
 KEY = "trifid:ztf:ZTF18a:ps"
-REASONS = ("refined", "first", "grown", "changed", "other_search", "worse")
+REASONS = ("refined", "few", "first", "grown", "changed", "other_search", "worse")
 FREQUENCY = 1.7342
 
 
