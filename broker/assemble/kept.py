@@ -14,8 +14,8 @@ which peak is the highest, and a search costs the least. (Among 1,200 stars of A
 class at 20 and 50 points after searches up to 20 % old, 0.3 to 2 % from 100 on: ``benchmarks/replay.py``.)
 
 As each of these takes a fraction more of points or of time than the one before, an object of n points over T days has
-had (log(n / FEW) + log(12 T)) / log(1 + fraction) of them at most, beside those of few points and of worse fits. Once it
-has ``max_points``, there is one for so many alerts as half the fraction of these.
+had (log(n / FEW) + log(12 T)) / log(1 + fraction) of them at most, beside those of few points and of worse fits. Once
+it has ``max_points``, there is one for so many alerts as half the fraction of these.
 """
 
 from __future__ import annotations
