@@ -56,10 +56,10 @@ def group_order(group: NDArray[np.intp], groups: int) -> NDArray[np.intp]:
 
 
 def order_within(value: NDArray[np.float64], count: NDArray[np.intp]) -> NDArray[np.intp]:
-    """(n,) the order that sorts the values, of which ``count`` (g,) follow each other in each group, within their groups.
+    """(n,) the order that sorts the values within their groups, of which each has ``count`` (g,), one after another.
 
-    NaN come last in theirs; equal values stay as they were. Groups of similar size are the rows of one table: sorting its
-    rows takes a fraction of sorting the whole batch by group and value, which goes through all of it many times.
+    NaN come last in theirs; equal values stay as they were. Groups of similar size are the rows of one table: sorting
+    its rows takes a fraction of sorting the whole batch by group and value, which goes through all of it many times.
     """
     result = np.arange(len(value))
     for table, filled, index in _tables(value, count):
