@@ -25,8 +25,9 @@ from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_
 from broker.assemble.kept import Reason
 from broker.batch import IncomingMessage
 from broker.build import build_engine, load_reference_set
-from broker.config import MODEL_REPOSITORY, Settings
+from broker.config import MODEL_REPOSITORY, InferenceSettings, Settings
 from broker.embedded.redis import RedisServer
+from broker.metrics import STAGE_CPU_SECONDS
 from broker.pipeline import Pipeline, Received
 from broker.records import BANDS, Alert, KeptSearch, LightCurve, ObjectState, PhotometryKind
 from broker.state.redis import RedisStore
@@ -201,6 +202,16 @@ def _score(
     tally.same += int((given["full"] == given["kept"]).sum())
 
 
+def add(total: dict[int, Tally], part: dict[int, Tally]) -> None:
+    """Count the alerts of another set in ``total``."""
+    for n, other in part.items():
+        own = total.setdefault(n, Tally())
+        for name in ("stars", "periods", "same", "alerts"):
+            setattr(own, name, getattr(own, name) + getattr(other, name))
+        for name in ("right", "found", "reasons"):
+            getattr(own, name).update(getattr(other, name))
+
+
 def print_scores(name: str, growth: float, tally: dict[int, Tally]) -> None:
     print(f"\n{name}, searched anew after growth by {growth:g}")
     print("points  stars  accuracy full  kept    points  same class  periods full  kept    alerts with a full search")
@@ -219,46 +230,53 @@ def print_scores(name: str, growth: float, tally: dict[int, Tally]) -> None:
 
 def costs(states: Sequence[ObjectState], growth: float) -> None:
     """Core-ms an alert of one point each, by length: of this process, with state in Redis, both ways in turns."""
-    settings = Settings()
+    settings = Settings(inference=InferenceSettings(threads=1))  # more spin while they wait, which counts as CPU time
     print("\nthe whole pipeline but Kafka, core-ms an alert (one point each, batches of all stars), searched in full")
-    print("points  stars  always  after growth  ratio  of it assemble  of it state")
-    base = None
+    print("points  stars     always (assemble)   after growth (assemble)   ratio")
+    kept_cost: dict[int, float] = {}
     with closing(build_engine(settings.inference, settings.triton)) as engine:
         for n in LENGTHS:
             own = [s for s in states if len(s.light_curve) >= n][:64]
             if len(own) < 16:
                 continue
-            spent = {}
+            spent: dict[str, tuple[float, float]] = {}
             for way, fraction in (("always", 0.0), ("after growth", growth)):
                 with RedisServer() as server, closing(RedisStore(server.url)) as store:
                     pipeline = Pipeline(
                         Decoder(), store, engine, engine.manifest, load_reference_set(settings),
                         period_search_growth=fraction,
                     )  # fmt: skip
-                    spent[way] = _cost(pipeline, own, n, 1 if way == "always" else None)
-            base = base or {}
-            base[n] = spent["after growth"]
+                    spent[way] = _cost(pipeline, own, n, way != "always")
+            (always, assembled), (kept, kept_assembled) = spent["always"], spent["after growth"]
+            kept_cost[n] = kept
             print(
-                f"{n:6} {len(own):6} {spent['always']:7.2f} {spent['after growth']:13.2f} "
-                f"{spent['always'] / spent['after growth']:6.1f}"
+                f"{n:6} {len(own):6} {always:10.2f} ({assembled:.2f}) {kept:15.2f} ({kept_assembled:.2f}) "
+                f"{always / kept:10.2f}"
             )
-    if base and 100 in base and 1000 in base:
-        print(f"cost at 1,000 points / at 100: {base[1000] / base[100]:.2f}")
+    if {100, 1000} <= kept_cost.keys():
+        print(f"cost at 1,000 points / at 100: {kept_cost[1000] / kept_cost[100]:.2f}")
 
 
-def _cost(pipeline: Pipeline, states: Sequence[ObjectState], n: int, step: int | None) -> float:
-    """Of all alerts from n / (1 + _WINDOW) to n points, a cycle of full searches; of a tenth of them with ``step``."""
+def _cost(pipeline: Pipeline, states: Sequence[ObjectState], n: int, every: bool) -> tuple[float, float]:
+    """Core-ms an alert, in all and to assemble it, of the alerts from n / (1 + _WINDOW) to n points: a cycle of full
+    searches; without ``every`` of the first tenth."""
     start = max(int(n / (1 + _WINDOW)), 1)
     pipeline.annotate([_received(number, s, 0, start) for number, s in enumerate(states)])
-    last = n if step is None else min(n, start + max(2, (n - start) // 10))
+    last = n if every else min(n, start + max(2, (n - start) // 10))
     spent = alerts = 0.0
+    before = _assemble_seconds()
     for points in range(start, last):
         received = [_received(number, s, points, points + 1) for number, s in enumerate(states)]
         begun = time.process_time()
         pipeline.annotate(received)
         spent += time.process_time() - begun
         alerts += len(received)
-    return 1e3 * spent / alerts
+    return 1e3 * spent / alerts, 1e3 * (_assemble_seconds() - before) / alerts
+
+
+def _assemble_seconds() -> float:
+    value: float = STAGE_CPU_SECONDS.labels("assemble")._value.get()
+    return value
 
 
 def _received(number: int, state: ObjectState, first: int, last: int) -> Received:
@@ -284,13 +302,19 @@ def main() -> None:
     warm_up()
     repository = Repository(MODEL_REPOSITORY)
     longest: list[ObjectState] = []
+    totals: dict[float, dict[int, Tally]] = {growth: {} for growth in given.growth}
     for stars in sets(given.part, given.stars):
         if not stars.states:
             continue
         longest += stars.states
         for growth in given.growth if given.only != "costs" else ():
             way = sampled if given.sampled else replay
-            print_scores(stars.name, growth, way(stars, growth, repository))
+            tally = way(stars, growth, repository)
+            print_scores(stars.name, growth, tally)
+            add(totals[growth], tally)
+    for growth, tally in totals.items():
+        if tally:
+            print_scores("All", growth, tally)
     if not longest:
         print(f"{DATA} has no light curves: nothing to measure")
     elif given.only != "scores":
