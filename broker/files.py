@@ -26,6 +26,8 @@ _STEP: Final = 65536
 """Bytes that are asked of a file at a time."""
 _ZSTD_STEP: Final = 4096
 """pyarrow loses what it has inflated for a call that fails: small calls lose little before a cut."""
+_MAGIC_BYTES: Final = 6
+"""By which compression is told."""
 _XZ_MEMORY: Final = 256 << 20
 """Bytes; ``xz -9`` needs 65 MiB. A file may ask for 4 GiB."""
 _TYPES: Final = (
@@ -129,19 +131,23 @@ def inflated(stream: Stream) -> Stream:
     Reading raises InputFileError where they are damaged or end early; what came before was read by then. Raises
     it at once for one that was compressed twice, which nobody does who means well.
     """
-    plain = _inflated(stream)
-    if plain is not stream and _inflated(plain) is not plain:
+    plain = inflated_once(stream)
+    if plain is not stream and compression(plain.peek(_MAGIC_BYTES)) is not None:
         raise InputFileError("compressed twice: inflate it once")
     return plain
 
 
-def _inflated(stream: Stream) -> Stream:
-    head = stream.peek(6)
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return Stream(_Zstandard(stream))
+def compression(head: bytes) -> str | None:
+    """What a file is compressed with, by its first bytes; None where with nothing known."""
+    return next((name for magic, name, _ in _FORMATS if head.startswith(magic)), None)
+
+
+def inflated_once(stream: Stream) -> Stream:
+    """As ``inflated``, but what it holds may be compressed again."""
+    head = stream.peek(_MAGIC_BYTES)
     for magic, name, inflater in _FORMATS:
         if head.startswith(magic):
-            return Stream(_Inflated(stream, name, inflater))
+            return Stream(_Zstandard(stream) if inflater is None else _Inflated(stream, name, inflater))
     return stream
 
 
@@ -167,10 +173,11 @@ class _Gzip:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
 
 
-_FORMATS: Final[tuple[tuple[bytes, str, Callable[[], _Inflater]], ...]] = (
+_FORMATS: Final[tuple[tuple[bytes, str, Callable[[], _Inflater] | None], ...]] = (
     (b"\x1f\x8b", "gzip", _Gzip),
     (b"BZh", "bzip2", bz2.BZ2Decompressor),
     (b"\xfd7zXZ\x00", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)),
+    (b"\x28\xb5\x2f\xfd", "zstandard", None),
 )
 
 

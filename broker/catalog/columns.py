@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from broker.errors import InputFileError
 from broker.sky import Array
 
 NULLS: Final = [
@@ -32,16 +34,12 @@ class Kinds:
     """Positions, which may be sexagesimal, with the degrees of their unit: 15 for right ascensions, in hours."""
 
 
-def regroup(
-    batches: Iterable[pa.RecordBatch], start: int, size: int, kinds: Kinds
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """Batches of any length as pieces of ``size`` rows, without the first ``start`` rows."""
+def regroup(batches: Iterable[pa.RecordBatch], size: int, kinds: Kinds) -> Iterator[dict[str, NDArray[Any]]]:
+    """Batches of any length as pieces of ``size`` rows."""
     waiting: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
-        skipped = min(start, batch.num_rows)
-        start -= skipped
-        rest = batch.slice(skipped)
+        rest = batch
         while rows + rest.num_rows >= size:
             waiting.append(rest.slice(0, size - rows))
             yield _arrays(waiting, kinds)
@@ -54,16 +52,19 @@ def regroup(
 
 
 def _arrays(batches: list[pa.RecordBatch], kinds: Kinds) -> dict[str, NDArray[Any]]:
-    table = pa.Table.from_batches(batches)
     columns: dict[str, NDArray[Any]] = {}
-    for name in table.column_names:
-        column = table.column(name)
+    for name in batches[0].schema.names:
+        parts = [batch.column(name) for batch in batches]
+        if len({part.type for part in parts}) > 1:  # numbers up to a row, and text from there on
+            columns[name] = np.concatenate([_arrays([b.select([name])], kinds)[name] for b in batches])
+            continue
+        column = pa.chunked_array(parts)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         is_text = any(test(column.type) for test in _TEXTS)
         if name in kinds.texts:
             texts = column if is_text else column.cast(pa.string())
-            columns[name] = as_texts(texts.cast(pa.binary()).to_pylist())
+            columns[name] = as_texts(texts)
             continue
         if is_text:
             columns[name] = from_texts(name, column.to_pylist(), kinds)
@@ -72,7 +73,7 @@ def _arrays(batches: list[pa.RecordBatch], kinds: Kinds) -> dict[str, NDArray[An
             try:
                 column = column.cast(pa.float64())
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-                raise ValueError(f"column {name} holds {column.type}, not numbers: {error}") from error
+                raise InputFileError(f"column {name} holds {column.type}, not numbers: {error}") from error
         columns[name] = np.asarray(column.to_numpy(), np.float64)
     return columns
 
@@ -80,35 +81,26 @@ def _arrays(batches: list[pa.RecordBatch], kinds: Kinds) -> dict[str, NDArray[An
 _TEXTS: Final = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
-def as_column(name: str, values: NDArray[Any], missing: NDArray[np.bool_] | None, kinds: Kinds) -> NDArray[Any]:
-    """A column as float64, NaN where missing, or as bytes, empty where missing, as its kind is."""
-    if name in kinds.texts and values.ndim == 1:
-        texts = as_texts(values.tolist())
-        if missing is not None:
-            texts[missing] = b""
-        return texts
-    if values.ndim == 1 and values.dtype.kind in "SUO":
-        numbers = from_texts(name, values.tolist(), kinds)
-    elif values.ndim == 1 and values.dtype.kind in "fiub":
-        numbers = values.astype(np.float64)
-    else:
-        raise ValueError(f"column {name} holds {values.dtype} of shape {values.shape[1:]}, not numbers")
-    if missing is not None:
-        numbers[missing] = np.nan
-    return numbers
-
-
-def as_texts(values: Sequence[Any]) -> NDArray[np.bytes_]:
-    """Texts or numbers as UTF-8, without blanks around them."""
-    texts = [value if isinstance(value, bytes) else b"" if value is None else str(value).encode() for value in values]
-    stripped: NDArray[np.bytes_] = np.char.strip(np.array(texts, "S"))
+def as_texts(column: Any) -> NDArray[np.bytes_]:
+    """A column of text or bytes as UTF-8 of one width, without blanks around them; empty where missing."""
+    array: Any = pa.concat_arrays([chunk.cast(pa.large_binary()) for chunk in column.chunks])
+    array = pc.fill_null(array, b"")
+    size = pc.binary_length(array).to_numpy(zero_copy_only=False).astype(np.int64)
+    start = np.concatenate([[0], np.cumsum(size)])
+    _, offsets, data = array.buffers()
+    first = int(np.frombuffer(offsets, np.int64, 1, 8 * array.offset)[0])
+    flat = np.frombuffer(data, np.uint8, int(start[-1]), first) if start[-1] else np.empty(0, np.uint8)
+    width = max(int(size.max(initial=0)), 1)
+    table = np.zeros((len(array), width), np.uint8)
+    table[np.arange(width) < size[:, None]] = flat
+    stripped: NDArray[np.bytes_] = np.char.strip(table.view(f"S{width}")[:, 0])
     return stripped
 
 
 def from_texts(name: str, texts: Iterable[Any], kinds: Kinds = Kinds()) -> Array:
     """Numbers of texts: NaN for blanks and words for unknown values, infinity for other text.
 
-    Angles may be sexagesimal and are in degrees then. Raises ValueError where none of a piece is a number, though
+    Angles may be sexagesimal and are in degrees then. Raises InputFileError where none of a piece is a number, though
     some are no blanks: then it is not that column.
     """
     texts = list(texts)
@@ -120,7 +112,7 @@ def from_texts(name: str, texts: Iterable[Any], kinds: Kinds = Kinds()) -> Array
         wrong = np.isinf(numbers)
     if wrong.any() and not np.isfinite(numbers).any():
         example = next(text for text, bad in zip(texts, wrong, strict=True) if bad)
-        raise ValueError(f"column {name} holds text such as {_as_str(example)[:40]!r}, not numbers")
+        raise InputFileError(f"column {name} holds text such as {_as_str(example)[:40]!r}, not numbers")
     return numbers
 
 

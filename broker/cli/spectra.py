@@ -167,7 +167,7 @@ def _given(described: dict[str, Any]) -> tuple[Given, bool]:
 def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
     """All files, those of folders in the order of their names; what does not exist or is no file is a failure."""
     from broker.errors import InputFileError
-    from broker.local_files import require_regular
+    from broker.tables.content import require_regular
 
     for path in paths:
         try:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from broker.avro.container import CONTAINER_MAGIC
 from broker.errors import DecodeError, InputFileError
-from broker.local_files import GZIP, foreign, is_xml, require_regular
 from broker.records import ObservedSpectrum
 from broker.spectra import message, tables
 from broker.spectra.fits import read_fits
 from broker.spectra.normalise import RawSpectrum, UnusableSpectrumError, to_observed
+from broker.spectra.text import read_text
+from broker.tables.content import head_of, read_content, require_regular
+from broker.tables.files import Format, format_of, is_described, open_table
+from broker.tables.table import input_errors
 
 MAX_FILE_BYTES: Final = 512_000_000
 """Also after decompression."""
 MAX_TEXT_BYTES: Final = 64_000_000
 """Of a file that is none of the binary formats: MAX_PIXELS lines of 640 characters."""
 MAX_VOTABLE_BYTES: Final = 256_000_000
-_HEAD: Final = 4000
 _REASONS: Final = 5
 """That are listed of a file with several unusable spectra."""
 
@@ -62,7 +62,7 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
     """The spectra of a file, as ``to_observed`` makes them.
 
     Formats: LAMOST low resolution and SDSS FITS, FITS tables and one-dimensional images, VOTable, Parquet, ECSV, CSV
-    and other text, messages of ``broker.spectra.message``; also compressed with gzip.
+    and other text, messages of ``broker.spectra.message``; also compressed with gzip, bzip2, xz or zstandard.
 
     Raises InputFileError, with the file's name and the reason, where it cannot be read; where some of its spectra
     cannot be used, after all others were given.
@@ -87,66 +87,31 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
 def read_raw(path: Path, given: Given = Given()) -> Iterator[RawSpectrum]:
     """The spectra of a file as they stand there, one at a time; raises InputFileError as ``read_spectra`` does."""
     number = 0
-    try:
-        for raw in _read(_content(path)):
-            number += 1
-            yield given.apply(raw, number, path.name)
-    except (UnusableSpectrumError, DecodeError) as error:
-        raise InputFileError(f"{path}: {error}") from error
-    except InputFileError:
-        raise
-    except Exception as error:  # damaged files make the readers of their formats raise many kinds
-        raise InputFileError(f"{path}: cannot be read: {type(error).__name__}: {str(error)[:300]}") from error
+    with input_errors(path):
+        try:
+            for raw in _read(path):
+                number += 1
+                yield given.apply(raw, number, path.name)
+        except (UnusableSpectrumError, DecodeError) as error:
+            raise InputFileError(f"{path}: {error}") from error
     if not number:
         raise InputFileError(f"{path}: no spectrum in it")
 
 
-def _content(path: Path) -> bytes:
+def _read(path: Path) -> Iterator[RawSpectrum]:
     if require_regular(path) > MAX_FILE_BYTES:
         raise UnusableSpectrumError(f"more than {MAX_FILE_BYTES:,} bytes, the most that are read")
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-        limit = _limit(head)
-        if not head.startswith(GZIP):
-            data = head + file.read(limit - len(head) + 1)
-            if len(data) > limit:
-                raise UnusableSpectrumError(_too_long(limit))
-            return data
-        packed = head + file.read(MAX_FILE_BYTES)
-    head = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(packed, _HEAD)
-    limit = _limit(head)
-    unpacked = bytearray()
-    while packed.startswith(GZIP):  # several members one after another are one file
-        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        unpacked += inflater.decompress(packed, limit + 1 - len(unpacked))
-        if len(unpacked) > limit:
-            raise UnusableSpectrumError(_too_long(limit))
-        if not inflater.eof:
-            raise UnusableSpectrumError("cut short: the gzip data have no end")
-        packed = inflater.unused_data
-    return bytes(unpacked)
-
-
-def _limit(head: bytes) -> int:
-    """How many bytes of a file, by its first ones, are read: more of a format that holds many spectra."""
-    if head.startswith((GZIP, b"SIMPLE  =", b"PAR1", CONTAINER_MAGIC)):
-        return MAX_FILE_BYTES
-    return MAX_VOTABLE_BYTES if is_xml(head) else MAX_TEXT_BYTES
-
-
-def _too_long(limit: int) -> str:
-    return f"more than {limit:,} bytes when decompressed, the most that are read of such a file"
-
-
-def _read(data: bytes) -> Iterator[RawSpectrum]:
-    if data.startswith(b"SIMPLE  ="):
-        return read_fits(data)
-    if data.startswith(CONTAINER_MAGIC):
-        return iter(message.read_raw(data))
-    if data.startswith(b"PAR1"):
-        return (raw for table in tables.read_parquet(data) for raw in tables.spectra(table, "Parquet"))
-    if (reason := foreign(data[:_HEAD])) is not None:
-        raise UnusableSpectrumError(reason)
-    if is_xml(data[:_HEAD]):
-        return tables.spectra(tables.read_votable(data), "VOTable")
-    return tables.spectra(tables.read_text(data), "text")
+    head = head_of(path)
+    match format_of(head):
+        case Format.FITS:
+            return read_fits(read_content(path, MAX_FILE_BYTES))
+        case Format.AVRO:
+            return iter(message.read_raw(read_content(path, MAX_FILE_BYTES)))
+        case Format.TEXT if not is_described(path, head):
+            return tables.spectra(read_text(read_content(path, MAX_TEXT_BYTES)), "text")
+        case Format.VOTABLE:
+            limit = MAX_VOTABLE_BYTES
+        case _:
+            limit = MAX_FILE_BYTES
+    table = open_table(path, limit)
+    return (raw for part in tables.read_table(table) for raw in tables.spectra(part, table.format))

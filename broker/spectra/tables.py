@@ -7,25 +7,22 @@ carry a unit or a medium: ``wave_air``, ``wavelength [nm]``, ``lambda_vac_um``. 
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
+import json
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from broker.sky import angle
 from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, UnusableSpectrumError, error_of_ivar
-from broker.tables import votable
-from broker.tables.text import UTF_16, decoded
+from broker.tables.parquet import ParquetTable
+from broker.tables.table import Table
+from broker.tables.text import TextTable
 from broker.times import JD_OF_MJD_0, mjd_of
 
 Array = NDArray[np.float64]
@@ -53,17 +50,10 @@ _UNITS_IN_NAMES: Final = {
 _MEDIA_IN_NAMES: Final = {"air": True, "vac": False, "vacuum": False}
 _BRACKETS: Final = re.compile(r"^(.*?)\s*[\[(](.+)[\])]\s*$")
 _NO_VALUE: Final = frozenset({"", "--", "-", "---", "null", "none", "masked", "n/a", "na", "indef", "nan"})
-_COMMENT: Final = ("#", "!", "%", ";", "\\", "//", "*")
-"""With which a line begins that is no row: of most programs, IRAF and Fortran, LaTeX, IDL, IPAC, C."""
-_AFTER_A_ROW: Final = re.compile(r"\s+[#!].*$")
 _NUMBER: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE)
-_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x19\x1b-\x1f]")
-_SEPARATORS: Final = (";", "\t", ",", "|", None)
-_MAX_LINES: Final = 2 * MAX_PIXELS
 _MAX_CHUNK_VALUES: Final = 50_000_000
 """In one column of a row group of a Parquet file, which is decoded at once."""
 _SPECTRA_AT_ONCE: Final = 16
-_KEYWORD: Final = re.compile(r"^\s*([A-Za-z][\w\- ]{0,30}?)\s*[:=]\s*(.+?)\s*$")
 _TRUE: Final = frozenset({"t", "true", "1", "yes"})
 
 
@@ -88,176 +78,68 @@ class SpectrumTable:
     """Values that hold for all rows, by name."""
 
 
-def read_text(data: bytes) -> SpectrumTable:
-    """A table in CSV, ECSV, IPAC's form or separated by white space, in UTF-8, UTF-16 or Latin-1.
-
-    Comments begin with ``#``, ``!``, ``%``, ``;``, ``\\``, ``//`` or ``*``; those of the form ``name: value`` or
-    ``name = value`` are the header. The names of the columns are in a line above the numbers, or in the last comment
-    there; without any, the columns are wavelength, flux and, if there is a third, error. Numbers may have Fortran's
-    D exponents and, where the separator is no comma, decimal commas.
-
-    Raises UnusableSpectrumError for what is no such table, with the line that does not fit.
-    """
-    if _CONTROL.search(data) and not data.startswith(UTF_16):
-        raise UnusableSpectrumError("neither FITS, Parquet, VOTable nor text")
-    text = decoded(data)
-    if text.startswith("# %ECSV"):
-        return _read_ecsv(text)
-    comments: list[str] = []
-    titles: list[str] = []
-    rows: list[tuple[int, str]] = []
-    separator: str | None = None
-    for number, line in enumerate(itertools.islice(text.split("\n", _MAX_LINES + 1), _MAX_LINES + 1), 1):
-        if number > _MAX_LINES:
-            raise UnusableSpectrumError(f"more than {_MAX_LINES:,} lines: no spectrum, or many in one text")
-        stripped = line.strip()
-        if stripped.startswith(_COMMENT):
-            if not rows:
-                comments.append(stripped.lstrip("#!%;\\/* \t"))
-        elif rows:
-            if stripped:
-                rows.append((number, stripped))
-        elif stripped:
-            separator = _separator(stripped)
-            if _is_number(_split(stripped, separator)[0], separator != ","):
-                rows.append((number, stripped))
-            else:
-                titles.append(stripped)
-    if not rows and not titles:
-        raise UnusableSpectrumError("a text without a table")
-    if len(rows) > MAX_PIXELS:
-        raise UnusableSpectrumError(f"{len(rows):,} rows; a spectrum has {MAX_PIXELS:,} pixels at most")
-    cells = [_split(_AFTER_A_ROW.sub("", row), separator) for _, row in rows]
-    names, units, others = _titles(titles, comments, separator, len(cells[0]) if cells else 0)
-    for (number, row), values in zip(rows, cells, strict=True):
-        if len(values) == len(names) + 1 and not values[-1].strip():  # a separator at the end of the line
-            values.pop()
-        if len(values) != len(names):
-            raise UnusableSpectrumError(
-                f"line {number}, {row[:60]!r}: a row of {len(values)} values under {len(names)} columns: "
-                f"{', '.join(names)[:200]}"
-            )
-    header = {match[1].strip(): match[2] for line in (*others, *comments) if (match := _KEYWORD.match(line))}
-    comma = separator != ","
-    return SpectrumTable(
-        [
-            SpectrumColumn(name.strip(), _cells([row[i] for row in cells], comma), unit)
-            for i, (name, unit) in enumerate(zip(names, units, strict=True))
-        ],
-        header,
-    )
-
-
-def _separator(row: str) -> str | None:
-    """What separates the cells of a row: the first by which all are numbers, else the first that it has."""
-    for separator in _SEPARATORS:
-        cells = _split(row, separator)
-        if len(cells) > 1 and all(_is_number(cell, separator != ",") for cell in cells):
-            return separator
-    return next((s for s in (",", ";", "\t", "|") if s in row.strip("|")), None)
-
-
-def _split(row: str, separator: str | None) -> list[str]:
-    if separator is None:
-        return row.split() or [""]
-    if separator == "|":
-        row = row.strip().strip("|")
-    return next(csv.reader([row], delimiter=separator), [""])
-
-
-def _titles(
-    titles: list[str], comments: list[str], separator: str | None, size: int
-) -> tuple[list[str], list[str | None], list[str]]:
-    """Names and units of ``size`` columns (0: of no rows), and the lines above the numbers that are neither."""
-    for lines in (titles, comments):
-        for number in reversed(range(len(lines))):
-            names = next((n for n in _readings(lines[number], separator) if _is_header(n, size)), None)
-            if names is None:
-                continue
-            below = lines[number + 1] if number + 1 < len(lines) else ""
-            units = next((u for u in _readings(below, separator) if len(u) == len(names)), [])
-            known = [u.strip() if re.search("[a-zA-Z]", u) else None for u in units] or [None] * len(names)
-            if lines is comments or not _are_units(known):
-                known = [None] * len(names)
-            return names, known, titles[:number] if lines is titles else titles
-    if titles and (not size or len(_split(titles[-1], _separator(titles[-1]))) == size):
-        names = _split(titles[-1], _separator(titles[-1]) if not size else separator)
-        return names, [None] * len(names), titles[:-1]
-    names = ["wavelength", "flux", "error"] if size > 2 else ["wavelength", "flux"]
-    return names, [None] * len(names), titles
-
-
-def _readings(line: str, separator: str | None) -> Iterator[list[str]]:
-    """A line of names in the ways it may be meant: as the rows are, or by another separator."""
-    if line.startswith("|"):  # IPAC
-        yield [name.strip() for name in line.strip("|").split("|")]
-    for way in dict.fromkeys((separator, _separator(line), None)):
-        yield _split(line, way)
-
-
-def _are_units(units: list[str | None]) -> bool:
-    """Whether a line below the names is of units: Angstrom and the like for the wavelength."""
-    return any(u is not None and _is_wavelength_unit(u) for u in units)
-
-
-def _is_wavelength_unit(text: str) -> bool:
-    from broker.spectra.normalise import to_angstrom
-
-    try:
-        to_angstrom(np.ones(1), text)
-    except UnusableSpectrumError:
-        return False
-    return True
-
-
-def read_parquet(data: bytes) -> Iterator[SpectrumTable]:
-    """A Parquet table, rows of arrays a few at a time; a field's metadata may name its ``unit``.
+def read_table(table: Table) -> Iterator[SpectrumTable]:
+    """A table of any format, rows of arrays a few at a time.
 
     Raises UnusableSpectrumError where columns hold more values than are read at once.
     """
-    with pq.ParquetFile(io.BytesIO(data)) as file:
-        groups = (file.metadata.row_group(n) for n in range(file.metadata.num_row_groups))
-        most = max((g.column(n).num_values for g in groups for n in range(g.num_columns)), default=0)
-        nested = any(pa.types.is_nested(column.type) for column in file.schema_arrow)
-        if most > _MAX_CHUNK_VALUES or (not nested and file.metadata.num_rows > MAX_PIXELS):
-            raise UnusableSpectrumError(
-                f"{file.metadata.num_rows:,} rows, {most:,} values in one column of a row group: {MAX_PIXELS:,} rows "
-                f"of one spectrum, {_MAX_CHUNK_VALUES:,} values of arrays are the most that are read"
-            )
-        if not nested:
-            yield _parquet_table(file.read())
-            return
-        for batch in file.iter_batches(_SPECTRA_AT_ONCE):
-            yield _parquet_table(pa.Table.from_batches([batch], file.schema_arrow))
-
-
-def _parquet_table(table: pa.Table) -> SpectrumTable:
-    columns = []
-    for number, column_field in enumerate(table.schema):
-        column: Any = table.column(number)
-        lists = pa.types.is_list(column_field.type) or pa.types.is_large_list(column_field.type)
-        values = column.to_pylist() if pa.types.is_nested(column_field.type) and not lists else column.to_numpy()
-        unit = (column_field.metadata or {}).get(b"unit")
-        columns.append(SpectrumColumn(column_field.name, values, unit.decode("utf-8", "replace") if unit else None))
-    header: dict[str, Any] = {}
-    for name, value in (table.schema.metadata or {}).items():
-        if len(value) <= 256:  # longer ones are other programs' descriptions of the table
-            header[name.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
-    return SpectrumTable(columns, header)
-
-
-def read_votable(data: bytes) -> SpectrumTable:
-    """The first table of a VOTable; raises what ``broker.tables.votable.read`` does."""
-    file = votable.read(io.BytesIO(data))
-    table = file.get_first_table()
-    columns = [
-        SpectrumColumn(
-            f.name or f.ID, _filled(table.array[f.ID or f.name]), str(f.unit) if f.unit else None, f.ucd or ""
+    names = list(dict.fromkeys(table.names))
+    most = table.most_at_once if isinstance(table, ParquetTable) else 0
+    first = next(table.batches(names, size=1, numbers=names), None)
+    nested = first is not None and any(map(_is_nested, first.columns))
+    if most > _MAX_CHUNK_VALUES or (not nested and (table.rows or 0) > MAX_PIXELS):
+        raise UnusableSpectrumError(
+            f"{table.rows or 0:,} rows, {most:,} values in one column of a row group: {MAX_PIXELS:,} rows "
+            f"of one spectrum, {_MAX_CHUNK_VALUES:,} values of arrays are the most that are read"
         )
-        for f in table.fields
-    ]
-    params = [*table.params, *(p for resource in file.resources for p in resource.params)]
-    return SpectrumTable(columns, {p.name: p.value for p in params})
+    if nested:
+        for batch in table.batches(names, size=_SPECTRA_AT_ONCE, numbers=names):
+            yield _of_batches(table, [batch])
+        return
+    held, rows = [], 0
+    for batch in table.batches(names, numbers=names):
+        held.append(batch)
+        rows += batch.num_rows
+        if rows > MAX_PIXELS:
+            raise UnusableSpectrumError(f"{rows:,} rows; a spectrum has {MAX_PIXELS:,} pixels at most")
+    if table.uneven:
+        raise UnusableSpectrumError(f"rows with another number of cells than the header: {table.uneven}")
+    yield _of_batches(table, held)
+
+
+def _is_nested(column: pa.Array[Any]) -> bool:
+    """Whether a column holds arrays, in ECSV as text: ``[1.0, 2.0]``."""
+    if pa.types.is_string(column.type):
+        return any(value is not None and value.startswith("[") for value in column.to_pylist())
+    return pa.types.is_nested(column.type)
+
+
+def _of_batches(table: Table, batches: Sequence[pa.RecordBatch]) -> SpectrumTable:
+    columns = []
+    for about in {column.name: column for column in table.columns}.values():
+        parts = [_values(batch.column(about.name), table) for batch in batches]
+        arrays = all(isinstance(part, np.ndarray) for part in parts)
+        values = np.concatenate(parts) if parts and arrays else [value for part in parts for value in part]
+        # Of a struct of arrays the field is what tells.
+        name = about.name.rpartition(".")[2] if isinstance(table, ParquetTable) else about.name
+        columns.append(SpectrumColumn(name, values, about.unit, about.ucd))
+    return SpectrumTable(columns, table.header)
+
+
+def _values(column: Any, table: Table) -> Any:
+    """Numbers with NaN where they are missing, texts, or arrays."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return [None if v is None else v.decode("utf-8", "replace") for v in column.to_pylist()]
+    if pa.types.is_nested(column.type):
+        return column.to_pylist()
+    if pa.types.is_string(column.type) and isinstance(table, TextTable):
+        texts = ["" if v is None else v for v in column.to_pylist()]
+        if _is_nested(column):
+            return [json.loads(text) if text else [] for text in texts]
+        return numbers_or_texts(texts, table.decimal_comma)
+    return column.to_numpy(zero_copy_only=False)
 
 
 def spectra(table: SpectrumTable, format_name: str) -> Iterator[RawSpectrum]:
@@ -372,33 +254,7 @@ def is_air(wave: SpectrumColumn | None, header: Mapping[str, Any]) -> bool:
     return str(header.get("ctype1", "")).strip().upper().startswith("AWAV")
 
 
-def _read_ecsv(text: str) -> SpectrumTable:
-    from astropy.table import Table as AstropyTable
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        # As lines: a text of one line would be taken for the name of a file or an address.
-        table = AstropyTable.read(text.split("\n"), format="ascii.ecsv")
-    if len(table) > MAX_PIXELS:
-        raise UnusableSpectrumError(f"{len(table):,} rows; {MAX_PIXELS:,} are the most that are read")
-    columns = [
-        SpectrumColumn(n, _filled(table[n]), str(table[n].unit) if table[n].unit else None) for n in table.colnames
-    ]
-    # Of YAML only plain values: nested ones could be of any size when written out.
-    return SpectrumTable(
-        columns, {name: value for name, value in table.meta.items() if isinstance(value, str | int | float)}
-    )
-
-
-def _filled(values: Any) -> Any:
-    """Masked numbers as NaN."""
-    array = np.ma.asarray(values)
-    if array.dtype.kind in "fiu":
-        return np.ma.filled(array.astype(np.float64), np.nan)
-    return np.ma.getdata(array)
-
-
-def _cells(texts: list[str], comma: bool) -> Any:
+def numbers_or_texts(texts: list[str], comma: bool) -> Any:
     """Numbers, NaN where there is none; the texts where they are not numbers."""
     try:
         return np.array(texts, np.float64)
@@ -410,7 +266,8 @@ def _cells(texts: list[str], comma: bool) -> Any:
         return texts
 
 
-def _is_number(text: str, comma: bool) -> bool:
+def is_number(text: str, comma: bool) -> bool:
+    """Whether a cell is a number or a word for none; ``comma``: it may have a decimal comma."""
     try:
         _number_of(text, comma)
     except ValueError:
@@ -430,8 +287,9 @@ def _number_of(text: str, comma: bool) -> float:
     return float(text.lower().replace("d", "e"))
 
 
-def _is_header(names: list[str], size: int) -> bool:
-    return len(names) == (size or len(names)) and any(_base(name) in (*_WAVELENGTH, *_LOG_WAVELENGTH) for name in names)
+def is_wavelength(name: str) -> bool:
+    """Whether a column of this name holds wavelengths or their logarithms."""
+    return _base(name) in (*_WAVELENGTH, *_LOG_WAVELENGTH)
 
 
 def _tokens(name: str) -> list[str]:

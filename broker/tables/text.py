@@ -1,9 +1,9 @@
 """Tables in text, whatever their dialect: separators, comments, encodings, headers.
 
-One reader for light curves and catalogues. The separator is a comma, semicolon, tab or ``|``, or blanks; comments
-begin with ``#``, ``%``, ``!``, ``//`` or ``\\``; the text is UTF-8, with or without a byte order mark, UTF-16 or
-Latin-1; lines end as on any system. The names of the columns are in the first line that is no comment or, as ATLAS
-writes them, in the last comment before it. IPAC's tables and VizieR's lines of units and dashes are understood.
+The separator is a comma, semicolon, tab or ``|``, or blanks; comments begin with ``#``, ``%``, ``!``, ``//`` or
+``\\``; the text is UTF-8, with or without a byte order mark, UTF-16 or Latin-1; lines end as on any system. The names
+of the columns are in the first line that is no comment or, as ATLAS writes them, in the last comment before it. IPAC's
+tables, VizieR's lines of units and dashes and the header of ECSV are understood.
 
 The rows are passed on as UTF-8 without comments, with one separator between two cells, so that pyarrow's reader can
 take them: a block at a time, and memory does not grow with the file.
@@ -14,22 +14,34 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import IO, Any, Final, Literal, Protocol, cast
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Final, Literal, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
 from broker.errors import InputFileError
+from broker.tables.content import open_content
+from broker.tables.encoding import as_text, blocks_of_lines, encoding_of, read_up_to
+from broker.tables.table import Table, TableColumn, input_errors
 
 NULLS: Final = ("", "null", "nan", "na", "n/a", "#n/a", "<na>", "none", "-", "--", "---", "masked", "indef", "\\n")
 """Texts, in lower case, that stand for a missing value."""
+_BLANKS_ALONE: Final = [" " * n for n in range(1, 40)]
+"""VizieR pads columns to a width."""
+_NULL_WORDS: Final = [
+    *dict.fromkeys(form for null in NULLS for form in (null, null.upper(), null.title())),
+    "NaN", "<NA>", "\\N", *_BLANKS_ALONE,
+]  # fmt: skip
+_BLOCK_OF_NUMBERS: Final = 8 << 20
+_BLOCK_OF_TEXT: Final = 16 << 20
+"""Bytes that are parsed at once; a row, which may hold lists, cannot be longer."""
 _HEAD: Final = 1 << 20
 """Bytes in which the header must end."""
-_BLOCK: Final = 4 << 20
-LONGEST_LINE: Final = 64 << 20
-"""Bytes; what has no line end for longer is no table."""
+ECSV: Final = "# %ECSV"
+"""With which a text in ECSV begins."""
 _COMMENT: Final = re.compile(rb"(?m)^[ \t]*(?:[#%!\\]|//).*\n?")
 _SIGNS: Final = (b"#", b"%", b"!", b"//", b"\\")
 _BLANKS: Final = re.compile(rb"[ \t]+")
@@ -38,73 +50,53 @@ _EDGES: Final = re.compile(rb"(?m)^[ \t]+|[ \t]+$")
 _KEYWORD: Final = re.compile(r"^\s*([A-Za-z][\w\- ]{0,30}?)\s*[:=]\s*(.+?)\s*$")
 _NUMBER: Final = re.compile(r"^\s*[<>]?\s*[+-]?(\d+\.?\d*|[.,]\d+|\d+,\d+)([eEdD][+-]?\d+)?\s*$")
 _DECIMAL_COMMA: Final = re.compile(r"^\s*[<>]?\s*[+-]?\d+,\d+\s*$")
-_ENCODINGS: Final = {b"\xff\xfe": "utf-16-le", b"\xfe\xff": "utf-16-be"}
-UTF_16: Final = tuple(_ENCODINGS)
-"""With which a text in UTF-16 begins."""
 _SEPARATORS: Final = ",;\t|"
 
 
-class Readable(Protocol):
-    """Bytes to be read once, forward."""
-
-    def read(self, size: int, /) -> bytes:
-        """1 to ``size`` bytes, none at the end."""
-
-
-class TextTable:
+class TextTable(Table):
     """A table in text; what is said of it is read at once, its rows when they are asked for."""
 
-    name: Final[str]
-    names: list[str]
-    """Of the columns; empty where the file has none and no comment names them."""
+    format = "text"
     comments: list[str]
     """Before the rows, without the sign that begins them."""
-    header: dict[str, str]
-    """What the comments say of the whole table: ``name: value`` or ``name = value``; names in lower case."""
-    units: dict[str, str]
-    """Of columns that have one."""
     separator: str
     """Of the rows as they are passed on."""
     width: int
-    """Columns."""
-    decimal_comma: bool
-    """Whether numbers are written with a comma: ``15,392``."""
-    uneven: int
-    """Rows left out so far because they have another number of cells than the header."""
+    """Cells of a row; the table has no names, and so no columns, where neither a line nor a comment names them."""
 
-    def __init__(self, name: str, opened: Callable[[], AbstractContextManager[Readable]]) -> None:
-        """``opened()`` gives the text from its start, decompressed, each time; ``name`` is for messages.
-
-        Raises InputFileError where it is no text or holds no table.
-        """
-        self.name, self._opened = name, opened
-        self.uneven = 0
-        with opened() as file:
-            head = _read(file, _HEAD)
+    def __init__(self, path: Path) -> None:
+        """Raises InputFileError where it is no text or holds no table."""
+        self.path = path
+        with open_content(path) as (_, content):
+            head = read_up_to(content, _HEAD)
         whole = len(head) < _HEAD
-        self._encoding = _encoding(name, head)
-        text = _text(head if whole else head[: head.rfind(b"\n") + 1], self._encoding)
+        self._encoding = encoding_of(head)
+        text = as_text(head if whole else head[: head.rfind(b"\n") + 1], self._encoding)
         lines = text.split("\n")
+        self._names: list[str] = []
+        self._units: dict[str, str] = {}
+        self._descriptions: dict[str, str] = {}
         self._skip = self._read_header(lines)
         rows = [line for line in lines[self._skip :] if line.strip() and not _is_comment(line)][:20]
         self._read_layout(rows)
+        self.name_columns(self._names)
 
-    @staticmethod
-    def of_bytes(name: str, data: bytes) -> TextTable:
-        """A table that is in memory."""
-        return TextTable(name, lambda: io.BytesIO(data))
+    def name_columns(self, names: Sequence[str]) -> None:
+        """Name the columns, where the text does not."""
+        self.columns = [TableColumn(n, self._units.get(n), self._descriptions.get(n, "")) for n in names]
 
     def _read_header(self, lines: list[str]) -> int:
         """Take names, comments and units; returns the number of lines before the first row."""
         self.comments = []
         number = next((n for n, line in enumerate(lines) if line.strip() and not _is_comment(line)), None)
         if number is None:
-            raise InputFileError(f"{self.name}: a text without a table: no line that is no comment")
+            raise InputFileError("a text without a table: no line that is no comment")
         self.comments = [line.strip().lstrip("#%!/\\ \t") for line in lines[:number] if line.strip()]
         keywords = (_KEYWORD.match(line) for line in self.comments)
         self.header = {match[1].strip().lower(): match[2].strip("'\" ") for match in keywords if match}
-        self.units = {}
         first = lines[number]
+        if lines[0].startswith(ECSV):
+            return self._read_ecsv(lines, number)
         if first.lstrip().startswith("|"):  # IPAC: names, types, units and nulls between bars, then cells in columns
             return self._read_ipac(lines, number)
         self._blanks = not any(s in first for s in _SEPARATORS)
@@ -112,14 +104,30 @@ class TextTable:
         cells = self.split(first)
         if any(map(is_number, cells)):
             commented = (self.split(line) for line in reversed(self.comments))
-            self.names = next((c for c in commented if len(c) == len(cells) and not any(map(is_number, c))), [])
+            self._names = next((c for c in commented if len(c) == len(cells) and not any(map(is_number, c))), [])
             return number
-        self.names = [cell.strip() for cell in cells]
+        self._names = [cell.strip() for cell in cells]
         below = lines[number + 1 : number + 3]
         if len(below) == 2 and below[1].startswith("--") and not below[1].strip("-" + self.separator + " "):
             units = self.split(below[0])
-            self.units = {n: u.strip() for n, u in zip(self.names, units, strict=False) if u.strip()}
+            self._units = {n: u.strip() for n, u in zip(self._names, units, strict=False) if u.strip()}
             return number + 3
+        return number + 1
+
+    def _read_ecsv(self, lines: list[str], number: int) -> int:
+        """https://github.com/astropy/astropy-APEs/blob/main/APE6.rst: YAML in the comments, and a line of names."""
+        from astropy.table import meta
+
+        said = meta.get_header_from_yaml([line[2:] for line in lines[1:number] if line.startswith("# ")])
+        delimiter = str(said.get("delimiter", " "))
+        self._blanks, self.separator = delimiter == " ", "\t" if delimiter == " " else delimiter
+        self._names = self.split(lines[number])
+        for column in said.get("datatype", []):
+            if column.get("unit"):
+                self._units[column["name"]] = str(column["unit"])
+            self._descriptions[column["name"]] = str(column.get("description", ""))
+        # Of YAML only plain values: nested ones could be of any size when written out.
+        self.header = {k: v for k, v in dict(said.get("meta") or {}).items() if isinstance(v, str | int | float)}
         return number + 1
 
     def _read_ipac(self, lines: list[str], number: int) -> int:
@@ -127,25 +135,24 @@ class TextTable:
         while bars < len(lines) and lines[bars].lstrip().startswith("|"):
             bars += 1
         rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines[number:bars]]
-        self.names = rows[0]
+        self._names = rows[0]
         if len(rows) > 2:
-            self.units = {name: unit for name, unit in zip(self.names, rows[2], strict=False) if unit}
+            self._units = {name: unit for name, unit in zip(self._names, rows[2], strict=False) if unit}
         self._blanks, self.separator = True, "\t"
         return bars
 
     def _read_layout(self, rows: Sequence[str]) -> None:
         """What the first rows tell: a separator at the end of each, commas in numbers."""
         cells = [self.split(row) for row in rows]
-        self.width = len(self.names) or (len(cells[0]) if cells else 0)
+        self.width = len(self._names) or (len(cells[0]) if cells else 0)
         self._padding = 0
-        if self.names and cells:
-            more = min(map(len, cells)) - len(self.names)
-            if more > 0 and all(not any(c.strip() for c in row[len(self.names) :]) for row in cells):
+        if self._names and cells:
+            more = min(map(len, cells)) - len(self._names)
+            if more > 0 and all(not any(c.strip() for c in row[len(self._names) :]) for row in cells):
                 self._padding = more
-            elif more != 0 and all(len(row) != len(self.names) for row in cells):
+            elif more != 0 and all(len(row) != len(self._names) for row in cells):
                 raise InputFileError(
-                    f"{self.name}: rows of {len(cells[0])} cells below {len(self.names)} names: "
-                    f"{', '.join(self.names)[:200]}"
+                    f"rows of {len(cells[0])} cells below {len(self._names)} names: {', '.join(self._names)[:200]}"
                 )
         self.decimal_comma = self.separator != "," and any(_DECIMAL_COMMA.match(cell) for row in cells for cell in row)
 
@@ -155,61 +162,86 @@ class TextTable:
             return next(csv.reader([" ".join(line.split())], delimiter=" "), [])
         return next(csv.reader([line], delimiter=self.separator), [])
 
-    @property
-    def all_names(self) -> list[str]:
-        """A name for each cell of a row: ``names``, and others where each row ends in a separator."""
-        return [*self.names, *(f" {number}" for number in range(self._padding))]
+    def batches(
+        self,
+        names: Sequence[str],
+        start: int = 0,
+        size: int = 100_000,
+        *,
+        numbers: Collection[str] = (),
+        words_are_missing: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """See ``Table``. Text is trimmed of blanks where these separate the cells."""
+        self.uneven, done = 0, start
+        with input_errors(self.path):
+            try:
+                for batch in self._batches(names, start, numbers, words_are_missing):
+                    done += batch.num_rows
+                    yield from _pieces(batch, size)
+            except pa.ArrowInvalid as error:
+                if not numbers or "conversion error" not in str(error):
+                    raise
+                # Text in a column of numbers, which is read slowly from there on.
+                for batch in self._batches(names, done, (), words_are_missing):
+                    yield from _pieces(self._with_points(batch, numbers), size)
 
-    def rows(self) -> AbstractContextManager[IO[bytes]]:
-        """The rows as a stream: UTF-8, no comments, cells separated by ``separator``, no header."""
-        return cast("AbstractContextManager[IO[bytes]]", _Rows(self._blocks()))
-
-    def cells(self) -> Iterator[list[str]]:
-        """The cells of each row."""
-        for block in self._blocks():
-            yield from csv.reader(io.StringIO(block.decode()), delimiter=self.separator)
-
-    def batches(self, columns: Sequence[int], block_size: int) -> Iterator[pa.RecordBatch]:
-        """Columns by number as text, blanks trimmed, null where there is no value; raises ArrowException.
-
-        The columns of a batch have their numbers for names. Rows with too few or too many cells are left out and
-        counted in ``uneven``.
-        """
-        self.uneven = 0
+    def _batches(
+        self, names: Sequence[str], start: int, numbers: Collection[str], words_are_missing: bool
+    ) -> Iterator[pa.RecordBatch]:
+        """Without the first ``start`` rows; ``numbers`` are float64 or ArrowInvalid is raised."""
+        uneven = 0
 
         def skip(_: Any) -> Literal["skip", "error"]:
-            self.uneven += 1
+            nonlocal uneven
+            uneven += 1
             return "skip"
 
-        names = [str(n) for n in range(len(self.names) + self._padding)]
-        wanted = [str(column) for column in columns]
+        place = {name: str(number) for number, name in reversed(list(enumerate(self.names)))}
+        wanted = [place[name] for name in names]
+        options = pa_csv.ReadOptions(
+            block_size=_BLOCK_OF_NUMBERS if numbers else _BLOCK_OF_TEXT,
+            column_names=[str(n) for n in range(len(self.names) + self._padding)],
+        )
         convert = pa_csv.ConvertOptions(
             include_columns=wanted,
-            column_types=dict.fromkeys(wanted, pa.string()),
-            strings_can_be_null=True,
-            null_values=[form for null in NULLS for form in dict.fromkeys((null, null.upper(), null.title()))]
-            + ["NaN", "<NA>", "\\N"],
+            column_types={place[n]: pa.float64() if n in numbers else pa.string() for n in names},
+            strings_can_be_null=words_are_missing,
+            null_values=_NULL_WORDS,
+            decimal_point="," if self.decimal_comma else ".",
         )
-        with self.rows() as stream:
+        parse = pa_csv.ParseOptions(delimiter=self.separator, invalid_row_handler=skip)
+        with cast(IO[bytes], _Rows(self._blocks())) as stream:
             try:
-                reader = pa_csv.open_csv(
-                    stream,
-                    pa_csv.ReadOptions(block_size=block_size, column_names=names),
-                    pa_csv.ParseOptions(delimiter=self.separator, invalid_row_handler=skip),
-                    convert,
-                )
+                reader = pa_csv.open_csv(stream, options, parse, convert)
             except pa.ArrowInvalid as error:
                 if "Empty CSV" in str(error):
                     return
                 raise
             with reader:
-                yield from reader
+                for read in reader:
+                    self.uneven = max(self.uneven, uneven)
+                    batch = read.slice(min(start, read.num_rows))
+                    start -= read.num_rows - batch.num_rows
+                    if batch.num_rows:
+                        yield batch.rename_columns(list(names))
+                self.uneven = max(self.uneven, uneven)
+
+    def _with_points(self, batch: pa.RecordBatch, numbers: Collection[str]) -> pa.RecordBatch:
+        """Text in which numbers are written with a point, as other formats have them."""
+        if not self.decimal_comma:
+            return batch
+        columns: list[Any] = [
+            pc.replace_substring(batch.column(n), ",", ".") if n in numbers else batch.column(n)
+            for n in batch.schema.names
+        ]
+        return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
     def _blocks(self) -> Iterator[bytes]:
         """Whole lines, as ``rows`` passes them on."""
         to_skip = self._skip
-        with self._opened() as file:
-            for text in _lines(self.name, file, self._encoding):
+        with open_content(self.path) as (raw, content):
+            for text in blocks_of_lines(content, self._encoding):
+                self.bytes_read = raw.tell()
                 if to_skip:
                     lines = text.split(b"\n")
                     skipped, to_skip = min(to_skip, len(lines) - 1), to_skip - min(to_skip, len(lines) - 1)
@@ -235,74 +267,13 @@ def _is_comment(line: str) -> bool:
     return line.lstrip().startswith(("#", "%", "!", "//", "\\"))
 
 
-def _read(file: Readable, size: int) -> bytes:
-    """So many bytes, fewer only at the end."""
-    parts: list[bytes] = []
-    while size > 0 and (part := file.read(size)):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-def _encoding(name: str, head: bytes) -> str:
-    if head[:2] in _ENCODINGS:
-        return _ENCODINGS[head[:2]]
-    if b"\0" in head:
-        raise InputFileError(f"{name}: neither text nor Parquet: it holds zero bytes")
-    return "utf-8"
-
-
-def decoded(data: bytes) -> str:
-    """A whole text in UTF-8, with or without a byte order mark, UTF-16 or Latin-1; lines end in a line feed."""
-    return _text(data, _ENCODINGS.get(data[:2], "utf-8"))
-
-
-def _text(data: bytes, encoding: str) -> str:
-    """Decoded; what is not UTF-8 is taken as Latin-1, line by line."""
-    if encoding != "utf-8":
-        return _line_feeds(data.decode(encoding, "replace"))
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        text = "".join(map(_line_text, data.splitlines(keepends=True)))
-    return _line_feeds(text)
-
-
-def _line_feeds(text: str) -> str:
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _line_text(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        return line.decode("latin-1")
-
-
-def _lines(name: str, file: Readable, encoding: str) -> Iterator[bytes]:
-    """The text in blocks of whole lines, UTF-8, lines ended by a line feed."""
-    rest = b""
-    end = {"utf-16-le": b"\n\0", "utf-16-be": b"\0\n"}.get(encoding, b"\n")
-    while block := _read(file, _BLOCK):
-        data = rest + block
-        cut = data.rfind(end) + len(end)
-        if cut < len(end) and end == b"\n":
-            cut = data.rfind(b"\r", 0, -1) + 1  # lines that end in a carriage return alone
-        if len(end) == 2 and cut % 2:
-            cut = 0  # by chance, the second byte of one character and the first of the next
-        if cut <= 0 or cut < len(end):
-            if len(data) > LONGEST_LINE:
-                raise InputFileError(f"{name}: no table in text: a line of more than {LONGEST_LINE >> 20} MiB")
-            rest = data
-            continue
-        yield _text(data[:cut], encoding).encode()
-        rest = data[cut:]
-    if rest:
-        yield (_text(rest, encoding).rstrip("\n") + "\n").encode()
+def _pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
+    for first in range(0, batch.num_rows, size):
+        yield batch.slice(first, size)
 
 
 class _Rows(io.RawIOBase):
-    """Blocks of bytes as the file that pyarrow reads."""
+    """Blocks of whole lines as the file that pyarrow reads: UTF-8, no comments, no header."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks, self._left = blocks, memoryview(b"")

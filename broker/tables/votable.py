@@ -10,9 +10,22 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 import warnings
-from typing import IO, Any, Final
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
 from xml.parsers import expat
+
+import numpy as np
+import pyarrow as pa
+
+from broker.files import Stream
+from broker.tables.arrays import to_arrow
+from broker.tables.content import open_content
+from broker.tables.table import Table, TableColumn, input_errors
 
 MAX_BYTES: Final = 1 << 30
 """Of a document, decompressed: it is read as a whole."""
@@ -29,22 +42,87 @@ class VotableError(ValueError):
     """A VOTable that is refused; the message says why."""
 
 
-def read(file: IO[bytes], max_bytes: int = MAX_BYTES) -> Any:
-    """The ``astropy.io.votable.tree.VOTableFile`` of an open file at its start, with any gzip taken off.
+class VoTable(Table):
+    """The first table of a VOTable, which is parsed once, as a whole."""
+
+    format = "VOTable"
+
+    def __init__(self, path: Path, limit: int = MAX_BYTES) -> None:
+        """``limit`` is in bytes, of the content; raises what ``read`` does."""
+        self.path, self._length = path, path.stat().st_size
+        document = read(lambda: open_content(path), limit)
+        table = document.get_first_table()
+        # The name is what the archive calls a column; the ID, a name made fit for XML, keys the array.
+        self._ids = {field.name or field.ID: field.ID or field.name for field in table.fields}
+        about = {field.name or field.ID: field for field in table.fields}
+        self.columns = [
+            TableColumn(
+                name, str(f.unit) if f.unit is not None else None, str(f.description or "").strip(), f.ucd or ""
+            )
+            for name, f in about.items()
+        ]
+        params = [*table.params, *(p for resource in document.resources for p in resource.params)]
+        self.header = {p.name: p.value for p in params}
+        self.rows = len(table.array)
+        self._array = table.array
+        self._kept: Path | None = None
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Keep these columns in a temporary file and nothing in memory."""
+        with input_errors(self.path):
+            with tempfile.NamedTemporaryFile(prefix="trifid-", suffix=".arrow", delete=False) as file:
+                self._kept = Path(file.name)
+                self._delete = weakref.finalize(self, self._kept.unlink, missing_ok=True)
+                arrays = [to_arrow(n, *self._column(n, slice(None))) for n in names]
+                whole = pa.RecordBatch.from_arrays(arrays, names=list(names))
+                with pa.ipc.new_file(str(self._kept), whole.schema) as writer:
+                    writer.write_batch(whole)
+            self._array = None
+
+    def batches(
+        self,
+        names: Sequence[str],
+        start: int = 0,
+        size: int = 100_000,
+        *,
+        numbers: Collection[str] = (),
+        words_are_missing: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """See ``Table``."""
+        total = self.rows or 0
+        with input_errors(self.path):
+            kept = None
+            if self._kept is not None and total:
+                kept = pa.ipc.open_file(pa.memory_map(str(self._kept))).get_batch(0).select(list(names))
+            for first in range(start, total, size):
+                self.bytes_read = self._length * min(first + size, total) // total
+                if kept is not None:
+                    yield kept.slice(first, size)
+                else:
+                    arrays = [to_arrow(name, *self._column(name, slice(first, first + size))) for name in names]
+                    yield pa.RecordBatch.from_arrays(arrays, names=list(names))
+
+    def _column(self, name: str, rows: slice) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        column = self._array[self._ids[name]][rows]
+        return np.ma.getdata(column), np.ma.getmaskarray(column)
+
+
+def read(opened: Callable[[], AbstractContextManager[tuple[Any, Stream]]], max_bytes: int = MAX_BYTES) -> Any:
+    """The ``astropy.io.votable.tree.VOTableFile`` of a content, which is opened twice.
 
     Raises VotableError for a document that names data outside itself, has entities or is too large, and what astropy
     raises (ValueError, OSError, LookupError, TypeError and SyntaxError) for one that is damaged.
     """
     from astropy.io.votable import parse
 
-    _check(file, max_bytes)
-    file.seek(0)
-    with warnings.catch_warnings():
+    with opened() as (_, content):
+        _check(content, max_bytes)
+    with warnings.catch_warnings(), opened() as (_, content):
         warnings.simplefilter("ignore")  # on what the standard asks for and services do not keep
-        return parse(file, verify="ignore")
+        return parse(content.take, verify="ignore")  # whose reader takes a short piece for the last
 
 
-def _check(file: IO[bytes], max_bytes: int) -> None:
+def _check(file: Stream, max_bytes: int) -> None:
     parser = expat.ParserCreate()
     looked = _Looked()
     parser.StartElementHandler = looked.element

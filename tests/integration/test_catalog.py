@@ -524,7 +524,7 @@ def test_each_file_is_opened_once_for_its_columns(
         Table({"ra": [1.0, 2.0], "dec": [1.0, 2.0], "ruwe": [1.0, 2.0]}).write(tmp_path / name, format="votable")
     parsed = []
     read = votable.read
-    monkeypatch.setattr(votable, "read", lambda file: parsed.append(1) or read(file))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(votable, "read", lambda *given: parsed.append(1) or read(*given))  # type: ignore[func-returns-value]
     before = set(Path(tempfile.gettempdir()).glob("trifid-*"))
     assert store.load("mine", [tmp_path], PLAIN).contents.rows == 4
     assert len(parsed) == 2

@@ -556,13 +556,13 @@ def test_negative_right_ascensions_are_turned(tmp_path: Path) -> None:
         (HEADER.encode() + b"\n", "a table without rows"),
         (b"1,2,58000.5,15.0,0.1\n", "no line of column names above the 5 columns"),
         (b"\x00\x01\x02" * 50, "neither text nor Parquet"),
-        (b"<html><body>Not found</body></html>", "XML or HTML"),
+        (b"<html><body>Not found</body></html>", "an HTML page, perhaps of an error where a download was meant"),
         (HEADER.encode() + b"\n1,2,3\n4,5,6\n", "rows of 3 cells below 7 names"),
         (
             gzip.compress(HEADER.encode() + b"\n" + b"a,1,2,58000,15,0.1,g\n" * 5000, mtime=0)[:-60],
             "cut short: its gzip data end early",
         ),
-        (gzip.compress(b"PAR1" + b"\0" * 100, mtime=0), "compressed Parquet"),
+        (gzip.compress(b"PAR1" + b"\0" * 100, mtime=0), "cannot be read: Parquet magic bytes not found in footer"),
     ],
 )
 def test_what_is_no_such_table_is_an_error_that_says_why(content: bytes, reason: str, tmp_path: Path) -> None:

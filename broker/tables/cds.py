@@ -7,22 +7,25 @@ https://vizier.cds.unistra.fr/doc/catstd.htx: a file ``ReadMe`` in the same fold
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker.catalog.columns import Kinds, from_texts
-from broker.local_files import open_unpacked
+from broker.tables.arrays import to_arrow
+from broker.tables.content import buffered, open_content
+from broker.tables.table import Table, TableColumn, input_errors
 
 README: Final = "ReadMe"
+_COMPRESSED: Final = re.compile(r"\.(gz|bz2|xz|zst)$")
 _HEADING: Final = re.compile(r"Byte-(?:by|per)-byte Description of files?:\s*(.*)", re.IGNORECASE)
-_COLUMN: Final = re.compile(r"\s*(?:(\d+)\s*-\s*)?(\d+)\s+[AIFE]\d*(?:\.\d+)?\s+(\S+)\s+(\S+)(?:\s|$)")
+_COLUMN: Final = re.compile(r"\s*(?:(\d+)\s*-\s*)?(\d+)\s+[AIFE]\d*(?:\.\d+)?\s+(\S+)\s+(\S+)(?:\s+(.*?))?\s*$")
 _RULE: Final = re.compile(r"[-=]{20,}\s*$")
 _LONGEST_README: Final = 4 << 20
 _LOOKED_AT: Final = 20
@@ -43,6 +46,7 @@ class Field:
     end: int
     """Byte behind it."""
     unit: str = ""
+    description: str = ""
 
 
 def vsx_fields(id_digits: int) -> tuple[Field, ...]:
@@ -55,52 +59,61 @@ def vsx_fields(id_digits: int) -> tuple[Field, ...]:
     return Field("OID", 0, id_digits), *(Field(n, first + shift, end + shift, unit) for n, first, end, unit in places)
 
 
-class CdsTable:
-    """A table of fixed columns."""
+class CdsTable(Table):
+    """A table of fixed columns; of hours, minutes and seconds positions in degrees are made."""
+
+    format = "text"
 
     def __init__(self, path: Path, fields: Sequence[Field], skip: int) -> None:
         """``skip`` lines come before the rows."""
-        self._path, self._skip = path, skip
+        self.path, self._skip = path, skip
         self._fields = {field.name: field for field in fields}
-        self.names = list(self._fields)
+        self.columns = [TableColumn(f.name, f.unit or None, f.description) for f in self._fields.values()]
         if self._fields.keys() >= {*_HMS, *_DMS[1:3]} and not {RA, DEC} & self._fields.keys():
-            self.names += [RA, DEC]
-        self.units: Mapping[str, str] = {f.name: f.unit for f in fields if f.unit not in ("", "---")}
-        self.uneven = 0
-        self._kinds = Kinds()
+            self.columns += [TableColumn(RA), TableColumn(DEC)]
+        self.header = {}
 
-    def keep(self, names: Sequence[str], kinds: Kinds) -> None:
-        """Nothing is read ahead."""
-        self._kinds = kinds
-
-    def pieces(self, names: Sequence[str], start: int, size: int) -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-        """See ``_Table`` of ``broker.catalog.tables``."""
+    def batches(
+        self,
+        names: Sequence[str],
+        start: int = 0,
+        size: int = 100_000,
+        *,
+        numbers: Collection[str] = (),
+        words_are_missing: bool = True,
+    ) -> Iterator[pa.RecordBatch]:
+        """See ``Table``. A column of numbers that has text in some rows is text in these pieces."""
         width = max(field.end for field in self._fields.values())
-        with open_unpacked(self._path) as (raw, file):
+        with input_errors(self.path), open_content(self.path) as (raw, content), buffered(content) as file:
             stripped = (line.rstrip(b"\r\n") for line in islice(_lines(file), self._skip, None))
             rows = islice((row for row in stripped if row.strip()), start, None)
             while lines := list(islice(rows, size)):
                 table = np.array(lines, f"S{width}").view("u1").reshape(len(lines), width)
-                yield {name: self._column(table, name) for name in names}, raw.tell()
+                self.bytes_read = raw.tell()
+                columns = [to_arrow(name, *self._column(table, name, name in numbers)) for name in names]
+                yield pa.RecordBatch.from_arrays(columns, names=list(names))
 
-    def _column(self, table: NDArray[np.uint8], name: str) -> NDArray[Any]:
+    def _column(
+        self, table: NDArray[np.uint8], name: str, is_number: bool
+    ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+        """Values and which of them are missing."""
         if name not in self._fields:
-            return self._angle(table, _HMS, 15.0) if name == RA else self._angle(table, _DMS, 1.0)
-        field = self._fields[name]
-        texts = _cells(table, field)
-        if name in self._kinds.texts:
-            return texts
-        try:
-            return np.where(texts == b"", b"nan", texts).astype(np.float64)
-        except ValueError:
-            return from_texts(name, texts.tolist(), self._kinds)
+            return (self._angle(table, _HMS, 15.0) if name == RA else self._angle(table, _DMS, 1.0)), None
+        texts = _cells(table, self._fields[name])
+        blank = texts == b""
+        if is_number:
+            try:
+                return np.where(blank, b"nan", texts).astype(np.float64), blank
+            except ValueError:
+                pass
+        return texts, blank
 
     def _angle(self, table: NDArray[np.uint8], parts: Sequence[str], unit: float) -> NDArray[np.float64]:
         """Degrees of a position in hours or degrees, minutes and seconds, of which the last may be missing."""
         whole, minutes, seconds = parts[-3:]
-        degrees = self._column(table, whole) + np.nan_to_num(self._column(table, minutes)) / 60.0
+        degrees = _numbers(table, self._fields[whole]) + np.nan_to_num(_numbers(table, self._fields[minutes])) / 60.0
         if seconds in self._fields:
-            degrees = degrees + np.nan_to_num(self._column(table, seconds)) / 3600.0
+            degrees = degrees + np.nan_to_num(_numbers(table, self._fields[seconds])) / 3600.0
         negative = _cells(table, self._fields["DE-"]) == b"-" if len(parts) > 3 and "DE-" in self._fields else False
         result: NDArray[np.float64] = np.where(negative, -degrees, degrees) * unit
         return result
@@ -112,18 +125,18 @@ def described(path: Path, head: bytes) -> CdsTable | None:
     ``head`` is its beginning. None where it is none.
     """
     text = head.decode("latin-1")
-    name = path.name.removesuffix(".gz")
+    name = _COMPRESSED.sub("", path.name)
     if _HEADING.search(text):
-        with open_unpacked(path) as (_, file):
-            text = file.read(_LONGEST_README).decode("latin-1")
+        with open_content(path) as (_, content):
+            text = content.take(_LONGEST_README).decode("latin-1")
         lines = text.split("\n")
         rules = [number for number, line in enumerate(lines) if _RULE.match(line)]
         fields = _fields(lines, None)
         return CdsTable(path, fields, rules[-1] + 1) if fields and rules else None
     readme = path.parent / README
     if path.name != README and readme.is_file():
-        with open_unpacked(readme) as (_, file):
-            lines = file.read(_LONGEST_README).decode("latin-1").split("\n")
+        with open_content(readme) as (_, content):
+            lines = content.take(_LONGEST_README).decode("latin-1").split("\n")
         if fields := _fields(lines, name):
             return CdsTable(path, fields, 0)
     rows = [row for row in head.split(b"\n")[:-1] if row.strip()][:_LOOKED_AT]
@@ -151,7 +164,8 @@ def _fields(lines: Sequence[str], file: str | None) -> tuple[Field, ...]:
                 break
         elif inside and (column := _COLUMN.match(line)):
             end = int(column[2])
-            found.append(Field(column[4], int(column[1] or end) - 1, end, "" if column[3] == "---" else column[3]))
+            unit = "" if column[3] == "---" else column[3]
+            found.append(Field(column[4], int(column[1] or end) - 1, end, unit, column[5] or ""))
     return tuple(found)
 
 
@@ -170,7 +184,23 @@ def _cells(table: NDArray[np.uint8], field: Field) -> NDArray[np.bytes_]:
     return np.char.strip(block.view(f"S{field.end - field.first}")[:, 0])
 
 
-def _lines(file: Any) -> Iterator[bytes]:
+def _numbers(table: NDArray[np.uint8], field: Field) -> NDArray[np.float64]:
+    """NaN for blanks, infinity for text that is no number."""
+    texts = _cells(table, field)
+    try:
+        return np.where(texts == b"", b"nan", texts).astype(np.float64)
+    except ValueError:
+        return np.array([_number(text) for text in texts.tolist()])
+
+
+def _number(text: bytes) -> float:
+    try:
+        return float(text or b"nan")
+    except ValueError:
+        return np.inf
+
+
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
     """Lines, none longer than a row of fixed columns can be."""
     while line := file.readline(_LONGEST_ROW):
         yield line
