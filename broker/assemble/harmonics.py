@@ -50,9 +50,9 @@ def band_means(
     value: NDArray[np.float64], weight: NDArray[np.float64], band_start: NDArray[np.intp]
 ) -> NDArray[np.float64]:
     """(n,) the weighted mean of each point's band; arguments as in ``harmonic_fit``."""
-    first = band_start[:-1]
-    mean = np.add.reduceat(weight * value, first) / np.maximum(np.add.reduceat(weight, first), 1e-30)
-    return np.repeat(mean, np.diff(band_start))
+    mean = np.empty(len(value))
+    _means_kernel()(value, weight, band_start, mean)
+    return mean
 
 
 def turn_fraction(turns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,6 +63,20 @@ def turn_fraction(turns: NDArray[np.float64]) -> NDArray[np.float64]:
 def warm_up() -> None:
     """Compile now and not at the first light curve."""
     _kernel()
+    _means_kernel()
+
+
+def _means(
+    value: NDArray[np.float64], weight: NDArray[np.float64], band_start: NDArray[np.intp], mean: NDArray[np.float64]
+) -> None:  # pragma: no mutate block - as below
+    """Fill ``mean`` (n,) of ``band_means``: in NumPy, calls for each band cost more than a band's points do."""
+    for band in range(len(band_start) - 1):
+        first, last = band_start[band], band_start[band + 1]
+        total = weights = 0.0
+        for i in range(first, last):
+            total += weight[i] * value[i]
+            weights += weight[i]
+        mean[first:last] = total / max(weights, 1e-30)
 
 
 def _fit(
@@ -174,3 +188,10 @@ _SIGNATURE: Final = types.void(
 def _kernel() -> Callable[..., None]:
     # Sums may be taken in any order, eight at a time.
     return compiled(_fit, _SIGNATURE, fastmath={"reassoc", "contract", "nsz"})
+
+
+@cache
+def _means_kernel() -> Callable[..., None]:
+    column = types.Array(types.float64, 1, "C")
+    signature = types.void(column, column, types.Array(types.intp, 1, "C"), column)
+    return compiled(_means, signature, fastmath={"reassoc", "contract", "nsz"})
