@@ -1,8 +1,8 @@
-"""Light curves from tables, Parquet or text: one row an object with lists, or one row a point.
+"""Light curves from tables of any format: one row an object with lists, or one row a point.
 
 Columns are taken by their names (``broker.lightcurves.columns``): the object's name and position, the time, the
 magnitude and its error, the band and, where the archive has one, a flag of bad points. Text may have any dialect
-(``broker.tables.text``), Parquet lists, structs of lists or lists of structs (HATS, nested-pandas). Tables are read in
+(``broker.tables.text``), Parquet lists, structs of lists or lists of structs (HATS, nested-pandas). They are read in
 pieces: memory does not grow with the file, unless the rows of an object are scattered over it.
 
 Points that are no measurements are left out: codes for missing values, limits, flagged points, times that are none.
