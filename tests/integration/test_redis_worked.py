@@ -15,7 +15,7 @@ from astropy.time import Time
 
 from broker.embedded.redis import RedisServer
 from broker.records import METADATA_FEATURES, Alert, ObservedSpectrum, SourceMetadata, Spectrum
-from broker.state.encoding import decode_spectrum
+from broker.state.encoding import VERSION, decode_spectrum
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
 from broker.state.redis import RedisStore
@@ -132,3 +132,18 @@ def test_the_radius_is_in_arcsec_on_the_sky(
             east = SkyCoord(150.0 * u.deg, dec * u.deg).directional_offset_by(90 * u.deg, arcsec * u.arcsec)
             (state,) = of.update([point("lsst", "1", float(east.ra.deg), float(east.dec.deg), 60001.0)])
             assert (state.associated == ("ztf:ZTF18a",)) is found
+
+
+@pytest.mark.parametrize("later", ["a", "b"])
+def test_an_object_that_a_later_release_wrote_hides_no_other(
+    store: RedisStore, client: redis.Redis, later: str
+) -> None:
+    """Two stars read in one batch, whichever of them Redis names first."""
+    ra = {"a": 10.0, "b": 190.0}
+    store.update([point("ztf", name, ra[name], 20.0, 60000.0) for name in "ab"])
+    value = client.get(f"trifid:ztf:{later}:lc")
+    assert isinstance(value, bytes)
+    client.set(f"trifid:ztf:{later}:lc", bytes([VERSION + 1]) + value[1:])
+    states = store.update([point("lsst", f"at {name}", ra[name], 20.0, 60001.0) for name in "ab"])
+    found = {state.object_id: state.associated for state in states}
+    assert found == {f"at {name}": () if name == later else (f"ztf:{name}",) for name in "ab"}
