@@ -262,6 +262,13 @@ def test_counts_that_do_not_reconcile_fail(
         measures.Counts(*counts).check(5, np.array(annotations), dead_letters)
 
 
+def test_at_least_once_may_annotate_an_alert_again_and_miss_none() -> None:
+    counts = measures.Counts(5, 4, 1, 0)
+    counts.check(5, np.array([0, 1, 2, 3, 4, 4]), 0, exactly_once=False)
+    with pytest.raises(AssertionError, match="4 annotations read of 5"):
+        counts.check(5, np.array([0, 1, 2, 3, 3]), 0, exactly_once=False)
+
+
 METRICS = """
 # TYPE trifid_alerts_in counter
 trifid_alerts_in_total{survey="ztf"} 10
