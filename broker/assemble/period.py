@@ -45,12 +45,15 @@ KEPT_CANDIDATES: Final = 16
 """Frequencies that a search leaves for ``refine_period``: the best, the second and the next best fits."""
 _FEWEST_REFINED: Final = 6
 """So many of them are refined however many points there are; of fewer points more, which cost no more."""
+_REFINED_POINTS: Final = 800
+"""Points times candidates that are refined, at least."""
 _REVISION: Final = 1
 """To be raised with any change of this module or of the harmonic fits that changes what is found."""
 SEARCH_VERSION: Final = zlib.crc32(
     repr(
         (_REVISION, MAX_FREQUENCY, SAMPLES_PER_PEAK, MIN_POINTS_FOR_PERIOD, HARMONICS, _FEWEST_CANDIDATES,
-         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES, _FEWEST_REFINED)
+         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES, _FEWEST_REFINED,
+         _REFINED_POINTS)
     ).encode()
 )  # fmt: skip
 """Tells results of this search from those of another code or other parameters, 32 bits."""
@@ -187,7 +190,7 @@ def refine_period(
     value = value - band_means(value, weight, band_start)
     step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
     aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
-    most = int(np.clip(_FITTED_POINTS // len(time), _FEWEST_REFINED, KEPT_CANDIDATES))
+    most = int(np.clip(_REFINED_POINTS // len(time), _FEWEST_REFINED, KEPT_CANDIDATES))
     nearest = np.rint(np.array(candidates[:most], np.float64) * (_STEPS / step)).astype(np.float64)
     grid = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1, dtype=np.float64))
     return _decide(time, value, weight, band_start, step, grid)
