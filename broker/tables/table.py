@@ -94,8 +94,6 @@ def input_errors(path: Path) -> Iterator[None]:
 
 def _said(error: Exception) -> str:
     text = " ".join(str(error).split())[:500]
-    if "straddling" in text:
-        return "a row that is longer than what is parsed at once: write long lists as Parquet, or a row a point"
     if not text or isinstance(error, KeyError | IndexError | AttributeError | TypeError):
         return f"{type(error).__name__}: {text}"
     return text

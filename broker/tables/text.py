@@ -12,11 +12,10 @@ take them: a block at a time, and memory does not grow with the file.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,9 +34,6 @@ _NULL_WORDS: Final = [
     *dict.fromkeys(form for null in NULLS for form in (null, null.upper(), null.title())),
     "NaN", "<NA>", "\\N", *_BLANKS_ALONE,
 ]  # fmt: skip
-_BLOCK_OF_NUMBERS: Final = 8 << 20
-_BLOCK_OF_TEXT: Final = 16 << 20
-"""Bytes that are parsed at once; a row, which may hold lists, cannot be longer."""
 _HEAD: Final = 1 << 20
 """Bytes in which the header must end."""
 ECSV: Final = "# %ECSV"
@@ -171,60 +167,54 @@ class TextTable(Table):
         numbers: Collection[str] = (),
         words_are_missing: bool = True,
     ) -> Iterator[pa.RecordBatch]:
-        """See ``Table``. Text is trimmed of blanks where these separate the cells."""
-        self.uneven, done = 0, start
-        with input_errors(self.path):
-            try:
-                for batch in self._batches(names, start, numbers, words_are_missing):
-                    done += batch.num_rows
-                    yield from _pieces(batch, size)
-            except pa.ArrowInvalid as error:
-                if not numbers or "conversion error" not in str(error):
-                    raise
-                # Text in a column of numbers, which is read slowly from there on.
-                for batch in self._batches(names, done, (), words_are_missing):
-                    yield from _pieces(self._with_points(batch, numbers), size)
+        """See ``Table``. Text is trimmed of blanks where these separate the cells.
 
-    def _batches(
-        self, names: Sequence[str], start: int, numbers: Collection[str], words_are_missing: bool
-    ) -> Iterator[pa.RecordBatch]:
-        """Without the first ``start`` rows; ``numbers`` are float64 or ArrowInvalid is raised."""
-        uneven = 0
+        Each block is parsed by itself: pyarrow's reader of streams reads ahead in a thread, which may wait for
+        itself for ever where the reader is dropped before its end.
+        """
+        self.uneven = 0
+        place = {name: str(number) for number, name in reversed(list(enumerate(self.names)))}
+        wanted = set(numbers)
 
         def skip(_: Any) -> Literal["skip", "error"]:
-            nonlocal uneven
-            uneven += 1
+            self.uneven += 1
             return "skip"
 
-        place = {name: str(number) for number, name in reversed(list(enumerate(self.names)))}
-        wanted = [place[name] for name in names]
-        options = pa_csv.ReadOptions(
-            block_size=_BLOCK_OF_NUMBERS if numbers else _BLOCK_OF_TEXT,
-            column_names=[str(n) for n in range(len(self.names) + self._padding)],
-        )
-        convert = pa_csv.ConvertOptions(
-            include_columns=wanted,
-            column_types={place[n]: pa.float64() if n in numbers else pa.string() for n in names},
-            strings_can_be_null=words_are_missing,
-            null_values=_NULL_WORDS,
-            decimal_point="," if self.decimal_comma else ".",
-        )
-        parse = pa_csv.ParseOptions(delimiter=self.separator, invalid_row_handler=skip)
-        with cast(IO[bytes], _Rows(self._blocks())) as stream:
-            try:
-                reader = pa_csv.open_csv(stream, options, parse, convert)
-            except pa.ArrowInvalid as error:
-                if "Empty CSV" in str(error):
-                    return
-                raise
-            with reader:
-                for read in reader:
-                    self.uneven = max(self.uneven, uneven)
-                    batch = read.slice(min(start, read.num_rows))
+        def parsed(block: bytes) -> pa.Table:
+            return pa_csv.read_csv(
+                cast(Any, pa.BufferReader(block)),
+                pa_csv.ReadOptions(
+                    use_threads=False,
+                    block_size=len(block) + 1,
+                    column_names=[str(n) for n in range(len(self.names) + self._padding)],
+                ),
+                pa_csv.ParseOptions(delimiter=self.separator, invalid_row_handler=skip),
+                pa_csv.ConvertOptions(
+                    include_columns=[place[name] for name in names],
+                    column_types={place[n]: pa.float64() if n in wanted else pa.string() for n in names},
+                    strings_can_be_null=words_are_missing,
+                    null_values=_NULL_WORDS,
+                    decimal_point="," if self.decimal_comma else ".",
+                ),
+            )
+
+        with input_errors(self.path):
+            for block in self._blocks():
+                uneven = self.uneven
+                try:
+                    table = parsed(block)
+                except pa.ArrowInvalid as error:
+                    if not wanted or "conversion error" not in str(error):
+                        raise
+                    # Text in a column of numbers: as text from here on, which is slower.
+                    wanted, self.uneven = set(), uneven
+                    table = parsed(block)
+                for read in table.to_batches():
+                    batch = read.slice(min(start, read.num_rows)).rename_columns(list(names))
                     start -= read.num_rows - batch.num_rows
-                    if batch.num_rows:
-                        yield batch.rename_columns(list(names))
-                self.uneven = max(self.uneven, uneven)
+                    for first in range(0, batch.num_rows, size):
+                        piece = batch.slice(first, size)
+                        yield piece if wanted else self._with_points(piece, numbers)
 
     def _with_points(self, batch: pa.RecordBatch, numbers: Collection[str]) -> pa.RecordBatch:
         """Text in which numbers are written with a point, as other formats have them."""
@@ -237,7 +227,7 @@ class TextTable(Table):
         return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
     def _blocks(self) -> Iterator[bytes]:
-        """Whole lines, as ``rows`` passes them on."""
+        """Whole lines in UTF-8 without comments, cells separated by ``separator``."""
         to_skip = self._skip
         with open_content(self.path) as (raw, content):
             for text in blocks_of_lines(content, self._encoding):
@@ -265,32 +255,3 @@ def is_number(cell: str) -> bool:
 
 def _is_comment(line: str) -> bool:
     return line.lstrip().startswith(("#", "%", "!", "//", "\\"))
-
-
-def _pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
-    for first in range(0, batch.num_rows, size):
-        yield batch.slice(first, size)
-
-
-class _Rows(io.RawIOBase):
-    """Blocks of whole lines as the file that pyarrow reads: UTF-8, no comments, no header."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._left = blocks, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1, /) -> bytes:
-        parts: list[memoryview] = []
-        wanted = size if size >= 0 else 1 << 62
-        while wanted > 0:
-            if not self._left:
-                block = next(self._blocks, None)
-                if block is None:
-                    break
-                self._left = memoryview(block)
-            part, self._left = self._left[:wanted], self._left[wanted:]
-            parts.append(part)
-            wanted -= len(part)
-        return b"".join(parts)
