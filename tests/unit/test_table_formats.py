@@ -5,6 +5,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +247,26 @@ def test_decimal_commas_in_catalogues(tmp_path: Path) -> None:
     [chunk] = CatalogTable(tmp_path / "t.csv", PLAIN).chunks()
     assert (chunk.ra.tolist(), chunk.values["ruwe"].tolist()) == ([10.5, 11.5], [1.0, 1.5])
     np.testing.assert_array_equal(chunk.values["mean_vmag"], [12.5, np.nan])
+
+
+def test_a_process_that_stops_within_a_table_ends(tmp_path: Path) -> None:
+    """pyarrow's reader of streams, dropped before its end, aborted it or let it wait for ever."""
+    with (tmp_path / "t.csv").open("w") as file:
+        file.write("ra,dec,ruwe,note\n")
+        file.writelines(f"{i % 360},1,1,{'x' * 200}\n" for i in range(100_000))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from broker.tables.files import open_table\n"
+        "table = open_table(Path(sys.argv[1]))\n"
+        "for _ in range(20):\n"
+        "    print(next(table.batches(['ra'], size=2, numbers=['ra'])).column('ra').to_pylist())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "t.csv")], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["[0.0, 1.0]"] * 20
 
 
 def test_damaged_and_foreign_files_are_named_with_the_reason(tmp_path: Path) -> None:
