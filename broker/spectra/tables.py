@@ -23,7 +23,7 @@ from broker.spectra.normalise import MAX_PIXELS, MJD_RANGE, RawSpectrum, Unusabl
 from broker.tables.parquet import ParquetTable
 from broker.tables.table import Table
 from broker.tables.text import TextTable
-from broker.times import JD_OF_MJD_0, mjd_of
+from broker.times import mjd_of, mjd_of_jd
 
 Array = NDArray[np.float64]
 
@@ -226,7 +226,7 @@ def time_of(header: Mapping[str, Any]) -> float:
     for key in ("mjd", "mjd-obs", "mjd_obs", "mjdobs", "jd", "hjd"):
         value = _number(header.get(key))
         if value is not None:
-            value -= JD_OF_MJD_0 if key.endswith("jd") and key != "mjd" else 0.0
+            value = mjd_of_jd(value) if key.endswith("jd") and key != "mjd" else value
             if MJD_RANGE[0] < value < MJD_RANGE[1]:
                 return value
     for key in ("date-obs", "date_obs", "dateobs", "obs_date", "obsdate"):
