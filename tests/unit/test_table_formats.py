@@ -253,20 +253,20 @@ def test_a_process_that_stops_within_a_table_ends(tmp_path: Path) -> None:
     """pyarrow's reader of streams, dropped before its end, aborted it or let it wait for ever."""
     with (tmp_path / "t.csv").open("w") as file:
         file.write("ra,dec,ruwe,note\n")
-        file.writelines(f"{i % 360},1,1,{'x' * 200}\n" for i in range(100_000))
+        file.writelines(f"{i % 360},1,1,{'x' * 200}\n" for i in range(150_000))
     code = (
         "import sys\n"
         "from pathlib import Path\n"
         "from broker.tables.files import open_table\n"
         "table = open_table(Path(sys.argv[1]))\n"
-        "for _ in range(20):\n"
+        "for _ in range(40):\n"
         "    print(next(table.batches(['ra'], size=2, numbers=['ra'])).column('ra').to_pylist())\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "t.csv")], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == ["[0.0, 1.0]"] * 20
+    assert done.stdout.splitlines() == ["[0.0, 1.0]"] * 40
 
 
 def test_damaged_and_foreign_files_are_named_with_the_reason(tmp_path: Path) -> None:
