@@ -1,6 +1,7 @@
 """What a subscriber to Trifid imports."""
 
-from broker.client.subscription import ForeignMessage, Subscription
+from broker.client.foreign import ForeignMessage
+from broker.client.subscription import Subscription
 from broker.publish.annotation import PublishedAnnotation
 from broker.records import Neighbour
 

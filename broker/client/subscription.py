@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import math
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
-from uuid import uuid4
 
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     OFFSET_INVALID,
     Consumer,
     KafkaError,
@@ -25,61 +20,32 @@ from confluent_kafka import (
     TopicPartition,
 )
 
+from broker.client.arguments import (
+    check_options,
+    check_seconds,
+    check_topics,
+    consumer_options,
+    describe_missing,
+)
+from broker.client.foreign import ForeignMessage
+from broker.client.outage import Outage
+from broker.client.positions import CALL_S, Position, after, place_of, starting_points, weakly
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
 from broker.streaming import clients
-from broker.topic_names import check_topic, is_pattern, matches
+from broker.topic_names import is_pattern, matches
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _POLL_S: Final = 0.5
-_CALL_S: Final = 2.0
-"""Longest call of librdkafka that cannot be interrupted: Ctrl-C waits for it."""
 _RETRY_S: Final = 0.5
 _PATIENCE_S: Final = 120.0
 """Less than the 5 minutes after which the group takes a member that does not poll for dead."""
-_ASK_AGAIN_S: Final = 5.0
-"""Pause between two questions whether Kafka answers again."""
-_COMMIT_MS: Final = 1000
-_SESSION_MS: Final = 10_000
 _JOIN_S: Final = 30.0
 """Until a group with a member that was killed has assigned its partitions anew."""
-_REFRESH_MS: Final = 10_000
-"""New topics of a pattern, and new partitions, are found after so long; librdkafka's own choice is 5 minutes."""
 _REFUSED: Final = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
-_VAGUE: Final = (
-    KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._WAIT_COORD,
-    KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR, KafkaError._RESOLVE,
-)  # fmt: skip
-"""What follows from an outage that is known."""
-_DEAD_LETTERS: Final = ".deadletter"
-_OWN: Final = (
-    "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
-    "isolation.level", "topic.blacklist",
-)  # fmt: skip
-"""Properties that the promises of a subscription rest on."""
-_NAMES_SHOWN: Final = 5
-
-Position = tuple[str, int]
-"""Topic and partition."""
-Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignMessage:
-    """A message of a subscribed topic that is no annotation."""
-
-    topic: str
-    partition: int
-    offset: int
-    reason: str
-    """Why it cannot be read."""
-    payload: bytes
-
-    def __str__(self) -> str:
-        return f"{self.topic}[{self.partition}]@{self.offset}: {self.reason}"
 
 
 class Subscription:
@@ -147,44 +113,21 @@ class Subscription:
         self._assigned = False
         self._idle_from = 0.0
         """From when on silence counts, monotonic seconds: not while the group is about to assign partitions."""
-        self._outage = _Outage(bootstrap_servers)
+        self._outage = Outage(bootstrap_servers)
         # Members that keep partitions over a rebalance are told of the others only.
         self._incremental = "cooperative" in str(options.get("partition.assignment.strategy")) or (
             options.get("group.protocol") == "consumer"
         )
         try:
             self._consumer = Consumer(
-                {
-                    # What librdkafka would write to stderr comes to error_cb as well.
-                    "log_level": 2,
-                    "log.connection.close": False,
-                    "reconnect.backoff.ms": 500,
-                    "reconnect.backoff.max.ms": 5000,
-                    # A process that was killed holds up the next one of its group for so long.
-                    "session.timeout.ms": _SESSION_MS,
-                    "topic.metadata.refresh.interval.ms": _REFRESH_MS,
-                    **options,
-                    "bootstrap.servers": bootstrap_servers,
-                    "group.id": group_id or f"trifid-subscriber-{uuid4()}",
-                    # Each partition begins at a position of its own; this is for one that Kafka no longer has.
-                    "auto.offset.reset": "earliest",
-                    "enable.auto.commit": self._has_group,
-                    "auto.commit.interval.ms": _COMMIT_MS,
-                    "enable.auto.offset.store": False,
-                    "isolation.level": "read_committed",
-                    "topic.blacklist": rf"^.*\{_DEAD_LETTERS}$,^__.*",
-                    "error_cb": self._outage.report,
-                    "on_commit": self._outage.committed,
-                }
+                consumer_options(options, bootstrap_servers, group_id)
+                | {"error_cb": self._outage.report, "on_commit": self._outage.committed}
             )
         except KafkaException as error:
             raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
 
     def _check(self, group_id: str | None, options: dict[str, str | int | float | bool]) -> None:
-        if not self._topics:
-            raise ConfigurationError("no topic to subscribe to")
-        for topic in self._topics:
-            _check_topic(topic)
+        check_topics(self._topics)
         if not self._servers.strip():
             raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
         if group_id is not None and not group_id.strip():
@@ -193,13 +136,8 @@ class Subscription:
             raise ConfigurationError(f"start is {self._start!r}: give 'earliest' or 'latest'")
         if not callable(self._on_foreign) and self._on_foreign not in ("warn", "raise"):
             raise ConfigurationError(f"on_foreign is {self._on_foreign!r}: give 'warn', 'raise' or a function")
-        for name, seconds in (("idle_timeout", self._idle_timeout), ("timeout", self._timeout)):
-            if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
-                raise ConfigurationError(f"{name} is {seconds}: give a number of seconds above 0")
-        refused = [name for name in _OWN if name in options]
-        if refused:
-            raise ConfigurationError(f"options: {', '.join(refused)} cannot be set: what a subscription promises rests "
-                                     "on them")  # fmt: skip
+        check_seconds(idle_timeout=self._idle_timeout, timeout=self._timeout)
+        check_options(options)
 
     def __iter__(self) -> Iterator[PublishedAnnotation]:
         """Annotations in the order of each partition; may be called again, and goes on where it was.
@@ -230,7 +168,7 @@ class Subscription:
             annotations = self._read(message)
             own = [annotation for annotation in annotations if self._comes_from_here(annotation)]
             yield from own[:-1]
-            self._handed = _after(message)
+            self._handed = after(message)
             if own:
                 yield own[-1]
             if annotations:
@@ -282,7 +220,7 @@ class Subscription:
         end = time.monotonic() + self._timeout
         topics: set[str] | None = None
         while True:
-            topics = self._existing(min(_CALL_S, self._timeout))
+            topics = self._existing(min(CALL_S, self._timeout))
             if topics is not None:
                 self._known = topics if self._known is None else self._known
                 missing = self._missing(topics)
@@ -296,7 +234,7 @@ class Subscription:
         if not any(matches(topic, name) for topic in self._topics for name in topics):
             log.warning("no topic matches %s yet", ", ".join(self._topics))
         self._idle_from = time.monotonic() + max(_JOIN_S, self._timeout)
-        self._consumer.subscribe(self._topics, on_assign=_weakly(self._on_assign), on_revoke=_weakly(self._on_revoke))
+        self._consumer.subscribe(self._topics, on_assign=weakly(self._on_assign), on_revoke=weakly(self._on_revoke))
         self._ready = True
         self._outage.over()
 
@@ -316,22 +254,13 @@ class Subscription:
         missing = [t for t in self._topics if not is_pattern(t) and t not in topics]
         for topic in missing:
             with suppress(KafkaException):
-                error = self._consumer.list_topics(topic, timeout=_CALL_S).topics[topic].error
+                error = self._consumer.list_topics(topic, timeout=CALL_S).topics[topic].error
                 if error is not None and error.code() in _REFUSED:
                     raise clients.failure(error, f"topic {topic}")
         return missing
 
     def _no_topic(self, missing: list[str], topics: set[str]) -> ConfigurationError:
-        names = sorted(t for t in topics if not t.startswith("__"))
-        said = []
-        for topic in missing:
-            near = difflib.get_close_matches(topic, names, n=3)
-            said.append(f"topic {topic} does not exist" + (f" (did you mean {', '.join(near)}?)" if near else ""))
-        shown = [t for t in names if t.endswith(".all")][:_NAMES_SHOWN] or names[:_NAMES_SHOWN]
-        if not any("did you" in text for text in said):
-            said.append(f"there are {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if names else
-                        "there are no topics at all")  # fmt: skip
-        return ConfigurationError(f"Kafka at {self._servers}: {'; '.join(said)}")
+        return ConfigurationError(f"Kafka at {self._servers}: {describe_missing(missing, topics)}")
 
     def _unreachable(self, when: str) -> DependencyUnavailableError:
         why = f": {self._outage.text}" if self._outage.text else ""
@@ -346,7 +275,7 @@ class Subscription:
     def _idle_is_meant(self) -> bool:
         """Whether nothing came because there is nothing: raises at a fault, is False where an outage has just ended."""
         end = time.monotonic() + self._timeout
-        while (topics := self._existing(_CALL_S)) is None:
+        while (topics := self._existing(CALL_S)) is None:
             if time.monotonic() >= end:
                 raise self._unreachable("any more")
             time.sleep(_RETRY_S)
@@ -375,7 +304,7 @@ class Subscription:
         try:
             return read(payload, message.topic() or "")
         except DecodeError as error:
-            topic, partition, offset = _place(message)
+            topic, partition, offset = place_of(message)
             foreign = ForeignMessage(topic, partition, offset, str(error), payload)
         self.skipped += 1
         if callable(self._on_foreign):
@@ -405,7 +334,10 @@ class Subscription:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""
-        begun = self._insist(lambda: self._starting_points(consumer, partitions))
+        positions = None if self._has_group else self._positions
+        begun, self._visible = self._insist(
+            lambda: starting_points(consumer, partitions, positions, self._start, self._known or ())
+        )
         ahead = []
         for p in partitions:
             place = p.topic, p.partition
@@ -427,37 +359,6 @@ class Subscription:
         if not self._incremental:
             self._assigned, self._idle_from = False, time.monotonic() + max(_JOIN_S, self._timeout)
 
-    def _starting_points(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Position, int]:
-        """The next offset to read of each partition; raises KafkaException where Kafka does not answer."""
-        topics = {p.topic for p in partitions}
-        cluster = consumer.list_topics(timeout=_CALL_S).topics
-        self._visible = set(cluster)
-        places = {(p.topic, p.partition) for p in partitions}
-        places |= {(topic, number) for topic in topics & cluster.keys() for number in cluster[topic].partitions}
-        every = [TopicPartition(topic, number) for topic, number in sorted(places)]
-        if self._has_group:
-            found = {(p.topic, p.partition): p.offset for p in _answered(consumer.committed(every, _CALL_S))}
-        else:
-            found = self._positions
-        at = {(p.topic, p.partition): found.get((p.topic, p.partition), -1) for p in every}
-        begun = {topic for (topic, _), offset in at.items() if offset >= 0}
-        new = []
-        for p in every:
-            if at[p.topic, p.partition] < 0:
-                # A topic that came later, or a partition of one whose other partitions have a position, is all new.
-                at_end = self._start == "latest" and p.topic in (self._known or ()) and p.topic not in begun
-                if self._has_group or at_end:
-                    low, high = consumer.get_watermark_offsets(p, timeout=_CALL_S)
-                    p.offset = high if at_end else low
-                else:
-                    p.offset = OFFSET_BEGINNING  # librdkafka finds it, and waits for partitions that are being made
-                at[p.topic, p.partition] = p.offset
-                new.append(p)
-        if new and self._has_group:
-            # Of all partitions at once: members that come in the next moment begin at the same positions.
-            _answered(consumer.commit(offsets=new, asynchronous=False) or [])
-        return at
-
     def _insist(self, call: Callable[[], T]) -> T:
         """Repeat a call until it succeeds, within bounds.
 
@@ -477,91 +378,3 @@ class Subscription:
                     raise DependencyUnavailableError(f"Kafka at {self._servers}: {error.args[0].str()}") from error
                 self._outage.report(error.args[0])
                 time.sleep(_RETRY_S)
-
-
-class _Outage:
-    """Reports what is wrong with the connection: one line when it begins, one for each new cause, one at the end."""
-
-    def __init__(self, servers: str) -> None:
-        self._servers = servers
-        self._codes: set[int] = set()
-        self._asked = 0.0
-        self.text = ""
-        """What is wrong, "" for nothing."""
-        self.ended = 0.0
-        """When the last one was over, monotonic seconds."""
-
-    def report(self, error: KafkaError) -> None:
-        """Something is wrong; librdkafka goes on trying."""
-        # The cause comes first, and its consequences say less.
-        vague = error.code() in _VAGUE
-        if error.code() in self._codes or (vague and self._codes):
-            return
-        self._codes.add(error.code())
-        self.text = error.str() or ""
-        self._asked = time.monotonic()
-        log.warning("Kafka at %s: %s", self._servers, self.text)
-
-    def committed(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
-        """What became of positions that were committed."""
-        if error is not None and error.code() != KafkaError._NO_OFFSET:
-            self.report(error)
-
-    def over(self) -> None:
-        """Kafka has answered."""
-        if self._codes:
-            self.ended = time.monotonic()
-            self._codes.clear()
-            self.text = ""
-            log.warning("Kafka at %s answers again", self._servers)
-
-    def ask_again(self, consumer: Consumer) -> None:
-        """See whether it is over, now and then."""
-        if self._codes and time.monotonic() - self._asked > _ASK_AGAIN_S:
-            self._asked = time.monotonic()
-            with suppress(KafkaException):
-                consumer.list_topics(timeout=_CALL_S)
-                self.over()
-
-
-def _weakly(method: Rebalanced) -> Rebalanced:
-    """A callback that does not keep its subscription: one that is dropped leaves the group at once."""
-    weak = weakref.WeakMethod(method)
-
-    def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        found = weak()
-        if found is not None:
-            found(consumer, partitions)
-
-    return call
-
-
-def _check_topic(topic: str) -> None:
-    try:
-        check_topic(topic)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-    if topic.endswith(_DEAD_LETTERS):
-        raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
-
-
-def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
-    """Partitions of an answer; raises KafkaException where one has an error."""
-    for p in partitions:
-        if p.error is not None:
-            raise KafkaException(p.error)
-    return partitions
-
-
-def _place(message: Message) -> tuple[str, int, int]:
-    topic, partition, offset = message.topic(), message.partition(), message.offset()
-    assert topic is not None
-    assert partition is not None
-    assert offset is not None
-    return topic, partition, offset
-
-
-def _after(message: Message) -> TopicPartition:
-    """The position after a message."""
-    topic, partition, offset = _place(message)
-    return TopicPartition(topic, partition, offset + 1)

@@ -1,0 +1,91 @@
+"""What a subscription may be asked for, and what is said where it cannot be meant."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+from uuid import uuid4
+
+from broker.errors import ConfigurationError
+from broker.topic_names import check_topic
+
+DEAD_LETTERS: Final = ".deadletter"
+"""How the names of topics of dead letters end."""
+_OWN: Final = (
+    "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
+    "isolation.level", "topic.blacklist",
+)  # fmt: skip
+"""Properties that the promises of a subscription rest on."""
+_NAMES_SHOWN: Final = 5
+_COMMIT_MS: Final = 1000
+_SESSION_MS: Final = 10_000
+_REFRESH_MS: Final = 10_000
+"""New topics of a pattern, and new partitions, are found after so long; librdkafka's own choice is 5 minutes."""
+
+
+def check_topics(topics: Sequence[str]) -> None:
+    """Raises ConfigurationError where there is no topic, or one that cannot be, or one of dead letters."""
+    if not topics:
+        raise ConfigurationError("no topic to subscribe to")
+    for topic in topics:
+        try:
+            check_topic(topic)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        if topic.endswith(DEAD_LETTERS):
+            raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
+
+
+def check_seconds(**arguments: float | None) -> None:
+    """Raises ConfigurationError where an argument is no finite number above 0; None is allowed."""
+    for name, seconds in arguments.items():
+        if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
+            raise ConfigurationError(f"{name} is {seconds}: give a number of seconds above 0")
+
+
+def check_options(options: Collection[str]) -> None:
+    """Raises ConfigurationError where a property of librdkafka is the subscription's own."""
+    refused = [name for name in _OWN if name in options]
+    if refused:
+        raise ConfigurationError(f"options: {', '.join(refused)} cannot be set: what a subscription promises rests on "
+                                 "them")  # fmt: skip
+
+
+def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | None) -> dict[str, Any]:
+    """Properties of a subscription's consumer; ``options`` are the user's, of which it keeps all but its own."""
+    return {
+        # What librdkafka would write to stderr comes to error_cb as well, which is whoever subscribes to set.
+        "log_level": 2,
+        "log.connection.close": False,
+        "reconnect.backoff.ms": 500,
+        "reconnect.backoff.max.ms": 5000,
+        # A process that was killed holds up the next one of its group for so long.
+        "session.timeout.ms": _SESSION_MS,
+        "topic.metadata.refresh.interval.ms": _REFRESH_MS,
+        **options,
+        "bootstrap.servers": servers,
+        "group.id": group_id or f"trifid-subscriber-{uuid4()}",
+        # Each partition begins at a position of its own; this is for one that Kafka no longer has.
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": group_id is not None,
+        "auto.commit.interval.ms": _COMMIT_MS,
+        "enable.auto.offset.store": False,
+        "isolation.level": "read_committed",
+        "topic.blacklist": rf"^.*\{DEAD_LETTERS}$,^__.*",
+    }
+
+
+def describe_missing(missing: Sequence[str], topics: Collection[str]) -> str:
+    """That topics do not exist, with those of nearly the same name, or examples of those that there are."""
+    names = sorted(t for t in topics if not t.startswith("__"))
+    said = []
+    for topic in missing:
+        near = difflib.get_close_matches(topic, names, n=3)
+        said.append(f"topic {topic} does not exist" + (f" (did you mean {', '.join(near)}?)" if near else ""))
+    shown = [t for t in names if t.endswith(".all")][:_NAMES_SHOWN] or names[:_NAMES_SHOWN]
+    if not any("did you" in text for text in said):
+        said.append(f"there are {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if names else
+                    "there are no topics at all")  # fmt: skip
+    return "; ".join(said)

@@ -1,0 +1,93 @@
+"""Positions of a subscription: where it begins in each partition, and where it is after a message."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final, Literal
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
+
+Position = tuple[str, int]
+"""Topic and partition."""
+Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
+CALL_S: Final = 2.0
+"""Longest call of librdkafka that cannot be interrupted: Ctrl-C waits for it."""
+
+
+def starting_points(
+    consumer: Consumer,
+    partitions: Sequence[TopicPartition],
+    positions: Mapping[Position, int] | None,
+    start: Literal["earliest", "latest"],
+    known: Collection[str],
+) -> tuple[dict[Position, int], set[str]]:
+    """The next offset to read of each partition, and the topics that may be seen now.
+
+    ``positions`` are those so far of a reader without a group; None for a group, whose committed ones count, and which
+    is given one in each partition where it has none. ``start`` is where to begin in topics that were ``known`` when the
+    subscription began. Raises KafkaException where Kafka does not answer.
+    """
+    topics = {p.topic for p in partitions}
+    cluster = consumer.list_topics(timeout=CALL_S).topics
+    places = {(p.topic, p.partition) for p in partitions}
+    places |= {(topic, number) for topic in topics & cluster.keys() for number in cluster[topic].partitions}
+    every = [TopicPartition(topic, number) for topic, number in sorted(places)]
+    found: Mapping[Position, int]
+    if positions is None:
+        found = {(p.topic, p.partition): p.offset for p in _answered(consumer.committed(every, CALL_S))}
+    else:
+        found = positions
+    at = {(p.topic, p.partition): found.get((p.topic, p.partition), -1) for p in every}
+    begun = {topic for (topic, _), offset in at.items() if offset >= 0}
+    new = []
+    for p in every:
+        if at[p.topic, p.partition] < 0:
+            # A topic that came later, or a partition of one whose other partitions have a position, is all new.
+            at_end = start == "latest" and p.topic in known and p.topic not in begun
+            if positions is None or at_end:
+                low, high = consumer.get_watermark_offsets(p, timeout=CALL_S)
+                p.offset = high if at_end else low
+            else:
+                p.offset = OFFSET_BEGINNING  # librdkafka finds it, and waits for partitions that are being made
+            at[p.topic, p.partition] = p.offset
+            new.append(p)
+    if new and positions is None:
+        # Of all partitions at once: members that come in the next moment begin at the same positions.
+        _answered(consumer.commit(offsets=new, asynchronous=False) or [])
+    return at, set(cluster)
+
+
+def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:
+    """Partitions of an answer; raises KafkaException where one has an error."""
+    for p in partitions:
+        if p.error is not None:
+            raise KafkaException(p.error)
+    return partitions
+
+
+def weakly(method: Rebalanced) -> Rebalanced:
+    """A callback that does not keep its subscription: one that is dropped leaves the group at once."""
+    weak = weakref.WeakMethod(method)
+
+    def call(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        found = weak()
+        if found is not None:
+            found(consumer, partitions)
+
+    return call
+
+
+def place_of(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset of a message that was read."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None
+    assert partition is not None
+    assert offset is not None
+    return topic, partition, offset
+
+
+def after(message: Message) -> TopicPartition:
+    """The position after a message."""
+    topic, partition, offset = place_of(message)
+    return TopicPartition(topic, partition, offset + 1)
