@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from broker.assemble.harmonics import warm_up
+from broker.assemble import chromatic, harmonics
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, ModelInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
@@ -17,6 +17,12 @@ from broker.barycentre import barycentric_light_curves
 from broker.records import ObjectState
 
 __all__ = ["ModelInputs", "assemble", "assemble_with_searches", "warm_up"]
+
+
+def warm_up() -> None:
+    """Compile what a light curve needs now and not at the first one."""
+    harmonics.warm_up()
+    chromatic.warm_up()
 
 
 def assemble(states: Sequence[ObjectState]) -> ModelInputs:

@@ -8,13 +8,16 @@ with a prior, so that two points in a second band say nothing and two hundred sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
-from broker.assemble.harmonics import band_means, turn_fraction
+from broker.compiled import compiled
 
 REFERENCE_WAVELENGTH: Final = 547.0
 """nm, of Johnson V: light curves of all bands are brought to the amplitude they would have there."""
@@ -63,41 +66,101 @@ def fit_bands(
     ``time``, ``value``, ``weight`` (n,) sorted by band and ``band_start`` as in ``harmonic_fit``; ``tone`` (n,)
     ``log_wavelength`` of each point.
     """
+    corrected, found = np.empty(len(time)), np.empty(4)
+    _kernel()(time, value, weight, band_start, tone, frequency, coefficients, corrected, found)
+    return ChromaticFit(corrected, *found.tolist())
+
+
+def warm_up() -> None:
+    """Compile now and not at the first light curve."""
+    _kernel()
+
+
+def _fit(
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp],
+    tone: NDArray[np.float64],
+    frequency: float,
+    coefficients: NDArray[np.float64],
+    corrected: NDArray[np.float64],
+    found: NDArray[np.float64],
+) -> None:  # pragma: no mutate block - Numba compiles it, and cannot compile a choice between mutants
+    """Fill ``corrected`` (n,) and ``found``: slope, its error, lag and its error."""
+    points, bands = len(time), len(band_start) - 1
     harmonics = len(coefficients) // 2
-    order = np.arange(1, harmonics + 1)
-    angle = 2 * np.pi * turn_fraction(np.outer(order, frequency * time))
-    cosine, sine = np.cos(angle), np.sin(angle)
-    first, second = coefficients[:harmonics], coefficients[harmonics:]
-    shape = first @ cosine + second @ sine
-    # Of the shape by phase in cycles.
-    rise = 2 * np.pi * ((second * order) @ cosine - (first * order) @ sine)
-    residual = value - shape
-    residual -= band_means(residual, weight, band_start)
-
-    def of_tone(x: NDArray[np.float64], strength: NDArray[np.float64]) -> NDArray[np.float64]:
-        middle = np.sum(strength * x) / max(float(np.sum(strength)), 1e-30)
-        return x - middle
-
-    swing = shape - band_means(shape, weight, band_start)
-    rise -= band_means(rise, weight, band_start)
-    by_amplitude = swing * of_tone(tone, weight * swing**2)
-    by_phase = -rise * of_tone(tone, weight * rise**2)
+    swing, rise, residual = np.empty(points), np.empty(points), np.empty(points)
+    offset = np.empty(bands)
+    left = amplitude = amplitude_tone = turning = turning_tone = 0.0
+    for band in range(bands):
+        first, last = band_start[band], band_start[band + 1]
+        total = of_swing = of_rise = of_residual = 0.0
+        for i in range(first, last):
+            turns = frequency * time[i]
+            angle = 2 * np.pi * (turns - np.rint(turns))
+            cosine, sine = np.cos(angle), np.sin(angle)
+            real, imaginary = 1.0, 0.0
+            shape = slope_of_shape = 0.0
+            for j in range(harmonics):
+                real, imaginary = real * cosine - imaginary * sine, real * sine + imaginary * cosine
+                shape += coefficients[j] * real + coefficients[harmonics + j] * imaginary
+                # Of the shape by phase in cycles.
+                slope_of_shape += (j + 1) * (coefficients[harmonics + j] * real - coefficients[j] * imaginary)
+            swing[i], rise[i], residual[i] = shape, 2 * np.pi * slope_of_shape, value[i] - shape
+            total += weight[i]
+            of_swing += weight[i] * swing[i]
+            of_rise += weight[i] * rise[i]
+            of_residual += weight[i] * residual[i]
+        total = max(total, 1e-30)
+        offset[band] = of_residual / total
+        for i in range(first, last):
+            swing[i] -= of_swing / total
+            rise[i] -= of_rise / total
+            residual[i] -= offset[band]
+            left += weight[i] * residual[i] ** 2
+            amplitude += weight[i] * swing[i] ** 2
+            amplitude_tone += weight[i] * swing[i] ** 2 * tone[i]
+            turning += weight[i] * rise[i] ** 2
+            turning_tone += weight[i] * rise[i] ** 2 * tone[i]
     # The variance that the mean of all points would have, were each as far from the fit as they are on average.
-    noise = (float(np.sum(weight * residual**2)) + 0.02) / max(len(time) - 2 * harmonics - len(band_start) + 1, 1)
-    a, b = np.sum(weight * by_amplitude**2), np.sum(weight * by_phase**2)
-    both = np.sum(weight * by_amplitude * by_phase)
-    matrix = np.array([[a / noise + SLOPE_DEVIATION**-2, both / noise], [both / noise, b / noise + LAG_DEVIATION**-2]])
-    right = np.array([np.sum(weight * by_amplitude * residual), np.sum(weight * by_phase * residual)]) / noise
-    covariance = np.linalg.inv(matrix)
-    slope, lag = covariance @ right
-    slope = float(np.clip(slope, -3, 3))
+    noise = (left + 0.02) / max(points - 2 * harmonics - bands, 1)
+    middle, middle_of_turning = amplitude_tone / max(amplitude, 1e-30), turning_tone / max(turning, 1e-30)
+    a = b = both = of_a = of_b = 0.0
+    for i in range(points):
+        by_amplitude = swing[i] * (tone[i] - middle)
+        by_phase = -rise[i] * (tone[i] - middle_of_turning)
+        a += weight[i] * by_amplitude**2
+        b += weight[i] * by_phase**2
+        both += weight[i] * by_amplitude * by_phase
+        of_a += weight[i] * by_amplitude * residual[i]
+        of_b += weight[i] * by_phase * residual[i]
+    a, b, both = a / noise + SLOPE_DEVIATION**-2, b / noise + LAG_DEVIATION**-2, both / noise
+    determinant = a * b - both**2
+    slope = (b * of_a - both * of_b) / noise / determinant
+    lag = (a * of_b - both * of_a) / noise / determinant
+    slope = min(max(slope, -3.0), 3.0)
+    found[0], found[1] = slope, np.sqrt(b / determinant)
+    found[2], found[3] = lag, np.sqrt(a / determinant)
     # The offsets are those under the corrected shape, not under the first one.
-    fitted = shape + slope * by_amplitude + lag * by_phase
-    offset = band_means(value - fitted, weight, band_start)
-    return ChromaticFit(
-        (value - offset) * np.exp(-slope * tone),
-        slope,
-        float(np.sqrt(covariance[0, 0])),
-        float(lag),
-        float(np.sqrt(covariance[1, 1])),
+    for band in range(bands):
+        first, last = band_start[band], band_start[band + 1]
+        total = correction = 0.0
+        for i in range(first, last):
+            total += weight[i]
+            correction += weight[i] * (
+                slope * swing[i] * (tone[i] - middle) - lag * rise[i] * (tone[i] - middle_of_turning)
+            )
+        offset[band] -= correction / max(total, 1e-30)
+        for i in range(first, last):
+            corrected[i] = (value[i] - offset[band]) * np.exp(-slope * tone[i])
+
+
+@cache
+def _kernel() -> Callable[..., None]:
+    column = types.Array(types.float64, 1, "C")
+    signature = types.void(
+        column, column, column, types.Array(types.intp, 1, "C"), column, types.float64, column, column, column
     )
+    # Sums may be taken in any order.
+    return compiled(_fit, signature, fastmath={"reassoc", "contract", "nsz"})

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.assemble.chromatic import AMPLITUDE_EXPONENT, LAG_DEVIATION, SLOPE_DEVIATION, fit_bands, log_wavelength
+from broker.assemble.harmonics import band_means, turn_fraction
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
 from broker.bands import BAND_CODE, WAVELENGTH
 from broker.records import LightCurve
@@ -94,3 +95,70 @@ def test_the_shape_itself_is_returned_without_offsets() -> None:
     fit = fit_bands(time, shape + offset, weight, start, tone, 0.37, np.array([0.8, 0.0]))
     np.testing.assert_allclose(fit.value - fit.value.mean(), shape - shape.mean(), atol=1e-6)
     assert fit.slope == pytest.approx(0.0, abs=1e-6)
+
+
+def by_numpy(
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp],
+    tone: NDArray[np.float64],
+    frequency: float,
+    coefficients: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], float, float, float, float]:
+    """As ``fit_bands``, in array operations and with NumPy's inverse."""
+    harmonics = len(coefficients) // 2
+    order = np.arange(1, harmonics + 1)
+    angle = 2 * np.pi * turn_fraction(np.outer(order, frequency * time))
+    cosine, sine = np.cos(angle), np.sin(angle)
+    first, second = coefficients[:harmonics], coefficients[harmonics:]
+    shape = first @ cosine + second @ sine
+    # Of the shape by phase in cycles.
+    rise = 2 * np.pi * ((second * order) @ cosine - (first * order) @ sine)
+    residual = value - shape
+    residual -= band_means(residual, weight, band_start)
+
+    def of_tone(x: NDArray[np.float64], strength: NDArray[np.float64]) -> NDArray[np.float64]:
+        middle = np.sum(strength * x) / max(float(np.sum(strength)), 1e-30)
+        return x - middle
+
+    swing = shape - band_means(shape, weight, band_start)
+    rise -= band_means(rise, weight, band_start)
+    by_amplitude = swing * of_tone(tone, weight * swing**2)
+    by_phase = -rise * of_tone(tone, weight * rise**2)
+    # The variance that the mean of all points would have, were each as far from the fit as they are on average.
+    noise = (float(np.sum(weight * residual**2)) + 0.02) / max(len(time) - 2 * harmonics - len(band_start) + 1, 1)
+    a, b = np.sum(weight * by_amplitude**2), np.sum(weight * by_phase**2)
+    both = np.sum(weight * by_amplitude * by_phase)
+    matrix = np.array([[a / noise + SLOPE_DEVIATION**-2, both / noise], [both / noise, b / noise + LAG_DEVIATION**-2]])
+    right = np.array([np.sum(weight * by_amplitude * residual), np.sum(weight * by_phase * residual)]) / noise
+    covariance = np.linalg.inv(matrix)
+    slope, lag = covariance @ right
+    slope = float(np.clip(slope, -3, 3))
+    # The offsets are those under the corrected shape, not under the first one.
+    fitted = shape + slope * by_amplitude + lag * by_phase
+    offset = band_means(value - fitted, weight, band_start)
+    return (
+        (value - offset) * np.exp(-slope * tone),
+        slope,
+        float(np.sqrt(covariance[0, 0])),
+        float(lag),
+        float(np.sqrt(covariance[1, 1])),
+    )
+
+
+@pytest.mark.parametrize("points", [10, 11, 57, 400])
+@pytest.mark.parametrize("bands", [1, 2, 5])
+@pytest.mark.parametrize("harmonics", [1, 4])
+def test_the_compiled_fit_is_that_of_array_operations(points: int, bands: int, harmonics: int) -> None:
+    rng = np.random.default_rng([points, bands, harmonics])
+    start = np.concatenate([[0], np.sort(rng.choice(np.arange(1, points), bands - 1, replace=False)), [points]])
+    time, value = rng.uniform(0, 3000, points), rng.normal(0, 1, points)
+    weight = rng.exponential(1, points)
+    weight[start[-2] : start[-2] + 1] = 0.0  # a point that says nothing, in a band of one point perhaps
+    weight /= weight.sum()
+    tone = np.repeat(rng.normal(0, 0.3, bands), np.diff(start))
+    arguments = time, value, weight, start.astype(np.intp), tone, 1.7, rng.normal(0, 0.5, 2 * harmonics)
+    fit, (corrected, *numbers) = fit_bands(*arguments), by_numpy(*arguments)
+    np.testing.assert_allclose(fit.value, corrected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose([fit.slope, fit.slope_error, fit.lag, fit.lag_error], numbers, rtol=1e-9, atol=1e-12)
