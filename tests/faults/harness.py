@@ -25,6 +25,8 @@ PARTITIONS: Final = 8
 SESSION_S: Final = 6.0
 """The shortest that Kafka's brokers allow by default."""
 TRANSACTION_S: Final = 10.0
+BATCH: Final = 16
+"""Messages in flight at a worker."""
 RECOVERY_S: Final = 30.0
 """The bar: at the full rate again so many seconds after a fault has gone."""
 GIVE_UP_S: Final = 300.0
@@ -217,7 +219,7 @@ class Case:
             },
             "redis": {"url": self.redis.url},
             "inference": {"engine": "onnx", "threads": 1},
-            "pipeline": {"batch_size": 16, "batch_wait_s": 0.1, "first_backoff_s": 0.2, "max_backoff_s": 1.0},
+            "pipeline": {"batch_size": BATCH, "batch_wait_s": 0.1, "first_backoff_s": 0.2, "max_backoff_s": 1.0},
             "publish": {"topic_prefix": self.prefix},
             "metrics": {"port": 0},
         }
@@ -260,19 +262,27 @@ class Case:
                 worker.start()
                 self.restarts += 1
 
-    def finish(self, name: str, recovery_s: float | None = None, note: str = "", *, seconds: float = GIVE_UP_S) -> Row:
-        """Wait for everything, stop the workers in order, and balance the ledger."""
+    def finish(
+        self,
+        name: str,
+        recovery_s: float | None = None,
+        note: str = "",
+        *,
+        seconds: float = GIVE_UP_S,
+        doubled: int = 0,
+    ) -> Row:
+        """Wait for everything, stop the workers in order, and balance the ledger; ``doubled`` as in ``complaint``."""
         self.ledger.flush()
         self.ledger.wait(len(self.ledger.sent), seconds)
         time.sleep(_SETTLE_S)
         running = [worker for worker in self.workers if worker.running]
-        complaint = self.ledger.complaint()
+        complaint = self.ledger.complaint(doubled)
         row = self.ledger.row(name, recovery_s, note)
         self._report(row)
         assert not complaint, f"{row}\n{complaint}\n{self.tails()}"
         for worker in running:
             worker.stop()
-        assert self.ledger.complaint() == ""
+        assert self.ledger.complaint(doubled) == ""
         return row
 
     def tails(self) -> str:

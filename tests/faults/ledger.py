@@ -220,13 +220,13 @@ class Ledger:
         wrong = self._mismatches()
         return Row(name, len(self.sent), len(wrong.lost), len(wrong.duplicated), len(self.letters), recovery_s, note)
 
-    def complaint(self) -> str:
-        """What is wrong, empty where everything that went in came out exactly once."""
+    def complaint(self, doubled: int = 0) -> str:
+        """What is wrong: empty where everything came out exactly once, or all of it and up to ``doubled`` twice."""
         wrong = self._mismatches()
         told = []
         for what, which in (
             ("lost", wrong.lost),
-            ("duplicated", wrong.duplicated),
+            ("duplicated", wrong.duplicated if len(wrong.duplicated) > doubled else []),
             ("never sent", wrong.unknown),
         ):
             if which:

@@ -16,7 +16,7 @@ from broker.embedded.redis import RedisServer
 from deploy.local.kafka_server import find_kafka_home
 from deploy.local.triton_server import TritonServer
 from tests.faults.conftest import NewCase
-from tests.faults.harness import GIVE_UP_S, JOINED, Case, Kafka, check_recovery
+from tests.faults.harness import BATCH, GIVE_UP_S, JOINED, Case, Kafka, check_recovery
 from tests.faults.ledger import Row, Sent, stream
 
 AWAY_S = 4.0
@@ -150,7 +150,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.timeout(900)
 def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], None], alerts: list[Sent]) -> None:
-    """Kafka's disk fills up with what comes out, and Kafka halts; with room again it is started again."""
+    """Kafka's disk fills up with what comes out, and Kafka halts; with room again it is started again.
+
+    As many alerts as are in flight at a worker came twice in 2 of 103 runs; why is not known (docs/faults.md).
+    """
     if find_kafka_home() is None:
         pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
     filler = small_disk / "filler"
@@ -173,5 +176,5 @@ def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], Non
         case.wait(len(alerts), restart=True)
         recovery = case.ledger.recovery(back, full_rate)
         note = f"Kafka {'halted by itself' if halted else 'was killed'}; workers started again: {case.restarts}"
-        case.finish("full disk of Kafka", recovery, note)
+        case.finish("full disk of Kafka", recovery, note, doubled=len(case.workers) * BATCH)
     check_recovery(recovery)
