@@ -62,7 +62,7 @@ from benchmarks.workload.service import (
     wait_for,
 )
 from benchmarks.workload.stars import Sky, Stream, preload_with_progress, read_curves
-from broker.config import MODEL_REPOSITORY
+from broker.config import MODEL_REPOSITORY, PipelineSettings
 from broker.embedded.redis import RedisServer
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from deploy.local.triton_server import TritonServer
@@ -75,7 +75,7 @@ _KAFKA = {
     "log.retention.check.interval.ms": "5000",
     "log.segment.delete.delay.ms": "1000",
 }
-_GROWTH = 0.2
+_GROWTH = PipelineSettings().period_search_growth
 """By which a light curve grows before its period is searched anew."""
 _WARM = 600
 """Alerts before the open run, so that it does not begin in the workers' first batches, and are in no figure."""

@@ -120,7 +120,7 @@ def coarse_power(
     The frequencies are done in bands of _BAND_MODES, each a transform of the signal shifted by the band's
     middle: transforms that fit the processor's cache are three times as fast as one over all frequencies.
     """
-    step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
+    step = _coarse_step(time)
     count = max(int(max_frequency / step), 2)
     modes = min(_BAND_MODES, max(256, 1 << (count - 1).bit_length()))
     bands = -(-count // modes)
@@ -139,6 +139,11 @@ def coarse_power(
     return step, np.square(amplitude.real) + np.square(amplitude.imag)
 
 
+def _coarse_step(time: NDArray[np.float64]) -> float:
+    """Step of the coarse grid, cycles/day."""
+    return 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
+
+
 def find_period(
     time: NDArray[np.float64],
     value: NDArray[np.float64],
@@ -154,10 +159,7 @@ def find_period(
     """
     if not _long_enough(time):
         return NO_PERIOD
-    if band_start is None:
-        band_start = np.array([0, len(time)], np.intp)
-    time = time - np.min(time)
-    value = value - band_means(value, weight, band_start)
+    time, value, band_start = _centred(time, value, weight, band_start)
     step, power = coarse_power(time, weight * value, max_frequency)
     peaks = _highest_peaks(power, int(np.clip(_FITTED_POINTS // len(time), _FEWEST_CANDIDATES, _MOST_CANDIDATES)))
     grid = step * (peaks[:, None] + 1 + _FINE_STEPS)
@@ -184,11 +186,8 @@ def refine_period(
     """
     if not _long_enough(time):
         return NO_PERIOD
-    if band_start is None:
-        band_start = np.array([0, len(time)], np.intp)
-    time = time - np.min(time)
-    value = value - band_means(value, weight, band_start)
-    step = 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
+    time, value, band_start = _centred(time, value, weight, band_start)
+    step = _coarse_step(time)
     aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
     most = int(np.clip(_REFINED_POINTS // len(time), _FEWEST_REFINED, KEPT_CANDIDATES))
     nearest = np.rint(np.array(candidates[:most], np.float64) * (_STEPS / step)).astype(np.float64)
@@ -198,6 +197,18 @@ def refine_period(
 
 def _long_enough(time: NDArray[np.float64]) -> bool:
     return len(time) >= MIN_POINTS_FOR_PERIOD and float(np.ptp(time)) >= 1.0 / 12.0
+
+
+def _centred(
+    time: NDArray[np.float64],
+    value: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    band_start: NDArray[np.intp] | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
+    """Times from the first one on, values about their band's mean, and where each band begins."""
+    if band_start is None:
+        band_start = np.array([0, len(time)], np.intp)
+    return time - np.min(time), value - band_means(value, weight, band_start), band_start
 
 
 def _decide(

@@ -56,7 +56,7 @@ def check_options(options: Collection[str]) -> None:
 def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | None) -> dict[str, Any]:
     """Properties of a subscription's consumer; ``options`` are the user's, of which it keeps all but its own."""
     return {
-        # What librdkafka would write to stderr comes to error_cb as well, which is whoever subscribes to set.
+        # What librdkafka would write to stderr is told to error_cb, too, which the subscription adds.
         "log_level": 2,
         "log.connection.close": False,
         "reconnect.backoff.ms": 500,

@@ -133,7 +133,7 @@ def test_two_workers_at_one_object_lose_nothing(
 
 
 def test_a_search_of_an_object_begun_anew_is_not_used(pipeline: Pipeline, client: redis.Redis) -> None:
-    """As where a worker had it in hand while ``trifid state forget`` deleted the object."""
+    """As where it was in flight at a worker while ``trifid state forget`` deleted the object."""
     annotate(pipeline, alert(0, 100))
     left = client.get(KEY)
     client.flushdb()
