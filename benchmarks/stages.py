@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 import numpy as np
 import redis
+from prometheus_client import Counter
 from threadpoolctl import threadpool_limits
 
 from benchmarks.workload.flops import model_flops
@@ -31,7 +32,7 @@ from broker.build import build_publisher, load_reference_set
 from broker.config import Settings
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
-from broker.metrics import STAGE_CPU_SECONDS
+from broker.metrics import PERIOD_SEARCHES, STAGE_CPU_SECONDS
 from broker.pipeline import Pipeline
 from broker.state.redis import RedisStore
 from broker.streaming.handling import handle
@@ -43,8 +44,12 @@ _BATCH = 256
 
 
 def stage_seconds() -> dict[str, float]:
-    samples = [sample for metric in STAGE_CPU_SECONDS.collect() for sample in metric.samples]
-    return {s.labels["stage"]: s.value for s in samples if s.name.endswith("_total")}
+    return _by_label(STAGE_CPU_SECONDS, "stage")
+
+
+def _by_label(counter: Counter, label: str) -> dict[str, float]:
+    samples = [sample for metric in counter.collect() for sample in metric.samples]
+    return {s.labels[label]: s.value for s in samples if s.name.endswith("_total")}
 
 
 def cpu(action: Callable[[], object], repeats: int) -> float:
@@ -90,7 +95,7 @@ def redis_floor(url: str, sizes: list[int]) -> float:
 @click.command(help=__doc__)
 @click.option("--points", default=400, show_default=True, help="Of each star.")
 @click.option("--alerts", default=2048, show_default=True)
-@click.option("--profile", is_flag=True, help="Functions by their own time, too; the profiler slows all down.")
+@click.option("--profile", is_flag=True, help="Functions by their own CPU time, too; the profiler slows all down.")
 def main(points: int, alerts: int, profile: bool) -> None:
     try:
         packets = [one for one in templates(_SHARED / "alerts" / "ztf") if one.kind is Kind.REPEAT]
@@ -112,7 +117,8 @@ def main(points: int, alerts: int, profile: bool) -> None:
             messages = [IncomingMessage(payload, mjd_now()) for payload in payloads]
             handle(pipeline.process_next, publisher, messages[:_BATCH])
             before, start = stage_seconds(), time.thread_time()
-            profiler = cProfile.Profile() if profile else None
+            searched = _by_label(PERIOD_SEARCHES, "reason")
+            profiler = cProfile.Profile(time.thread_time) if profile else None
             published = done = 0
             if profiler is not None:
                 profiler.enable()
@@ -124,6 +130,10 @@ def main(points: int, alerts: int, profile: bool) -> None:
                 profiler.disable()
             total = time.thread_time() - start
             after = stage_seconds()
+            reasons = {
+                reason: number - searched.get(reason, 0.0)
+                for reason, number in _by_label(PERIOD_SEARCHES, "reason").items()
+            }
         assert done == alerts
         with server.client() as client:
             keys = list(client.scan_iter("trifid:*:lc", count=1000))
@@ -146,6 +156,8 @@ def main(points: int, alerts: int, profile: bool) -> None:
         what, floor = floors.get(name, ("", 0.0))
         print(f"| {name} | {stages[name]:.3f} | {f'{1e3 * floor:.4f}' if what else ''} | {what} |")
     print(f"| all, with what is between stages | {1e3 * total / alerts:.3f} | | |")
+    shares = ", ".join(f"{reason} {number / alerts:.1%}" for reason, number in sorted(reasons.items()))
+    print(f"\nperiod searches, all but the refined ones in full: {shares}")
     if profiler is not None:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from broker.avro.container import read_blocks, read_header, read_long, write_long
 from broker.errors import DecodeError
+from broker.photometry import POGSON
+from broker.records import AB_ZERO_POINT_NJY
 from broker.sources import iter_packets
 from broker.surveys import Decoder
 from broker.times import JD_OF_MJD_0
@@ -179,12 +181,11 @@ class Template:
         _put(view, self.jd_at, jd)
         # The filter's number follows the time in all of ZTF's schemas; 1 and 2 take one byte.
         view[self.jd_at[:count] + 8] = 2 * visits.band[:count]
-        difference = visits.flux[:count] - reference
-        _put(view, self.magnitude_at[:count], _magnitude(difference).astype(np.float32))
-        per_magnitude = 2.5 / np.log(10.0)
-        _put(view, self.error_at[:count], (per_magnitude * visits.error[:count] / difference).astype(np.float32))
+        magnitude, error, of_reference = magnitudes(visits.flux[:count], visits.error[:count], reference)
+        _put(view, self.magnitude_at[:count], magnitude)
+        _put(view, self.error_at[:count], error)
         view[self.sign_at[:count]] = ord("t")
-        for at, value in ((self.reference_at, float(_magnitude(np.array(reference)))), (self.distance_at, 0.2)):
+        for at, value in ((self.reference_at, of_reference), (self.distance_at, np.float32(0.2))):
             known = at[:count][at[:count] >= 0]
             _put(view, known, np.full(len(known), value, np.float32))
         return out
@@ -196,8 +197,24 @@ def _put(view: Bytes, at: NDArray[np.intp], values: NDArray[Any]) -> None:
     view[at[:, None] + np.arange(size)] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, size)
 
 
+def magnitudes(
+    flux: NDArray[np.float64], error: NDArray[np.float64], reference: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32], np.float32]:
+    """What a packet says of a star of total ``flux`` (n,) with ``error`` (n,), nJy.
+
+    That is magnitudes of its difference from the reference image's flux and their errors, each (n,), and the reference
+    magnitude.
+    """
+    difference = flux - reference
+    return (
+        _magnitude(difference).astype(np.float32),
+        (POGSON * error / difference).astype(np.float32),
+        np.float32(_magnitude(np.array(reference))),
+    )
+
+
 def _magnitude(flux: NDArray[np.float64]) -> NDArray[np.float64]:
-    return -2.5 * np.log10(flux / 3631e9)
+    return -2.5 * np.log10(flux / AB_ZERO_POINT_NJY)
 
 
 def templates(folder: Path) -> list[Template]:

@@ -15,15 +15,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.workload.packets import Kind, Template, Visits
+from benchmarks.workload.packets import Kind, Template, Visits, magnitudes
 from broker.batch import IncomingMessage
 from broker.build import load_reference_set
 from broker.config import Settings
 from broker.inference.onnx import OnnxEngine
+from broker.photometry import magnitude_to_flux
 from broker.pipeline import Pipeline, Received
 from broker.records import BAND_CODE, Alert, LightCurve
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
+from broker.times import jd_of_mjd, mjd_of_jd
 
 CATALOGUES: Final = (("asas_v.parquet", "hjd"), ("css_v.parquet", "mjd"))
 """Of ``../shared/data``: V-band light curves of ASAS and of the Catalina survey, with the name of their times."""
@@ -124,17 +126,26 @@ class Sky:
         return points
 
     def known(self, number: int, share: float = 1.0) -> Alert:
-        """An alert with the first ``share`` of what is to be known of an object, at least one point."""
+        """An alert with the first ``share`` of what is to be known of an object, at least one point.
+
+        The points are as packets bring them, to the last bit: a packet's earlier detections are no new ones.
+        """
         begin = int(self.first[number])
         end = begin + max(1, round(share * int(self.points[number])))
-        ones = np.ones(end - begin, np.float32)
-        mjd = self.curves.mjd[begin:end] + self.shift[number]
-        reference = np.float32(self.reference[number])
+        mjd = mjd_of_jd(jd_of_mjd(self.curves.mjd[begin:end] + self.shift[number]))
+        magnitude, magnitude_error, reference = (
+            np.asarray(column, np.float64)
+            for column in magnitudes(
+                self.curves.flux[begin:end], self.curves.error[begin:end], float(self.reference[number])
+            )
+        )
+        flux, error = magnitude_to_flux(magnitude, magnitude_error)
+        reference_flux, _ = magnitude_to_flux(reference, np.zeros(()))
         curve = LightCurve(
             mjd,
-            (self.curves.flux[begin:end] - self.reference[number]).astype(np.float32),
-            self.curves.error[begin:end].astype(np.float32),
-            reference * ones,
+            flux.astype(np.float32),
+            error.astype(np.float32),
+            np.full(end - begin, reference_flux, np.float32),
             _BANDS[band_of(np.arange(begin, end))],
             np.zeros(end - begin, np.uint8),
         )
