@@ -22,6 +22,9 @@ class Origin:
     timestamp_ms: int
     """When it was written there, milliseconds since 1970, UTC."""
 
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}] offset {self.offset}"
+
 
 @dataclass(frozen=True, slots=True)
 class IncomingMessage:

@@ -36,8 +36,8 @@ def compiled(function: F, signature: Any, fastmath: bool | set[str] = False) -> 
 def _read_only_cache() -> None:
     """Use a copy of a NUMBA_CACHE_DIR that this process may not write to, as the one of the container image.
 
-    Numba does not even read a cache that it cannot write to, and would compile at each start. The copy (half a MB) is this
-    process's own, in the folder for temporary files; where there is none, all is compiled.
+    Numba does not even read a cache that it cannot write to, and would compile at each start. The copy (half a MB) is
+    this process's own, in the folder for temporary files; where there is none, all is compiled.
     """
     given = os.environ.get(_CACHE_VARIABLE)
     if not given or not Path(given).is_dir() or os.access(given, os.W_OK):
@@ -51,4 +51,4 @@ def _read_only_cache() -> None:
     except OSError:  # shutil.Error is one
         return
     os.environ[_CACHE_VARIABLE] = str(copy)
-    numba.config.reload_config()
+    numba.config.reload_config()  # type: ignore[no-untyped-call]

@@ -10,8 +10,7 @@ from typing import Final
 
 import click
 
-from broker.cli import options, text
-from broker.cli.logs import log_to_stderr
+from broker.cli import logs, options, text
 
 DEAD_LETTER_LIMIT_EXIT: Final = 3
 """Exit code where too many alerts would be dead letters: starting again would not help."""
@@ -25,11 +24,24 @@ class _LimitFailure(click.ClickException):
 @options.config
 @click.option(
     "--log-level",
-    default="INFO",
-    show_default=True,
-    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    "log_levels",
+    multiple=True,
+    envvar="TRIFID_LOG_LEVEL",
+    metavar="[MODULE=]LEVEL",
+    callback=logs.levels,
+    help="DEBUG, INFO (the default), WARNING or ERROR; again as MODULE=LEVEL for a module, as in "
+    "broker.streaming=DEBUG. In the environment separated by blanks.",
 )
-def run(config: Path | None, log_level: str) -> None:
+@click.option(
+    "--log-format",
+    default="text",
+    show_default=True,
+    envvar="TRIFID_LOG_FORMAT",
+    show_envvar=True,
+    type=click.Choice(["text", "json"]),
+    help="Lines for people, or a JSON object a line.",
+)
+def run(config: Path | None, log_levels: dict[str, str], log_format: logs.Format) -> None:
     """Run the broker: classify a survey's alerts from Kafka until told to stop.
 
     Waits for Redis, Triton and Kafka while they are unavailable. SIGTERM or Ctrl-C finishes the in-flight batch, or
@@ -41,12 +53,17 @@ def run(config: Path | None, log_level: str) -> None:
     """
     from broker.config import load_settings
     from broker.errors import ConfigurationError, DeadLetterLimitError
-    from broker.streaming.supervisor import supervise
 
-    log_to_stderr(log_level.upper(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.log_to_stderr(log_levels.pop("", "INFO"), logs.TEXT_STYLE, log_format, log_levels)
     settings = load_settings(config)
+    logs.hide(settings.secrets())
+    # After the settings, which are refused at once where they are wrong.
+    from broker.streaming.supervisor import supervise
+    from broker.streaming.worker_ids import own_worker_id
+
     try:
-        outcome = supervise(settings)
+        with own_worker_id(settings) as settings:
+            outcome = supervise(settings)
     except DeadLetterLimitError as error:
         raise _LimitFailure(str(error)) from error
     except OSError as error:

@@ -30,6 +30,9 @@ class KafkaSettings(Section):
     """Names this process among those of the group, the same after a restart: it is part of the transactional
     id, by which Kafka fences an earlier process that only seemed dead, and the static member's name. No two
     workers of a group may have the same."""
+    worker_id_folder: Path | None = None
+    """Folder from which the workers of one machine take ids that are free, in place of ``worker_id``: replicas of
+    Docker Compose, whose hosts have another name each time (docs/operations.md)."""
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
     session_timeout_s: Seconds = 10.0
     """A worker silent for so long loses its partitions to the others of the group; one that was stopped and is a
@@ -79,6 +82,12 @@ class KafkaSettings(Section):
     """Further librdkafka properties, for consumer, producer and administration alike, that tune or secure connections
     (``broker/config/kafka_options.py``). None that delivery rests on, and no secrets: these are printed like any
     setting."""
+
+    @model_validator(mode="after")
+    def _one_id(self) -> Self:
+        if self.worker_id_folder is not None and "worker_id" in self.model_fields_set:
+            raise ValueError("give worker_id or worker_id_folder, not both")
+        return self
 
     @field_validator("options")
     @classmethod

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, get_args
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -22,7 +23,7 @@ from broker.config.processing import (
     PublishSettings,
     StateSettings,
 )
-from broker.config.section import Names
+from broker.config.section import Names, in_clear
 from broker.config.servers import RedisSettings, TritonSettings
 from broker.errors import ConfigurationError
 from broker.topic_names import KINDS, matches, topic_of
@@ -56,6 +57,16 @@ class Settings(BaseSettings):
     pipeline: PipelineSettings = PipelineSettings()
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    def secrets(self) -> Iterator[str]:
+        """All passwords in clear, that of Redis's URL among them, to keep them out of logs; never print them."""
+        for section, key in _secrets(type(self)):
+            if (section, key) != ("redis", "url") and (secret := in_clear(getattr(getattr(self, section), key))):
+                yield secret
+        if password := urlsplit(self.redis.url.get_secret_value()).password:
+            yield from {password, unquote(password)}
+        if word := urlsplit(self.redis.address()).password:
+            yield word
 
     @model_validator(mode="after")
     def _reads_no_output(self) -> Self:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
+from broker import __version__
 from broker.config import Settings
 from broker.streaming.accounting import Accounting
 from broker.streaming.health import Health, HealthServer
@@ -43,6 +44,8 @@ def supervise(settings: Settings) -> Outcome:
     does a loop that has not come round for ``metrics.alive_limit_s``.
     Raises what ends the worker otherwise, and OSError where the port of the metrics is taken.
     """
+    began = time.monotonic()
+    _log_start(settings)
     control = Control(Health(settings.metrics))
     done: Future[bool] = Future()
 
@@ -74,8 +77,13 @@ def supervise(settings: Settings) -> Outcome:
         thread = threading.Thread(target=work, name="worker", daemon=True)
         thread.start()
         deadline: float | None = None
+        seen_ready = False
         while thread.is_alive():
             thread.join(_LOOK_S)
+            if not seen_ready and not any(control.health.ready().values()):
+                seen_ready = True
+                took = time.monotonic() - began
+                log.info("ready after %.1f s", took, extra={"ready_after_s": round(took, 3)})
             stuck = control.health.alive()["loop"]
             if stuck is not None and not control.stop.is_set():
                 # In a call of a library that nothing gets it out of: only another process can go on.
@@ -91,3 +99,23 @@ def supervise(settings: Settings) -> Outcome:
                 )
                 return Outcome(control.accounting, hangs=True)
         return Outcome(control.accounting, hangs=done.result())
+
+
+def _log_start(settings: Settings) -> None:
+    """What runs here, as one reads it in a log after an upgrade: the model follows when it is loaded."""
+    kafka = settings.kafka
+    topics = [*kafka.input_topics, *([kafka.spectra_topic] if kafka.spectra_topic else [])]
+    started = {
+        "version": __version__,
+        "worker_id": kafka.worker_id,
+        "group_id": kafka.group_id,
+        "input_topics": topics,
+        "output_topics": f"{settings.publish.topic_prefix}.*",
+        "engine": settings.inference.engine,
+        "delivery": kafka.delivery,
+    }
+    log.info(
+        "trifid %s starts: worker %s of group %s reads %s, writes %s.*, %s, engine %s",
+        __version__, kafka.worker_id, kafka.group_id, ", ".join(topics), settings.publish.topic_prefix, kafka.delivery,
+        settings.inference.engine, extra=started,
+    )  # fmt: skip

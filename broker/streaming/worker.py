@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
@@ -26,6 +27,8 @@ from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
 from broker.streaming.topics import Topics
 from broker.topic_names import is_pattern
+
+log = logging.getLogger(__name__)
 
 _KEPT_ERRORS: Final = 20
 
@@ -58,6 +61,8 @@ def worker(
             progress = control.health.progress if control is not None else lambda: None
             pipeline = build_pipeline(settings, decoder, store, engine, reference, progress)
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]
+            loaded = {"model": engine.model_version, "reference_set": reference.version, "device": engine.device()}
+            log.info("model %s, on %s", versions[0], loaded["device"], extra=loaded)
             return pipeline.process_next
 
         probes: dict[str, Probe] = {
