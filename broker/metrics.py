@@ -124,6 +124,17 @@ PERIOD_SEARCHES: Final = Counter(
 DEAD_LETTER_RATIO: Final = Gauge(
     "trifid_dead_letter_ratio", "Share of dead letters among the latest alerts (pipeline.dead_letter_window)."
 )
+WEB_REQUEST_SECONDS: Final = Histogram(
+    "trifid_web_request_seconds",
+    "Seconds until a request to `trifid web` was answered, by route and status (2xx, 4xx, 5xx).",
+    ["route", "status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+WEB_INDEXED: Final = Counter("trifid_web_indexed_total", "Annotations that `trifid web` took into its index.")
+WEB_FOLLOW_FAILURES: Final = Counter(
+    "trifid_web_follow_failures_total",
+    "Times `trifid web` could not read annotations or store them in its index, and tried again.",
+)
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
 

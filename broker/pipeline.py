@@ -176,6 +176,17 @@ class Pipeline:
             inputs = assemble(states)
         return self._annotate_inputs(received, states, inputs)
 
+    def annotate_by_modality(self, received: Received, state: ObjectState) -> dict[str, Annotation]:
+        """What each modality of one object says by itself, and all together under ``all``; absent ones are left out.
+
+        Periods are searched and nothing is kept: for whoever looks at an object, not for the stream.
+        """
+        inputs = assemble([state])
+        found = {"all": self._annotate_inputs([received], [state], inputs)[0]}
+        for modality in found["all"].modalities:
+            found[modality] = self._annotate_inputs([received], [state], inputs.only(modality))[0]
+        return found
+
     def _annotate_updated(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
         """As ``annotate_states``, with the period searches that the store keeps, and keeping there the new ones."""
         with _stage("assemble"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,3 +74,11 @@ class ModelInputs:
     def present(self) -> NDArray[np.bool_]:
         """(batch, 3) which of MODALITIES each object has."""
         return np.stack([self.light_curve.present, self.spectrum.present, self.metadata.present], axis=1)
+
+    def only(self, modality: str) -> ModelInputs:
+        """The batch as if it had but one of MODALITIES: the rows of the others are absent, and zero."""
+        return replace(self, **{name: _absent(getattr(self, name)) for name in MODALITIES if name != modality})
+
+
+def _absent(inputs: Any) -> Any:
+    return replace(inputs, **{field.name: np.zeros_like(getattr(inputs, field.name)) for field in fields(inputs)})

@@ -21,6 +21,7 @@ from broker.cli.run import run
 from broker.cli.spectra import spectra
 from broker.cli.state import state
 from broker.cli.subscribe import subscribe
+from broker.cli.web import web
 from broker.errors import ConfigurationError, InputFileError, TrifidError
 
 
@@ -90,5 +91,5 @@ def main() -> None:
     """
 
 
-for _command in (catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe):
+for _command in (catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe, web):
     main.add_command(_command)

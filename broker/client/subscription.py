@@ -108,8 +108,8 @@ class Subscription:
         """Topics that this user may see, as of the latest assignment: a pattern takes no others."""
         self._positions: dict[Position, int] = {}
         """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
-        self._handed: TopicPartition | None = None
-        """Position after the annotation that the caller has, where all before it was read."""
+        self._handed: dict[Position, TopicPartition] = {}
+        """Positions after the annotations that the caller has, where all before them was read."""
         self._assigned = False
         self._idle_from = 0.0
         """From when on silence counts, monotonic seconds: not while the group is about to assign partitions."""
@@ -149,16 +149,48 @@ class Subscription:
         self.acknowledge()  # whoever asks again is done with what was handed out
         self._connect()
         try:
-            yield from self._annotations()
+            for annotation in self._annotations():
+                if annotation is not None:
+                    yield annotation
+                self.acknowledge()
         finally:
             self._commit()
 
-    def _annotations(self) -> Iterator[PublishedAnnotation]:
+    def batches(self, size: int = 500, wait: float = 0.5) -> Iterator[list[PublishedAnnotation]]:
+        """Lists of annotations, of which each counts as read, as a whole, when the next one is asked for.
+
+        A list ends with ``size`` annotations, or ``wait`` seconds after its first one. For what is stored many at a
+        time; raises what the iteration over single annotations does.
+        """
+        self.acknowledge()
+        self._connect()
+        batch: list[PublishedAnnotation] = []
+        begun = 0.0
+        try:
+            for annotation in self._annotations():
+                if annotation is not None:
+                    begun = begun if batch else time.monotonic()
+                    batch.append(annotation)
+                if not batch:
+                    self.acknowledge()  # of messages that were no annotations
+                elif len(batch) >= size or time.monotonic() - begun >= wait:
+                    yield batch
+                    self.acknowledge()
+                    batch = []
+            if batch:
+                yield batch
+                self.acknowledge()
+        finally:
+            self._commit()
+
+    def _annotations(self) -> Iterator[PublishedAnnotation | None]:
+        """Annotations, and None after each message or pause: what was handed out until then may be acknowledged."""
         heard = time.monotonic()
         while (left := self._time_left(heard)) > 0 or not self._idle_is_meant():
             message = self._consumer.poll(max(0.0, min(_POLL_S, left)))
             if message is None:
                 self._outage.ask_again(self._consumer)
+                yield None
                 continue
             error = message.error()
             if error is not None:
@@ -168,22 +200,20 @@ class Subscription:
             annotations = self._read(message)
             own = [annotation for annotation in annotations if self._comes_from_here(annotation)]
             yield from own[:-1]
-            self._handed = after(message)
-            if own:
-                yield own[-1]
+            position = after(message)
+            self._handed[position.topic, position.partition] = position
+            yield own[-1] if own else None
             if annotations:
                 heard = time.monotonic()
-            self.acknowledge()
 
     def acknowledge(self) -> None:
         """Count the annotation that was handed out last as read: it will not come again."""
-        handed, self._handed = self._handed, None
-        if handed is None:
-            return
-        self._positions[handed.topic, handed.partition] = handed.offset
-        if self._has_group:
-            with suppress(KafkaException):  # the partition has another reader by now, to which it comes again
-                self._consumer.store_offsets(offsets=[handed])
+        handed, self._handed = self._handed, {}
+        for place, position in handed.items():
+            self._positions[place] = position.offset
+            if self._has_group:
+                with suppress(KafkaException):  # the partition has another reader by now, to which it comes again
+                    self._consumer.store_offsets(offsets=[position])
 
     def close(self) -> None:
         """Count what was handed out as read, unless this is called upon an exception; commit, and leave the group."""
@@ -191,7 +221,7 @@ class Subscription:
 
     def _close(self, *, dealt_with: bool) -> None:
         if not dealt_with:
-            self._handed = None  # it comes again
+            self._handed = {}  # it comes again
         self.acknowledge()
         self._consumer.close()
 

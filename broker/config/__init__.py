@@ -7,7 +7,8 @@ names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/r
 Values that cannot be meant are refused: empty texts, infinite numbers, a login or files for TLS where it is off.
 
 A module for each group of sections: ``kafka`` (also the schema registry), ``servers`` (Redis, Triton), ``processing``
-(state, model, batches, output, metrics); ``settings`` puts them together, and reads file and environment.
+(state, model, batches, output, metrics), ``web`` (page and API); ``settings`` puts them together, and reads file and
+environment.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from broker.config.processing import (
 from broker.config.section import in_clear
 from broker.config.servers import RedisSettings, TritonSettings
 from broker.config.settings import CONFIG_VARIABLE, Settings, load_settings
+from broker.config.web import WebSettings
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -40,6 +42,7 @@ __all__ = [
     "Settings",
     "StateSettings",
     "TritonSettings",
+    "WebSettings",
     "in_clear",
     "load_settings",
 ]

@@ -25,6 +25,7 @@ from broker.config.processing import (
 )
 from broker.config.section import Names, in_clear
 from broker.config.servers import RedisSettings, TritonSettings
+from broker.config.web import WebSettings
 from broker.errors import ConfigurationError
 from broker.topic_names import KINDS, matches, topic_of
 
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     pipeline: PipelineSettings = PipelineSettings()
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()
+    web: WebSettings = WebSettings()
 
     def secrets(self) -> Iterator[str]:
         """All passwords in clear, that of Redis's URL among them, to keep them out of logs; never print them."""

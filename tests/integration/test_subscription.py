@@ -202,6 +202,31 @@ def test_an_annotation_counts_as_read_unless_the_loop_raises(kafka: KafkaServer)
         pytest.fail(f"{annotation.alert_id} comes again")
 
 
+def test_a_batch_counts_as_read_as_a_whole_when_the_next_is_asked_for(kafka: KafkaServer) -> None:
+    kafka.create_topics(["batches"])
+    numbers = fill(kafka, "batches", [5, 0, 0, 0])
+
+    def subscription() -> Subscription:
+        return Subscription("batches", kafka.bootstrap, group_id="b", start="earliest", idle_timeout=IDLE)
+
+    def fail_in_the_second() -> None:
+        with subscription() as first:
+            for batch in first.batches(size=3):
+                taken.append([annotation.alert_id for annotation in batch])
+                if len(taken) == 2:
+                    raise RuntimeError("the database is away")
+
+    taken: list[list[int]] = []
+    with pytest.raises(RuntimeError, match="away"):
+        fail_in_the_second()
+    assert taken == [numbers[:3], numbers[3:]]
+    assert committed(kafka, "b", "batches")[0] == 3
+    with subscription() as second:
+        again = [[annotation.alert_id for annotation in batch] for batch in second.batches(size=3)]
+    assert again == [numbers[3:]]
+    assert committed(kafka, "b", "batches")[0] == 5
+
+
 def test_a_process_that_is_killed_repeats_little(kafka: KafkaServer) -> None:
     kafka.create_topics(["killed"])
     everything = fill(kafka, "killed", [100, 100, 100, 100])

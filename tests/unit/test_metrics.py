@@ -31,8 +31,9 @@ from broker.surveys.simulator import simulate_alerts
 from tests.random_models import MODEL_REPO
 from tests.unit.test_deploy import EXPRESSIONS
 
-KNOWN_LATER = {"trifid_consumer_lag_alerts"}
-"""Their labels are partitions, which come with their assignment."""
+_OF_WEB = "trifid_web_request_seconds"
+KNOWN_LATER = {"trifid_consumer_lag_alerts", _OF_WEB, *(f"{_OF_WEB}_{kind}" for kind in ("bucket", "count", "sum"))}
+"""Their labels are partitions, which come with their assignment, and routes of another process, `trifid web`."""
 
 
 def scrape(port: int, process: subprocess.Popen[bytes]) -> str:

@@ -1,0 +1,119 @@
+"""``trifid web``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from broker.cli import options, text
+from broker.cli.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from broker.config import Settings
+    from broker.web.index import Index
+    from broker.web.tokens import Tokens
+
+_SCOPES = ("read", "feedback", "admin")
+
+
+def _load(config: Path | None) -> Settings:
+    from broker.config import load_settings
+
+    return load_settings(config)
+
+
+def _index(settings: Settings) -> Index:
+    """The index; ConfigurationError where the extra is not installed."""
+    from broker.config import in_clear
+    from broker.errors import ConfigurationError
+
+    for package in ("fastapi", "jinja2", "python_multipart", "sqlalchemy", "uvicorn"):
+        if find_spec(package) is None:
+            raise ConfigurationError(f"{package} is not installed: pip install 'trifid[web]'")
+    from broker.web.index import Index
+
+    url = in_clear(settings.web.database)
+    assert url is not None
+    return Index(url)
+
+
+def _tokens(config: Path | None) -> Tokens:
+    index = _index(_load(config))
+    from broker.web.tokens import Tokens
+
+    return Tokens(index.engine)
+
+
+@click.group(invoke_without_command=True)
+@options.config
+@click.option("--address", type=options.TEXT, help="Where to listen; web.address of the settings by default.")
+@click.option("--port", type=click.IntRange(1, 65535), help="web.port of the settings by default.")
+@click.pass_context
+def web(context: click.Context, config: Path | None, address: str | None, port: int | None) -> None:
+    """Serve the web page and the HTTP API (docs/web.md).
+
+    Reads annotations from Kafka into an index of its own, and light curves and spectra from the service's Redis.
+    Needs the extra web: pip install 'trifid[web]'. On a loopback address anybody on this machine may look; elsewhere
+    each request needs a token.
+    """
+    context.obj = config
+    if context.invoked_subcommand is not None:
+        return
+    from broker.config import WebSettings
+    from broker.errors import ConfigurationError
+
+    log_to_stderr("INFO", "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = _load(config)
+    given = {name: value for name, value in (("address", address), ("port", port)) if value is not None}
+    settings = settings.model_copy(update={"web": WebSettings.model_validate(settings.web.model_dump() | given)})
+    index = _index(settings)
+    from broker.web.app import parts_of, serve
+
+    if settings.web.tokens_required and not _tokens(config).all():
+        text.echo("no token yet: trifid web token create NAME --scope read", err=True)
+    try:
+        with parts_of(settings, index) as parts:
+            text.echo(f"http://{settings.web.address}:{settings.web.port}/", err=True)
+            serve(parts)
+    except OSError as error:
+        raise ConfigurationError(f"{settings.web.address}:{settings.web.port}: {error}") from error
+    finally:
+        index.close()
+
+
+@web.group()
+def token() -> None:
+    """Make, list and revoke API tokens."""
+
+
+@token.command()
+@click.argument("name")
+@click.option("--scope", "scopes", type=click.Choice(_SCOPES), multiple=True, default=("read",), show_default=True)
+@click.option("--days", type=options.POSITIVE, help="Until it expires; never by default.")
+@click.pass_obj
+def create(config: Path | None, name: str, scopes: tuple[str, ...], days: float | None) -> None:
+    """Make a token and print it: the only time that it can be seen."""
+    text.echo(_tokens(config).create(name, frozenset(scopes), days))
+
+
+@token.command("list")
+@click.pass_obj
+def list_(config: Path | None) -> None:
+    """Names, scopes and expiry of all tokens."""
+    from broker.times import datetime_of
+
+    for one in _tokens(config).all():
+        until = "never expires" if one.expires is None else f"until {datetime_of(one.expires):%Y-%m-%d %H:%M} UTC"
+        text.echo(text.printable(f"{one.name}  {' '.join(sorted(one.scopes))}  {until}"))
+
+
+@token.command()
+@click.argument("name")
+@click.pass_obj
+def revoke(config: Path | None, name: str) -> None:
+    """End a token."""
+    if not _tokens(config).revoke(name):
+        raise click.ClickException(f"no token {name!r}")

@@ -1,0 +1,126 @@
+"""The application: parts, routes and what is answered where something is wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+import uvicorn
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp
+
+from broker import __version__
+from broker.build import build_store
+from broker.config import Settings
+from broker.state import Store
+from broker.web.api import admin, api
+from broker.web.follow import Follower
+from broker.web.guard import Guard, RateLimit
+from broker.web.index import Index
+from broker.web.model import Model
+from broker.web.services import Services, requires
+from broker.web.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+_MIB: Final = 1 << 20
+_KEEP_ALIVE_S: Final = 15
+_CONNECTIONS: Final = 200
+_DESCRIPTION: Final = (
+    "What Trifid says of the objects of a survey's alert stream: classes with calibrated probabilities, anomaly "
+    "scores, light curves, spectra. Fields of annotations are those of annotation.avsc (docs/annotation.md)."
+)
+
+
+@contextmanager
+def parts_of(settings: Settings, index: Index, *, follow: bool = True) -> Iterator[Services]:
+    """The parts of a server, with its thread that fills the index where ``follow``."""
+    store: Store = build_store(settings)
+    follower = Follower(settings, index) if follow else None
+    try:
+        if follower is not None:
+            follower.__enter__()
+        yield Services(
+            settings,
+            index,
+            store,
+            Model(settings),
+            Tokens(index.engine),
+            follower,
+            RateLimit(settings.web.requests_per_minute),
+            RateLimit(settings.web.classifications_per_minute),
+        )
+    finally:
+        if follower is not None:
+            follower.__exit__(None, None, None)
+        store.close()
+
+
+def application(parts: Services) -> ASGIApp:
+    """What a server of ASGI runs."""
+    app = FastAPI(
+        title="Trifid", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None, debug=False
+    )
+    app.state.services = parts
+    app.include_router(api)
+    app.include_router(admin)
+
+    @app.get("/healthz", include_in_schema=False)
+    def alive() -> PlainTextResponse:
+        return PlainTextResponse("ok\n")
+
+    @app.get("/metrics", include_in_schema=False, dependencies=[Depends(requires("read"))])
+    def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> Response:
+        return _refused(request, HTTPException(422, _wrong(error)))
+
+    @app.exception_handler(StarletteHTTPException)
+    def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return _refused(request, error)
+
+    @app.exception_handler(sa.exc.OperationalError)
+    def unavailable(request: Request, error: sa.exc.OperationalError) -> Response:
+        log.error("database of the index: %s", error.orig)
+        return _refused(request, HTTPException(503, "the index does not answer now", {"Retry-After": "5"}))
+
+    return Guard(app, parts.settings.web.max_upload_mib * _MIB)
+
+
+def _wrong(error: RequestValidationError) -> str:
+    """What is wrong with a request, in one line, without what was sent: that may be long."""
+    wrong = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"][1:])
+        wrong.append(f"{where}: {problem['msg']}" if where else str(problem["msg"]))
+    return "; ".join(wrong[:5])
+
+
+def _refused(request: Request, error: StarletteHTTPException) -> Response:
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+def serve(parts: Services) -> None:
+    """Answer requests until SIGTERM or Ctrl-C."""
+    web = parts.settings.web
+    config: dict[str, Any] = {
+        "host": web.address,
+        "port": web.port,
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,
+        "limit_concurrency": _CONNECTIONS,
+        "timeout_keep_alive": _KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": 5,
+    }
+    uvicorn.Server(uvicorn.Config(application(parts), **config)).run()

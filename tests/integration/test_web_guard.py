@@ -1,0 +1,188 @@
+"""Tokens, scopes, rates and sizes: who may ask the web server what, and how much."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
+
+from broker.cli import main
+from broker.config import Settings, WebSettings
+from broker.embedded.redis import RedisServer
+from broker.web.app import application, parts_of
+from broker.web.guard import RateLimit
+from broker.web.services import Services
+from tests.integration.web_line import fill, publish, settings_for
+
+URL = "http://web.example"
+
+
+@pytest.fixture(scope="module")
+def settings(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("guard")
+    return settings_for(server.url, folder, require_login=True, requests_per_minute=1000, max_upload_mib=1)
+
+
+@pytest.fixture(scope="module")
+def parts(settings: Settings) -> Iterator[Services]:
+    with parts_of(settings, fill(settings, publish(settings, 2, 8)), follow=False) as parts:
+        yield parts
+
+
+@pytest.fixture(scope="module")
+def http(parts: Services) -> TestClient:
+    return TestClient(application(parts), base_url=URL)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_without_a_token_only_health_is_answered(http: TestClient) -> None:
+    for path in ("/api/v1/objects", "/api/v1/status", "/api/v1/admin/tokens", "/metrics"):
+        answer = http.get(path)
+        assert answer.status_code == 401, path
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for wrong in ("trifid_wrong", "", "\u00e9"):
+        given = {"Authorization": f"Bearer {wrong}".encode()}
+        assert http.get("/api/v1/status", headers=given).status_code == 401
+    assert http.get("/healthz").text == "ok\n"
+
+
+def test_scopes_say_what_a_token_may(http: TestClient, parts: Services) -> None:
+    read, feedback, admin = (
+        parts.tokens.create(name, frozenset(scopes))
+        for name, scopes in (("r", {"read"}), ("f", {"read", "feedback"}), ("a", {"admin"}))
+    )
+    one = http.get("/api/v1/objects", headers=bearer(read)).json()["objects"][0]
+    address = f"/api/v1/objects/{one['survey']}/{one['objectId']}"
+    said = {"label": "RRAB", "comment": "<b>seen by eye</b>"}
+    assert http.post(f"{address}/feedback", json=said, headers=bearer(read)).status_code == 403
+    assert http.post(f"{address}/feedback", json=said, headers=bearer(feedback)).status_code == 201
+    assert http.post(f"{address}/feedback", json={"label": "Moon"}, headers=bearer(feedback)).status_code == 422
+    (shown,) = http.get(address, headers=bearer(read)).json()["feedback"]
+    assert (shown["label"], shown["comment"], shown["by"]) == ("RRAB", "<b>seen by eye</b>", "f")
+    assert http.get("/api/v1/admin/tokens", headers=bearer(read)).status_code == 403
+    new = {"name": "made", "scopes": ["read"]}
+    made = http.post("/api/v1/admin/tokens", json=new, headers=bearer(admin)).json()["token"]
+    assert http.post("/api/v1/admin/tokens", json=new, headers=bearer(admin)).status_code == 409
+    assert http.get("/api/v1/status", headers=bearer(made)).status_code == 200
+    names = [t["name"] for t in http.get("/api/v1/admin/tokens", headers=bearer(admin)).json()["tokens"]]
+    assert names == ["a", "f", "made", "r"]
+    assert http.delete("/api/v1/admin/tokens/made", headers=bearer(admin)).status_code == 204
+    assert http.get("/api/v1/status", headers=bearer(made)).status_code == 401
+
+
+def test_no_token_is_in_the_database_and_expired_ones_are_refused(parts: Services, settings: Settings) -> None:
+    token = parts.tokens.create("short", frozenset({"read"}), days=1e-9)
+    assert parts.tokens.find(token) is None
+    path = Path(settings.web.database.get_secret_value().removeprefix("sqlite:///"))
+    stored = b"".join(p.read_bytes() for p in path.parent.glob("web.sqlite*"))
+    assert b"short" in stored
+    assert token.encode() not in stored
+
+
+def test_a_client_that_asks_too_often_is_told_when_to_come_back() -> None:
+    rate = RateLimit(60)
+    assert [rate.wait("a") for _ in range(60)] == [0.0] * 60
+    assert 0.0 < rate.wait("a") <= 1.0
+    assert rate.wait("b") == 0.0
+
+
+def test_requests_beyond_the_rate_are_429(settings: Settings, parts: Services) -> None:
+    few = settings.model_copy(
+        update={"web": settings.web.model_copy(update={"requests_per_minute": 3, "require_login": False})}
+    )
+    with parts_of(few, parts.index, follow=False) as limited:
+        http = TestClient(application(limited), base_url="http://localhost")
+        answers = [http.get("/api/v1/classes") for _ in range(4)]
+    assert [a.status_code for a in answers] == [200, 200, 200, 429]
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+
+
+def test_without_tokens_no_other_name_is_served(settings: Settings, parts: Services) -> None:
+    open_ = settings.model_copy(update={"web": settings.web.model_copy(update={"require_login": None})})
+    with parts_of(open_, parts.index, follow=False) as local:
+        app = application(local)
+        assert TestClient(app, base_url="http://localhost:8080").get("/api/v1/status").status_code == 200
+        answer = TestClient(app, base_url="http://evil.example").get("/api/v1/status")
+        assert answer.status_code == 403
+        post = {"json": {"label": "M"}, "headers": {"Origin": "http://evil.example"}}
+        http = TestClient(app, base_url="http://localhost:8080")
+        assert http.post("/api/v1/objects/ztf/x/feedback", **post).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("address", "required"), [("127.0.0.1", False), ("localhost", False), ("::1", False), ("0.0.0.0", True)]
+)
+def test_tokens_are_required_beyond_this_machine(address: str, required: bool) -> None:
+    assert WebSettings(address=address).tokens_required is required
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(http: TestClient, parts: Services) -> None:
+    token = bearer(parts.tokens.create("large", frozenset({"read"})))
+    big = {"file": ("big.csv", b"x" * (1 << 20), "text/csv")}
+    answer = http.post("/api/v1/classify/lightcurve", files=big, headers=token)
+    assert answer.status_code == 413
+    start = b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    chunks = (b"x" * 65_536 if n else start for n in range(20))  # without a length
+    form = token | {"Content-Type": "multipart/form-data; boundary=x"}
+    assert http.post("/api/v1/classify/lightcurve", content=chunks, headers=form).status_code == 413
+    assert http.get("/api/v1/objects?survey=" + "z" * 5000, headers=token).status_code == 414
+
+
+def test_uploads_are_classified_or_refused_with_the_reason(http: TestClient, parts: Services) -> None:
+    token = bearer(parts.tokens.create("up", frozenset({"read"})))
+    # A sine of 10 days' period in 60 points, as ASAS-SN writes light curves.
+    rows = [f"{2459000.0 + 1.7 * n},{14 + 0.5 * ((n * 0.17) % 1.0):.3f},0.01,V" for n in range(60)]
+    table = "HJD,mag,mag_err,Filter\n" + "\n".join(rows) + "\n"
+    found = http.post("/api/v1/classify/lightcurve", files={"file": ("my star.csv", table)}, headers=token).json()
+    (record,) = found["annotations"]
+    assert record["survey"] == "table"
+    assert record["detections"] == 60
+    assert record["period"] is not None
+    assert sum(c["probability"] for c in record["classifications"]) == pytest.approx(1.0)
+    for name, content in (("../../etc/passwd.csv", b"a,b\n1,2\n"), ("x.fits", b"SIMPLE  = nonsense"), ("", b"\0\1")):
+        for kind in ("lightcurve", "spectrum"):
+            answer = http.post(f"/api/v1/classify/{kind}", files={"file": (name or "e", content)}, headers=token)
+            assert answer.status_code == 422, answer.text
+            assert "/tmp" not in answer.text
+            assert not re.search(r"upload\.|etc/", answer.text)
+    spectrum = "wavelength,flux\n" + "\n".join(f"{w},{1 + w / 1e4:.4f}" for w in range(3700, 9100, 4))
+    found = http.post("/api/v1/classify/spectrum", files={"file": ("s.csv", spectrum)}, headers=token).json()
+    assert found["annotations"][0]["modalities"] == ["spectrum"]
+    assert found["spectra"][0]["wavelength_max"] == pytest.approx(9096.0)
+
+
+def test_answers_have_security_headers_and_are_measured(http: TestClient) -> None:
+    before = REGISTRY.get_sample_value("trifid_web_request_seconds_count", {"route": "/healthz", "status": "2xx"}) or 0
+    headers = http.get("/healthz").headers
+    after = REGISTRY.get_sample_value("trifid_web_request_seconds_count", {"route": "/healthz", "status": "2xx"})
+    assert after == before + 1
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["cache-control"] == "no-store"
+    assert "server" not in headers
+    http.get("/x" * 50)
+    assert REGISTRY.get_sample_value("trifid_web_request_seconds_count", {"route": "none", "status": "4xx"})
+
+
+def test_tokens_from_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "trifid.toml"
+    config.write_text(f'[web]\ndatabase = "sqlite:///{tmp_path / "tokens.sqlite"}"\n')
+
+    def run(*arguments: str, code: int = 0) -> str:
+        done = CliRunner().invoke(main, ["web", "--config", str(config), "token", *arguments])
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert run("create", "me", "--scope", "read", "--scope", "admin").startswith("trifid_")
+    assert run("list") == "me  admin read  never expires\n"
+    assert "already" in run("create", "me", code=2)
+    run("revoke", "me")
+    assert "no token" in run("revoke", "me", code=1)
