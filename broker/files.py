@@ -97,18 +97,20 @@ class Stream:
         self._close()
 
 
-def require_file(path: Path) -> None:
-    """Raise InputFileError, with the reason, where a path is not a file that can be looked at.
+def require_file(path: Path) -> int:
+    """The size of a regular file in bytes; raises InputFileError, with the reason, for what is none.
 
     Without it, to open a FIFO waits for a writer for ever, and a device may never end.
     """
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise InputFileError(f"{path}: {reason(error)}") from error
-    for is_type, name in _TYPES:
-        if is_type(mode):
-            raise InputFileError(f"{path}: {name}, not a file")
+        url = "; URLs are not fetched: download it first" if ":/" in str(path) else ""
+        raise InputFileError(f"{path}: {reason(error)}{url}") from error
+    if not stat.S_ISREG(status.st_mode):
+        name = next((name for is_type, name in _TYPES if is_type(status.st_mode)), "no regular file")
+        raise InputFileError(f"{path}: {name}, not a file")
+    return status.st_size
 
 
 def open_stream(path: Path) -> Stream:

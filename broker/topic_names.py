@@ -12,6 +12,8 @@ from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
 
 KINDS: Final[tuple[str, ...]] = ("all", *CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name, *PARENTS, "anomaly")
 """Of the topics of one survey, see ``topic_of``."""
+DEAD_LETTER_ENDING: Final = ".deadletter"
+"""Of the topic of dead letters, whatever the prefix: a subscriber is told only names."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _IN_NAMES: Final = string.ascii_letters + string.digits + "._-"
 """All characters that a topic's name may have."""
@@ -38,6 +40,11 @@ _CLASSES: Final[Mapping[str, str]] = {
 def topic_of(prefix: str, survey: str, kind: str) -> str:
     """The topic of one of KINDS: ``trifid.ztf.rrab``."""
     return f"{prefix}.{survey}.{kind.lower()}"
+
+
+def dead_letter_topic(prefix: str) -> str:
+    """The topic of what could not be processed: ``trifid.deadletter``."""
+    return f"{prefix}{DEAD_LETTER_ENDING}"
 
 
 def pattern_of(prefix: str, kind: str) -> str:

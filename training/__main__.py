@@ -24,11 +24,11 @@ from training.disagreements import disagreements
 from training.disagreements import markdown as disagreements_table
 from training.evaluate import TEST_SETS, markdown
 from training.label_limits import label_disputes, label_limits
-from training.live import CrossValidated, Repository, evaluate_live
+from training.live import CrossValidated, Once, Repository, evaluate_live
 from training.live.baselines import Informer, LightCurveForest
 from training.live.both import stars_with_both
+from training.live.other import other_scores
 from training.live.output import save as save_live
-from training.other_scores import other_scores
 from training.periods import period_table
 from training.prepare import VERSIONS
 from training.reference import write_reference_set
@@ -310,9 +310,10 @@ def evaluate_live_command(
     shared: Path, repository: Path, folds: Path | None, output: Path, informer: Path | None
 ) -> None:
     """Score the model on real packets and archives in several bands; writes live.md, live.json and figures."""
-    classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
+    model = Repository(repository) if folds is None else CrossValidated(repository, folds)
+    classify = Once(model)
     data = shared / "data"
-    forest = LightCurveForest(data, classify.fold if isinstance(classify, CrossValidated) else None)
+    forest = LightCurveForest(data, model.fold if isinstance(model, CrossValidated) else None)
     scores, first = evaluate_live(classify, data, forest, Informer(informer) if informer else None)
     save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), output)
     click.echo((output / "live.md").read_text())

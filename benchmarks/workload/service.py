@@ -23,10 +23,11 @@ from benchmarks.workload import measures
 from benchmarks.workload.packets import sequence_of
 from broker.embedded.ports import free_port
 from broker.publish.annotation import read_records
+from broker.topic_names import dead_letter_topic
 
 PREFIX: Final = "trifid"
 ANNOTATIONS: Final = f"{PREFIX}.ztf.all"
-DEAD_LETTERS: Final = f"{PREFIX}.deadletter"
+DEAD_LETTERS: Final = dead_letter_topic(PREFIX)
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _START_S: Final = 300.0
 _STOP_S: Final = 60.0

@@ -167,14 +167,14 @@ def _given(described: dict[str, Any]) -> tuple[Given, bool]:
 def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
     """All files, those of folders in the order of their names; what does not exist or is no file is a failure."""
     from broker.errors import InputFileError
-    from broker.tables.content import require_regular
+    from broker.files import require_file
 
     for path in paths:
         try:
             if path.is_dir():
                 yield from sorted(p for p in path.rglob("*") if p.is_file())
                 continue
-            require_regular(path)
+            require_file(path)
         except InputFileError as error:
             failures.append(str(error))
         except OSError as error:

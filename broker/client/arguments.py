@@ -9,10 +9,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 from broker.errors import ConfigurationError
-from broker.topic_names import check_topic
+from broker.topic_names import DEAD_LETTER_ENDING, check_topic
 
-DEAD_LETTERS: Final = ".deadletter"
-"""How the names of topics of dead letters end."""
 _OWN: Final = (
     "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
     "isolation.level", "topic.blacklist",
@@ -34,7 +32,7 @@ def check_topics(topics: Sequence[str]) -> None:
             check_topic(topic)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
-        if topic.endswith(DEAD_LETTERS):
+        if topic.endswith(DEAD_LETTER_ENDING):
             raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
 
 
@@ -73,7 +71,7 @@ def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | N
         "auto.commit.interval.ms": _COMMIT_MS,
         "enable.auto.offset.store": False,
         "isolation.level": "read_committed",
-        "topic.blacklist": rf"^.*\{DEAD_LETTERS}$,^__.*",
+        "topic.blacklist": rf"^.*\{DEAD_LETTER_ENDING}$,^__.*",
     }
 
 

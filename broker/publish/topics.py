@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from broker.records import Annotation
 from broker.surveys import SURVEYS
-from broker.topic_names import KINDS, topic_of
+from broker.topic_names import KINDS, dead_letter_topic, topic_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Topics:
     @property
     def dead_letter(self) -> str:
         """The topic of what could not be handled."""
-        return f"{self.prefix}.deadletter"
+        return dead_letter_topic(self.prefix)
 
     def of(self, annotation: Annotation) -> list[str]:
         """Topics of one annotation: all, its most probable class and parent, anomaly where its score reaches it.

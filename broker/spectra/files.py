@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Final
 
 from broker.errors import DecodeError, InputFileError
+from broker.files import require_file
 from broker.records import ObservedSpectrum
 from broker.spectra import message, tables
 from broker.spectra.fits import read_fits
 from broker.spectra.normalise import RawSpectrum, UnusableSpectrumError, to_observed
 from broker.spectra.text import read_text
-from broker.tables.content import head_of, read_content, require_regular
+from broker.tables.content import head_of, read_content
 from broker.tables.files import Format, format_of, is_described, open_table
 from broker.tables.table import input_errors
 
@@ -99,7 +100,7 @@ def read_raw(path: Path, given: Given = Given()) -> Iterator[RawSpectrum]:
 
 
 def _read(path: Path) -> Iterator[RawSpectrum]:
-    if require_regular(path) > MAX_FILE_BYTES:
+    if require_file(path) > MAX_FILE_BYTES:
         raise UnusableSpectrumError(f"more than {MAX_FILE_BYTES:,} bytes, the most that are read")
     head = head_of(path)
     match format_of(head):

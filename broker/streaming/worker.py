@@ -26,7 +26,7 @@ from broker.streaming.health import Health, Probe, Probes, wrong_device
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
 from broker.streaming.topics import Topics
-from broker.topic_names import is_pattern
+from broker.topic_names import dead_letter_topic, is_pattern
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def _kafka_probe(settings: Settings) -> Probe:
 
     def probe() -> str | None:
         try:
-            client.list_topics(f"{settings.publish.topic_prefix}.deadletter", timeout=clients.CALL_TIMEOUT)
+            client.list_topics(dead_letter_topic(settings.publish.topic_prefix), timeout=clients.CALL_TIMEOUT)
         except KafkaException as error:
             clients.hear(client)
             # Why there is no connection says more than that there is none.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import stat
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from broker.errors import InputFileError
-from broker.files import Stream, compression, inflated_once
+from broker.files import Stream, compression, inflated_once, require_file
 
 HEAD_BYTES: Final = 4000
 """By which the format of a table is told."""
@@ -30,23 +29,6 @@ _FOREIGN: Final = (
     (b"PK\x03\x04", "a zip archive"), (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"\x1f\x9d", "compressed with compress"),
 )  # fmt: skip
-_KINDS: Final = (
-    (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
-)  # fmt: skip
-
-
-def require_regular(path: Path) -> int:
-    """The size of a file in bytes; raises InputFileError for what is no regular file and could hang or never end."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        url = "; URLs are not fetched: download it first" if ":/" in str(path) else ""
-        raise InputFileError(f"{path}: {getattr(error, 'strerror', None) or error}{url}") from error
-    if not stat.S_ISREG(status.st_mode):
-        kind = next((name for test, name in _KINDS if test(status.st_mode)), "no regular file")
-        raise InputFileError(f"{path}: {kind}; regular files only are read: write it to one first")
-    return status.st_size
 
 
 @contextmanager
@@ -56,7 +38,7 @@ def open_content(path: Path) -> Iterator[tuple[IO[bytes], Stream]]:
     Raises InputFileError where it is no regular file. Reading raises it, without the file's name, where the compressed
     data are damaged or end early.
     """
-    require_regular(path)
+    require_file(path)
     with path.open("rb", buffering=0) as raw:
         yield cast(IO[bytes], raw), inflated_once(Stream(raw))
 
@@ -101,7 +83,7 @@ def seekable(path: Path, limit: int = MAX_UNPACKED) -> Iterator[IO[bytes]]:
 
     Raises InputFileError where the content has more than ``limit`` bytes or more than half of the free disk.
     """
-    require_regular(path)
+    require_file(path)
     with path.open("rb") as file:
         if compression(file.peek(6)) is None:
             yield file

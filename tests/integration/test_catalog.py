@@ -443,7 +443,10 @@ def test_one_alien_file_does_not_end_a_load(
         assert "e.csv: gives ruwe, but the catalogue has mean_vmag" in result.stderr
         assert "3 files failed, the others are in use" in result.stderr
     assert (known(store, 10, 10), known(store, 20, 10)) == ({"mean_vmag": 12.5}, {"mean_vmag": 13.5})
-    assert "f.csv: a pipe" in command(server, "load", "other", folder / "b.csv", folder / "f.csv").stderr
+    assert (
+        "f.csv: a FIFO (named pipe), not a file"
+        in command(server, "load", "other", folder / "b.csv", folder / "f.csv").stderr
+    )
     store.drop("other")
     # A replacement with a file that fails would lose what that file had.
     write_csv(folder / "b.csv", "ra,dec,mean_vmag\n10,10,14.5\n")

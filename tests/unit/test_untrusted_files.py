@@ -191,12 +191,12 @@ def test_names_that_look_like_addresses_are_files(
 
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    refused(tmp_path / "pipe.csv", "a pipe; regular files only")
-    refused(Path("/dev/zero"), "a device; regular files only")
+    refused(tmp_path / "pipe.csv", "named pipe.*, not a file")
+    refused(Path("/dev/zero"), "a device, not a file")
     (tmp_path / "link.csv").symlink_to("/dev/zero")
     refused(tmp_path / "link.csv", "a device")
     result = CliRunner().invoke(main, ["spectra", "show", str(tmp_path / "pipe.csv")])
-    assert (result.exit_code, "a pipe" in result.stderr) == (2, True)
+    assert (result.exit_code, "a FIFO (named pipe), not a file" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -33,13 +33,14 @@ from training.live.rows import (
     joined,
     live_rows,
 )
-from training.live.scores import Answers, Classify, CrossValidated, LiveScore, Repository, live_score
+from training.live.scores import Answers, Classify, CrossValidated, LiveScore, Once, Repository, live_score
 
 __all__ = [
     "Answers",
     "Classify",
     "CrossValidated",
     "LiveScore",
+    "Once",
     "Repository",
     "evaluate_live",
     "first_detections_scores",

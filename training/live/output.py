@@ -10,9 +10,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from training.live.both import StarScore, both_markdown
+from training.live.other import OtherScore
+from training.live.other import markdown as others_markdown
 from training.live.scores import LiveScore
-from training.other_scores import OtherScore
-from training.other_scores import markdown as others_markdown
 
 PREFACE = """Real stars with labels of the AAVSO's VSX or of a survey's own experts, none of them simulated but where
 a row says so, as the service classifies them: its readers, assembly, ONNX Runtime and prediction sets. Stars that the

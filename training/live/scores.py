@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,6 @@ from broker.inference.physics import plausible_period, rule_out
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED, OTHER
 from training.calibrate import expected_calibration_error
 from training.datasets.multiband import LabelledObjects
-from training.other_scores import OtherAnswers
 
 BINS = 10
 """Of the calibration error."""
@@ -43,10 +43,20 @@ class Answers:
     """(n,) probability of none of the ten, NaN where the model does not say."""
     is_other: NDArray[np.bool_]
     """(n,) published as Other, whatever the ten say."""
+    of_the_ten: NDArray[np.float64]
+    """(n, 10) probabilities as the model gives them, before the period and ``other``; zero where NotClassified."""
+
+    @staticmethod
+    def joined(parts: Sequence[Answers]) -> Answers:
+        """All answers, one part after another."""
+        return Answers(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Answers)))
+
+    def take(self, rows: NDArray[np.intp]) -> Answers:
+        """The answers with these numbers, in this order."""
+        return Answers(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
 Classify = Callable[[LabelledObjects], Answers]
-T = TypeVar("T")
 
 
 class Repository:
@@ -58,8 +68,8 @@ class Repository:
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
-        parts = [self._answers(inputs, predictions) for inputs, predictions in self._predicted(objects)]
-        return Answers(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Answers)))
+        batches = (objects.states[first : first + _BATCH] for first in range(0, len(objects), _BATCH))
+        return Answers.joined([self.of_inputs(assemble(batch)) for batch in batches])
 
     def of_inputs(self, inputs: ModelInputs) -> Answers:
         """Classify one batch."""
@@ -72,21 +82,8 @@ class Repository:
         other = predictions.other.astype(np.float64)
         is_other = self._manifest.called_other(other) & probabilities.any(axis=1)
         given = (probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]).astype(np.float64)
-        return Answers(given, in_set, inputs.light_curve.detections, period, other, is_other)
-
-    def others(self, objects: LabelledObjects) -> OtherAnswers:
-        """What the model says of each object being none of the ten."""
-        parts = []
-        for inputs, predictions in self._predicted(objects):
-            other = predictions.other.astype(np.float64)
-            probabilities = predictions.probabilities.astype(np.float64)
-            parts.append((other, probabilities, inputs.light_curve.detections, self._manifest.called_other(other)))
-        return OtherAnswers(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def _predicted(self, objects: LabelledObjects) -> Iterator[tuple[ModelInputs, Predictions]]:
-        for first in range(0, len(objects), _BATCH):
-            inputs = assemble(objects.states[first : first + _BATCH])
-            yield inputs, self._engine.predict(inputs)
+        of_the_ten = predictions.probabilities.astype(np.float64)
+        return Answers(given, in_set, inputs.light_curve.detections, period, other, is_other, of_the_ten)
 
 
 class CrossValidated:
@@ -100,25 +97,32 @@ class CrossValidated:
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
-        names, parts, back = Answers.__slots__, *self._by_fold(objects, Repository.__call__)
-        return Answers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
-
-    def others(self, objects: LabelledObjects) -> OtherAnswers:
-        """What the models say of each object being none of the ten."""
-        names, parts, back = OtherAnswers.__slots__, *self._by_fold(objects, Repository.others)
-        return OtherAnswers(*(np.concatenate([getattr(part, name) for part in parts])[back] for name in names))
-
-    def _by_fold(
-        self, objects: LabelledObjects, ask: Callable[[Repository, LabelledObjects], T]
-    ) -> tuple[list[T], NDArray[np.intp]]:
-        """The answers of each fold's model, and the order that brings them back to that of the objects."""
         fold = np.array([self.fold.get(state.object_id, -1) for state in objects.states])
         order, parts = [], []
         for number in np.unique(fold).tolist():
             rows = np.flatnonzero(fold == number)
             order.append(rows)
-            parts.append(ask(self._published if number < 0 else self._models[number], objects.take(rows)))
-        return parts, np.argsort(np.concatenate(order))
+            parts.append((self._published if number < 0 else self._models[number])(objects.take(rows)))
+        return Answers.joined(parts).take(np.argsort(np.concatenate(order)))
+
+
+class Once:
+    """A model that is asked once for each object in the same state: the rows of the tables have many in common."""
+
+    def __init__(self, classify: Classify) -> None:
+        self._classify = classify
+        self._rows: dict[bytes, int] = {}
+        """Where in ``_parts`` the answer to each state is, by its digest."""
+        self._parts: list[Answers] = []
+
+    def __call__(self, objects: LabelledObjects) -> Answers:
+        """Classify each object from its state."""
+        digests = [sha256(pickle.dumps(state)).digest() for state in objects.states]
+        new = {digest: row for row, digest in enumerate(digests) if digest not in self._rows}
+        if new:
+            self._parts = [Answers.joined([*self._parts, self._classify(objects.take(new.values()))])]
+            self._rows |= {digest: len(self._rows) + number for number, digest in enumerate(new)}
+        return self._parts[0].take(np.array([self._rows[digest] for digest in digests], np.intp))
 
 
 @dataclass(frozen=True, slots=True)

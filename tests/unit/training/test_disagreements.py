@@ -23,7 +23,7 @@ def answers(*leading: tuple[str, float]) -> Answers:
         probabilities[row, CLASS_INDEX[name]] = p
         in_set[row, CLASS_INDEX[name]] = True
     nan = np.full(len(leading), np.nan)
-    return Answers(probabilities, in_set, np.full(len(leading), 100, np.int32), nan, nan, nan > 0)
+    return Answers(probabilities, in_set, np.full(len(leading), 100, np.int32), nan, nan, nan > 0, probabilities)
 
 
 def test_the_third_source_decides() -> None:

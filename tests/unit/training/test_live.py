@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from training.live import accuracy
 from training.live.both import StarScore, both_markdown, stars_with_both
 from training.live.output import markdown, save
 from training.live.rows import CLASSES_THEMSELVES, EW_OR_EB, Row, live_rows, one_band_tests
-from training.live.scores import Answers, LiveScore, binomial_error, calibrated_errors, live_score
+from training.live.scores import Answers, LiveScore, Once, binomial_error, calibrated_errors, live_score
 
 
 def objects(labels: list[str]) -> LabelledObjects:
@@ -33,7 +34,29 @@ def answers(leading: list[tuple[str, float] | None]) -> Answers:
             probabilities[row, CLASS_INDEX[said[0]]] += said[1]
     size = len(leading)
     nan = np.full(size, np.nan)
-    return Answers(probabilities, probabilities > 0.5, np.full(size, 7, np.int32), nan, nan, nan > 0)
+    return Answers(probabilities, probabilities > 0.5, np.full(size, 7, np.int32), nan, nan, nan > 0, probabilities)
+
+
+def test_the_model_is_asked_once_for_an_object_in_one_state() -> None:
+    asked: list[list[str]] = []
+
+    def classify(own: LabelledObjects) -> Answers:
+        asked.append([state.object_id for state in own.states])
+        return answers(
+            [(str(label), 0.6 + 0.01 * int(s.object_id[1:])) for label, s in zip(own.label, own.states, strict=True)]
+        )
+
+    first = objects(["EW", "EA", "SR", "EW"])
+    once = Once(classify)
+    once(first.take([2, 0]))
+    point = LightCurve(*(np.ones(1, getattr(first.states[0].light_curve, f.name).dtype) for f in fields(LightCurve)))
+    changed = replace(first, states=[*first.states[:3], replace(first.states[3], light_curve=point)])
+    said = once(first)
+    longer = once(changed.take([3, 2, 2]))
+    assert asked == [["s2", "s0"], ["s1", "s3"], ["s3"]]
+    assert said.probabilities.max(axis=1).tolist() == pytest.approx([0.6, 0.61, 0.62, 0.63])
+    assert said.probabilities.argmax(axis=1).tolist() == [CLASS_INDEX[name] for name in ("EW", "EA", "SR", "EW")]
+    assert longer.probabilities.max(axis=1).tolist() == pytest.approx([0.63, 0.62, 0.62])
 
 
 GROUPS = {EW_OR_EB: ("EW", "EB"), **{n: (n,) for n in CLASS_NAMES if n not in ("EW", "EB")}}

@@ -16,7 +16,8 @@ from broker.records import Alert
 from training.datasets.outside import is_outside, outside_kind
 from training.encoders.trimodal import ConcatClassifier
 from training.export import export_classifier
-from training.other_scores import OtherAnswers, markdown, others_of
+from training.live.other import markdown, others_of
+from training.live.scores import Answers
 from training.stream import other_head as other_module
 from training.stream.head import Head, published_head
 from training.stream.material import Inputs
@@ -167,7 +168,9 @@ def test_scores_of_other_by_hand() -> None:
     probabilities[:, 0] = [0.5, 0.5, 0.5, 0.5, 1.0, 0.9]
     probabilities[:, 1] = 1 - probabilities[:, 0]
     other = np.array([0.9, 0.8, 0.1, np.nan, 0.2, 0.85])
-    answers = OtherAnswers(other, probabilities, np.full(6, 7, np.int32), np.nan_to_num(other) >= 0.85)
+    published, in_set = np.full((6, 10), np.nan), np.zeros((6, 10), np.bool_)  # what these scores are not of
+    is_other = np.nan_to_num(other) >= 0.85
+    answers = Answers(published, in_set, np.full(6, 7, np.int32), np.full(6, np.nan), other, is_other, probabilities)
     score = others_of("row", answers, np.arange(6) < 4)
     assert score is not None
     assert (score.outside, score.inside) == (3, 2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +25,7 @@ from training.datasets.outside import (
     unlabelled_packets,
 )
 from training.datasets.tables import load_objects
+from training.live.scores import Answers, Classify
 
 PREFACE = """None of the ten: AUROC of `Other` (0.5 is chance) for objects that are none of the ten classes,
 against stars of the ten. `leading` is the baseline 1 - probability of the leading class, `entropy` that of the ten
@@ -33,26 +33,6 @@ probabilities. `called Other` is the share whose probability reaches the model's
 of the stars. EROS-2's stars were never trained on. Moving, galaxy and bogus are weak labels by the packets' own values;
 ELAsTiCC is simulated."""
 CEPHEID = "cepheid"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OtherAnswers:
-    """What a model says of n objects."""
-
-    other: NDArray[np.float64]
-    """(n,) probability of none of the ten; NaN where the model does not say."""
-    probabilities: NDArray[np.float64]
-    """(n, 10)."""
-    detections: NDArray[np.int32]
-    is_other: NDArray[np.bool_]
-    """(n,) whether ``other`` reaches the threshold of the model that gave it."""
-
-
-class ClassifyOther(Protocol):
-    """A model, or several of which each sees what it was not trained on."""
-
-    def others(self, objects: LabelledObjects) -> OtherAnswers:
-        """Classify each object from its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +52,14 @@ class OtherScore:
 
 
 def others_of(
-    name: str, answers: OtherAnswers, outside: NDArray[np.bool_], rows: NDArray[np.bool_] | None = None
+    name: str, answers: Answers, outside: NDArray[np.bool_], rows: NDArray[np.bool_] | None = None
 ) -> OtherScore | None:
     """Scores of ``rows`` that the model says something of; None unless both sides have some."""
     use = np.isfinite(answers.other) if rows is None else rows & np.isfinite(answers.other)
     side = outside[use]
     if not 0 < int(side.sum()) < len(side):
         return None
-    probability = answers.probabilities[use]
+    probability = answers.of_the_ten[use]
     entropy = -(probability * np.log(np.clip(probability, 1e-12, 1))).sum(axis=1)
     called = answers.is_other[use]
     return OtherScore(
@@ -94,16 +74,16 @@ def others_of(
     )
 
 
-def other_scores(classify: ClassifyOther, data: Path) -> list[OtherScore]:
+def other_scores(classify: Classify, data: Path) -> list[OtherScore]:
     """All rows that the data allow; empty for a model without ``Other``."""
     outside, inside = outside_sets(data), inside_sets(data)
-    ten = _joined([classify.others(objects) for objects in inside])
+    ten = Answers.joined([classify(objects) for objects in inside])
     if not np.isfinite(ten.other).any():
         return []
-    found = [classify.others(objects) for objects in outside]
+    found = [classify(objects) for objects in outside]
     rows: list[OtherScore | None] = []
     names = np.array([f"{o.name}: {own}" for o in outside for own in o.original])
-    everything = _joined([*found, ten])
+    everything = Answers.joined([*found, ten])
     side = np.arange(len(everything.other)) < len(names)
     rows.append(others_of("all of these, against the ten", everything, side))
     for name in dict.fromkeys(names.tolist()):
@@ -121,7 +101,7 @@ def other_scores(classify: ClassifyOther, data: Path) -> list[OtherScore]:
             ("EROS-2: Cepheids against the rest", eros),
             ("EROS-2, first 20 points", first_points(eros, 20)),
         ):
-            rows.append(others_of(title, classify.others(objects), cepheid))
+            rows.append(others_of(title, classify(objects), cepheid))
     return [row for row in rows if row is not None]
 
 
@@ -144,10 +124,6 @@ def inside_sets(data: Path) -> list[LabelledObjects]:
     if (data / "multiband" / "gaia_g_cbm.parquet").exists():
         sets.append(gaia_stars(data)[1])
     return [scored(s) for s in sets]
-
-
-def _joined(parts: Sequence[OtherAnswers]) -> OtherAnswers:
-    return OtherAnswers(*(np.concatenate([getattr(p, name) for p in parts]) for name in OtherAnswers.__slots__))
 
 
 def markdown(scores: Sequence[OtherScore]) -> str:
