@@ -40,25 +40,22 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient
 from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.workload import measures, report
+from benchmarks.workload.bench import WARM, Bench, Options
 from benchmarks.workload.packets import Kind, mix_of, templates
 from benchmarks.workload.service import (
     ANNOTATIONS,
     DEAD_LETTERS,
     Subscriber,
     Workers,
-    configuration,
     wait_for,
 )
 from benchmarks.workload.stars import Sky, Stream, preload_with_progress, read_curves
@@ -77,112 +74,8 @@ _KAFKA = {
 }
 _GROWTH = PipelineSettings().period_search_growth
 """By which a light curve grows before its period is searched anew."""
-_WARM = 600
-"""Alerts before the open run, so that it does not begin in the workers' first batches, and are in no figure."""
-_QUIET = {"log_level": 0}
-"""For clients that outlive the server by a moment; what was not delivered shows in the counts."""
 _COUNTED_S = 20.0
 console = Console(stderr=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What was asked for; see the command's help."""
-
-    objects: int
-    min_points: int
-    max_points: int
-    alerts: int
-    mix: dict[Kind, float]
-    rate: float
-    minutes: float
-    bursts: tuple[int, ...]
-    every: float
-    runs: tuple[str, ...]
-    workers: int
-    partitions: int
-    batch_size: int
-    threads: int
-    delivery: str
-    cold: bool
-    engine: str
-    model_repository: Path
-    quiet_s: float
-    seed: int
-
-    def repeats(self) -> int:
-        """How many alerts of known stars all runs have together, at most."""
-        share = self.mix[Kind.REPEAT]
-        mixed = self.alerts * ("closed" in self.runs)
-        if "open" in self.runs:
-            mixed += _WARM + round(self.rate * 60 * self.minutes) + sum(self.bursts)
-        return round(share * mixed) + 10 + self.alerts * ("repeats" in self.runs)
-
-
-class Bench:
-    """Servers that run and state that is loaded."""
-
-    def __init__(
-        self, options: Options, kafka: KafkaServer, redis: RedisServer, triton: TritonServer | None, stream: Stream,
-        folder: Path,
-    ) -> None:  # fmt: skip
-        self.options, self.kafka, self.redis, self.stream, self.folder = options, kafka, redis, stream, folder
-        self._triton = triton
-        self._producer = Producer(
-            {
-                "bootstrap.servers": kafka.bootstrap,
-                "linger.ms": 5,
-                "acks": "all",
-                "queue.buffering.max.kbytes": 524_288,
-                **_QUIET,
-            }
-        )
-        self._admin = AdminClient({"bootstrap.servers": kafka.bootstrap, **_QUIET})
-
-    @property
-    def exactly_once(self) -> bool:
-        return self.options.delivery == "exactly-once"
-
-    def start_workers(self, topic: str) -> Workers:
-        options = self.options
-        config = configuration(
-            bootstrap=self.kafka.bootstrap,
-            topic=topic,
-            redis=self.redis.url,
-            partitions=options.partitions,
-            batch_size=options.batch_size,
-            threads=options.threads,
-            delivery=options.delivery,
-            triton=None if self._triton is None else self._triton.grpc_url,
-            model_repository=options.model_repository,
-        )
-        return Workers(self.folder, options.workers, config)
-
-    def send(self, topic: str, kind: Kind, due: float) -> int:
-        """Send one alert that was due at a Unix time; its size."""
-        # In turn: the client's own choice, for messages without a key, fills one partition for a while.
-        partition = len(self.stream.sent) % self.options.partitions
-        payload = self.stream.next(kind)
-        while True:
-            try:
-                self._producer.produce(topic, bytes(payload), partition=partition, timestamp=round(due * 1000))
-                break
-            except BufferError:
-                self._producer.poll(0.05)
-        self._producer.poll(0)
-        return len(payload)
-
-    def flush(self) -> None:
-        if left := self._producer.flush(300):
-            raise TimeoutError(f"Kafka did not take {left} alerts")
-
-    def topic(self, name: str) -> str:
-        self.kafka.create_topics([name], partitions=self.options.partitions)
-        return name
-
-    def drop(self, name: str) -> None:
-        """Its packets are no longer needed; the disk is."""
-        self._admin.delete_topics([name])[name].result()
 
 
 def closed(bench: Bench, name: str, mix: Mapping[Kind, float]) -> dict[str, Any]:
@@ -220,11 +113,11 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
     with bench.start_workers(topic) as workers:
         workers.wait_until_ready()
         first = len(bench.stream.sent)
-        for kind in bench.stream.kinds(mix, _WARM):
+        for kind in bench.stream.kinds(mix, WARM):
             bench.send(topic, kind, time.time())
         bench.flush()
-        wait_for(subscriber, workers, _WARM, options.quiet_s)
-        Watch(bench).figures(workers, {}, 0.0, _WARM)  # until all of these are counted
+        wait_for(subscriber, workers, WARM, options.quiet_s)
+        Watch(bench).figures(workers, {}, 0.0, WARM)  # until all of these are counted
         dead_before = subscriber.dead_letters
         watch = Watch(bench)
         before, cpu = workers.metrics(), workers.cpu_seconds()
@@ -236,7 +129,7 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
             due = begin + np.arange(steady) / options.rate
             with console.status(f"open: {options.rate:g} alerts a second for {options.minutes:g} minutes"):
                 late = deliver_on_time(bench, topic, mix, due)
-                wait_for(subscriber, workers, _WARM + steady, options.quiet_s)
+                wait_for(subscriber, workers, WARM + steady, options.quiet_s)
             parts.append((f"{options.rate:g}/s for {options.minutes:g} min", due))
         start = time.time() + 1.0
         for number, burst in enumerate(options.bursts):
@@ -246,20 +139,20 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
             parts.append((f"burst {number + 1}: {burst}", due))
         total = sum(len(due) for _, due in parts)
         with console.status("open: until the last annotation"):
-            wait_for(subscriber, workers, _WARM + total, options.quiet_s)
+            wait_for(subscriber, workers, WARM + total, options.quiet_s)
         figures = watch.figures(workers, before, cpu, total)
         workers.stop()
     subscriber.close()
     numbers, read, _ = subscriber.annotations()
     measures.Counts(**figures["counts"]).check(
         total,
-        numbers[numbers >= first + _WARM] - first - _WARM,
+        numbers[numbers >= first + WARM] - first - WARM,
         subscriber.dead_letters - dead_before,
         exactly_once=bench.exactly_once,
     )
     came = np.full(total, np.nan)
-    mine = numbers >= first + _WARM
-    came[numbers[mine] - first - _WARM] = read[mine]
+    mine = numbers >= first + WARM
+    came[numbers[mine] - first - WARM] = read[mine]
     due = np.concatenate([due for _, due in parts])
     # The producer sends in whole milliseconds.
     latency = came - np.round(due, 3)
@@ -271,7 +164,7 @@ def open_run(bench: Bench, mix: Mapping[Kind, float]) -> tuple[dict[str, Any], N
         done = float(np.nanmax(came[own]) - one[0])
         rows.append({"part": label, "alerts": len(one), **measures.latencies(latency[own][~dead]), "done_after": done})
     result = {
-        "run": "open", "alerts": total, "mix": shares(bench.stream.sent[first + _WARM :]), "producer_late_s": late,
+        "run": "open", "alerts": total, "mix": shares(bench.stream.sent[first + WARM :]), "producer_late_s": late,
         "latency_s": rows, **per_alert(figures, total),
     }  # fmt: skip
     bench.drop(topic)

@@ -9,19 +9,17 @@ over: runs of fields of one kind become one instruction. The encoding is that of
 from __future__ import annotations
 
 import bisect
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
-from fastavro.schema import SchemaParseException, parse_schema
 from numpy.typing import NDArray
 
-from broker.avro.machine import FIXED_COLUMNS, MAX_DEPTH, Kind, Op
-from broker.errors import ConfigurationError, DecodeError
-
-AvroSchema = dict[str, Any]
+from broker.avro.layout import NOTHING, Layout, Place
+from broker.avro.machine import MAX_DEPTH, Kind, Op
+from broker.avro.schema import AvroSchema, WriterSchema
+from broker.errors import DecodeError
 
 MAX_STEPS: Final = 50_000
 """Fields of all types, written out. LSST's largest schema has about 600."""
@@ -51,113 +49,6 @@ _READ: Final[dict[tuple[str, Kind], Op]] = {
 }
 _WORDS: Final = 4
 _FIXED_SIZES: Final = {"null": 0, "boolean": 1, "float": 4, "double": 8}
-_CELLS: Final = {Kind.NUMBER: 1, Kind.INTEGER: 1, Kind.TEXT: 2, Kind.LABEL: 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One wanted field."""
-
-    kind: Kind
-    fields: tuple[str, ...]
-    """Its name in the writer's schema; of several, the first that the writer's type has. A table of whole records
-    may name fields of records within, as ``candidate.ra``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Rows of one kind, from one or more places of a record."""
-
-    paths: tuple[str, ...]
-    """Where its rows are: ``""`` for the record itself, ``candidate`` for a record within it, ``prv_candidates[]``
-    for the items of an array. A path that the writer's schema lacks, or that is null, gives no rows, nor do
-    items that have no bytes."""
-    columns: dict[str, Column]
-
-
-@dataclass(slots=True)
-class _Place:
-    """What is wanted of the record type at one place."""
-
-    row: tuple[int, int] | None = None
-    """The table and the number of its path that a row begins for."""
-    wanted: list[tuple[tuple[str, ...], int, int, Kind]] = field(default_factory=list)
-    """Names, table, column and kind of each field."""
-    records: dict[str, _Place] = field(default_factory=dict)
-    arrays: dict[str, _Place] = field(default_factory=dict)
-
-    def of(self, path: str) -> _Place:
-        """The place at a path such as ``a.b`` or ``a.b[]`` from here."""
-        place = self
-        for part in filter(None, path.split(".")):
-            places = place.arrays if part.endswith("[]") else place.records
-            place = places.setdefault(part.removesuffix("[]"), _Place())
-        return place
-
-    def nulls(self, begun: frozenset[int] = frozenset()) -> Iterator[tuple[int, int, Kind]]:
-        """Table, column and kind of all that stays null in the open rows where there is no record here."""
-        if self.row is not None:
-            begun |= {self.row[0]}
-        yield from ((table, column, kind) for _, table, column, kind in self.wanted if table not in begun)
-        for place in self.records.values():
-            yield from place.nulls(begun)
-
-
-class Layout:
-    """Tables laid out for the machine: which column is where."""
-
-    def __init__(self, tables: dict[str, Table]) -> None:
-        """The first of ``tables`` has one row a record. Raises ConfigurationError where they cannot be filled."""
-        self.names: Final = tuple(tables)
-        self.widths: Final = tuple(
-            FIXED_COLUMNS + sum(_CELLS[c.kind] for c in table.columns.values()) for table in tables.values()
-        )
-        """Cells of a row, one number a table."""
-        self.columns: Final[list[dict[str, tuple[int, Kind]]]] = []
-        """Where each column begins, and its kind, one dictionary a table."""
-        self.root: Final = _Place()
-        if next(iter(tables.values())).paths != ("",):
-            raise ConfigurationError("the first table must be that of the records themselves")
-        taken: set[str] = set()
-        for number, table in enumerate(tables.values()):
-            cells: dict[str, tuple[int, Kind]] = {}
-            position = FIXED_COLUMNS
-            for name, column in table.columns.items():
-                cells[name] = (position, column.kind)
-                position += _CELLS[column.kind]
-            self.columns.append(cells)
-            for path_number, path in enumerate(table.paths):
-                self._add(number, path_number, path, table.columns, cells, taken)
-
-    def _add(
-        self,
-        table: int,
-        path_number: int,
-        path: str,
-        columns: dict[str, Column],
-        cells: dict[str, tuple[int, Kind]],
-        taken: set[str],
-    ) -> None:
-        place = self.root.of(path)
-        if table:
-            if place is self.root or place.row is not None:
-                raise ConfigurationError(f"two tables want the rows of {path!r}")
-            place.row = (table, path_number)
-        for name, column in columns.items():
-            parents = {field.rpartition(".")[0] for field in column.fields}
-            if len(parents) != 1 or any("[]" in parent for parent in parents):
-                raise ConfigurationError(f"{column.fields} are not fields of one record")
-            names = tuple(field.rpartition(".")[2] for field in column.fields)
-            for one in column.fields:
-                full = f"{path}.{one}".lstrip(".")
-                if full in taken:
-                    raise ConfigurationError(f"the field {full} is wanted twice")
-                taken.add(full)
-            place.of(parents.pop()).wanted.append((names, table, *cells[name]))
-
-
-NOTHING: Final = Layout({"record": Table(("",), {})})
-"""No field at all, to find out where records end."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,32 +67,6 @@ class Program:
         """The field that the instruction at ``position`` reads."""
         starts, paths = self.places
         return paths[max(bisect.bisect_right(starts, position) - 1, 0)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class WriterSchema:
-    """A record type that packets were written by, checked by fastavro."""
-
-    root: AvroSchema
-    named: dict[str, AvroSchema]
-    name: str
-    full_name: str
-    fields: frozenset[str]
-    """All fields at the top."""
-
-    @staticmethod
-    def parse(schema: AvroSchema) -> WriterSchema:
-        """Raises DecodeError where ``schema`` is not a valid schema of a record."""
-        named: dict[str, AvroSchema] = {}
-        # fastavro takes a schema with its own marks for one that it has already checked.
-        unmarked = {key: value for key, value in schema.items() if not key.startswith("__")}
-        try:
-            root = cast(AvroSchema, parse_schema(unmarked, named_schemas=named))
-            fields = frozenset(f["name"] for f in root["fields"])
-            full_name = str(root["name"])
-        except (SchemaParseException, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise DecodeError(f"not a valid Avro schema: {type(error).__name__}: {str(error)[:500]}") from error
-        return WriterSchema(root, named, str(schema.get("name", "")), full_name, fields)
 
 
 def compile_schema(schema: WriterSchema, layout: Layout) -> Program:
@@ -285,7 +150,7 @@ class _Compiler:
             self._least[name] = min(size, 1 << 40)
         return self._least[name]
 
-    def record(self, schema: Any, place: _Place | None, path: str, depth: int) -> None:
+    def record(self, schema: Any, place: Place | None, path: str, depth: int) -> None:
         """Read a record: what ``place`` wants of it, or nothing."""
         self._step(path, depth)
         here = {f["name"] for f in schema["fields"]}
@@ -412,7 +277,7 @@ class _Compiler:
             given = " or ".join(sorted(types - {"null"}))
             raise DecodeError(f"field {path[:_MAX_PATH]} is of type {given}, which is no {_NAMES[kind]}")
 
-    def _sub_record(self, schema: Any, place: _Place, path: str, depth: int) -> None:
+    def _sub_record(self, schema: Any, place: Place, path: str, depth: int) -> None:
         def read(branch: Any) -> None:
             if branch == "null":
                 self._nulls(place)
@@ -423,7 +288,7 @@ class _Compiler:
 
         self._one_of(schema, _is_record, "record", read, path)
 
-    def _sub_array(self, schema: Any, place: _Place, path: str, depth: int) -> None:
+    def _sub_array(self, schema: Any, place: Place, path: str, depth: int) -> None:
         def read_array(branch: Any) -> None:
             if _is_array(branch):
                 self._items(branch, path, lambda items: self._sub_record(items, place, path, depth + 1))
@@ -444,7 +309,7 @@ class _Compiler:
         else:
             read(resolved)
 
-    def _nulls(self, place: _Place) -> None:
+    def _nulls(self, place: Place) -> None:
         for table, column, kind in place.nulls():
             self.emit(Op.NULL, table, column, kind)
 
@@ -507,22 +372,6 @@ def lay_out(programs: Sequence[Program]) -> tuple[NDArray[np.int64], NDArray[np.
     """All programs in one array of code, and where each begins (n,)."""
     starts = np.cumsum([0, *(len(p.code) for p in programs)])[:-1]
     return np.concatenate([p.code for p in programs]), starts.astype(np.int64)
-
-
-def read_schema(text: str | bytes, max_bytes: int) -> AvroSchema:
-    """The schema of a record from its JSON.
-
-    Raises ValueError, whose text goes on from "the schema", where it is none or larger than ``max_bytes``.
-    """
-    if len(text) > max_bytes:
-        raise ValueError(f"has more than {max_bytes} bytes")
-    try:
-        schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error}") from error
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        raise ValueError("is not that of a record")
-    return schema
 
 
 def check_schema(schema: AvroSchema) -> None:

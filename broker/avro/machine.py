@@ -1,10 +1,10 @@
-"""Runs the programs of ``compiler.py`` over the records of a whole batch, compiled to machine code by Numba.
+"""Runs the compiler's programs over a batch of records; over 400 lines, as Numba's cache is by file.
 
 The bytes come from outside. Every read is checked against the end of its block; numbers of more than 64 bits,
 lengths below zero, branches and symbols that do not exist, and arrays of more items than there are bytes left end the
 message, with the place. An error concerns its message alone: rows already written of it are taken back.
 
-What is compiled in must be defined in this file: see ``broker.compiled``.
+Compiled to machine code; what is compiled in must be defined in this file: see ``broker.compiled``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker.avro.compiler import Layout, Program, lay_out
+from broker.avro.compiler import Program, lay_out
 from broker.avro.container import Block
+from broker.avro.layout import Layout
 from broker.avro.machine import (
     BOOLEAN,
     BRANCH,

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from broker.avro.compiler import AvroSchema, Layout, Program, WriterSchema, compile_schema, read_schema
+from broker.avro.compiler import Program, compile_schema
 from broker.avro.container import (
     CONTAINER_MAGIC,
     MAX_BLOCK_BYTES,
@@ -23,8 +23,10 @@ from broker.avro.container import (
     read_blocks,
     read_header,
 )
+from broker.avro.layout import Layout
 from broker.avro.machine import warm_up
 from broker.avro.reader import Message, run
+from broker.avro.schema import AvroSchema, WriterSchema, read_schema
 from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
 from broker.dead_letters import isolate_first
 from broker.errors import ConfigurationError, DecodeError

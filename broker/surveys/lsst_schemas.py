@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lsst.alert.packet.schema import Schema, get_schema_path, get_schema_root
 
-from broker.avro.compiler import AvroSchema
+from broker.avro.schema import AvroSchema
 from broker.errors import DecodeError
 
 

@@ -9,28 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import re
-import socket
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
-from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
+from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
-from broker.avro.compiler import AvroSchema, check_schema, read_schema
+from broker.avro.compiler import check_schema
+from broker.avro.schema import AvroSchema, read_schema
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.surveys.lsst_schemas import lsst_schema
+from broker.surveys.registry_http import MAX_SCHEMA_BYTES, Exchange, TooLargeError, guard
 
 log = logging.getLogger(__name__)
-
-MAX_SCHEMA_BYTES: Final = 4_000_000
-"""Largest answer taken from a registry, and largest file from the disk: LSST's schema 11.1 is 15 kB there."""
 
 _LARGEST_ID: Final = 2**31 - 1  # ids are Java's int in the registry; the wire format leaves room for 2**32
 _NOT_FOUND: Final = (404, 40403)  # HTTP status and the registry's own code; another 404 is a wrong address
@@ -39,20 +34,16 @@ _RETRY_PAUSE_MS: Final = 200
 _SLACK_S: Final = 0.5  # for the pause, so that two tries that time out by themselves are told as such
 _REFUSED_FOR_S: Final = 60.0
 _MOST_REFUSED: Final = 1000
-_AWAY_FOR_S: Final = 5.0
+_UNAVAILABLE_FOR_S: Final = 5.0
 _MOST_SAID: Final = 200  # characters of somebody else's message that are passed on
 
 
-class _AwayError(Exception):
+class _UnavailableError(Exception):
     """No answer of the registry's own: not reached, refused, broken, or something else at its address."""
 
 
 class _NoSuchIdError(Exception):
     """The registry's word that it has no such schema."""
-
-
-class _TooLargeError(Exception):
-    """An answer of more than MAX_SCHEMA_BYTES."""
 
 
 class SchemaRegistry:
@@ -89,7 +80,7 @@ class SchemaRegistry:
         self._known: dict[int, AvroSchema] = {}
         self._refused: OrderedDict[int, tuple[float, str]] = OrderedDict()
         self._warned: set[int] = set()
-        self._away: tuple[float, str] | None = None
+        self._unavailable: tuple[float, str] | None = None
         self._total_s = _TRIES * timeout_s + _SLACK_S
         if url is None:
             return
@@ -119,7 +110,7 @@ class SchemaRegistry:
             self._client = SchemaRegistryClient(conf)
         except (ValueError, OSError) as error:  # ssl.SSLError is an OSError
             raise ConfigurationError(f"schema registry {self._address}: {error}") from error
-        _guard(self._client)
+        guard(self._client)
 
     def __call__(self, schema_id: int) -> AvroSchema:
         """The schema of an id, as ``broker.surveys.lsst_schemas.lsst_schema`` gives it.
@@ -142,7 +133,7 @@ class SchemaRegistry:
             if schema is None:
                 try:
                     schema = self._from_registry(self._client, schema_id)
-                except (_AwayError, _NoSuchIdError) as error:
+                except (_UnavailableError, _NoSuchIdError) as error:
                     # Not kept: what the registry will say counts more.
                     return self._from_package(schema_id, error)
             self._known[schema_id] = schema
@@ -163,14 +154,14 @@ class SchemaRegistry:
         return DecodeError(reason)
 
     def _from_registry(self, client: SchemaRegistryClient, schema_id: int) -> AvroSchema:
-        if self._away is not None and time.monotonic() < self._away[0]:
-            raise _AwayError(self._away[1])
-        self._away = None
+        if self._unavailable is not None and time.monotonic() < self._unavailable[0]:
+            raise _UnavailableError(self._unavailable[1])
+        self._unavailable = None
         try:
             text = self._fetch(client, schema_id)
-        except _AwayError as error:
+        except _UnavailableError as error:
             # A batch with many ids is not to wait for each.
-            self._away = (time.monotonic() + _AWAY_FOR_S, str(error))
+            self._unavailable = (time.monotonic() + _UNAVAILABLE_FOR_S, str(error))
             raise
         try:
             schema = _parsed(text)
@@ -182,24 +173,24 @@ class SchemaRegistry:
     def _fetch(self, client: SchemaRegistryClient, schema_id: int) -> str:
         """The schema's text.
 
-        Raises _NoSuchIdError where the registry has none, _AwayError where it has no say, DecodeError where what
+        Raises _NoSuchIdError where the registry has none, _UnavailableError where it has no say, DecodeError where what
         it has is of no use.
         """
         try:
-            found = _Exchange(client, schema_id).result(self._total_s)
+            found = Exchange(client, schema_id).result(self._total_s)
         except SchemaRegistryError as error:
             said = f"{_shortened(error.error_message)} (HTTP {error.http_status_code})"
             if (error.http_status_code, error.error_code) == _NOT_FOUND:
                 raise _NoSuchIdError(said) from error
-            raise _AwayError(said) from error
-        except _TooLargeError as error:
+            raise _UnavailableError(said) from error
+        except TooLargeError as error:
             raise self._refusal(schema_id, str(error)) from error
         except Exception as error:  # the client lets through what HTTP, TLS, JSON and its own parsing raise
-            raise _AwayError(f"{type(error).__name__}: {_shortened(error)}") from error
+            raise _UnavailableError(f"{type(error).__name__}: {_shortened(error)}") from error
         finally:
             client.clear_caches()  # type: ignore[no-untyped-call]  # it would keep even an answer that is of no use
         if not isinstance(found.schema_str, str):
-            raise _AwayError("its answer has no schema")
+            raise _UnavailableError("its answer has no schema")
         if found.schema_type not in (None, "AVRO"):
             raise self._refusal(schema_id, f"is of type {_shortened(found.schema_type)}, not AVRO")
         if found.references:
@@ -240,7 +231,7 @@ class SchemaRegistry:
         except OSError as error:
             log.warning("schema registry: schema id %d cannot be kept on disk: %s", schema_id, error)
 
-    def _from_package(self, schema_id: int, why: _AwayError | _NoSuchIdError) -> AvroSchema:
+    def _from_package(self, schema_id: int, why: _UnavailableError | _NoSuchIdError) -> AvroSchema:
         """LSST's published schema, also against the registry's word: LSST's forgets all at every deployment."""
         try:
             schema = lsst_schema(schema_id)
@@ -293,108 +284,3 @@ def _address(url: str) -> tuple[str, str]:
 
 def _shortened(message: object) -> str:
     return " ".join(str(message).split())[:_MOST_SAID]
-
-
-class _Exchange(threading.Thread):
-    """One question to the registry, which is abandoned where the answer takes too long in all.
-
-    The client's timeout is one for each read: an answer whose headers or body come byte by byte never meets it, and
-    neither does the resolution of a name. Hence a thread, whose connections are shut down where it is late.
-    """
-
-    def __init__(self, client: SchemaRegistryClient, schema_id: int) -> None:
-        super().__init__(name="schema registry", daemon=True)  # a late one must not hold up the end of the process
-        self._client, self._schema_id = client, schema_id
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._abandoned = False
-        self._found: Schema | None = None
-        self._error: Exception | None = None
-
-    def result(self, timeout_s: float) -> Schema:
-        """The answer; raises what the client raises, and TimeoutError after so many seconds."""
-        self.start()
-        if not self._done.wait(timeout_s):
-            with self._lock:
-                self._abandoned = True
-                for connection in self._sockets:
-                    _shut_down(connection)
-            raise TimeoutError(f"no whole answer within {timeout_s:g} s")
-        if self._error is not None:
-            raise self._error
-        assert self._found is not None
-        return self._found
-
-    def run(self) -> None:
-        try:
-            self._found = self._client.get_schema(self._schema_id)
-        except Exception as error:
-            self._error = error
-        finally:
-            self._done.set()
-            with self._lock:
-                for connection in self._sockets:
-                    connection.close()
-                self._sockets.clear()
-
-    def prepare(self, request: httpx.Request) -> None:
-        """Follow a request of this thread; raises TimeoutError where it was abandoned, so that there is no other."""
-        if self._abandoned:
-            raise TimeoutError("abandoned")
-        request.extensions = {**request.extensions, "trace": self._trace}
-
-    def _trace(self, event: str, info: dict[str, Any]) -> None:
-        if event != "connection.connect_tcp.complete":
-            return
-        opened = info["return_value"].get_extra_info("socket")
-        with self._lock:
-            # A second descriptor: TLS takes the first over, and the client closes it.
-            connection = socket.socket(fileno=os.dup(opened.fileno()))
-            self._sockets.append(connection)
-            if self._abandoned:
-                _shut_down(connection)
-
-
-def _shut_down(connection: socket.socket) -> None:
-    """End a connection under another thread that waits for it."""
-    with suppress(OSError):  # the other side may have ended it already
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-class _BoundedStream(httpx.SyncByteStream):
-    """The body of an answer, refused where it is too large."""
-
-    def __init__(self, stream: httpx.SyncByteStream) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[bytes]:
-        size = 0
-        for chunk in self._stream:
-            size += len(chunk)
-            if size > MAX_SCHEMA_BYTES:
-                raise _TooLargeError(f"the answer has more than {MAX_SCHEMA_BYTES} bytes")
-            yield chunk
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-def _guard(client: SchemaRegistryClient) -> None:
-    """Bound what an answer may take, for which the client has no setting.
-
-    A connection is not kept either, as a schema is fetched once in months, and answers are not compressed, so that
-    the bound is one of memory.
-    """
-
-    def follow(request: httpx.Request) -> None:
-        thread = threading.current_thread()
-        if isinstance(thread, _Exchange):
-            thread.prepare(request)
-
-    def bound(response: httpx.Response) -> None:
-        response.stream = _BoundedStream(cast(httpx.SyncByteStream, response.stream))
-
-    session = client._rest_client.session
-    session.headers.update({"Connection": "close", "Accept-Encoding": "identity"})
-    session.event_hooks = {"request": [follow], "response": [bound]}

@@ -20,8 +20,8 @@ import numpy as np
 from fastavro.schema import parse_schema
 from numpy.typing import NDArray
 
-from broker.avro.compiler import AvroSchema
 from broker.avro.container import container_message
+from broker.avro.schema import AvroSchema
 from broker.records import AB_ZERO_POINT_NJY
 from broker.taxonomy import CLASS_NAMES
 from broker.times import jd_of_mjd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from broker.avro.compiler import NOTHING, Program, WriterSchema, compile_schema
+from broker.avro.compiler import Program, compile_schema
 from broker.avro.container import (
     MAX_BLOCK_BYTES,
     MAX_HEADER_BYTES,
@@ -16,7 +16,9 @@ from broker.avro.container import (
     read_header,
     read_long,
 )
+from broker.avro.layout import NOTHING
 from broker.avro.reader import Message, run
+from broker.avro.schema import WriterSchema
 from broker.errors import DecodeError, InputFileError
 from broker.files import Stream
 from broker.surveys.decoder import container_schema

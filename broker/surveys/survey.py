@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, runtime_checkable
 
-from broker.avro.compiler import Column, Table
+from broker.avro.layout import Column, Table
 from broker.avro.machine import NULL, Kind
 from broker.avro.reader import Records, Rows
 from broker.errors import ConfigurationError, DecodeError

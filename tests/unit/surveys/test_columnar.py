@@ -13,18 +13,12 @@ import numpy as np
 import pytest
 
 from broker.avro import reader
-from broker.avro.compiler import (
-    NOTHING,
-    Column,
-    Layout,
-    Table,
-    WriterSchema,
-    check_schema,
-    compile_schema,
-)
+from broker.avro.compiler import check_schema, compile_schema
 from broker.avro.container import Block, read_blocks, read_header, write_long
+from broker.avro.layout import NOTHING, Column, Layout, Table
 from broker.avro.machine import MAX_DEPTH, MAX_RECORDS, MAX_ROWS, NULL, OTHER, Kind
 from broker.avro.reader import Message, Rows, Run, run
+from broker.avro.schema import WriterSchema
 from broker.avro.wire import read_confluent_header
 from broker.errors import ConfigurationError, DecodeError
 from broker.sources import iter_packets

@@ -566,7 +566,8 @@ def test_an_id_that_becomes_known_is_read_then() -> None:
 
 MODULE = """
 from broker.records import Alert, LightCurve
-from broker.avro.compiler import Column, Kind, Table
+from broker.avro.layout import Column, Table
+from broker.avro.machine import Kind
 
 class Mine:
     name = "mine"

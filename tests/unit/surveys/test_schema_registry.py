@@ -29,7 +29,7 @@ import pytest
 from broker.avro.wire import confluent_message, read_confluent_header
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert
-from broker.surveys import Decoder, schema_registry
+from broker.surveys import Decoder, registry_http, schema_registry
 from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.schema_registry import SchemaRegistry
 from tests.busy import slowness
@@ -123,7 +123,7 @@ def server() -> Iterator[StandIn]:
     stand_in.stop()
 
 
-def away(stand_in: StandIn) -> str:
+def unavailable(stand_in: StandIn) -> str:
     """The address of a registry that was there, and is not."""
     stand_in.stop()
     return stand_in.url
@@ -131,7 +131,7 @@ def away(stand_in: StandIn) -> str:
 
 @pytest.fixture
 def gone() -> str:
-    return away(StandIn())
+    return unavailable(StandIn())
 
 
 def test_the_registry_is_asked_once_for_an_id(server: StandIn, tmp_path: Path) -> None:
@@ -232,9 +232,9 @@ def test_lsst_s_package_stands_in_with_one_warning(gone: str, caplog: pytest.Log
 
 
 def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_registry, "_AWAY_FOR_S", 0.0)
+    monkeypatch.setattr(schema_registry, "_UNAVAILABLE_FOR_S", 0.0)
     stand_in = StandIn()
-    schemas = SchemaRegistry(away(stand_in))
+    schemas = SchemaRegistry(unavailable(stand_in))
     for _ in range(2):
         with pytest.raises(DependencyUnavailableError, match=f"{stand_in.url} is unavailable .*schema id {FOREIGN}"):
             schemas(FOREIGN)
@@ -268,7 +268,7 @@ def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPat
 def test_what_is_not_the_registry_s_word_is_as_if_it_were_away(
     server: StandIn, said: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_registry, "_AWAY_FOR_S", 0.0)
+    monkeypatch.setattr(schema_registry, "_UNAVAILABLE_FOR_S", 0.0)
     server.answers = {FOREIGN: said, 1101: said}
     schemas = SchemaRegistry(server.url)
     with pytest.raises(DependencyUnavailableError):
@@ -315,7 +315,7 @@ def test_an_answer_may_name_its_type(server: StandIn) -> None:
 
 
 def test_an_answer_that_is_too_large_is_abandoned(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_registry, "MAX_SCHEMA_BYTES", 10_000)
+    monkeypatch.setattr(registry_http, "MAX_SCHEMA_BYTES", 10_000)
     server.answers[FOREIGN] = answer(canonical(1101))
     with pytest.raises(DecodeError, match=f"schema id {FOREIGN} .*more than 10000 bytes"):
         SchemaRegistry(server.url)(FOREIGN)

@@ -13,13 +13,14 @@ from broker.assemble.spectrum import BAD_PIXEL_ERROR, MIN_COVERAGE
 from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
 from tests.random_models import build_random_repository
-from training.reference import QUOTAS, _Stars, write_reference_set
+from training.reference import write_reference_set
+from training.reference_stars import QUOTAS, ReferenceStars
 from training.simulate.real_spectra import RealSpectra
 
 
 @pytest.fixture(scope="module")
-def stars(shared: Path) -> _Stars:
-    return _Stars(shared / "data", seed=0)
+def stars(shared: Path) -> ReferenceStars:
+    return ReferenceStars(shared / "data", seed=0)
 
 
 def test_every_subset_of_the_modalities_has_reference_stars() -> None:
@@ -27,7 +28,7 @@ def test_every_subset_of_the_modalities_has_reference_stars() -> None:
     assert min(QUOTAS.values()) * len(CLASS_NAMES) >= 5 * MIN_EMBEDDINGS
 
 
-def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: _Stars) -> None:
+def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: ReferenceStars) -> None:
     rng = np.random.default_rng(0)
     reference, calibration = stars.reference(50, rng), stars.calibration(50, rng)
     names = stars.table.star_id
@@ -38,7 +39,7 @@ def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: _Stars) -> Non
 
 
 @pytest.mark.parametrize("number", range(len(DETECTION_BINS)))
-def test_histories_are_of_the_bins_length(stars: _Stars, number: int) -> None:
+def test_histories_are_of_the_bins_length(stars: ReferenceStars, number: int) -> None:
     rng = np.random.default_rng(1)
     low = DETECTION_BINS[number]
     rows = stars.reference(low, rng)[:200]
