@@ -27,6 +27,7 @@ from broker.client.arguments import (
     consumer_options,
     describe_missing,
 )
+from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
 from broker.client.outage import Outage
 from broker.client.positions import CALL_S, Position, after, place_of, starting_points, weakly
@@ -198,7 +199,7 @@ class Subscription:
                 continue
             self._outage.over()
             annotations = self._read(message)
-            own = [annotation for annotation in annotations if self._comes_from_here(annotation)]
+            own = [annotation for annotation in annotations if is_first(annotation, self._topics, self._visible)]
             yield from own[:-1]
             position = after(message)
             self._handed[position.topic, position.partition] = position
@@ -344,23 +345,6 @@ class Subscription:
         else:
             log.warning("skipped %s", foreign)
         return []
-
-    def _comes_from_here(self, annotation: PublishedAnnotation) -> bool:
-        """Whether, of the topics subscribed to, an annotation is handed out from the one that it was read from.
-
-        Always where that is not among the annotation's own: of an earlier release, or of a topic copied elsewhere.
-        """
-        if annotation.topic not in annotation.topics or (len(self._topics) == 1 and not is_pattern(self._topics[0])):
-            return True
-        return annotation.topic == next(
-            (
-                name
-                for topic in self._topics
-                for name in annotation.topics
-                if matches(topic, name) and (name in self._visible or not is_pattern(topic))
-            ),
-            annotation.topic,
-        )
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""
