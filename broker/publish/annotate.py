@@ -19,7 +19,7 @@ from broker.inference.orbital import orbital_periods
 from broker.inference.physics import rule_out
 from broker.publish.disagreement import CONFIDENCE, compare
 from broker.records import Alert, Annotation, KnownObject, ObjectState, PhotometryKind
-from broker.state.objects import ANOTHER_NIGHT, is_moving
+from broker.state.objects import ANOTHER_NIGHT, is_artefact, is_moving
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
 
 _IN_PARENT: Final = np.array([[name in names for names in PARENTS.values()] for name in CLASS_NAMES], np.float64)
@@ -42,7 +42,8 @@ def annotate(
 
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
     zeros), is NotClassified, with the reason. One whose ``predictions.other`` is at least ``other_threshold`` (None for
-    the manifest's; 1 for never) is Other, and so is a known body of the solar system, whatever the model says.
+    the manifest's; 1 for never) is Other, and so is, whatever the model says, a known body of the solar system, and a
+    classified alert that its survey takes for an artefact, with the survey's probability where that is higher.
     ``confidence`` is the probability from which the model's answer counts against that of a catalogue of known variable
     stars (``broker.publish.disagreement``).
     """
@@ -52,8 +53,14 @@ def annotate(
     probabilities = plausible.astype(np.float64)
     probabilities[classified] /= probabilities[classified].sum(axis=1, keepdims=True)
     moves = np.array([is_moving(a, s.light_curve) for a, s in zip(alerts, states, strict=True)], np.bool_)
-    p_other = np.where(moves, 1.0, predictions.other.astype(np.float64))
-    other = moves | (classified & manifest.called_other(p_other, other_threshold))
+    bogus = (
+        np.array([is_artefact(a, s.light_curve) for a, s in zip(alerts, states, strict=True)], np.bool_) & classified
+    )
+    unreal = np.array(
+        [1.0 - (a.real_bogus or 0.0) if b else np.nan for a, b in zip(alerts, bogus, strict=True)], np.float64
+    )
+    p_other = np.where(moves, 1.0, np.fmax(predictions.other.astype(np.float64), unreal))
+    other = moves | bogus | (classified & manifest.called_other(p_other, other_threshold))
     # The model's ten are of an object that is one of them.
     probabilities[other] *= 1.0 - p_other[other, None]
     in_parents = (probabilities @ _IN_PARENT).tolist()
@@ -87,7 +94,7 @@ def annotate(
             reference_set_version=anomalies.version if good else None,
             classifier_name=manifest.classifier_name,
             model_version=manifest.identity,
-            reason=_reason(alert, bool(moves[row]), good, inputs.present[row], detections[row]),
+            reason=_reason(alert, bool(moves[row]), bool(bogus[row]), good, inputs.present[row], detections[row]),
             known_as=_compared(states[row].known_as, named[row], in_parents[row], sets[row], confidence),
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
@@ -188,11 +195,15 @@ def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet"
     return "packet" if reaches_back or alert.survey_detections <= sent else "missing"
 
 
-def _reason(alert: Alert, moves: bool, classified: bool, present: NDArray[np.bool_], detections: int) -> str | None:
+def _reason(
+    alert: Alert, moves: bool, bogus: bool, classified: bool, present: NDArray[np.bool_], detections: int
+) -> str | None:
     """Why there is no class, and the bands that were left out; None where there is nothing to say."""
     said = []
     if moves:
         said.append(_MOVES)
+    elif bogus:
+        said.append(f"an artefact of one night, by the survey's score of {alert.real_bogus:.2f}")
     elif not classified and present.any():
         said.append("the model gave no finite probabilities")
     elif not classified:

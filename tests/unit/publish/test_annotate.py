@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,6 +159,36 @@ def test_a_body_of_the_solar_system_is_other_whatever_the_model_says() -> None:
         assert topics(found) == ["all", "other"]
     lsst = replace(asteroid, survey="lsst", object_id="sso:7", light_curve=CURVE)
     assert say({"RRAB": 1.0}, alert=lsst).best_class == "Other"
+
+
+def test_an_artefact_of_one_night_is_other_by_the_surveys_score() -> None:
+    tonight = CURVE.take(np.array([29]))
+    artefact = replace(ALERT, real_bogus=0.25, light_curve=tonight)
+    found = say({"RRAB": 0.5, "EW": 0.5}, 0.125, alert=artefact, curve=tonight)
+    assert (found.best_class, found.p_other, found.probabilities[CLASS_INDEX["RRAB"]]) == ("Other", 0.75, 0.125)
+    assert (found.prediction_set[0], topics(found)) == ("Other", ["all", "other"])
+    assert found.reason == "an artefact of one night, by the survey's score of 0.25"
+    assert say({"RRAB": 1.0}, 0.875, alert=artefact, curve=tonight).p_other == 0.875  # the model's, where it is higher
+    assert say({"RRAB": 1.0}, alert=artefact, curve=tonight, threshold=1.0).p_other == 0.75  # a model without Other
+    nothing = say({}, alert=artefact, curve=tonight)
+    assert (nothing.best_class, nothing.p_other) == ("NotClassified", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "nights"),
+    [
+        ({}, 30),  # poor today, and detected before
+        ({"first_detected": ALERT.mjd - 3.0}, 1),  # as the survey says
+        ({"real_bogus": 0.3}, 1),
+        ({"real_bogus": None}, 1),
+        ({"survey": "lsst"}, 1),  # whose score is another
+    ],
+)
+def test_what_is_no_artefact_keeps_its_class(changes: dict[str, Any], nights: int) -> None:
+    curve = CURVE.take(np.arange(30 - nights, 30))
+    alert = replace(ALERT, **{"real_bogus": 0.25, "light_curve": curve, **changes})
+    found = say({"RRAB": 1.0}, 0.125, alert=alert, curve=curve)
+    assert (found.best_class, found.p_other, found.reason) == ("RRAB", 0.125, None)
 
 
 def test_a_star_that_an_asteroid_passes_by_keeps_its_class() -> None:
