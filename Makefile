@@ -12,7 +12,7 @@ MODULES ?=
 SAMPLE ?= 25
 SEED ?= 0
 
-.PHONY: demo test coverage mutants faults lint audit bench train clean
+.PHONY: demo test coverage mutants faults lint audit bench train lock lock-images sbom clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,17 @@ lint: $(VENV)/.all
 # Installed packages against the known vulnerabilities; says so where the service cannot be reached.
 audit: $(VENV)/.all
 	$(BIN)/python deploy/security/audit.py
+
+# What the images are made of (deploy/docker): packages by hash, with the versions that are installed and tested here;
+# digests of base images, which need their registries; what is in the images, as CycloneDX, in dist/.
+lock: $(VENV)/.all
+	$(BIN)/python -m deploy.docker.lock packages
+
+lock-images: $(VENV)/.all
+	$(BIN)/python -m deploy.docker.lock images
+
+sbom: $(VENV)/.all
+	$(BIN)/python -m deploy.docker.lock sbom dist
 
 bench: $(VENV)/.all .venv-triton/.ready
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; PYTHONPATH=. $(BIN)/python $$benchmark || exit 1; done

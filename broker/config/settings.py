@@ -63,10 +63,13 @@ class Settings(BaseSettings):
     def secrets(self) -> Iterator[str]:
         """All passwords in clear, that of Redis's URL among them, to keep them out of logs; never print them."""
         for section, key in _secrets(type(self)):
-            if (section, key) != ("redis", "url") and (secret := in_clear(getattr(getattr(self, section), key))):
+            secret = in_clear(getattr(getattr(self, section), key))
+            if secret is None:
+                continue
+            if (section, key) != ("redis", "url"):  # of which the host may be told
                 yield secret
-        if password := urlsplit(self.redis.url.get_secret_value()).password:
-            yield from {password, unquote(password)}
+            if "://" in secret and (password := urlsplit(secret).password):
+                yield from {password, unquote(password)}
         if word := urlsplit(self.redis.address()).password:
             yield word
 
