@@ -25,22 +25,19 @@ import finufft
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.harmonics import band_means, harmonic_fit, turn_fraction
+from broker.assemble.harmonics import MOST_HARMONICS, STEPS, band_means, best_candidates, turn_fraction
 
 MAX_FREQUENCY: Final = 24.0
 """Highest frequency searched, cycles/day: delta Scuti stars reach periods of about 0.04 day."""
 SAMPLES_PER_PEAK: Final = 2
 """Coarse grid points in one peak width 1/T; at 2 the power between grid points falls by at most 19 %."""
 MIN_POINTS_FOR_PERIOD: Final = 10
-HARMONICS: Final = 4
+HARMONICS: Final = MOST_HARMONICS
 """Harmonics of the model that compares candidate periods."""
 _FEWEST_CANDIDATES, _MOST_CANDIDATES = 16, 64
 _FITTED_POINTS: Final = 3200
 """Points times candidates: few points cost little to fit, and their coarse periodogram says less."""
 _BAND_MODES: Final = 8192
-_STEPS: Final = 8
-"""Fine grid points in a coarse grid step."""
-_FINE_STEPS: Final = np.arange(-_STEPS // 2, _STEPS // 2 + 1) / _STEPS  # in units of the coarse grid step
 KEPT_CANDIDATES: Final = 16
 """Frequencies that a search leaves for ``refine_period``: the best, the second and the next best fits."""
 _FEWEST_REFINED: Final = 6
@@ -52,7 +49,7 @@ _REVISION: Final = 1
 SEARCH_VERSION: Final = zlib.crc32(
     repr(
         (_REVISION, MAX_FREQUENCY, SAMPLES_PER_PEAK, MIN_POINTS_FOR_PERIOD, HARMONICS, _FEWEST_CANDIDATES,
-         _MOST_CANDIDATES, _FITTED_POINTS, _STEPS, KEPT_CANDIDATES, _FEWEST_REFINED,
+         _MOST_CANDIDATES, _FITTED_POINTS, STEPS, KEPT_CANDIDATES, _FEWEST_REFINED,
          _REFINED_POINTS)
     ).encode()
 )  # fmt: skip
@@ -159,11 +156,12 @@ def find_period(
     """
     if not _long_enough(time):
         return NO_PERIOD
-    time, value, band_start = _centred(time, value, weight, band_start)
-    step, power = coarse_power(time, weight * value, max_frequency)
+    band_start = _all_or(band_start, time)
+    value = value - band_means(value, weight, band_start)
+    step, power = coarse_power(time - np.min(time), weight * value, max_frequency)
     peaks = _highest_peaks(power, int(np.clip(_FITTED_POINTS // len(time), _FEWEST_CANDIDATES, _MOST_CANDIDATES)))
-    grid = step * (peaks[:, None] + 1 + _FINE_STEPS)
-    return _decide(time, value, weight, band_start, step, grid)
+    nearest = (STEPS * (peaks + 1)).astype(np.float64)
+    return _decide(time, value, weight, band_start, nearest, step, STEPS // 2)
 
 
 def refine_period(
@@ -186,29 +184,20 @@ def refine_period(
     """
     if not _long_enough(time):
         return NO_PERIOD
-    time, value, band_start = _centred(time, value, weight, band_start)
     step = _coarse_step(time)
-    aside = math.ceil(_STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
-    most = int(np.clip(_REFINED_POINTS // len(time), _FEWEST_REFINED, KEPT_CANDIDATES))
-    nearest = np.rint(np.array(candidates[:most], np.float64) * (_STEPS / step)).astype(np.float64)
-    grid = step / _STEPS * (nearest[:, None] + np.arange(-aside, aside + 1, dtype=np.float64))
-    return _decide(time, value, weight, band_start, step, grid)
+    aside = math.ceil(STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
+    most = min(max(_REFINED_POINTS // len(time), _FEWEST_REFINED), KEPT_CANDIDATES)
+    nearest = np.rint(np.array(candidates[:most], np.float64) * (STEPS / step))
+    return _decide(time, value, weight, _all_or(band_start, time), nearest, step, aside)
 
 
 def _long_enough(time: NDArray[np.float64]) -> bool:
     return len(time) >= MIN_POINTS_FOR_PERIOD and float(np.ptp(time)) >= 1.0 / 12.0
 
 
-def _centred(
-    time: NDArray[np.float64],
-    value: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    band_start: NDArray[np.intp] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]]:
-    """Times from the first one on, values about their band's mean, and where each band begins."""
-    if band_start is None:
-        band_start = np.array([0, len(time)], np.intp)
-    return time - np.min(time), value - band_means(value, weight, band_start), band_start
+def _all_or(band_start: NDArray[np.intp] | None, time: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Where each band begins, all points being of one where that is not given."""
+    return np.array([0, len(time)], np.intp) if band_start is None else band_start
 
 
 def _decide(
@@ -216,37 +205,15 @@ def _decide(
     value: NDArray[np.float64],
     weight: NDArray[np.float64],
     band_start: NDArray[np.intp],
+    nearest: NDArray[np.float64],
     step: float,
-    grid: NDArray[np.float64],
+    aside: int,
 ) -> PeriodSearch:
-    """The best of the candidates whose surroundings are the rows of ``grid`` (c, g), cycles/day; ``step`` coarse."""
-    grid = np.maximum(grid, 0.25 * step)
+    """The best near the candidates ``nearest`` (c,), as in ``best_candidates``; ``step`` coarse."""
     harmonics = min(HARMONICS, max(1, len(time) // 8))
-    r_squared = harmonic_fit(time, value, weight, band_start, grid.ravel(), harmonics)[0].reshape(grid.shape)
-    best_step = np.argmax(r_squared, axis=1)
-    rows = np.arange(len(grid))
-    candidate, quality = grid[rows, best_step], r_squared[rows, best_step]
-    best = int(np.argmax(quality))
-    ratio = candidate / candidate[best]
-    related = _whole(ratio) | _whole(1 / ratio)
-    fine = np.maximum(candidate[best] + step / _STEPS * _FINE_STEPS, 0.25 * step)
-    fine_quality = harmonic_fit(time, value, weight, band_start, fine, harmonics)[0]
-    chosen = int(np.argmax(fine_quality))
-    first = float(fine[chosen]), float(fine_quality[chosen])
-    second = float("nan"), 0.0
-    others = np.argsort(-quality, kind="stable")
-    others = others[others != best]
-    if not np.all(related):
-        at = int(np.argmax(np.where(related, -1.0, quality)))
-        second = float(candidate[at]), float(quality[at])
-        others = others[others != at]
-    kept = [first, second, *zip(candidate[others].tolist(), quality[others].tolist(), strict=True)]
-    return PeriodSearch(*first, *second, tuple(kept[:KEPT_CANDIDATES]))
-
-
-def _whole(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
-    nearest = np.round(ratio)
-    return np.abs(ratio - nearest) <= 0.01 + 1e-5 * nearest
+    found = best_candidates(time, value, weight, band_start, nearest, step, aside, harmonics, KEPT_CANDIDATES)
+    candidates = tuple((frequency, r_squared) for frequency, r_squared in found.tolist())
+    return PeriodSearch(*candidates[0], *candidates[1], candidates)
 
 
 def _highest_peaks(power: NDArray[np.float32], count: int) -> NDArray[np.intp]:

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.assemble import period
-from broker.assemble.harmonics import harmonic_fit
+from broker.assemble.harmonics import best_candidates, harmonic_fit
 from broker.assemble.period import NO_PERIOD, coarse_power, find_period
 
 
@@ -73,6 +73,46 @@ def test_harmonic_fit_is_that_of_least_squares(bands: list[int], harmonics: int)
         np.testing.assert_allclose(found, expected[len(bands) :], atol=3e-4)
         left = value - design @ expected
         assert r2 == pytest.approx(1 - np.sum(weight * left**2) / np.sum(weight * alone**2), abs=2e-3)
+
+
+@pytest.mark.parametrize(("points", "aside", "nearest"), [(60, 4, [700, 411, 1400, 233, 902]), (12, 5, [9, 3, 1, 30])])
+def test_candidates_are_compared_as_by_array_operations(points: int, aside: int, nearest: list[int]) -> None:
+    """At 1.75 cycles/day, 700 fine steps of 0.02 / 8; twice and a third of that are no second period."""
+    rng = np.random.default_rng(points)
+    time, step, harmonics = np.sort(rng.uniform(0, 25, points)), 0.02, min(4, points // 8)
+    start = np.array([0, points // 3, points], np.intp)
+    value = np.cos(2 * np.pi * 1.7502 * time) + 0.6 * np.sin(4 * np.pi * 1.7502 * time) + rng.normal(0, 0.4, points)
+    of_points = time, value, flat(time), start
+    grid = np.maximum(step / 8 * (np.array(nearest)[:, None] + np.arange(-aside, aside + 1)), step / 4)
+    r_squared = harmonic_fit(*of_points, grid.ravel(), harmonics)[0].reshape(grid.shape)
+    quality = r_squared.max(axis=1)
+    candidate = grid[np.arange(len(grid)), r_squared.argmax(axis=1)]
+    best = int(quality.argmax())
+    around = np.maximum(candidate[best] + step / 64 * np.arange(-4, 5), step / 4)
+    finer = harmonic_fit(*of_points, around, harmonics)[0]
+    expected = [(around[finer.argmax()], finer.max())]
+    ratio = np.maximum(candidate / candidate[best], candidate[best] / candidate)
+    other = np.abs(ratio - np.rint(ratio)) > 0.01 + 1e-5 * np.rint(ratio)
+    second = int(np.where(other, quality, -1).argmax()) if other.any() else -1
+    expected.append((candidate[second], quality[second]) if other.any() else (np.nan, 0.0))
+    rest = [at for at in np.argsort(-quality, kind="stable").tolist() if at not in (best, second)]
+    expected += [(candidate[at], quality[at]) for at in rest]
+    found = best_candidates(*of_points, np.array(nearest, np.float64), step, aside, harmonics, 16)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert (points != 60) or found[0, 0] == pytest.approx(1.7502, abs=2e-3)
+    np.testing.assert_array_equal(
+        best_candidates(*of_points, np.array(nearest, np.float64), step, aside, harmonics, 3), found[:3]
+    )
+
+
+def test_where_all_candidates_are_simple_ratios_there_is_no_second() -> None:
+    time = np.linspace(0, 30, 100) + np.random.default_rng(2).uniform(0, 0.2, 100)
+    value = np.cos(2 * np.pi * time)
+    found = best_candidates(time, value, flat(time), one_band(time), np.array([400.0, 800.0, 200.0]), 0.02, 4, 2, 16)
+    assert found[0].tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+    assert np.isnan(found[1, 0])
+    assert found[1, 1] == 0
+    assert len(found) == 4
 
 
 def test_bands_with_unknown_offsets_find_a_period_that_neither_finds_alone() -> None:
