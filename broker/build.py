@@ -42,6 +42,8 @@ def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEn
         timeout=triton.timeout_s,
         retries=triton.retries,
         tls=tls if triton.tls else None,
+        one_request=triton.one_request == "auto",
+        shared_memory=triton.shared_memory == "auto",
     )
 
 

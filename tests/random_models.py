@@ -174,6 +174,7 @@ def build_random_repository(folder: Path, seed: int = 0, *, other_threshold: flo
         build(path, seed + offset)
         shutil.copy(MODEL_REPO / name / "config.pbtxt", folder / name)
         checksums[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
+    shutil.copytree(MODEL_REPO / "trifid", folder / "trifid", dirs_exist_ok=True)
     manifest = {
         "classifier_name": "trifid-random",
         "model_version": f"0.0.{seed}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -99,6 +99,10 @@ class TritonSettings(Section):
 
     timeout_s: Seconds = 10.0
     retries: int = Field(default=2, ge=0)
+    one_request: Literal["auto", "off"] = "auto"
+    """``auto``: a batch is one request where the server has the model ``trifid``; ``off``: one for each model."""
+    shared_memory: Literal["auto", "off"] = "auto"
+    """``auto``: inputs go through shared memory where the server is seen to be on this host."""
     tls: bool = False
     root_certificates: Path | None = None
     """Authorities to trust, PEM; gRPC's own list where None."""

@@ -109,25 +109,68 @@ def _check_shapes(model: str, signature: Signature, feed: Tensors) -> None:
             )
 
 
-def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_models: RunModels) -> Predictions:
-    """Encode each modality of the objects that have it, then classify the objects that have any.
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What goes to the models of one batch: the objects that have any modality, and no tensor without a row."""
 
-    Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a
-    value that is not finite: neither is a classification. ``other`` is NaN there, and in all rows of a model that
-    has no such output. Raises InferenceError where the inputs do not have
-    the models' shapes, and whatever ``run_models`` raises.
+    present: NDArray[np.bool_]
+    """(objects, 3) which of MODALITIES each object has; at least one."""
+    detections: NDArray[np.float32]
+    """(objects, 1) number of photometric points."""
+    feeds: Mapping[str, Tensors]
+    """Inputs by encoder, of the encoders whose modality is there; the rows are those of the objects that have it."""
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    def part(self, start: int, stop: int) -> Batch:
+        """The objects from ``start`` to before ``stop``."""
+        feeds: dict[str, Tensors] = {}
+        for column, encoder in enumerate(_ENCODERS):
+            if encoder in self.feeds:
+                first = int(self.present[:start, column].sum())
+                last = first + int(self.present[start:stop, column].sum())
+                if last > first:
+                    feeds[encoder] = {name: array[first:last] for name, array in self.feeds[encoder].items()}
+        return Batch(self.present[start:stop], self.detections[start:stop], feeds)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """All of it by tensor name, as the server's model GATEWAY takes it."""
+        everything: dict[str, NDArray[Any]] = {"present": self.present, "detections": self.detections}
+        for feed in self.feeds.values():
+            everything |= feed
+        return everything
+
+
+Classify = Callable[[Batch], Tensors]
+"""Encodes and classifies a batch of at least one object: the classifier's outputs by name."""
+
+
+def classify_by(run_models: RunModels, width: int) -> Classify:
+    """``Classify`` by two rounds of calls: of the encoders, and of the classifier with what these gave.
+
+    ``width`` is the number of values of an embedding. Raises what ``run_models`` raises.
     """
-    present = inputs.present
-    width = embedding_width(signatures)
-    classes = signatures[CLASSIFIER].outputs["probabilities"].shape[0]
-    predictions = Predictions(
-        probabilities=np.zeros((len(inputs), classes), np.float32),
-        embeddings=np.zeros((len(inputs), width), np.float32),
-        other=np.full(len(inputs), np.nan, np.float32),
-    )
-    if not present.any():
-        return predictions
 
+    def classify(batch: Batch) -> Tensors:
+        encoded = run_models(batch.feeds)
+        feed: dict[str, NDArray[Any]] = {"present": batch.present, "detections": batch.detections}
+        for encoder, rows, name in zip(_ENCODERS, batch.present.T, _CLASSIFIER_INPUTS, strict=True):
+            embeddings = np.zeros((len(batch), width), np.float32)
+            if encoder in encoded:
+                embeddings[rows] = encoded[encoder]["embedding"]
+            feed[name] = embeddings
+        return run_models({CLASSIFIER: feed})[CLASSIFIER]
+
+    return classify
+
+
+def _rows(array: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
+    return array if rows.all() else array[rows]
+
+
+def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> Batch:
+    present = inputs.present
     light_curve = inputs.light_curve
     arrays: Sequence[Tensors] = (
         {
@@ -142,21 +185,31 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], run_
     feeds: dict[str, Tensors] = {}
     for encoder, rows, tensors in zip(_ENCODERS, present.T, arrays, strict=True):
         if rows.any():
-            feeds[encoder] = {name: array[rows] for name, array in tensors.items()}
+            feeds[encoder] = {name: _rows(array, rows) for name, array in tensors.items()}
             _check_shapes(encoder, signatures[encoder], feeds[encoder])
-    encoded = run_models(feeds)
-
     any_present = present.any(axis=1)
-    classifier_feed: dict[str, NDArray[Any]] = {
-        "present": present[any_present],
-        "detections": light_curve.detections[any_present, None].astype(np.float32),
-    }
-    for encoder, rows, name in zip(_ENCODERS, present.T, _CLASSIFIER_INPUTS, strict=True):
-        embeddings = np.zeros((len(inputs), width), np.float32)
-        if encoder in encoded:
-            embeddings[rows] = encoded[encoder]["embedding"]
-        classifier_feed[name] = embeddings[any_present]
-    outputs = run_models({CLASSIFIER: classifier_feed})[CLASSIFIER]
+    detections = light_curve.detections[any_present, None].astype(np.float32)
+    return Batch(present[any_present], detections, feeds)
+
+
+def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], classify: Classify) -> Predictions:
+    """Encode each modality of the objects that have it, then classify the objects that have any.
+
+    Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a
+    value that is not finite: neither is a classification. ``other`` is NaN there, and in all rows of a model that
+    has no such output. Raises InferenceError where the inputs do not have
+    the models' shapes, and whatever ``classify`` raises.
+    """
+    any_present = inputs.present.any(axis=1)
+    classes = signatures[CLASSIFIER].outputs["probabilities"].shape[0]
+    predictions = Predictions(
+        probabilities=np.zeros((len(inputs), classes), np.float32),
+        embeddings=np.zeros((len(inputs), embedding_width(signatures)), np.float32),
+        other=np.full(len(inputs), np.nan, np.float32),
+    )
+    if not any_present.any():
+        return predictions
+    outputs = classify(_to_models(inputs, signatures))
 
     finite = np.isfinite(outputs["probabilities"]).all(axis=1) & np.isfinite(outputs["embedding"]).all(axis=1)
     rows = np.flatnonzero(any_present)[finite]

@@ -11,7 +11,15 @@ import onnxruntime
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, InferenceError
 from broker.inference import Predictions
-from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, embedding_width, predict_batch
+from broker.inference.encode import (
+    Signature,
+    Tensors,
+    TensorSpec,
+    check_signatures,
+    classify_by,
+    embedding_width,
+    predict_batch,
+)
 from broker.inference.manifest import MODELS, Manifest, load_manifest
 
 _DATATYPES: Final = {"tensor(float)": "FP32", "tensor(bool)": "BOOL"}
@@ -64,6 +72,7 @@ class OnnxEngine:
             for model, session in self._sessions.items()
         }
         check_signatures(self._signatures, self.manifest)
+        self._classify = classify_by(self._run_models, embedding_width(self._signatures))
 
     @property
     def model_version(self) -> str:
@@ -75,7 +84,7 @@ class OnnxEngine:
 
         Raises InferenceError where ONNX Runtime refuses the batch.
         """
-        return predict_batch(inputs, self._signatures, self._run_models)
+        return predict_batch(inputs, self._signatures, self._classify)
 
     def embedding_width(self) -> int:
         """Values of an embedding."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,24 @@ from tritonclient.utils import InferenceServerException
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
-from broker.inference.encode import Signature, Tensors, TensorSpec, check_signatures, embedding_width, predict_batch
-from broker.inference.manifest import MODELS, Manifest, load_manifest
+from broker.inference.encode import (
+    Batch,
+    Classify,
+    Signature,
+    Tensors,
+    TensorSpec,
+    check_signatures,
+    classify_by,
+    embedding_width,
+    predict_batch,
+)
+from broker.inference.manifest import CLASSIFIER, MODELS, Manifest, load_manifest
+from broker.inference.shared_memory import Region, SharedMemory, in_message
+
+log = logging.getLogger(__name__)
+
+GATEWAY: Final = "trifid"
+"""The server's model that runs the others (``model_repo/trifid``); no trained one, and so not in the manifest."""
 
 # Triton answers UNAVAILABLE while it starts, stops, loads a model or has a full queue.
 _AWAY: Final = frozenset(
@@ -27,6 +44,8 @@ _AWAY: Final = frozenset(
 # Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
 # but where they persist it is the batch that is refused, not the server that is unavailable.
 _RETRIED: Final = _AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
+_NO_REGION: Final = "shared memory region"  # in Triton's message where it does not know one
+_UNLIMITED: Final = 1 << 30  # objects of a request
 _FIRST_PAUSE: Final = 0.1  # seconds; doubled with each retry
 
 _CHANNEL_OPTIONS: Final = (
@@ -57,14 +76,19 @@ class _Served:
     signatures: Mapping[str, Signature]
     max_batch: Mapping[str, int]
     """Largest batch of one request; 0 where any size is taken."""
+    gateway: bool
+    """Whether the server has GATEWAY."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
-    """One batch for one model, no larger than the server takes."""
+    """One batch for one model of the server, no larger than that takes."""
 
     model: str
+    version: str
     feed: Tensors
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of ``async_infer``; of outputs the names."""
 
 
 class TritonEngine:
@@ -78,12 +102,16 @@ class TritonEngine:
         timeout: float = 10.0,
         retries: int = 2,
         tls: TritonTls | None = None,
+        one_request: bool = True,
+        shared_memory: bool = True,
     ) -> None:
         """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
 
         ``model_repository`` needs to hold ``manifest.json`` only. A request is abandoned after ``timeout``
-        seconds, and tried again up to ``retries`` times. Raises ConfigurationError where the manifest or a
-        TLS file cannot be used.
+        seconds, and tried again up to ``retries`` times. With ``one_request`` a batch is one request where the server
+        has the model ``trifid``, else one for each encoder and one for the classifier. With ``shared_memory`` the
+        server reads inputs from there where it is seen to be on this host. Raises ConfigurationError where the
+        manifest or a TLS file cannot be used.
         """
         self.manifest: Final[Manifest] = load_manifest(model_repository, verify_models=False)
         self._url = url
@@ -103,6 +131,8 @@ class TritonEngine:
             certificate_chain=chain,
             channel_args=list(_CHANNEL_OPTIONS),
         )
+        self._one_request = one_request
+        self._shared = SharedMemory(self._client, timeout) if shared_memory else None
         self._served: _Served | None = None
 
     @property
@@ -111,14 +141,14 @@ class TritonEngine:
         return self.manifest.identity
 
     def predict(self, inputs: ModelInputs) -> Predictions:
-        """Run encoders and classifier, as described at ``predict_batch``; the encoders run side by side.
+        """Run encoders and classifier, as described at ``predict_batch``, in one request if the server can.
 
         The first call, and each after the server was unavailable, checks that the models served are those of the
         manifest. Raises DependencyUnavailableError where Triton is unavailable, ConfigurationError where it serves
         other models, InferenceError where it refuses the batch.
         """
         served = self._what_is_served()
-        return predict_batch(inputs, served.signatures, partial(self._run_models, served.max_batch))
+        return predict_batch(inputs, served.signatures, self._classify(served))
 
     def embedding_width(self) -> int:
         """See ``Engine.embedding_width``; raises as ``predict`` where Triton is unavailable or serves other models."""
@@ -151,8 +181,16 @@ class TritonEngine:
         return {frozenset({"KIND_GPU"}): "gpu", frozenset({"KIND_CPU"}): "cpu"}.get(frozenset(kinds))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, after the shared memory."""
+        if self._shared is not None:
+            self._shared.close()
         self._client.close()
+
+    def _classify(self, served: _Served) -> Classify:
+        if not served.gateway:
+            return classify_by(partial(self._run_models, served.max_batch), embedding_width(served.signatures))
+        most = min((size for size in served.max_batch.values() if size), default=_UNLIMITED)
+        return partial(self._classify_in_one, most, tuple(served.signatures[CLASSIFIER].outputs))
 
     def _what_is_served(self) -> _Served:
         served = self._served
@@ -166,6 +204,7 @@ class TritonEngine:
         try:
             if not self._client.is_server_ready(client_timeout=self._timeout):
                 raise DependencyUnavailableError(f"Triton at {self._url} is still loading its models")
+            gateway = self._one_request and self._client.is_model_ready(GATEWAY, client_timeout=self._timeout)
             for model in MODELS:
                 version = self.manifest.version_of(model)
                 metadata = self._client.get_model_metadata(model, version, client_timeout=self._timeout)
@@ -177,10 +216,35 @@ class TritonEngine:
                 raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
             raise ConfigurationError(f"Triton at {self._url} does not serve {self.model_version}: {error}") from error
         check_signatures(signatures, self.manifest)
-        return _Served(signatures, max_batch)
+        if self._one_request and not gateway:
+            log.warning("Triton at %s has no model %s: a batch takes up to four requests", self._url, GATEWAY)
+        if self._shared is not None:
+            self._shared.forget()
+        return _Served(signatures, max_batch, gateway)
+
+    def _classify_in_one(self, most: int, outputs: Sequence[str], batch: Batch) -> Tensors:
+        """``Classify`` by the server's GATEWAY: a request for each ``most`` objects, all of them at once."""
+        versions = {model: self.manifest.version_of(model) for model in MODELS}
+        requests = [
+            _Request(
+                GATEWAY, "", batch.part(start, start + most).tensors(), {"outputs": outputs, "parameters": versions}
+            )
+            for start in range(0, len(batch), most)
+        ]
+        return _joined(self._answers(requests))
 
     def _run_models(self, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> dict[str, Tensors]:
-        requests = list(_requests(max_batch, feeds))
+        requests = list(_requests(self.manifest, max_batch, feeds))
+        answers = self._answers(requests)
+        return {
+            model: _joined(
+                [answer for request, answer in zip(requests, answers, strict=True) if request.model == model]
+            )
+            for model in feeds
+        }
+
+    def _answers(self, requests: Sequence[_Request]) -> list[Tensors]:
+        """Outputs for each request; those that fail for what may pass are sent again, after growing pauses."""
         answers: dict[_Request, Tensors] = {}
         pause = _FIRST_PAUSE
         for attempt in range(1 + self._retries):
@@ -197,32 +261,15 @@ class TritonEngine:
                 self._served = None
                 raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
             raise InferenceError(f"Triton at {self._url}: {error}") from error
-        outputs: dict[str, Tensors] = {}
-        for model in feeds:
-            parts = [answers[request] for request in requests if request.model == model]
-            outputs[model] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return outputs
+        return [answers[request] for request in requests]
 
     def _send(self, requests: Sequence[_Request], answers: dict[_Request, Tensors]) -> list[InferenceServerException]:
         """Send all requests at once; put answers into ``answers`` and return the failures."""
-        calls: list[tuple[_Request, Future[Any]]] = []
+        calls = [(request, *self._start(request, self._shared)) for request in requests]
         failures: list[InferenceServerException] = []
-        for request in requests:
-            call: Future[Any] = Future()
+        for request, call, region in calls:
             try:
-                self._client.async_infer(
-                    request.model,
-                    [_tensor(name, array) for name, array in request.feed.items()],
-                    callback=_into(call),
-                    model_version=self.manifest.version_of(request.model),
-                    client_timeout=self._timeout,
-                )
-            except ValueError as error:  # gRPC's answer to a call on a closed channel
-                raise InferenceError("the engine is closed") from error
-            calls.append((request, call))
-        for request, call in calls:
-            try:
-                result = call.result()
+                result = self._result(request, call, region)
             except InferenceServerException as error:
                 failures.append(error)
             else:
@@ -231,13 +278,58 @@ class TritonEngine:
                 }
         return failures
 
+    def _start(self, request: _Request, shared: SharedMemory | None) -> tuple[Future[Any], Region | None]:
+        inputs, region = (in_message(request.feed), None) if shared is None else shared.place(request.feed)
+        call: Future[Any] = Future()
+        options = dict(request.options)
+        if "outputs" in options:
+            options["outputs"] = [tritongrpc.InferRequestedOutput(name) for name in options["outputs"]]
+        try:
+            self._client.async_infer(
+                request.model,
+                inputs,
+                callback=_into(call),
+                model_version=request.version,
+                client_timeout=self._timeout,
+                **options,
+            )
+        except ValueError as error:  # gRPC's answer to a call on a closed channel
+            if shared is not None:
+                shared.give_back(region)
+            raise InferenceError("the engine is closed") from error
+        return call, region
 
-def _requests(max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> Iterator[_Request]:
+    def _result(self, request: _Request, call: Future[Any], region: Region | None) -> Any:
+        shared = self._shared
+        try:
+            result = call.result()
+        except InferenceServerException as error:
+            if shared is None or region is None:
+                raise
+            shared.abandon(region)
+            if _NO_REGION not in str(error):
+                raise
+            # The server was started anew and does not know the region: no failure of the request.
+            shared.forget()
+            return self._start(request, None)[0].result()
+        if shared is not None:
+            shared.give_back(region)
+        return result
+
+
+def _requests(manifest: Manifest, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> Iterator[_Request]:
     for model, feed in feeds.items():
         rows = len(next(iter(feed.values())))
         step = max_batch[model] or rows
         for start in range(0, rows, step):
-            yield _Request(model, {name: array[start : start + step] for name, array in feed.items()})
+            part = {name: array[start : start + step] for name, array in feed.items()}
+            yield _Request(model, manifest.version_of(model), part)
+
+
+def _joined(parts: Sequence[Tensors]) -> Tensors:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _into(call: Future[Any]) -> Any:
@@ -248,12 +340,6 @@ def _into(call: Future[Any]) -> Any:
             call.set_exception(error)
 
     return done
-
-
-def _tensor(name: str, array: np.ndarray[Any, Any]) -> Any:
-    tensor = tritongrpc.InferInput(name, array.shape, "BOOL" if array.dtype == np.bool_ else "FP32")
-    tensor.set_data_from_numpy(array)
-    return tensor
 
 
 def _specs(tensors: Sequence[Any]) -> dict[str, TensorSpec]:

@@ -45,7 +45,7 @@ def triton_venv() -> Path:
 
 def triton_installed() -> bool:
     """Whether ``setup`` has been run for this version of Python."""
-    return (_site_packages(triton_venv()) / _BACKENDS / "onnxruntime").is_dir()
+    return (_site_packages(triton_venv()) / _BACKENDS / "python").is_dir()
 
 
 def setup() -> Path:
@@ -72,7 +72,6 @@ def setup() -> Path:
     if not stub.is_file():
         raise ConfigurationError(f"{_SERVER_PACKAGE} has no Python backend for Python {version}")
     shutil.copy2(stub, backends / "python")
-    (backends / "onnxruntime").symlink_to(_ONNX_BACKEND)
     return folder
 
 
@@ -110,6 +109,11 @@ class TritonServer(ServerProcess):
                 f"no Triton for this Python in {triton_venv()}: run `python -m deploy.local.triton_server setup`"
             )
         folder = temporary_folder(self, "trifid-triton-")
+        # Put together here, so that a checkout's server runs the checkout's own backend, whoever made the environment.
+        self._backends = folder / "backends"
+        self._backends.mkdir()
+        (self._backends / "python").symlink_to(_site_packages(triton_venv()).resolve() / _BACKENDS / "python")
+        (self._backends / "onnxruntime").symlink_to(_ONNX_BACKEND)
         super().__init__(
             folder / "server.log",
             start_timeout=_START_TIMEOUT,
@@ -151,7 +155,7 @@ class TritonServer(ServerProcess):
         command = [
             str(server / "bin" / "tritonserver"),
             f"--model-repository={self._model_repository}",
-            f"--backend-directory={site_packages / _BACKENDS}",
+            f"--backend-directory={self._backends}",
             f"--cache-directory={server / 'caches'}",
             "--http-address=127.0.0.1",
             f"--http-port={self._http_port}",

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,15 @@ import pytest
 
 from broker.embedded.ports import free_port, taken
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
-from broker.inference import Predictions
+from broker.inference import Predictions, shared_memory
 from broker.inference.manifest import MODELS
 from broker.inference.onnx import OnnxEngine
-from broker.inference.triton import TritonEngine, TritonTls
+from broker.inference.shared_memory import FOLDER
+from broker.inference.triton import TritonEngine, TritonTls, _Request
 from deploy.local.triton_server import TritonServer, triton_installed, triton_venv
 from tests.random_models import MODEL_REPO, mixed_presence, random_inputs
+
+INSTANCES_OF_TRIFID = 4  # model_repo/trifid/config.pbtxt
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,8 @@ def server(repository: Path) -> Iterator[TritonServer]:
 
 @pytest.fixture(scope="module")
 def triton(server: TritonServer, repository: Path) -> Iterator[TritonEngine]:
-    engine = TritonEngine(server.grpc_url, repository)
-    yield engine
-    engine.close()
+    with closing(TritonEngine(server.grpc_url, repository)) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +65,23 @@ def _ready(engine: TritonEngine) -> bool:
     return True
 
 
-@pytest.mark.parametrize("batch", [1, 7, 600])  # 600 is above the server's max_batch_size
-def test_gives_what_onnx_runtime_gives_in_process(triton: TritonEngine, onnx: OnnxEngine, batch: int) -> None:
-    present = mixed_presence(batch, seed=batch)
-    inputs = random_inputs(present, seed=batch)
-    expected = onnx.predict(inputs)
-    _assert_same(triton.predict(inputs), expected)
-    np.testing.assert_array_equal(expected.probabilities.any(axis=1), present.any(axis=1))
-    assert triton.model_version == onnx.model_version
-    triton.check()
+@pytest.mark.parametrize("shared_memory", [True, False])
+@pytest.mark.parametrize("one_request", [True, False])
+def test_gives_what_onnx_runtime_gives_in_process(
+    server: TritonServer, repository: Path, onnx: OnnxEngine, one_request: bool, shared_memory: bool
+) -> None:
+    with closing(
+        TritonEngine(server.grpc_url, repository, one_request=one_request, shared_memory=shared_memory)
+    ) as engine:
+        for batch in (1, 7, 40):
+            present = mixed_presence(batch, seed=batch)
+            inputs = random_inputs(present, seed=batch)
+            expected = onnx.predict(inputs)
+            _assert_same(engine.predict(inputs), expected)
+            np.testing.assert_array_equal(expected.probabilities.any(axis=1), present.any(axis=1))
+        assert engine.model_version == onnx.model_version
+        engine.check()
+        assert shared_memory == (engine._shared is not None and engine._shared.used)
 
 
 def test_answers_belong_to_their_requests_where_the_server_batches_them(
@@ -84,6 +95,136 @@ def test_answers_belong_to_their_requests_where_the_server_batches_them(
     assert executions < requests  # else this test shows nothing
     for inputs, answer in zip(batches, answers, strict=True):
         _assert_same(answer, onnx.predict(inputs))
+
+
+ENCODERS = ("light_curve_encoder", "spectrum_encoder", "metadata_encoder")
+
+
+@pytest.mark.parametrize("columns", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_a_batch_is_one_request_and_runs_only_the_encoders_of_modalities_that_are_there(
+    server: TritonServer, repository: Path, columns: tuple[int, ...]
+) -> None:
+    present = np.zeros((16, 3), bool)
+    present[:, columns] = True
+    with closing(TritonEngine(server.grpc_url, repository)) as engine:
+        engine.check()
+        before = _settled_requests(server)
+        engine.predict(random_inputs(present))
+        runs = {"trifid": 1, "classifier": 1, **{name: int(n in columns) for n, name in enumerate(ENCODERS)}}
+        assert _settled_requests(server) == {model: before[model] + n for model, n in runs.items()}
+
+
+@pytest.mark.parametrize("one_request", [True, False])
+def test_a_batch_above_the_servers_largest_is_two_requests(
+    server: TritonServer, repository: Path, onnx: OnnxEngine, one_request: bool
+) -> None:
+    present = np.zeros((1030, 3), bool)
+    present[:, 2] = True
+    present[[5, 1027], 0] = True  # one in each request, and a spectrum in the first only
+    present[100:103, 1] = True
+    inputs = random_inputs(present)
+    with closing(TritonEngine(server.grpc_url, repository, one_request=one_request)) as engine:
+        engine.check()
+        before = _settled_requests(server)
+        _assert_same(engine.predict(inputs), onnx.predict(inputs))
+        after = _settled_requests(server)
+    light_curves = 2 if one_request else 1
+    assert [after[model] - before[model] for model in ("trifid", *ENCODERS, "classifier")] == (
+        [2 * one_request, light_curves, 1, 2, 2]
+    )
+
+
+def test_several_requests_in_flight_by_one_request_each(
+    server: TritonServer, repository: Path, onnx: OnnxEngine
+) -> None:
+    batches = [random_inputs(mixed_presence(30 + n, seed=n), seed=n) for n in range(12)]
+    with closing(TritonEngine(server.grpc_url, repository)) as engine, ThreadPoolExecutor(6) as pool:
+        for inputs, answer in zip(batches, pool.map(engine.predict, batches), strict=True):
+            _assert_same(answer, onnx.predict(inputs))
+        assert engine._shared is not None
+        assert 1 < len(engine._shared._known) <= 6
+        regions = {FOLDER / name for name in engine._shared._known}
+        assert all(region.exists() for region in regions)
+    assert not any(region.exists() for region in regions)
+    assert _mapped(server).isdisjoint(region.name for region in regions)
+
+
+def test_an_error_of_a_model_comes_through_the_one_request(server: TritonServer, repository: Path) -> None:
+    with closing(TritonEngine(server.grpc_url, repository)) as engine:
+        inputs = random_inputs(np.ones((3, 3), bool))
+        tensors = {"present": inputs.present, "detections": np.ones((3, 1), np.float32)}
+        spectra = inputs.spectrum.spectra
+        for more, reason in (
+            ({}, "3 objects have a light_curve, but points, points_mask, folded, features have"),
+            ({"spectra": spectra[:2]}, "3 objects have a spectrum, but spectra have"),
+            ({"spectra": spectra[:, :, :7]}, "spectrum_encoder: .*shape"),
+        ):
+            if more:
+                tensors["present"] = np.array([[False, True, False]] * 3)
+            with pytest.raises(InferenceError, match=reason):
+                engine._answers([_Request("trifid", "", {**tensors, **more})])
+
+
+def test_what_a_killed_process_leaves_in_shared_memory_is_removed(server: TritonServer, repository: Path) -> None:
+    code = (
+        "import sys, time, numpy as np\nfrom pathlib import Path\n"
+        "from broker.inference.triton import TritonEngine\nfrom tests.random_models import random_inputs\n"
+        "engine = TritonEngine(sys.argv[1], Path(sys.argv[2]))\n"
+        "engine.predict(random_inputs(np.ones((4, 3), bool)))\n"
+        "print(*engine._shared._known, flush=True)\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, server.grpc_url, str(repository)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=MODEL_REPO.parent) as process:
+        assert process.stdout is not None
+        (left,) = process.stdout.readline().split()
+        with closing(TritonEngine(server.grpc_url, repository)) as engine:
+            engine.predict(random_inputs(np.ones((4, 3), bool)))
+            assert (FOLDER / left).exists()  # what a living process has is left alone
+            assert left in _mapped(server)
+        process.kill()
+        process.wait()
+    assert (FOLDER / left).exists()
+    with closing(TritonEngine(server.grpc_url, repository)) as engine:
+        engine.predict(random_inputs(np.ones((4, 3), bool)))
+    assert not (FOLDER / left).exists()
+    assert left not in _mapped(server)
+
+
+def test_a_server_that_forgot_the_shared_memory_costs_no_batch(
+    server: TritonServer, repository: Path, onnx: OnnxEngine
+) -> None:
+    inputs = random_inputs(mixed_presence(40))
+    with closing(TritonEngine(server.grpc_url, repository, retries=0)) as engine:
+        engine.predict(inputs)
+        engine._client.unregister_system_shared_memory()  # of all: as a server that was started anew
+        for _ in range(2):
+            _assert_same(engine.predict(inputs), onnx.predict(inputs))
+        assert engine._shared is not None
+        assert engine._shared.used
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_server_that_does_not_see_the_shared_memory_gets_messages(
+    server: TritonServer,
+    repository: Path,
+    onnx: OnnxEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    full: bool,
+) -> None:
+    # Another folder is what /dev/shm of another host, or of another container, is to the server.
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path / "none" if full else tmp_path)
+    inputs = random_inputs(mixed_presence(40))
+    with closing(TritonEngine(server.grpc_url, repository)) as engine, caplog.at_level("INFO"):
+        for _ in range(2):
+            _assert_same(engine.predict(inputs), onnx.predict(inputs))
+        assert engine._shared is not None
+        assert not engine._shared.used
+    said = [record.message for record in caplog.records if "not through shared memory" in record.message]
+    assert len(said) == 1
+    assert ("No such file" if full else "nable to open shared memory region") in said[0]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_batch_that_the_server_refuses(triton: TritonEngine) -> None:
@@ -102,11 +243,11 @@ def test_goes_on_after_the_server_crashed_and_came_back(
     inputs = random_inputs(mixed_presence(8))
     expected = onnx.predict(inputs)
     _assert_same(engine.predict(inputs), expected)
-    shared_memory = _shared_memory(server)
-    assert len(shared_memory) == len(MODELS)
+    regions = _shared_memory(server)
+    assert len(regions) == len(MODELS) + INSTANCES_OF_TRIFID
     server.kill()
     try:
-        assert not any(region.exists() for region in shared_memory)
+        assert not any(region.exists() for region in regions)
         assert not _ready(engine)
         for _ in range(2):  # once with a request, once with the question what is served
             with pytest.raises(DependencyUnavailableError, match=server.grpc_url):
@@ -175,6 +316,29 @@ def _executions(server: TritonServer) -> np.ndarray[tuple[int], np.dtype[np.int6
         models = json.load(response)["model_stats"]
     requests = sum(model["inference_stats"]["success"]["count"] for model in models)
     return np.array([requests, sum(model["execution_count"] for model in models)])
+
+
+def _requests(server: TritonServer) -> dict[str, int]:
+    """Requests that each model has answered so far, by the server's own statistics."""
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/stats") as response:
+        models = json.load(response)["model_stats"]
+    return {model["name"]: model["inference_stats"]["success"]["count"] for model in models}
+
+
+def _settled_requests(server: TritonServer) -> dict[str, int]:
+    """As ``_requests``; the server counts a request after it has answered it."""
+    counts, still = _requests(server), 0
+    while still < 3:
+        time.sleep(0.1)
+        before, counts = counts, _requests(server)
+        still = still + 1 if counts == before else 0
+    return counts
+
+
+def _mapped(server: TritonServer) -> set[str]:
+    """Names of the clients' shared memory that the server has mapped."""
+    with urllib.request.urlopen(f"{server.http_url}/v2/systemsharedmemory/status") as response:
+        return {region["name"] for region in json.load(response)}
 
 
 def _shared_memory(server: TritonServer) -> set[Path]:

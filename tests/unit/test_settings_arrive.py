@@ -50,10 +50,15 @@ def test_what_triton_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     inference = InferenceSettings(engine="triton", model_repository=tmp_path)
     given = {"url": "triton:9", "timeout_s": 3.5, "retries": 5}
     build.build_engine(inference, TritonSettings.model_validate(given))
-    assert told == [(("triton:9", tmp_path), {"timeout": 3.5, "retries": 5, "tls": None})]
+    auto = {"one_request": True, "shared_memory": True}
+    assert told == [(("triton:9", tmp_path), {"timeout": 3.5, "retries": 5, "tls": None, **auto})]
     files = {"root_certificates": tmp_path / "a", "private_key": tmp_path / "b", "certificate_chain": tmp_path / "c"}
     build.build_engine(inference, TritonSettings.model_validate({**given, "tls": True, **files}))
     assert told[1][1]["tls"] == TritonTls(tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    build.build_engine(inference, TritonSettings.model_validate({**given, "one_request": "off"}))
+    assert (told[2][1]["one_request"], told[2][1]["shared_memory"]) == (False, True)
+    build.build_engine(inference, TritonSettings.model_validate({**given, "shared_memory": "off"}))
+    assert (told[3][1]["one_request"], told[3][1]["shared_memory"]) == (True, False)
 
 
 class Triton:
@@ -92,7 +97,8 @@ def test_a_request_is_tried_again_as_often_as_the_settings_say(
 ) -> None:
     slept: list[float] = []
     monkeypatch.setattr(triton.time, "sleep", slept.append)
-    engine = TritonEngine("127.0.0.1:1", build_random_repository(tmp_path), timeout=3.5, retries=retries)
+    repository = build_random_repository(tmp_path)
+    engine = TritonEngine("127.0.0.1:1", repository, timeout=3.5, retries=retries, shared_memory=False)
     engine.close()
     client: Any = Triton(*statuses)
     engine._client = client

@@ -1,0 +1,267 @@
+"""What serving by Triton costs against ONNX Runtime in the worker's process: objects a second, CPU and latency.
+
+    PYTHONPATH=. python benchmarks/serving.py [--batches 64,256,1024] [--in-flight 1,4] [--threads 2]
+
+Ways of one batch, with the published model and random inputs (the networks do the same work whatever the values are):
+
+- ``embedded``: ONNX Runtime in this process
+- ``four requests``: one for each encoder and one for the classifier, in messages (releases before the model ``trifid``)
+- ``one request``: to the server's model ``trifid``, in a message
+- ``shared memory``: the same, with the inputs in shared memory
+
+All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, so that
+other work on the machine falls on all alike. CPU is that of this process and of the server's processes together, so
+that it hardly depends on other work; on cores that are fully used it is what limits objects a second. At the end
+modalities that are absent: light curves alone in ``one request`` against the two models that are needed by themselves.
+
+``--gpu`` is for a machine whose Triton has the models on a GPU, at ``--url``: see ``benchmarks/serving_gpu.sh``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks.workload.flops import model_flops
+from benchmarks.workload.measures import latencies, tree_seconds
+from benchmarks.workload.report import table
+from broker.assemble.inputs import MODALITIES, ModelInputs
+from broker.config import Settings
+from broker.inference.onnx import OnnxEngine
+from broker.inference.triton import TritonEngine
+from deploy.local.triton_server import TritonServer
+from tests.random_models import random_inputs
+
+EMBEDDED, FOUR, ONE, SHARED = "embedded", "four requests", "one request", "shared memory"
+BAR = 0.85
+SUBSETS = ("light_curve", "metadata", "light_curve+metadata", "light_curve+spectrum+metadata")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One way with one workload."""
+
+    way: str
+    modalities: str
+    batch: int
+    in_flight: int
+    objects_a_second: float
+    cpu_ms: float
+    """CPU of client and server, ms an object; NaN where the server is not on this machine."""
+    p50_ms: float
+    p99_ms: float
+    of_embedded: float
+    """Objects a second against ``embedded`` of the same round, median over the rounds."""
+    cpu_of_embedded: float
+    """CPU of ``embedded`` over this one's, the same."""
+
+
+def inputs_of(subset: str, batch: int) -> ModelInputs:
+    """A batch of objects that all have the modalities of ``subset`` and no other."""
+    present = np.array([name in subset.split("+") for name in MODALITIES])
+    return random_inputs(np.repeat(present[None], batch, axis=0))
+
+
+@contextmanager
+def engines(
+    url: str, repository: Path, threads: int, ways: Sequence[str]
+) -> Iterator[dict[str, Callable[..., object]]]:
+    """``predict`` of each way."""
+    with ExitStack() as stack:
+        predict: dict[str, Callable[..., object]] = {}
+        for way in ways:
+            engine: OnnxEngine | TritonEngine = (
+                OnnxEngine(repository, threads=threads)
+                if way == EMBEDDED
+                else TritonEngine(url, repository, one_request=way != FOUR, shared_memory=way == SHARED, timeout=120)
+            )
+            predict[way] = stack.enter_context(closing(engine)).predict
+        yield predict
+
+
+def once(
+    predict: Callable[..., object], inputs: ModelInputs, calls: int, in_flight: int, server: int | None
+) -> tuple[float, float, list[float]]:
+    """Seconds, CPU seconds and the latency of each call; ``server`` is its process, None where it is elsewhere."""
+
+    def call(_: int) -> float:
+        start = time.perf_counter()
+        predict(inputs)
+        return time.perf_counter() - start
+
+    def cpu() -> float:
+        return time.process_time() + (float("nan") if server is None else tree_seconds(server))
+
+    with ThreadPoolExecutor(in_flight) as pool:
+        list(pool.map(call, range(in_flight)))  # regions, arenas and channels are made
+        spent, start = cpu(), time.perf_counter()
+        each = list(pool.map(call, range(calls)))
+        return time.perf_counter() - start, cpu() - spent, each
+
+
+def measure(
+    predict: dict[str, Callable[..., object]],
+    modalities: str,
+    batch: int,
+    in_flight: int,
+    rounds: int,
+    calls: int,
+    server: int | None,
+) -> list[Measured]:
+    """All ways with one workload, in turns."""
+    inputs = inputs_of(modalities, batch)
+    seconds: dict[str, list[float]] = {way: [] for way in predict}
+    cpu: dict[str, list[float]] = {way: [] for way in predict}
+    each: dict[str, list[float]] = {way: [] for way in predict}
+    order = list(predict)
+    for number in range(rounds):
+        for way in order if number % 2 else order[::-1]:
+            took, spent, latency = once(predict[way], inputs, calls, in_flight, server)
+            seconds[way].append(took)
+            cpu[way].append(spent)
+            each[way] += latency
+
+    def against(values: dict[str, list[float]], way: str) -> float:
+        if EMBEDDED not in values:
+            return float("nan")
+        return statistics.median(e / w for e, w in zip(values[EMBEDDED], values[way], strict=True))
+
+    objects = batch * calls
+    return [
+        Measured(
+            way, modalities, batch, in_flight, objects / statistics.median(seconds[way]),
+            1e3 * statistics.median(cpu[way]) / objects,
+            1e3 * latencies(np.array(each[way]))["p50"], 1e3 * latencies(np.array(each[way]))["p99"],
+            against(seconds, way), against(cpu, way),
+        )
+        for way in predict
+    ]  # fmt: skip
+
+
+def markdown(results: Sequence[Measured]) -> str:
+    """The table."""
+    return table(
+        ["way", "modalities", "batch", "in flight", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
+         "of embedded", "of embedded, by CPU"],
+        [
+            [r.way, r.modalities, str(r.batch), str(r.in_flight), f"{r.objects_a_second:,.0f}", f"{r.cpu_ms:.3f}",
+             f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}", f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
+            for r in results
+        ],
+    )  # fmt: skip
+
+
+def plot(results: Sequence[Measured], path: Path) -> None:
+    """Objects a second over batch size: a panel for each set of modalities."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = list(dict.fromkeys(r.modalities for r in results))
+    figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, modalities in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for way, in_flight in dict.fromkeys((r.way, r.in_flight) for r in results):
+            some = [r for r in results if (r.modalities, r.way, r.in_flight) == (modalities, way, in_flight)]
+            axes.plot([r.batch for r in some], [r.objects_a_second for r in some], "o-", label=f"{way}, {in_flight}")
+        axes.set(xlabel="batch", ylabel="objects/s", xscale="log", title=modalities, ylim=(0, None))
+        axes.title.set_size(9)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, server: int | None) -> float:
+    """CPU of ``one request`` for light curves alone, over that of the two models that are needed, less one."""
+    inputs = inputs_of("light_curve", batch)
+    with engines(url, repository, 0, (FOUR, ONE)) as predict:
+        ratios = []
+        for _ in range(rounds):
+            spent = {way: once(run, inputs, calls, 1, server)[1] for way, run in predict.items()}
+            ratios.append(spent[ONE] / spent[FOUR])
+    return statistics.median(ratios) - 1
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+@click.command()
+@click.option("--batches", default="64,256,1024", show_default=True, callback=_numbers)
+@click.option("--in-flight", default="1", show_default=True, callback=_numbers, help="Requests at a time.")
+@click.option("--modalities", default=",".join(SUBSETS), show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--objects", default=1024, show_default=True, help="In each round of each way, at least one batch.")
+@click.option("--threads", default=0, show_default=True, help="CPU threads of embedded; 0 for one a core.")
+@click.option("--url", help="gRPC address of a server that runs; else the local Triton is started.")
+@click.option("--gpu", is_flag=True, help="Without embedded; with utilisation and the fraction of the peak.")
+@click.option("--peak-tflops", default=67.0, show_default=True, help="Of the GPU in float32: 67 for an H100 SXM.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/serving"), show_default=True)
+def main(
+    batches: list[int],
+    in_flight: list[int],
+    modalities: str,
+    rounds: int,
+    objects: int,
+    threads: int,
+    url: str | None,
+    gpu: bool,
+    peak_tflops: float,
+    output: Path,
+) -> None:
+    """Measure, print the table and write it with a plot."""
+    repository = Settings().inference.model_repository
+    ways = (ONE, SHARED) if gpu else (EMBEDDED, FOUR, ONE, SHARED)
+    results: list[Measured] = []
+    with ExitStack() as stack:
+        server: int | None = None
+        if url is None:
+            started = stack.enter_context(TritonServer(repository))
+            url, server = started.grpc_url, started.pid
+        predict = stack.enter_context(engines(url, repository, threads, ways))
+        for subset in modalities.split(","):
+            for batch in batches:
+                for number in in_flight:
+                    calls = max(number, objects // batch, 1)
+                    results += measure(predict, subset, batch, number, rounds, calls, server)
+                    click.echo(markdown(results[-len(ways) :]).split("\n", 2)[2])
+        extra = absent(url, repository, 256, rounds, max(1, objects // 256), server) if server else float("nan")
+    report = [markdown(results), ""]
+    if gpu:
+        both = [r for r in results if r.modalities == "light_curve+metadata"]  # those that ``model_flops`` counts
+        best = max(both, key=lambda r: r.objects_a_second)
+        flops = model_flops(repository)
+        report.append(
+            f"best of {best.modalities}: {best.objects_a_second:,.0f} objects/s "
+            f"({best.way}, batch {best.batch}, {best.in_flight} in flight), "
+            f"{best.objects_a_second * flops / 1e12:.2f} TFLOP/s, "
+            f"{best.objects_a_second * flops / 1e12 / peak_tflops:.1%} of {peak_tflops:g}"
+        )
+    else:
+        held = [r for r in results if r.way == SHARED and r.batch >= 64]
+        worst = min(held, key=lambda r: r.cpu_of_embedded)
+        report.append(
+            f"lowest of embedded, by CPU: {worst.cpu_of_embedded:.2f} ({worst.modalities}, batch {worst.batch}); "
+            f"bar {BAR} {'met' if worst.cpu_of_embedded >= BAR else 'missed'}\n"
+            f"light curves alone, one request against the two models by themselves: {extra:+.1%} CPU\n"
+            f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        )
+    text = "\n".join(report)
+    click.echo("\n" + text)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "serving.md").write_text(text + "\n")
+    (output / "serving.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    plot(results, output / "serving.png")
+
+
+if __name__ == "__main__":
+    main()
