@@ -231,7 +231,7 @@ def print_scores(name: str, growth: float, tally: dict[int, Tally]) -> None:
 def costs(states: Sequence[ObjectState], growth: float) -> None:
     """Core-ms an alert of one point each, by length: of this process, with state in Redis, both ways in turns."""
     settings = Settings(inference=InferenceSettings(threads=1))  # more spin while they wait, which counts as CPU time
-    print("\nthe whole pipeline but Kafka, core-ms an alert (one point each, batches of all stars), searched in full")
+    print("\nthe pipeline without Kafka, core-ms an alert (one point each, batches of all stars), searched in full")
     print("points  stars     always (assemble)   after growth (assemble)   ratio")
     kept_cost: dict[int, float] = {}
     with closing(build_engine(settings.inference, settings.triton)) as engine:

@@ -47,7 +47,7 @@ class DeadLetter:
     alert_id: int | None = None
     """Which alert of the message; None where the message could not be decoded."""
     traceback: str | None = None
-    """Of an exception that nobody meant to raise; None where the reason says it all."""
+    """Of an unexpected exception; None where the reason says it all."""
 
 
 @dataclass(slots=True)

@@ -109,7 +109,7 @@ DEPENDENCY_WAITS: Final = Counter(
 )
 BATCHES_ABANDONED: Final = Counter(
     "trifid_batches_abandoned_total",
-    "Batches abandoned and read again from the committed offsets, by whoever has the partitions then.",
+    "Batches abandoned and read again from the committed offsets, by the worker that is assigned the partitions then.",
 )
 CROWDED_SEARCHES: Final = Counter(
     "trifid_crowded_searches_total",

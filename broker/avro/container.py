@@ -16,7 +16,7 @@ from broker.errors import DecodeError
 
 CONTAINER_MAGIC: Final = b"Obj\x01"
 MAX_BLOCK_BYTES: Final = 64 * 1024 * 1024
-"""Largest size that a container's blocks may inflate to together, where nobody says otherwise: 420 packets of ZTF in
+"""Largest size that a container's blocks may inflate to together, by default: 420 packets of ZTF in
 one file take 30 MB."""
 SYNC_BYTES: Final = 16
 MAX_HEADER_BYTES: Final = 4_000_000

@@ -2,7 +2,7 @@
 
 The bytes come from outside. Every read is checked against the end of its block; numbers of more than 64 bits,
 lengths below zero, branches and symbols that do not exist, and arrays of more items than there are bytes left end the
-message, with the place. An error concerns its message alone: rows already written of it are taken back.
+message, with the place. An error concerns its message alone: rows already written of it are removed.
 
 Compiled to machine code; what is compiled in must be defined in this file: see ``broker.compiled``.
 """

@@ -12,7 +12,7 @@ from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.records import ObservedSpectrum
-    from broker.spectra.files import Given
+    from broker.spectra.files import Overrides
 
 _STORED_AT_ONCE: Final = 100
 _SHOWN_REASONS: Final = 100
@@ -60,7 +60,7 @@ def load(paths: tuple[Path, ...], config: Path | None, **described: Any) -> None
     from broker.build import build_store
     from broker.config import load_settings
 
-    given, rest_frame = _given(described)
+    overrides, rest_frame = _overrides(described)
     waiting: list[ObservedSpectrum] = []
     with closing(build_store(load_settings(config))) as store:
 
@@ -70,7 +70,7 @@ def load(paths: tuple[Path, ...], config: Path | None, **described: Any) -> None
                 store.put_observed(waiting)
                 waiting.clear()
 
-        done, failures = _each(paths, given, rest_frame, put)
+        done, failures = _each(paths, overrides, rest_frame, put)
         if waiting:
             store.put_observed(waiting)
     _finish(f"{done} spectra stored", done, failures)
@@ -92,12 +92,12 @@ def send(
     from broker.spectra.message import write
     from broker.streaming.replay import Replay
 
-    given, rest_frame = _given(described)
+    overrides, rest_frame = _overrides(described)
     kafka = load_settings(config).kafka
     if bootstrap_servers:
         kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap_servers})
     with Replay(kafka, topic) as sender:
-        done, failures = _each(paths, given, rest_frame, lambda spectrum: sender.send(write(spectrum)))
+        done, failures = _each(paths, overrides, rest_frame, lambda spectrum: sender.send(write(spectrum)))
     _finish(f"{done} spectra sent to {topic}", done, failures)
 
 
@@ -115,7 +115,7 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
     from broker.spectra.files import read_raw
     from broker.spectra.normalise import UnusableSpectrumError, summary, to_observed
 
-    given, rest_frame = _given(described)
+    overrides, rest_frame = _overrides(described)
     done = 0
     failures: list[str] = []
     if not as_json:
@@ -125,7 +125,7 @@ def show(paths: tuple[Path, ...], as_json: bool, **described: Any) -> None:
         )
     for path in _files(paths, failures):
         try:
-            for raw in read_raw(path, given):
+            for raw in read_raw(path, overrides):
                 try:
                     spectrum = to_observed(raw, rest_frame=rest_frame, placed=False)
                 except UnusableSpectrumError as error:
@@ -154,14 +154,14 @@ def _line(line: dict[str, Any]) -> str:
     )
 
 
-def _given(described: dict[str, Any]) -> tuple[Given, bool]:
-    from broker.spectra.files import Given
+def _overrides(described: dict[str, Any]) -> tuple[Overrides, bool]:
+    from broker.spectra.files import Overrides
 
     for one, other in (("survey", "object_id"), ("ra", "dec")):
         if (described[one] is None) != (described[other] is None):
             raise click.UsageError(f"--{one} and --{other.replace('_', '-')}: give both or neither")
     rest_frame = not described.pop("observed_frame")
-    return Given(**described), rest_frame
+    return Overrides(**described), rest_frame
 
 
 def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
@@ -184,7 +184,7 @@ def _files(paths: tuple[Path, ...], failures: list[str]) -> Iterator[Path]:
 
 
 def _each(
-    paths: tuple[Path, ...], given: Given, rest_frame: bool, put: Callable[[ObservedSpectrum], None]
+    paths: tuple[Path, ...], overrides: Overrides, rest_frame: bool, put: Callable[[ObservedSpectrum], None]
 ) -> tuple[int, list[str]]:
     """Give every usable spectrum to ``put``; how many there were, and why the others are not."""
     from rich.console import Console
@@ -198,7 +198,7 @@ def _each(
     files = list(_files(paths, failures))
     for path in track(files, "files", console=Console(stderr=True)):
         try:
-            for spectrum in read_spectra(path, given, rest_frame=rest_frame):
+            for spectrum in read_spectra(path, overrides, rest_frame=rest_frame):
                 put(spectrum)
                 done += 1
         except InputFileError as error:

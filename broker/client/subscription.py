@@ -147,7 +147,7 @@ class Subscription:
         ``idle_timeout``, ConfigurationError where a topic does not exist or may not be read, and DecodeError where
         ``on_foreign`` asks for it.
         """
-        self.acknowledge()  # whoever asks again is done with what was handed out
+        self.acknowledge()  # whoever asks again has processed what was delivered
         self._connect()
         try:
             for annotation in self._annotations():
@@ -185,7 +185,7 @@ class Subscription:
             self._commit()
 
     def _annotations(self) -> Iterator[PublishedAnnotation | None]:
-        """Annotations, and None after each message or pause: what was handed out until then may be acknowledged."""
+        """Annotations, and None after each message or pause: what was delivered until then may be acknowledged."""
         heard = time.monotonic()
         while (left := self._time_left(heard)) > 0 or not self._idle_is_meant():
             message = self._consumer.poll(max(0.0, min(_POLL_S, left)))
@@ -208,7 +208,7 @@ class Subscription:
                 heard = time.monotonic()
 
     def acknowledge(self) -> None:
-        """Count the annotation that was handed out last as read: it will not come again."""
+        """Count the annotation that was delivered last as read: it will not come again."""
         handed, self._handed = self._handed, {}
         for place, position in handed.items():
             self._positions[place] = position.offset
@@ -217,7 +217,7 @@ class Subscription:
                     self._consumer.store_offsets(offsets=[position])
 
     def close(self) -> None:
-        """Count what was handed out as read, unless this is called upon an exception; commit, and leave the group."""
+        """Count what was delivered as read, unless this is called upon an exception; commit, and leave the group."""
         self._close(dealt_with=sys.exc_info()[0] is None)
 
     def _close(self, *, dealt_with: bool) -> None:

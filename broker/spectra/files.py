@@ -29,7 +29,7 @@ _REASONS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class Overrides:
     """What the user says of a file's spectra; it wins over what the file says. None: as the file says."""
 
     spectrum_id: str | None = None
@@ -59,7 +59,9 @@ class Given:
         return dataclasses.replace(raw, **said)
 
 
-def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True) -> Iterator[ObservedSpectrum]:
+def read_spectra(
+    path: Path, overrides: Overrides = Overrides(), *, rest_frame: bool = True
+) -> Iterator[ObservedSpectrum]:
     """The spectra of a file, as ``to_observed`` makes them.
 
     Formats: LAMOST low resolution and SDSS FITS, FITS tables and one-dimensional images, VOTable, Parquet, ECSV, CSV
@@ -70,7 +72,7 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
     """
     problems: list[tuple[str, str]] = []
     count = failed = 0
-    for raw in read_raw(path, given):
+    for raw in read_raw(path, overrides):
         count += 1
         try:
             yield to_observed(raw, rest_frame=rest_frame)
@@ -85,14 +87,14 @@ def read_spectra(path: Path, given: Given = Given(), *, rest_frame: bool = True)
         raise InputFileError(f"{path}: {of}{listed}{more}")
 
 
-def read_raw(path: Path, given: Given = Given()) -> Iterator[RawSpectrum]:
+def read_raw(path: Path, overrides: Overrides = Overrides()) -> Iterator[RawSpectrum]:
     """The spectra of a file as they stand there, one at a time; raises InputFileError as ``read_spectra`` does."""
     number = 0
     with input_errors(path):
         try:
             for raw in _read(path):
                 number += 1
-                yield given.apply(raw, number, path.name)
+                yield overrides.apply(raw, number, path.name)
         except (UnusableSpectrumError, DecodeError) as error:
             raise InputFileError(f"{path}: {error}") from error
     if not number:

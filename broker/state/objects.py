@@ -23,7 +23,7 @@ from broker.records import (
     Spectrum,
 )
 from broker.state.merge import MAX_POINTS, merge
-from broker.state.places import Place, Places, place_of
+from broker.state.places import Place, SkyIndex, place_of
 
 ANOTHER_NIGHT: Final = 0.5
 """Days: detections farther apart are of two nights, between which all but the most distant bodies have moved on."""
@@ -79,9 +79,9 @@ class Objects:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.known: defaultdict[ObjectName, StoredObject] = defaultdict(StoredObject)
-        self.places: Places[ObjectName] = Places()
+        self.places: SkyIndex[ObjectName] = SkyIndex()
         self.spectra: dict[str, ObservedSpectrum] = {}
-        self.spectra_places: Places[str] = Places()
+        self.spectra_places: SkyIndex[str] = SkyIndex()
         self._object_of_spectrum: dict[str, ObjectName] = {}
 
     def merge(self, alerts: Sequence[Alert], catalogued: Sequence[Catalogued | None]) -> list[ObjectState]:

@@ -104,7 +104,7 @@ def own_cells(positions: Sequence[Alert | ObservedSpectrum]) -> list[int]:
     return found
 
 
-class Places(Generic[Name]):
+class SkyIndex(Generic[Name]):
     """Names by place, in bins of space, in groups that can be left out of a search: a survey's objects.
 
     The cost of a search does not depend on how many places there are, nor on how many are at the same one.
@@ -117,7 +117,7 @@ class Places(Generic[Name]):
         self._where: dict[Name, tuple[_Bin, str]] = {}
 
     def put(self, name: Name, place: Place, group: str = "") -> None:
-        """Say where something is; where it was before is forgotten."""
+        """Say where something is; where it was before is removed."""
         x, y, z = vector = _vector(place.ra, place.dec)
         where = (math.floor(x / BIN), math.floor(y / BIN), math.floor(z / BIN)), group
         before = self._where.get(name)
@@ -133,7 +133,7 @@ class Places(Generic[Name]):
             del self._bins[where[0]][where[1]][name]
 
     def place(self, name: Name) -> Place | None:
-        """Where something is; None where nobody said."""
+        """Where something is; None where it is not known."""
         where = self._where.get(name)
         return None if where is None else self._bins[where[0]][where[1]][name][0]
 

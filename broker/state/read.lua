@@ -31,7 +31,7 @@ local function distance2(entry, x, y, z, mjd)
   return (px - x) ^ 2 + (py - y) ^ 2 + (pz - z) ^ 2
 end
 
--- Bins of space, as those of Places in places.py: what is near is in the same one or the next.
+-- Bins of space, as those of SkyIndex in places.py: what is near is in the same one or the next.
 local function bin(x, y, z)
   return (x * 65536 + y) * 65536 + z
 end

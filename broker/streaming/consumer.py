@@ -142,7 +142,7 @@ class GroupConsumer:
         log.info("partitions revoked: %s", _names(partitions))
         self.partitions.forget_paused(partitions)
         if self.in_flight is not None:
-            # Nobody else has these partitions before this returns: the batch's objects are written in peace.
+            # Nobody else has these partitions before this returns: no other worker writes the batch's objects.
             self._wait_for(self.in_flight)
         self.partitions.removed(partitions)
         self._health.rebalanced()

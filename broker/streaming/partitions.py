@@ -84,7 +84,7 @@ class Partitions:
         """
         others = {topic: now for topic, now in ids.items() if now is None or (now and self._ids.get(topic, now) != now)}
         for topic, now in others.items():
-            log.warning("input topic %s %s", topic, "is gone" if now is None else "was recreated")
+            log.warning("input topic %s %s", topic, "was deleted" if now is None else "was recreated")
         if others:
             self.lost = self.unpositioned = True
             raise BatchAbandonedError

@@ -43,7 +43,7 @@ MAX_SCHEMA_BYTES: Final = 1_000_000
 MAX_BLOCKS: Final = 10_000
 """Of one container."""
 MAX_ALERTS: Final = 10_000
-"""Of one message, where nobody says otherwise."""
+"""Of one message, by default."""
 MAX_OBJECT_ID: Final = 256
 """Characters of an object id, which becomes a key in Redis and in Kafka; surveys' have 20."""
 _CACHED_SCHEMAS: Final = 64

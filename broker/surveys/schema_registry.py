@@ -1,4 +1,4 @@
-"""Schemas by id from a Confluent schema registry, with two nets below it: a folder on disk, and LSST's package.
+"""Schemas by id from a Confluent schema registry, with two fallbacks: a folder on disk, and LSST's package.
 
 The registry's REST API: https://docs.confluent.io/platform/current/schema-registry/develop/api.html. What
 happens when it is unavailable, and LSST's own addresses: docs/schemas.md.
@@ -43,7 +43,7 @@ class _UnavailableError(Exception):
 
 
 class _NoSuchIdError(Exception):
-    """The registry's word that it has no such schema."""
+    """The registry answers that it has no such schema."""
 
 
 class SchemaRegistry:
@@ -173,8 +173,8 @@ class SchemaRegistry:
     def _fetch(self, client: SchemaRegistryClient, schema_id: int) -> str:
         """The schema's text.
 
-        Raises _NoSuchIdError where the registry has none, _UnavailableError where it has no say, DecodeError where what
-        it has is of no use.
+        Raises _NoSuchIdError where the registry has none, _UnavailableError where it does not answer, DecodeError
+        where what it has is of no use.
         """
         try:
             found = Exchange(client, schema_id).result(self._total_s)
@@ -232,7 +232,7 @@ class SchemaRegistry:
             log.warning("schema registry: schema id %d cannot be kept on disk: %s", schema_id, error)
 
     def _from_package(self, schema_id: int, why: _UnavailableError | _NoSuchIdError) -> AvroSchema:
-        """LSST's published schema, also against the registry's word: LSST's forgets all at every deployment."""
+        """LSST's published schema, also where the registry has none: LSST's is emptied at every deployment."""
         try:
             schema = lsst_schema(schema_id)
         except DecodeError:

@@ -108,7 +108,7 @@ def test_triton_killed_in_the_middle_of_a_batch(new_case: NewCase, triton: Trito
 
 @pytest.mark.timeout(900)
 def test_topic_that_takes_no_dead_letter(new_case: NewCase, kafka: Kafka, alerts: list[Sent]) -> None:
-    """The service stops with a clear error rather than dropping one; once the topic is mended it goes on."""
+    """The service stops with a clear error rather than dropping one; once the topic is repaired it goes on."""
     garbage = Sent(random.Random(5).randbytes(20_000), b"garbage")
     alerts = [*alerts[: len(alerts) // 2], garbage, *alerts[len(alerts) // 2 :]]
     with new_case("letters", dead_letter_topic={"max.message.bytes": "10000"}) as case:

@@ -290,7 +290,7 @@ def test_a_full_redis_says_how_far_it_got_and_goes_on(store: CatalogStore, clien
         filling.close()
 
 
-def test_redis_away(tmp_path: Path) -> None:
+def test_redis_unavailable(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet")
     with RedisServer() as gone:
         store = CatalogStore(gone.url)

@@ -99,7 +99,7 @@ def test_a_batch_takes_two_round_trips(server: RedisServer, tmp_path: Path) -> N
     assert sum(state.metadata is not None for state in states) >= 100
 
 
-def test_what_was_remembered_survives_a_crash_of_redis(store: RedisStore, server: RedisServer) -> None:
+def test_stored_state_survives_a_crash_of_redis(store: RedisStore, server: RedisServer) -> None:
     expected = final_states(MemoryStore(), ALERTS)
     final_states(store, ALERTS[:300])
     server.kill()
@@ -307,7 +307,7 @@ def test_a_star_of_lsst_that_an_asteroid_passes_by_keeps_what_it_has(
     assert again.associated == ("ztf:ZTF18a",)
 
 
-def test_how_much_was_remembered_is_said_and_does_not_change_when_a_batch_is_tried_again(store: RedisStore) -> None:
+def test_the_number_of_stored_points_is_published_and_the_same_when_a_batch_is_tried_again(store: RedisStore) -> None:
     early, late = (alert for alert in ALERTS if alert.object_id == ALERTS[-1].object_id), ALERTS[-1]
     first = next(early)
     beyond = len(merge(first.light_curve, late.light_curve)) - len(late.light_curve)

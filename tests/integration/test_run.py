@@ -215,7 +215,7 @@ def test_a_worker_killed_at_work_loses_and_repeats_nothing(servers: Servers, tmp
     assert int(last.split()[2]) > len(PACKETS) // 20
 
 
-def test_redis_and_triton_may_go_away_for_a_while(servers: Servers, tmp_path: Path) -> None:
+def test_redis_and_triton_may_be_unavailable_for_a_while(servers: Servers, tmp_path: Path) -> None:
     with Worker(servers, tmp_path, "away", batch_size=16) as worker:
         worker.send(PACKETS[:300])
         worker.wait_for(50)

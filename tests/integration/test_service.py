@@ -322,7 +322,7 @@ class Threads:
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_rebalances_with_batches_in_hand(servers: Servers, static: bool) -> None:
+def test_rebalances_with_batches_in_flight(servers: Servers, static: bool) -> None:
     rng = random.Random(6)
     payloads = [b"%d" % number for number in range(2000)]
     name = f"churn-{static}".lower()
@@ -469,7 +469,7 @@ def test_a_second_signal_ends_at_once(servers: Servers, tmp_path: Path) -> None:
             go_on(servers.redis)
 
 
-def test_health_tells_what_is_away(servers: Servers, tmp_path: Path) -> None:
+def test_health_names_what_is_unavailable(servers: Servers, tmp_path: Path) -> None:
     with Group(servers, tmp_path, "health") as group:
         worker = group.start("one")
         worker.wait_until_ready()

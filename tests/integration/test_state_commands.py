@@ -117,7 +117,7 @@ def test_points_of_a_time_or_kind_are_removed_on_request(
     assert latest.mjd == GOOD.mjd
 
 
-def test_an_object_of_nothing_else_is_forgotten(store: RedisStore, client: redis.Redis, trifid: object) -> None:
+def test_an_object_without_other_points_is_deleted(store: RedisStore, client: redis.Redis, trifid: object) -> None:
     assert callable(trifid)
     store.update([point("ztf", "ZTF18a", 10.0, 0.0, 90_000.0), GOOD])
     done: Result = trifid("repair", "--all")

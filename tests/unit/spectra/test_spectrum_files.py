@@ -15,23 +15,23 @@ from astropy.table import Table
 from broker.assemble.spectrum import assemble_spectra
 from broker.errors import InputFileError
 from broker.records import ObservedSpectrum
-from broker.spectra.files import Given, read_raw, read_spectra
+from broker.spectra.files import Overrides, read_raw, read_spectra
 from broker.spectra.message import read, write
 from broker.spectra.normalise import air_to_vacuum
 from tests.unit.spectra import fake_files
 from tests.unit.spectra.test_spectrum_normalise import same
 
-PLACE = Given(ra=1.0, dec=2.0)
-NOTHING = Given()
+PLACE = Overrides(ra=1.0, dec=2.0)
+NOTHING = Overrides()
 STAR = fake_files.made_up()
 NO_MASK = np.zeros(len(STAR.flux), np.int32)
 
 
-def one(tmp_path: Path, data: bytes | str, given: Given = NOTHING, name: str = "it.dat") -> ObservedSpectrum:
+def one(tmp_path: Path, data: bytes | str, overrides: Overrides = NOTHING, name: str = "it.dat") -> ObservedSpectrum:
     """The only spectrum of a file; its name tells nothing."""
     path = tmp_path / name
     path.write_bytes(data.encode() if isinstance(data, str) else data)
-    [found] = read_spectra(path, given)
+    [found] = read_spectra(path, overrides)
     return found
 
 
@@ -171,10 +171,10 @@ def astropy_table() -> Table:
 def expected(tmp_path: Path) -> ObservedSpectrum:
     """What the formats that keep units and a header give, by way of text."""
     wavelength, flux, error = columns()
-    given = Given(ra=1.0, dec=2.0, mjd=59000.5, redshift=1e-4, air=True, wavelength_unit="nm", flux_unit="mJy")
+    overrides = Overrides(ra=1.0, dec=2.0, mjd=59000.5, redshift=1e-4, air=True, wavelength_unit="nm", flux_unit="mJy")
     text = "wave,flux,err\n" + "\n".join(f"{w!r},{f!r},{e!r}" for w, f, e in zip(
         (wavelength / 10).tolist(), flux.tolist(), error.tolist(), strict=True))  # fmt: skip
-    return one(tmp_path, text, given)
+    return one(tmp_path, text, overrides)
 
 
 def test_tables_of_all_formats_give_the_same(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_tables_of_all_formats_give_the_same(tmp_path: Path) -> None:
     pq.write_table(pa.table([np.asarray(table[n]) for n in table.colnames], schema=schema), tmp_path / "t.parquet")
     wanted = expected(tmp_path)
     for name in ("t.ecsv", "t.fits", "t.xml", "t.parquet"):
-        [found] = read_spectra(tmp_path / name, Given(spectrum_id="file:it.dat"))
+        [found] = read_spectra(tmp_path / name, Overrides(spectrum_id="file:it.dat"))
         assert same(found, wanted), name
     formats = {next(read_raw(tmp_path / n)).format for n in ("t.ecsv", "t.fits", "t.xml", "t.parquet")}
     assert formats == {"text", "FITS table", "VOTable", "Parquet"}
@@ -221,7 +221,7 @@ def test_several_spectra_in_one_table(tmp_path: Path) -> None:
         with pytest.raises(InputFileError, match=f"{name}: 1 of 3 spectra: b: its flux is the same"):
             found.extend(read_spectra(tmp_path / name))
         assert [(s.spectrum_id, s.ra, s.object_id) for s in found] == [("a", 1.0, "Z1"), ("c", 3.0, "Z3")]
-    assert [r.spectrum_id for r in read_raw(tmp_path / "t.fits", Given(spectrum_id="x"))] == ["x", "x#2", "x#3"]
+    assert [r.spectrum_id for r in read_raw(tmp_path / "t.fits", Overrides(spectrum_id="x"))] == ["x", "x#2", "x#3"]
 
 
 def image(**header: object) -> bytes:
@@ -269,8 +269,10 @@ def test_eso_tables_say_that_they_are_in_air(tmp_path: Path) -> None:
 
 
 def test_what_is_given_wins(tmp_path: Path) -> None:
-    given = Given(ra=5.0, dec=6.0, redshift=0.0, survey="ztf", object_id="ZTF18abc", spectrum_id="mine", mjd=59000.0)
-    found = one(tmp_path, fake_files.lamost_dr5(STAR), given)
+    overrides = Overrides(
+        ra=5.0, dec=6.0, redshift=0.0, survey="ztf", object_id="ZTF18abc", spectrum_id="mine", mjd=59000.0
+    )
+    found = one(tmp_path, fake_files.lamost_dr5(STAR), overrides)
     assert (found.ra, found.dec, found.survey, found.object_id) == (5.0, 6.0, "ztf", "ZTF18abc")
     assert (found.spectrum_id, found.mjd) == ("mine", 59000.0)
     assert found.spectrum.wavelength[0] == pytest.approx(3700.0, rel=3e-7)

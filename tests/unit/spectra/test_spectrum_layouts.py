@@ -11,12 +11,12 @@ from astropy.io import fits
 from scipy.interpolate import BSpline
 
 from broker.errors import InputFileError
-from broker.spectra.files import Given, read_raw, read_spectra
+from broker.spectra.files import Overrides, read_raw, read_spectra
 from broker.spectra.normalise import RawSpectrum, coverage, to_observed
 from tests.unit.spectra import fake_files
 
 CASES = Path(__file__).parents[2] / "data" / "cases" / "11-spectra"
-PLACE = Given(ra=10.5, dec=-3.2)
+PLACE = Overrides(ra=10.5, dec=-3.2)
 N = 1350
 GRID = 3800.0 + 4.0 * np.arange(N)
 

@@ -81,7 +81,7 @@ def once(body: Alert) -> Alert:
     return replace(body, light_curve=replace(body.light_curve, kind=kind))
 
 
-def test_moving_bodies_are_nobodys_counterpart() -> None:
+def test_moving_bodies_have_no_counterparts() -> None:
     store = MemoryStore()
     store.update([once(alert("ztf", "ZTF18a", 10.0, 0.0, solar_system=True)), alert("ztf", "ZTF18b", 10.0, 0.0)])
     body, state = store.update([alert("lsst", "sso:7", 10.0, 0.0), alert("lsst", "8", 10.0, 0.0)])

@@ -80,7 +80,7 @@ def test_what_concerns_all_is_passed_on(payload: bytes, error: type[Exception]) 
         handle(process, PUBLISHER, messages(b"a", payload))
 
 
-def test_hands_do_one_thing_after_the_other() -> None:
+def test_a_worker_thread_does_one_thing_after_the_other() -> None:
     work_thread = WorkThread()
     done: list[int] = []
     futures = [work_thread.submit(lambda n=n: done.append(n)) for n in range(100)]  # type: ignore[misc]

@@ -173,7 +173,7 @@ def test_a_consumer_commits_nothing_by_itself_and_reads_what_is_committed(made: 
     }  # fmt: skip
 
 
-def test_how_a_group_hands_out_partitions(made: list[dict[str, Any]]) -> None:
+def test_how_a_group_assigns_partitions(made: list[dict[str, Any]]) -> None:
     for protocol, static in (("cooperative", True), ("eager", False)):
         clients.consumer(SETTINGS.model_copy(update={"group_protocol": protocol, "static_membership": static}))
     assert [c["partition.assignment.strategy"] for c in made] == ["cooperative-sticky", "range,roundrobin"]

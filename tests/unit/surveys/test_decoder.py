@@ -530,7 +530,7 @@ def test_numbers_and_blocks_of_a_container_without_end_are_refused() -> None:
 # Ids, surveys, codecs, spectra, and what nobody thought of.
 
 
-def test_what_says_that_the_registry_is_away_goes_through() -> None:
+def test_an_unavailable_registry_is_not_the_packets_fault() -> None:
     def schema_of_id(schema_id: int) -> dict[str, Any]:
         if schema_id == 1:
             raise DependencyUnavailableError("the registry is unavailable")

@@ -196,7 +196,7 @@ def test_what_the_registry_does_not_have_is_no_alert(server: StandIn, monkeypatc
     assert schemas(FOREIGN)["name"] == "lsst.v11_1.alert"
 
 
-def test_a_registry_that_forgot_lsst_s_schemas_is_not_believed(server: StandIn) -> None:
+def test_a_registry_without_lsst_s_schemas_is_not_believed(server: StandIn) -> None:
     """As LSST's does for a moment at each deployment."""
     schemas = SchemaRegistry(server.url)
     assert schemas(1101) == lsst_schema(1101)
@@ -265,7 +265,7 @@ def test_what_only_the_registry_knows_waits_for_it(monkeypatch: pytest.MonkeyPat
         (204, b""),
     ],
 )
-def test_what_is_not_the_registry_s_word_is_as_if_it_were_away(
+def test_answers_of_another_server_count_as_unavailable(
     server: StandIn, said: tuple[int, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema_registry, "_UNAVAILABLE_FOR_S", 0.0)
@@ -278,7 +278,7 @@ def test_what_is_not_the_registry_s_word_is_as_if_it_were_away(
     assert schemas(FOREIGN) == json.loads(canonical(1101))
 
 
-def test_a_wrong_path_is_not_taken_for_the_registry_s_word(server: StandIn) -> None:
+def test_a_wrong_path_is_not_taken_for_the_registry_s_answer(server: StandIn) -> None:
     with pytest.raises(DependencyUnavailableError):
         SchemaRegistry(server.url.removesuffix(PATH))(FOREIGN)
 
