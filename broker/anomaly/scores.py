@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.strata import stratum_name
+from broker.blas import one_blas_thread
 from broker.records import Neighbour
 
 _BLOCK: Final = 64
@@ -87,7 +88,9 @@ def nearest(
     One matrix product: |a - b|^2 = 2 - 2 a.b. The distances of the k found are then computed from the
     differences themselves, since for close vectors the product loses half of the digits.
     """
-    index = _largest(embeddings @ reference.T, k)
+    with one_blas_thread():
+        products = embeddings @ reference.T
+    index = _largest(products, k)
     distance: NDArray[np.float32] = np.linalg.norm(reference[index] - embeddings[:, None], axis=2)
     order = np.argsort(distance, axis=1)
     return np.take_along_axis(distance, order, axis=1), np.take_along_axis(index, order, axis=1)

@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from broker.assemble.chromatic import (
     AMPLITUDE_EXPONENT,
@@ -28,6 +27,7 @@ from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
 from broker.bands import BANDS, WAVELENGTH
+from broker.blas import one_blas_thread
 from broker.records import LightCurve, PhotometryKind
 
 POINTS: Final = 200
@@ -64,7 +64,6 @@ the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow R
 
 _TONE: Final = log_wavelength(WAVELENGTH)
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
-_BLAS: Final = ThreadpoolController()
 _SAME_EXPOSURE: Final = 1e-5  # days
 _MAX_MJD: Final = 200_000.0
 """Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
@@ -328,8 +327,7 @@ def _period_features(
     result = np.array(value)
     inputs.features[:, _FEATURE["chromatic_slope_error"]] = np.where(points.count > 0, SLOPE_DEVIATION, 0.0)
     inputs.features[:, _FEATURE["phase_lag_error"]] = np.where(points.count > 0, LAG_DEVIATION, 0.0)
-    # The fits multiply matrices so small that BLAS's threads cost more in waking and waiting than they save.
-    with _BLAS.limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         for index in np.flatnonzero(points.count):
             first, last = start[index], start[index] + points.count[index]
             own = slice(first, last)
