@@ -8,6 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.batch import BatchResult, IncomingMessage, Origin
 from broker.catalog.memory import MemoryCatalogs
 from broker.dead_letters import describe, isolate
@@ -21,6 +24,7 @@ from broker.sources import Remark, iter_packets
 from broker.times import mjd_now
 
 T = TypeVar("T")
+_Result = tuple[Annotation, NDArray[np.float32] | None]
 
 TABLE: Final = "table"
 """Published as the survey of objects that come from a table of light curves."""
@@ -33,7 +37,7 @@ def classify_packets(
 
     What cannot be read of a file goes to ``report``, or raises InputFileError without it (see ``iter_packets``).
     """
-    for batch in _batched(enumerate(iter_packets(paths, report)), batch_size):
+    for batch in batched(enumerate(iter_packets(paths, report)), batch_size):
         now = mjd_now()
         yield from pipeline.batches(
             [IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0)) for number, packet in batch]
@@ -54,8 +58,20 @@ def classify_light_curves(
     what the user should know of the table. ``time_system`` is what its times are, where not what their column is called
     after; ``catalogs`` are of known variable stars. Raises InputFileError where the table cannot be read.
     """
+    curves = read_light_curves(path, say, time_system)
+    for annotation, _ in classify_curves(pipeline, curves, batch_size, catalogs):
+        yield annotation
+
+
+def classify_curves(
+    pipeline: Pipeline,
+    curves: Iterable[NamedLightCurve],
+    batch_size: int,
+    catalogs: MemoryCatalogs | None = None,
+) -> Iterator[tuple[Annotation, NDArray[np.float32] | None]]:
+    """Classify each light curve; its embedding (width,) comes with it, None where there was nothing to embed."""
     number = 0
-    for batch in _batched(read_light_curves(path, say, time_system), batch_size):
+    for batch in batched(curves, batch_size):
         message = IncomingMessage(b"", mjd_now())
         received = [Received(_alert(number + offset, curve), message) for offset, curve in enumerate(batch)]
         found = (catalogs or MemoryCatalogs()).of_alerts([r.alert for r in received])
@@ -74,16 +90,21 @@ def classify_light_curves(
             for one, curve, there in zip(received, batch, found, strict=True)
         ]
         number += len(batch)
-        annotations = isolate(
-            items,
-            lambda items: pipeline.annotate_states([r for r, _ in items], [s for _, s in items]),
-            lambda item, error: [not_classified(item[0].alert, item[1], item[0].message.received_mjd, describe(error))],
-        )
-        for annotation, curve in zip(annotations, batch, strict=True):
+        results = isolate(items, lambda items: _annotate(pipeline, items), _failed)
+        for (annotation, embedding), curve in zip(results, batch, strict=True):
             if not annotation.classified and curve.problem is not None:
-                yield replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
-            else:
-                yield annotation
+                annotation = replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
+            yield annotation, embedding
+
+
+def _annotate(pipeline: Pipeline, items: Sequence[tuple[Received, ObjectState]]) -> list[_Result]:
+    found = pipeline.annotate_and_embed([received for received, _ in items], [state for _, state in items])
+    return [(annotation, embedding if embedding.any() else None) for annotation, embedding in found]
+
+
+def _failed(item: tuple[Received, ObjectState], error: Exception) -> list[_Result]:
+    received, state = item
+    return [(not_classified(received.alert, state, received.message.received_mjd, describe(error)), None)]
 
 
 def _alert(number: int, curve: NamedLightCurve) -> Alert:
@@ -104,7 +125,8 @@ def _alert(number: int, curve: NamedLightCurve) -> Alert:
     )
 
 
-def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last of fewer (``itertools.batched`` of Python 3.12)."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
 from broker.anomaly.strata import strata_of_inputs
@@ -172,9 +175,16 @@ class Pipeline:
 
     def annotate_states(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
         """Annotate each alert from the state of its object, whatever was found in it before."""
+        return [annotation for annotation, _ in self.annotate_and_embed(received, states)]
+
+    def annotate_and_embed(
+        self, received: Sequence[Received], states: Sequence[ObjectState]
+    ) -> list[tuple[Annotation, NDArray[np.float32]]]:
+        """As ``annotate_states``, each with the embedding (width,) that the neighbours and the score were found by."""
         with _stage("assemble"):
             inputs = assemble(states)
-        return self._annotate_inputs(received, states, inputs)
+        annotations, embeddings = self._annotate_and_embed(received, states, inputs)
+        return list(zip(annotations, embeddings, strict=True))
 
     def annotate_by_modality(self, received: Received, state: ObjectState) -> dict[str, Annotation]:
         """What each modality of one object says by itself, and all together under ``all``; absent ones are left out.
@@ -206,16 +216,23 @@ class Pipeline:
     def _annotate_inputs(
         self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
     ) -> list[Annotation]:
+        return self._annotate_and_embed(received, states, inputs)[0]
+
+    def _annotate_and_embed(
+        self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
+    ) -> tuple[list[Annotation], NDArray[np.float32]]:
+        """An annotation of each alert, and the embeddings (n, width); zeros where there was nothing to embed."""
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):
             anomalies = score(self._reference, predictions.embeddings, strata_of_inputs(inputs))
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
-            return annotate(
+            annotations = annotate(
                 alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold,
                 self._confidence,
             )  # fmt: skip
+        return annotations, predictions.embeddings
 
 
 def _sort(

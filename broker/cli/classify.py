@@ -10,6 +10,7 @@ from typing import Final
 import click
 
 from broker.cli import options, text
+from broker.cli.archive import classify_archive
 
 _REPORT_EVERY: Final = 1000
 
@@ -33,6 +34,29 @@ def _named(given: Path) -> tuple[str, Path]:
     "row an object, or one row a point. May be given several times.",
 )
 @click.option(
+    "--archive",
+    metavar="FOLDER|URL",
+    help="Whole archive of light curves: a HATS catalogue with nested light curves, or a folder of Parquet files. "
+    "Needs --output and pip install trifid[archive]; the same command goes on where a run stopped (docs/archives.md).",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="With --archive: where the results go, as HATS or Parquet, a file a partition.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="With --archive: worker processes on this machine, each with its share of the memory; one a core by default.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="With --archive: a Dask scheduler, such as tcp://host:8786, instead of workers on this machine. Its workers "
+    "need trifid[archive] and the same files.",
+)
+@click.option(
     "--times",
     type=click.Choice(["utc", "heliocentric", "barycentric"]),
     help="What the times of the tables are. By default the column's name tells: hjd and hmjd are heliocentric, bjd, "
@@ -54,6 +78,10 @@ def classify(
     tables: tuple[Path, ...],
     times: str | None,
     known: tuple[Path, ...],
+    archive: str | None,
+    output: Path | None,
+    workers: int | None,
+    scheduler: str | None,
     as_json: bool,
     config: Path | None,
 ) -> None:
@@ -78,10 +106,21 @@ def classify(
     from broker.sources import Remark
     from broker.times import mjd_now
 
-    if not paths and not tables:
-        raise click.UsageError("give files with alerts, or --lightcurves FILE")
+    if not paths and not tables and archive is None:
+        raise click.UsageError("give files with alerts, --lightcurves FILE or --archive FOLDER")
     time_system = None if times is None else TimeSystem[times.upper()]
     settings = load_settings(config)
+    if archive is not None:
+        if paths or tables or as_json or output is None:
+            raise click.UsageError("--archive goes with --output FOLDER, and with no other files and no --json")
+        if workers is not None and scheduler is not None:
+            raise click.UsageError("--workers are processes of this machine: leave them out with --scheduler")
+        if not classify_archive(archive, output, settings, workers, scheduler, time_system, tuple(map(_named, known))):
+            raise SystemExit(1)
+        return
+    for option, value in (("--output", output), ("--workers", workers), ("--scheduler", scheduler)):
+        if value is not None:
+            raise click.UsageError(f"{option} goes with --archive FOLDER")
     catalogs = MemoryCatalogs()
     for name, file in map(_named, known):
         text.echo(f"{name}: {catalogs.load(name, file, KNOWN):,} known stars", err=True)

@@ -119,10 +119,17 @@ class Columns:
     unused: tuple[str, ...]
 
     @staticmethod
-    def of(names: Sequence[str]) -> Columns:
-        """Find them; raises ValueError, naming what is missing and what is there."""
+    def of(names: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
+        """Find them; raises ValueError, naming what is missing and what is there.
+
+        ``given`` are columns by role (name, ra, dec, time, magnitude, error, band) that need not be found.
+        """
         plain_names = {plain(name.rsplit(".", 1)[-1]) for name in names}
         chosen = {role: find(names, spellings) for role, spellings in _ROLES.items()}
+        for role, name in (given or {}).items():
+            if name not in names:
+                raise ValueError(f"no column {name} for the {role}; the table has {', '.join(names)[:500]}")
+            chosen[role] = name
         if chosen["time"] is None:  # HJD-2450000 and the like
             chosen["time"] = next((n for n in names if _EPOCH_IN_NAME.search(n) and "jd" in n.lower()), None)
         if chosen["magnitude"] is not None and plain(chosen["magnitude"]) == "m" and "dm" not in plain_names:
@@ -157,6 +164,11 @@ class Columns:
             asassn=asassn,
             unused=tuple(name for name in names if name not in used),
         )
+
+    def has_lists(self, schema: pa.Schema) -> bool:
+        """Whether the times of a table with this schema are lists, one for each row."""
+        top: Any = schema.field(self.time if self.time in schema.names else self.time.partition(".")[0]).type
+        return bool(pa.types.is_nested(top))
 
     @property
     def all(self) -> list[str]:

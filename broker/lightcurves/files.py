@@ -12,7 +12,7 @@ alert packets are (``broker.state.merge``), so that a row that is there twice co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from broker.lightcurves.rows import Rows, gather, join, run_bounds
 from broker.lightcurves.values import angles
 from broker.records import TimeSystem
 from broker.tables.files import open_table
+from broker.tables.table import Table
 from broker.tables.text import TextTable
 from broker.times import mjd_now
 
@@ -42,7 +43,10 @@ _UNNAMED: Final = ("hjd", "mag", "mag_err")
 
 
 def read_light_curves(
-    path: Path, say: Callable[[str], None] = lambda _: None, time_system: TimeSystem | None = None
+    path: Path | Table,
+    say: Callable[[str], None] = lambda _: None,
+    time_system: TimeSystem | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[NamedLightCurve]:
     """Each object of a table once, in the order of their first rows; rows of one name are put together.
 
@@ -50,21 +54,25 @@ def read_light_curves(
     lost. A row without a name is called ``row <number>``; a table without names is one object, called as the file.
     Rows of one name that lie at two places are no object: it has no points, and ``problem`` says so. Magnitudes are
     taken as AB (see ``broker.photometry``) and as total flux. ``say`` is called with what the user should know of the
-    file, a line each time. ``time_system`` is what the times are, where not what their column is called after. Raises
-    InputFileError where the file is not such a table.
+    file, a line each time. ``time_system`` is what the times are, where not what their column is called after;
+    ``columns`` are the names of columns by their role (see ``Columns.of``). Raises InputFileError where the file is not
+    such a table.
     """
+    table = path if isinstance(path, Table) else open_table(path)
     try:
-        yield from _Reader(path, say, time_system).light_curves()
+        yield from _Reader(table, say, time_system, columns or {}).light_curves()
     except pa.ArrowException as error:
-        raise InputFileError(f"{path}: {error}") from error
+        raise InputFileError(f"{table.path}: {error}") from error
 
 
 class _Reader:
     """One pass through one file."""
 
-    def __init__(self, path: Path, say: Callable[[str], None], time_system: TimeSystem | None) -> None:
-        self._path = path
-        self._table = open_table(path)
+    def __init__(
+        self, table: Table, say: Callable[[str], None], time_system: TimeSystem | None, given: Mapping[str, str]
+    ) -> None:
+        self._table, self._path = table, table.path
+        path = table.path
         unnamed = isinstance(self._table, TextTable) and not self._table.names
         if isinstance(self._table, TextTable) and unnamed:
             if self._table.width != len(_UNNAMED):
@@ -73,7 +81,7 @@ class _Reader:
                 )
             self._table.name_columns(_UNNAMED)
         try:
-            self._columns = Columns.of(self._table.names)
+            self._columns = Columns.of(self._table.names, given)
         except ValueError as error:
             raise InputFileError(f"{path}: {error}") from error
         self._report = Report(path, self._columns, say)

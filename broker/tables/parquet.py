@@ -44,7 +44,7 @@ class ParquetTable(Table):
             }
             unit, rest = about.get("unit"), (about.get("description", ""), about.get("ucd", ""))
             if pa.types.is_struct(kind):
-                self.columns += [TableColumn(f"{field.name}.{kind.field(i).name}") for i in range(kind.num_fields)]
+                self.columns += [TableColumn(name) for name in _names_in(field.name, kind)]
             else:
                 self.columns.append(TableColumn(field.name, unit, *rest))
         self.header = {
@@ -101,14 +101,27 @@ class ParquetTable(Table):
                 if batch.num_rows:
                     done += batch.num_rows
                     self.bytes_read = self._length * done // total
-                    yield pa.RecordBatch.from_arrays([_inside(batch, name) for name in names], names=list(names))
+                    yield pa.RecordBatch.from_arrays([inside(batch, name) for name in names], names=list(names))
 
 
 def _opened(raw: IO[bytes]) -> pq.ParquetFile:
     return pq.ParquetFile(raw)
 
 
-def _inside(batch: pa.RecordBatch, path: str) -> pa.Array[Any]:
+def names_of(schema: pa.Schema) -> list[str]:
+    """Of the columns; fields of structs, and of lists of structs, as ``struct.field``."""
+    names: list[str] = []
+    for field in schema:
+        kind = field.type.value_type if is_list(field.type) else field.type
+        names += _names_in(field.name, kind) if pa.types.is_struct(kind) else [field.name]
+    return names
+
+
+def _names_in(top: str, kind: Any) -> list[str]:
+    return [f"{top}.{kind.field(i).name}" for i in range(kind.num_fields)]
+
+
+def inside(batch: pa.RecordBatch, path: str) -> pa.Array[Any]:
     """A column, or one field of a struct or of a list of structs, which is a list then."""
     if path in batch.schema.names:
         return batch.column(path)

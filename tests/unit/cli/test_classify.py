@@ -176,7 +176,7 @@ def test_names_from_an_archive_cannot_command_the_terminal(tmp_path: Path) -> No
 def test_without_any_input_the_usage_is_said() -> None:
     code, lines, errors = run()
     assert code == 2
-    assert "give files with alerts, or --lightcurves FILE" in errors
+    assert "give files with alerts, --lightcurves FILE or --archive FOLDER" in errors
     assert lines == []
 
 

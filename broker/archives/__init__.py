@@ -1,0 +1,1 @@
+"""Classification of whole archives: catalogues of light curves in many partitions, by LSDB and Dask."""

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from broker.cli import main
+from tests.archives import make_hats
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "archives.md"
+STARS, ROWS = 20, 5
+TIMES = ("brokerIngestTimestamp", "brokerPublishTimestamp")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "broker.cli", "classify", *map(str, arguments)]
+
+
+def archive(source: Path, output: Path, *more: object) -> tuple[int, str, str]:
+    """A run of two workers, in a process of its own, as a user starts it: code, stdout, stderr."""
+    done = subprocess.run(
+        command("--archive", source, "--output", output, "--workers", 2, *more),
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def plain(*files: Path) -> dict[str, dict[str, Any]]:
+    """What ``trifid classify --lightcurves`` says of each star of each file."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        result = CliRunner().invoke(main, ["classify", "--lightcurves", str(file), "--json"])
+        assert result.exit_code == 0, result.output
+        found |= {r["objectId"]: r for r in map(json.loads, result.stdout.splitlines())}
+    return found
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of all results, each star once, nested tables as lists of records, as the JSON lines have them."""
+    rows = [row for file in (folder / "dataset").rglob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    for row in rows:
+        for name in ("classifications", "neighbours", "knownAs"):
+            row[name] = [dict(zip(row[name], values, strict=True)) for values in zip(*row[name].values(), strict=True)]
+        row["parents"] = dict(zip(row["parents"]["name"], row["parents"]["value"], strict=True))
+    found = {row["objectId"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def assert_same(rows: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    """Value for value what the plain command says, and the embedding whose nearest neighbour is as far as it says."""
+    assert rows.keys() == expected.keys()
+    for name, record in expected.items():
+        row = rows[name]
+        for field, value in record.items():
+            if field not in TIMES and not field.endswith("Str"):
+                assert row[field] == value or (value is None and np.isnan(row[field])), (name, field)
+        best = max(record["classifications"], key=lambda c: c["probability"])
+        assert (row["className"], row["probability"]) == (best["className"], best["probability"])
+        if best["className"] == "NotClassified":
+            assert row["embedding"] is None
+        else:
+            assert np.linalg.norm(row["embedding"]) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def catalogue(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("lsdb")
+    folder = tmp_path_factory.mktemp("archive") / "dr"
+    files = make_hats(shared, folder, STARS, ROWS)
+    assert len(files) >= 5
+    # A star without points, as a nested column has it: an empty list in each field.
+    table = pq.read_table(files[0])
+    column = table.schema.get_field_index("lightcurve")
+    stars = table["lightcurve"].to_pylist()
+    stars[0] = {name: [] for name in stars[0]}
+    table = table.set_column(column, table.schema.field(column), pa.array(stars, table.schema.field(column).type))
+    pq.write_table(table, files[0])
+    return folder
+
+
+def test_a_killed_run_goes_on_and_gives_what_plain_classify_says(catalogue: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "dr", tmp_path / "classes"
+    shutil.copytree(catalogue, source)
+    files = sorted((source / "dataset").rglob("Npix=*.parquet"))
+    expected = plain(*files)
+    ledger = output / "trifid" / "partitions"
+
+    # To open a FIFO waits for a writer: one worker hangs in it, whatever the machine's speed, until the run is killed.
+    held = files[-1]
+    content = held.read_bytes()
+    held.unlink()
+    os.mkfifo(held)
+    run = subprocess.Popen(
+        command("--archive", source, "--output", output, "--workers", 2),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 400
+    while len(list(ledger.glob("N*.json"))) < 2:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    keys = [file.stem.replace(",", "/") for file in ledger.glob("N*.json")]
+    done = len(keys)
+    assert 2 <= done < len(files)
+    before = {file: file.stat() for file in (output / "dataset" / f"{key}.parquet" for key in keys)}
+    partial = output / "dataset" / ".Npix=1.parquet.1.2"
+    partial.write_bytes(b"of a worker that was killed")
+
+    # The same command goes on; one of the partitions that are left is damaged.
+    held.unlink()
+    held.write_bytes(content[:3000])
+    code, said, errors = archive(source, output)
+    assert code == 1, errors
+    assert f"{len(files) - 1} of {len(files)} partitions done ({done} before this run), 1 failed" in said
+    assert f"{held.relative_to(source / 'dataset').with_suffix('')}: " in errors
+    assert not partial.exists()
+    for file, stat in before.items():
+        assert (file.stat().st_mtime_ns, file.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
+
+    # Mended, it alone is done.
+    held.write_bytes(content)
+    shell, python = re.findall(r"```(?:console|python)\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    documented, _, last = shell.splitlines()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    again = subprocess.run(
+        documented.removeprefix("$ "), shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    said = again.stdout.splitlines()[-1]
+    assert said == f"{len(files)} of {len(files)} partitions done ({len(files) - 1} before this run), 0 failed: classes"
+    assert last == said.replace(f"({len(files) - 1} before", "(0 before")
+    rows = rows_of(output)
+    assert len(rows) == STARS
+    assert_same(rows, expected)
+    without = [row["reason"] for row in rows.values() if row["className"] == "NotClassified"]
+    assert len(without) == 1
+    assert "0 usable photometric points" in without[0]
+    opened = subprocess.run(
+        [sys.executable, "-c", python + _VALID], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300
+    ).stdout.splitlines()
+    sure = {name for name, row in rows.items() if row["className"] == "RRAB" and row["probability"] > 0.9}
+    assert sure
+    assert {line.split()[1] for line in opened if line.split()[1:2] and line.split()[1] in rows} == sure
+    assert opened[-1] == "True"
+
+
+_VALID = """
+from hats.io.validation import is_valid_catalog
+print(is_valid_catalog("classes", strict=True))
+"""
+
+
+def test_another_run_is_refused(tmp_path: Path) -> None:
+    source, output = tmp_path / "lc", tmp_path / "classes"
+    source.mkdir()
+    (source / "a.parquet").write_bytes(b"")
+    (output / "trifid").mkdir(parents=True)
+    (output / "trifid" / "run.json").write_text(json.dumps({"archive": "another", "model": "1"}))
+    arguments = ["classify", "--archive", str(source), "--output", str(output)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "holds results of another run, with archive 'another', partitions None, model '1'" in result.stderr
+    (output / "thesis.tex").write_text("")
+    shutil.rmtree(output / "trifid")
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert "not empty, and not the results of an earlier run" in result.stderr
+
+
+def test_a_folder_of_parquet_files_with_bad_ones(catalogue: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "lc", tmp_path / "classes"
+    (source / "field 1").mkdir(parents=True)
+    table = pq.read_table(sorted((catalogue / "dataset").rglob("Npix=*.parquet"))[-1]).drop_columns(["_healpix_29"])
+    pq.write_table(table, source / "field 1" / "a,b.parquet")
+    pq.write_table(table.slice(0, 0), source / "empty.parquet")
+    pq.write_table(table.drop_columns(["lightcurve"]), source / "stars.parquet")
+    (source / "damaged.parquet").write_bytes(b"PAR1 no")
+    code, said, errors = archive(source, output)
+    assert code == 1
+    assert "2 of 4 partitions done (0 before this run), 2 failed" in said
+    assert "damaged: " in errors
+    assert "stars: " in errors
+    assert "no column for the time" in errors
+    assert_same(rows_of(output), plain(source / "field 1" / "a,b.parquet"))
+    assert not (output / "dataset" / "empty.parquet").exists()
+
+
+def test_archives_that_cannot_be_used_are_refused_at_once(tmp_path: Path) -> None:
+    run = CliRunner()
+    result = run.invoke(main, ["classify", "--archive", str(tmp_path), "--output", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "no HATS catalogue (hats.properties) and no Parquet file in it" in result.stderr
+    result = run.invoke(main, ["classify", "--archive", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--archive goes with --output FOLDER" in result.stderr
+    result = run.invoke(main, ["classify", str(tmp_path), "--workers", "2"])
+    assert result.exit_code == 2
+    assert "--workers goes with --archive FOLDER" in result.stderr
