@@ -17,7 +17,6 @@ from broker.assemble.chromatic import (
     AMPLITUDE_EXPONENT,
     LAG_DEVIATION,
     SLOPE_DEVIATION,
-    ChromaticFit,
     fit_bands,
     log_wavelength,
 )
@@ -27,7 +26,6 @@ from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
 from broker.bands import BANDS, WAVELENGTH
-from broker.blas import one_blas_thread
 from broker.records import LightCurve, PhotometryKind
 
 POINTS: Final = 200
@@ -64,6 +62,11 @@ the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow R
 
 _TONE: Final = log_wavelength(WAVELENGTH)
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
+_CHROMATIC: Final = [
+    _FEATURE[name] for name in ("chromatic_slope", "chromatic_slope_error", "phase_lag", "phase_lag_error")
+]
+_TRIED: Final = np.array([0.5, 1.0, 2.0, 4.0])
+"""Of the best frequency, where the light curve is fitted to describe it."""
 _SAME_EXPOSURE: Final = 1e-5  # days
 _MAX_MJD: Final = 200_000.0
 """Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
@@ -323,94 +326,108 @@ def _period_features(
     by_band = group_order(points.row * len(BANDS) + points.band, size * len(BANDS))
     time, banded, weight, band = points.time[by_band], value[by_band], weight[by_band], points.band[by_band]
     time -= points.time[np.minimum(start, len(time) - 1)][points.row]
-    changes = np.flatnonzero((np.diff(band) != 0) | (np.diff(points.row) != 0)) + 1
+    tone = _TONE[band]
     result = np.array(value)
     inputs.features[:, _FEATURE["chromatic_slope_error"]] = np.where(points.count > 0, SLOPE_DEVIATION, 0.0)
     inputs.features[:, _FEATURE["phase_lag_error"]] = np.where(points.count > 0, LAG_DEVIATION, 0.0)
-    with one_blas_thread():
-        for index in np.flatnonzero(points.count):
-            first, last = start[index], start[index] + points.count[index]
-            own = slice(first, last)
-            inner = changes[np.searchsorted(changes, first, "right") : np.searchsorted(changes, last)]
-            band_start = np.concatenate([[0], inner - first, [last - first]]).astype(np.intp)
-            inputs.features[index, _FEATURE["bands"]] = len(band_start) - 1
-            of_object = time[own], banded[own], weight[own], band_start
-            found = find_period(*of_object) if searches is None else searches.find(int(index), *of_object)
-            if found is NO_PERIOD:
-                continue
-            described, chromatic = _describe_period(
-                time[own], banded[own], weight[own], band_start, _TONE[band[own]], found
-            )
-            frequency[index] = described.pop("frequency")
-            for name, feature in described.items():
-                inputs.features[index, _FEATURE[name]] = feature
-            if chromatic is not None:
-                result[by_band[own]] = chromatic.value
+    # Where each band of each object begins, all objects' one after another, counted from the object's first point.
+    begins = np.flatnonzero(np.diff(points.row * len(BANDS) + band, prepend=-1))
+    bands = np.bincount(points.row[begins], minlength=size)
+    inputs.features[:, _FEATURE["bands"]] = bands
+    begins -= start[points.row[begins]]
+    of_object = np.concatenate([[0], np.cumsum(bands)]).tolist()
+    rows: list[int] = []
+    found: list[PeriodSearch] = []
+    fits: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    parts: list[tuple[slice, NDArray[np.intp]]] = []
+    for row, (first, count) in enumerate(zip(start.tolist(), points.count.tolist(), strict=True)):
+        if not count:
+            continue
+        own = slice(first, first + count)
+        band_start = np.append(begins[of_object[row] : of_object[row + 1]], count)
+        light_curve = time[own], banded[own], weight[own], band_start
+        search = find_period(*light_curve) if searches is None else searches.find(row, *light_curve)
+        if search is NO_PERIOD:
+            continue
+        rows.append(row)
+        found.append(search)
+        fits.append(harmonic_fit(*light_curve, search.frequency * _TRIED, _harmonics(count)))
+        parts.append((own, band_start))
+    if not rows:
+        return frequency, result
+    at = _describe_periods(np.array(rows), found, fits, points, inputs.features)
+    frequency[rows] = np.array([search.frequency for search in found]) * _TRIED[at]
+    for row, (own, band_start), (_, coefficients), tried in zip(rows, parts, fits, at.tolist(), strict=True):
+        if len(band_start) == 2:
+            continue
+        chromatic = fit_bands(
+            time[own], banded[own], weight[own], band_start, tone[own], float(frequency[row]), coefficients[tried]
+        )
+        result[by_band[own]] = chromatic.value
+        inputs.features[row, _CHROMATIC] = (
+            chromatic.slope, chromatic.slope_error, chromatic.lag, chromatic.lag_error,
+        )  # fmt: skip
     return frequency, result
 
 
-def _describe_period(
-    time: NDArray[np.float64],
-    value: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    band_start: NDArray[np.intp],
-    tone: NDArray[np.float64],
-    found: PeriodSearch,
-) -> tuple[dict[str, float], ChromaticFit | None]:
-    """Features of one light curve at its best period, and under ``frequency`` the frequency to fold at.
+def _harmonics(points: int) -> int:
+    return 4 if points >= 32 else max(1, points // 8)
 
-    The points are sorted by band. With several bands there is also what each has of its own.
+
+def _describe_periods(
+    rows: NDArray[np.intp],
+    found: Sequence[PeriodSearch],
+    fits: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    points: _Points,
+    features: NDArray[np.float32],
+) -> NDArray[np.intp]:
+    """Fill the features (batch, ...) of the light curves ``rows`` (n,) at their best periods.
+
+    ``fits`` are those of ``harmonic_fit`` at _TRIED times the frequencies ``found``. Returns which of _TRIED to take.
 
     A binary with two like minima fits at half its period as well as at its period. The higher of the two
     frequencies is taken, so that the fold at twice the period always shows the whole cycle.
     """
-    harmonics = 4 if len(time) >= 32 else max(1, len(time) // 8)
-    frequency = found.frequency
-    tried = frequency * np.array([0.5, 1.0, 2.0, 4.0])
-    r_squared, coefficients = harmonic_fit(time, value, weight, band_start, tried, harmonics)
-    at = 1
-    if (1 - r_squared[2]) < 1.1 * (1 - r_squared[1]):
-        at, frequency = 2, 2 * frequency
-    cosine, sine = coefficients[at, :harmonics], coefficients[at, harmonics:]
-    amplitude = np.zeros(4)
-    phase = np.zeros(4)
-    amplitude[:harmonics] = np.hypot(cosine, sine)
-    phase[:harmonics] = np.arctan2(-sine, cosine)
-    first = max(float(amplitude[0]), 1e-3)
-    below = coefficients[at - 1]
-    odd = np.zeros(4)
-    odd[:harmonics] = np.hypot(below[:harmonics], below[harmonics:])
-    phase_21, phase_31 = phase[1] - 2 * phase[0], phase[2] - 3 * phase[0]
-    second = found.second_frequency
-    chromatic = None
-    if len(band_start) > 2:
-        chromatic = fit_bands(time, value, weight, band_start, tone, frequency, coefficients[at])
-    features = {
-        "frequency": frequency,
-        "has_period": 1.0,
-        "log10_period": -float(np.log10(frequency)),
-        "r2_period": float(r_squared[at]),
-        "r2_half_period": float(r_squared[at + 1]),
-        "r2_double_period": float(r_squared[at - 1]),
-        "log10_second_period": -float(np.log10(second)) if np.isfinite(second) else 0.0,
-        "r2_second_period": found.second_r_squared,
-        "log10_period_to_span": -float(np.log10(frequency * np.ptp(time))),
-        "amplitude_1_to_std": float(np.clip(amplitude[0], 0, 5)),
-        "amplitude_21": float(np.clip(amplitude[1] / first, 0, 3)),
-        "amplitude_31": float(np.clip(amplitude[2] / first, 0, 3)),
-        "amplitude_41": float(np.clip(amplitude[3] / first, 0, 3)),
-        "cos_phase_21": float(np.cos(phase_21)),
-        "sin_phase_21": float(np.sin(phase_21)),
-        "cos_phase_31": float(np.cos(phase_31)),
-        "sin_phase_31": float(np.sin(phase_31)),
-        "odd_even_13": float(np.clip((odd[0] + odd[2]) / max(odd[1], 1e-3), 0, 5)),
-    }
-    if chromatic is not None:
-        features |= {
-            "chromatic_slope": chromatic.slope, "chromatic_slope_error": chromatic.slope_error,
-            "phase_lag": chromatic.lag, "phase_lag_error": chromatic.lag_error,
-        }  # fmt: skip
-    return features, chromatic
+    size = len(rows)
+    r_squared = np.stack([fit[0] for fit in fits])
+    cosine, sine = np.zeros((size, len(_TRIED), 4)), np.zeros((size, len(_TRIED), 4))
+    width = np.array([fit[1].shape[1] // 2 for fit in fits])
+    for harmonics in np.unique(width).tolist():
+        alike = np.flatnonzero(width == harmonics)
+        several = np.stack([fits[i][1] for i in alike.tolist()])
+        cosine[alike, :, :harmonics], sine[alike, :, :harmonics] = several[..., :harmonics], several[..., harmonics:]
+    at = np.where((1 - r_squared[:, 2]) < 1.1 * (1 - r_squared[:, 1]), 2, 1)
+    each = np.arange(size)
+    frequency = np.array([search.frequency for search in found]) * _TRIED[at]
+    second = np.array([search.second_frequency for search in found])
+    amplitude = np.hypot(cosine[each, at], sine[each, at])
+    phase = np.arctan2(-sine[each, at], cosine[each, at])
+    odd = np.hypot(cosine[each, at - 1], sine[each, at - 1])
+    first = np.maximum(amplitude[:, 0], 1e-3)
+    phase_21, phase_31 = phase[:, 1] - 2 * phase[:, 0], phase[:, 2] - 3 * phase[:, 0]
+    begin = points.start[rows]
+    span = points.time[begin + points.count[rows] - 1] - points.time[begin]
+    for name, feature in {
+        "has_period": np.ones(size),
+        "log10_period": -np.log10(frequency),
+        "r2_period": r_squared[each, at],
+        "r2_half_period": r_squared[each, at + 1],
+        "r2_double_period": r_squared[each, at - 1],
+        "log10_second_period": np.where(np.isfinite(second), -np.log10(second), 0.0),
+        "r2_second_period": np.array([search.second_r_squared for search in found]),
+        "log10_period_to_span": -np.log10(frequency * span),
+        "amplitude_1_to_std": np.clip(amplitude[:, 0], 0, 5),
+        "amplitude_21": np.clip(amplitude[:, 1] / first, 0, 3),
+        "amplitude_31": np.clip(amplitude[:, 2] / first, 0, 3),
+        "amplitude_41": np.clip(amplitude[:, 3] / first, 0, 3),
+        "cos_phase_21": np.cos(phase_21),
+        "sin_phase_21": np.sin(phase_21),
+        "cos_phase_31": np.cos(phase_31),
+        "sin_phase_31": np.sin(phase_31),
+        "odd_even_13": np.clip((odd[:, 0] + odd[:, 2]) / np.maximum(odd[:, 1], 1e-3), 0, 5),
+    }.items():
+        features[rows, _FEATURE[name]] = feature
+    return at
 
 
 def _fold(

@@ -82,6 +82,20 @@ def test_a_batch_gives_what_its_rows_give_alone(engine: OnnxEngine) -> None:
         np.testing.assert_allclose(alone.embeddings[0], batch.embeddings[row], atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [64, 65, 150])
+def test_a_large_batch_is_run_in_parts_and_gives_what_they_give(engine: OnnxEngine, batch: int) -> None:
+    inputs = random_inputs(np.ones((batch, 3), bool))
+    whole = engine.predict(inputs)
+    rows = [rows for rows in (slice(0, 64), slice(64, 128), slice(128, 150)) if rows.start < batch]
+    parts = [engine.predict(_rows(inputs, part)) for part in rows]
+    for name in ("probabilities", "embeddings"):
+        np.testing.assert_allclose(
+            getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]), atol=1e-5
+        )
+    feed = {"values": np.zeros((batch, 3)), "known": np.zeros((batch, 3))}
+    assert [len(part["known"]) for part in engine._parts(feed)] == {64: [64], 65: [33, 32], 150: [50, 50, 50]}[batch]
+
+
 @pytest.mark.parametrize("batch", [0, 3])
 def test_nothing_present(engine: OnnxEngine, batch: int) -> None:
     predictions = engine.predict(random_inputs(np.zeros((batch, 3), bool)))
