@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import start_http_server
 from pydantic import SecretStr
@@ -99,10 +99,31 @@ def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int,
         yield alert.payload
 
 
-def run_demo(packets: Iterator[bytes], show: Callable[[DemoProgress], None], metrics_port: int = 0) -> DemoProgress:
+class Audience(Protocol):
+    """Who else looks on, such as a web page."""
+
+    def begin(self, settings: Settings) -> None:
+        """Called when all servers of the demo run."""
+
+    def see(self, annotation: PublishedAnnotation) -> None:
+        """Called with each annotation that the subscriber reads."""
+
+    def stay(self) -> None:
+        """Called when all were read; the demo's Redis runs until it returns."""
+
+    def end(self) -> None:
+        """Called at the end in any case."""
+
+
+def run_demo(
+    packets: Iterator[bytes],
+    show: Callable[[DemoProgress], None],
+    metrics_port: int = 0,
+    audience: Audience | None = None,
+) -> DemoProgress:
     """Start everything, send ``packets`` through it, and call ``show`` about five times a second.
 
-    Returns when every alert was classified, published and read again by a subscriber.
+    Returns when every alert was classified, published and read again by a subscriber, and the audience has gone.
     """
     with ExitStack() as stack:
         kafka = stack.enter_context(KafkaMock())
@@ -129,7 +150,15 @@ def run_demo(packets: Iterator[bytes], show: Callable[[DemoProgress], None], met
         threads = stack.enter_context(ThreadPoolExecutor(2))
         stack.callback(service.stop)
         running = threads.submit(service.run)
-        return _watch(service, running, settings, packets, show, threads)
+        see: Callable[[PublishedAnnotation], None] = lambda _: None  # noqa: E731 - no more than a default
+        if audience is not None:
+            stack.callback(audience.end)
+            audience.begin(settings)
+            see = audience.see
+        progress = _watch(service, running, settings, packets, show, see, threads)
+        if audience is not None:
+            audience.stay()
+        return progress
 
 
 def _watch(
@@ -138,6 +167,7 @@ def _watch(
     settings: Settings,
     packets: Iterator[bytes],
     show: Callable[[DemoProgress], None],
+    see: Callable[[PublishedAnnotation], None],
     threads: ThreadPoolExecutor,
 ) -> DemoProgress:
     progress = DemoProgress(accounting=service.accounting)
@@ -152,6 +182,7 @@ def _watch(
                 shown = time.monotonic()
                 for annotation in subscription:
                     progress.add(annotation, settings.anomaly.threshold)
+                    see(annotation)
                     if time.monotonic() - shown > _SHOW_EVERY_S:
                         break
                 progress.seconds = time.monotonic() - start

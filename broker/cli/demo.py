@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli import text
+from broker.cli.web import require_extra
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,22 +37,38 @@ def _real_alerts() -> Path | None:
     help="Folder of real alert packets to show before; ../shared/alerts where that exists.",
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Serve Prometheus metrics there.")
-def demo(objects: int, alerts_per_object: int, seed: int, alerts: Path | None, metrics_port: int) -> None:
+@click.option("--web", is_flag=True, help="Serve the web page of what is read, until Ctrl-C (needs the extra web).")
+@click.option("--web-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+def demo(
+    objects: int,
+    alerts_per_object: int,
+    seed: int,
+    alerts: Path | None,
+    metrics_port: int,
+    web: bool,
+    web_port: int,
+) -> None:
     """Show the whole broker at work on this machine, without any server or data.
 
     Starts an embedded Kafka (librdkafka's mock), a real Redis and the service with ONNX Runtime; replays
     simulated alerts in ZTF's schema, and real ones where there are any; shows what a subscriber reads. At the
-    end the accounting are printed.
+    end the accounting is printed.
     """
     from rich.console import Console
     from rich.live import Live
 
-    from broker.demo import demo_packets, run_demo
+    from broker.demo import Audience, demo_packets, run_demo
 
+    audience: Audience | None = None
+    if web:
+        require_extra()
+        from broker.web.demo import WebAudience
+
+        audience = WebAudience(web_port, lambda told: text.echo(told, err=True))
     console = Console()
     packets = demo_packets(alerts, objects, alerts_per_object, seed)
     with Live(console=console, auto_refresh=False) as live:
-        progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port)
+        progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port, audience)
     console.print()
     text.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
     accounting = progress.accounting

@@ -25,14 +25,18 @@ def _load(config: Path | None) -> Settings:
     return load_settings(config)
 
 
-def _index(settings: Settings) -> Index:
-    """The index; ConfigurationError where the extra is not installed."""
-    from broker.config import in_clear
+def require_extra() -> None:
+    """Raise ConfigurationError, which says what to do, where the extra is not installed."""
     from broker.errors import ConfigurationError
 
     for package in ("fastapi", "jinja2", "python_multipart", "sqlalchemy", "uvicorn"):
         if find_spec(package) is None:
             raise ConfigurationError(f"{package} is not installed: pip install 'trifid[web]'")
+
+
+def _index(settings: Settings) -> Index:
+    require_extra()
+    from broker.config import in_clear
     from broker.web.index import Index
 
     url = in_clear(settings.web.database)
@@ -70,14 +74,14 @@ def web(context: click.Context, config: Path | None, address: str | None, port: 
     given = {name: value for name, value in (("address", address), ("port", port)) if value is not None}
     settings = settings.model_copy(update={"web": WebSettings.model_validate(settings.web.model_dump() | given)})
     index = _index(settings)
-    from broker.web.app import parts_of, serve
+    from broker.web.app import parts_of, server
 
     if settings.web.tokens_required and not _tokens(config).all():
         text.echo("no token yet: trifid web token create NAME --scope read", err=True)
     try:
         with parts_of(settings, index) as parts:
             text.echo(f"http://{settings.web.address}:{settings.web.port}/", err=True)
-            serve(parts)
+            server(parts).run()
     except OSError as error:
         raise ConfigurationError(f"{settings.web.address}:{settings.web.port}: {error}") from error
     finally:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
@@ -20,12 +20,13 @@ from broker import __version__
 from broker.build import build_store
 from broker.config import Settings
 from broker.state import Store
+from broker.web import pages
 from broker.web.api import admin, api
 from broker.web.follow import Follower
 from broker.web.guard import Guard, RateLimit
 from broker.web.index import Index
 from broker.web.model import Model
-from broker.web.services import Services, requires
+from broker.web.services import LoginNeededError, Services, requires
 from broker.web.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def application(parts: Services) -> ASGIApp:
     app.state.services = parts
     app.include_router(api)
     app.include_router(admin)
+    app.include_router(pages.router)
+    app.mount("/static", pages.static)
 
     @app.get("/healthz", include_in_schema=False)
     def alive() -> PlainTextResponse:
@@ -79,6 +82,10 @@ def application(parts: Services) -> ASGIApp:
     @app.get("/metrics", include_in_schema=False, dependencies=[Depends(requires("read"))])
     def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(LoginNeededError)
+    def log_in(request: Request, error: LoginNeededError) -> Response:
+        return RedirectResponse(f"/login?next={request.url.path}", 303)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -106,11 +113,13 @@ def _wrong(error: RequestValidationError) -> str:
 
 
 def _refused(request: Request, error: StarletteHTTPException) -> Response:
+    if pages.is_page(request):
+        return pages.refused(request, error.status_code, str(error.detail), error.headers)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-def serve(parts: Services) -> None:
-    """Answer requests until SIGTERM or Ctrl-C."""
+def server(parts: Services) -> uvicorn.Server:
+    """What answers requests while its ``run`` does, until SIGTERM, Ctrl-C or ``should_exit``."""
     web = parts.settings.web
     config: dict[str, Any] = {
         "host": web.address,
@@ -123,4 +132,4 @@ def serve(parts: Services) -> None:
         "timeout_keep_alive": _KEEP_ALIVE_S,
         "timeout_graceful_shutdown": 5,
     }
-    uvicorn.Server(uvicorn.Config(application(parts), **config)).run()
+    return uvicorn.Server(uvicorn.Config(application(parts), **config))

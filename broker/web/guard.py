@@ -94,7 +94,9 @@ class Guard:
                 given = {name.lower() for name, _ in message["headers"]}
                 added = [(n.encode(), v.encode()) for n, v in HEADERS.items() if n.encode() not in given]
                 if b"cache-control" not in given:
-                    added.append((b"cache-control", b"no-store"))
+                    # What stays the same is asked for again, but not sent again.
+                    static = scope["path"].startswith("/static/")
+                    added.append((b"cache-control", b"no-cache" if static else b"no-store"))
                 message = {**message, "headers": [*message["headers"], *added]}
             await send(message)
 

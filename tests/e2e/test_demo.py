@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+
+from broker.embedded.ports import free_port
 
 
 def test_the_demo_runs_without_data_and_its_alerts_reconcile(tmp_path: Path) -> None:
@@ -20,3 +27,36 @@ def test_the_demo_runs_without_data_and_its_alerts_reconcile(tmp_path: Path) -> 
     assert alerts == classified + not_classified
     assert classified > 100
     assert f"{alerts} annotations in" in done.stdout
+
+
+def test_the_demo_serves_a_page_of_what_it_read(tmp_path: Path) -> None:
+    port = free_port()
+    # What is started in the background by a shell ignores SIGINT, and so do its children.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from broker.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "demo", "--objects", "6", "--alerts-per-object", "12"]
+    demo = subprocess.Popen(
+        [*command, "--web", "--web-port", str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TRIFID_SHARED": str(tmp_path / "absent")},
+    )  # fmt: skip
+    try:
+        found: list[dict[str, object]] = []
+        end = time.monotonic() + 180
+        while not found and time.monotonic() < end and demo.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/objects", timeout=10) as answer:
+                    found = json.load(answer)["objects"]
+            except (urllib.error.URLError, ConnectionError):
+                pass
+            time.sleep(0.2)
+        assert len(found) == 6
+        page = f"http://127.0.0.1:{port}/object/ztf/{found[0]['objectId']}"
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            assert f"<h1>{found[0]['objectId']}" in answer.read().decode()
+    finally:
+        demo.send_signal(signal.SIGINT)
+        out, errors = demo.communicate(timeout=60)
+    assert demo.returncode == 0, errors[-2000:]
+    assert f"look at http://127.0.0.1:{port}/" in errors
+    assert "dead-lettered 0" in out

@@ -62,3 +62,11 @@ def test_test_servers_and_tests_are_not_in_the_wheel(installed: Path) -> None:
     assert not list(installed.glob("tests")) + list(installed.glob("deploy"))
     embedded = {path.name for path in (installed / "broker" / "embedded").iterdir()}
     assert embedded == {"__init__.py", "kafka_mock.py", "ports.py", "process.py", "redis.py", "tls.py"}
+
+
+def test_a_wheel_has_the_pages_and_what_they_load(installed: Path) -> None:
+    for folder in ("templates", "static"):
+        here, there = ROOT / "broker/web" / folder, installed / "broker/web" / folder
+        names = sorted(path.name for path in here.iterdir())
+        assert len(names) > 4
+        assert sorted(path.name for path in there.iterdir()) == names

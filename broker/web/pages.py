@@ -1,0 +1,293 @@
+"""The pages: rendered here, with data for the plots beside them; scripts only draw and refresh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Final
+from urllib.parse import quote, urlencode
+
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from broker import __version__, sky
+from broker.errors import TrifidError
+from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
+from broker.times import datetime_of
+from broker.web import api, feedback, objects
+from broker.web.parameters import CLASSES as CLASS_NAMES
+from broker.web.parameters import SearchParameters, without_empty
+from broker.web.search import Cone, Query, SearchError, search
+from broker.web.services import COOKIE, Parts, Services, requires
+
+static: Final = StaticFiles(directory=FilePath(__file__).with_name("static"))
+router = APIRouter(include_in_schema=False)
+Reader = Depends(requires("read", page=True))
+
+_NEIGHBOURS_ARCSEC: Final = 120.0
+_COOKIE_DAYS: Final = 30
+_FIRST: Final = {"class", "parent", "min_probability", "min_anomaly", "sort", "limit", "cursor"}
+"""Conditions that are seen without opening the others."""
+_WORDS: Final = {c.name: c.description for c in (*CLASSES, OTHER, NOT_CLASSIFIED)} | {
+    p.name: p.description for p in PARENT_CLASSES
+}
+
+
+def page(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
+    """A rendered page."""
+    web = request.app.state.services.settings.web
+    given = {"path": request.url.path, "tokens": web.tokens_required, "signed_in": COOKIE in request.cookies}
+    return HTMLResponse(_templates.get_template(template).render(given | values), code)
+
+
+def is_page(request: Request) -> bool:
+    """Whether a person looks at it, and not a program."""
+    return not request.url.path.startswith(("/api/", "/static/", "/metrics", "/openapi.json"))
+
+
+def refused(request: Request, status: int, detail: str, headers: Mapping[str, str] | None) -> Response:
+    """An error as a page."""
+    answer = page(request, "error.html", status, status=status, detail=detail)
+    answer.headers.update(headers or {})
+    return answer
+
+
+@router.get("/", dependencies=[Reader])
+def live(request: Request, parts: Parts) -> Response:
+    """The latest annotations, with filters."""
+    given = without_empty(request.query_params)
+    problem, found, cursor = None, [], None
+    try:
+        asked = SearchParameters.model_validate(given)
+        answer = api.run_search(parts, asked)
+        found, cursor = answer.objects, answer.cursor
+    except ValidationError as error:
+        problem = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+    except HTTPException as error:
+        problem = str(error.detail)
+    more = None if cursor is None else "?" + urlencode(given | {"cursor": cursor})
+    values = {"objects": found, "given": given, "problem": problem, "more": more, "cone": "ra" in given}
+    if "fragment" in request.headers:
+        return page(request, "_objects.html", 422 if problem else 200, **values)
+    return page(
+        request,
+        "live.html",
+        422 if problem else 200,
+        classes=CLASS_NAMES,
+        parents=PARENT_CLASSES,
+        opened=bool(given.keys() - _FIRST),
+        **values,
+    )
+
+
+@router.get("/go", dependencies=[Reader])
+def go(parts: Parts, q: str = "") -> Response:
+    """From the box at the top: to an object by its name, or to a cone at a position."""
+    text = q.strip()[:256]
+    survey, colon, name = text.partition(":")
+    if colon and parts.index.record(survey, name) is not None:
+        return RedirectResponse(_address(survey, name), 303)
+    if surveys := parts.index.surveys_of(text):
+        return RedirectResponse(_address(surveys[0], text), 303)
+    if (place := _place(text)) is not None:
+        return RedirectResponse("/?" + urlencode({"ra": place[0], "dec": place[1], "radius": "60"}), 303)
+    raise HTTPException(404, f"{text!r} is no object of this index, and no position such as 17:57:48.5 +04:41:36")
+
+
+def _place(text: str) -> tuple[str, str] | None:
+    """Right ascension and declination as they are written one behind the other."""
+    words = text.replace(",", " ").split()
+    half = len(words) // 2
+    ra, dec = " ".join(words[:half]), " ".join(words[half:])
+    found = (sky.angle(ra, hours=True), sky.angle(dec, hours=False)) if half and len(words) in (2, 6) else (None, None)
+    return None if None in found else (ra, dec)
+
+
+@router.get("/object/{survey}/{object_id}", dependencies=[Reader])
+def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> Response:
+    """One object."""
+    record = parts.index.record(survey, object_id)
+    problem, known = None, None
+    try:
+        known = objects.find(parts.store, survey, object_id)
+    except TrifidError as error:
+        problem = f"No light curve and no spectrum now: {error}"
+    if record is None and (known is None or problem):
+        raise api.missing(parts, survey, object_id)
+    state = None if known is None else known.state
+    ra, dec = (record["ra"], record["dec"]) if record is not None else (known.state.ra, known.state.dec)  # type: ignore[union-attr]
+    around = _around(parts, survey, object_id, ra, dec)
+    data = {
+        "survey": survey,
+        "objectId": object_id,
+        "period": None if record is None else record["period"],
+        "lightCurve": None if state is None else objects.points(state.light_curve),
+        "spectrum": None if state is None or state.spectrum is None else objects.spectrum(state.spectrum),
+        "history": parts.index.history(survey, object_id),
+        "around": [
+            {key: one[key] for key in ("survey", "objectId", "class", "probability", "east", "north")} for one in around
+        ],
+    }
+    return page(
+        request, "object.html", survey=survey, object_id=object_id, record=record, ra=ra, dec=dec, data=data,
+        around=around, problem=problem, associated=[] if state is None else state.associated,
+        values={} if state is None else objects.catalogue_values(state),
+        said=feedback.of(parts.index.engine, survey, object_id), labels=feedback.LABELS,
+        address=f"/api/v1/objects/{quote(survey)}/{quote(object_id, safe='')}",
+    )  # fmt: skip
+
+
+def _around(parts: Services, survey: str, object_id: str, ra: float, dec: float) -> list[dict[str, Any]]:
+    """Other objects within 2 arcmin, with their offsets in arcsec, the nearest first."""
+    if not (math.isfinite(ra) and math.isfinite(dec)):
+        return []
+    try:
+        found = search(parts.index, Query(cone=Cone(ra, dec, _NEIGHBOURS_ARCSEC), sort="distance"), 50).objects
+    except SearchError:  # a field so crowded that a list of it would be of no use
+        return []
+    others = [one for one in found if (one["survey"], one["objectId"]) != (survey, object_id)]
+    for one in others:
+        turn = (one["ra"] - ra + 180.0) % 360.0 - 180.0
+        one["east"] = turn * math.cos(math.radians(dec)) * sky.ARCSEC
+        one["north"] = (one["dec"] - dec) * sky.ARCSEC
+    return others
+
+
+@router.post("/object/{survey}/{object_id}/feedback", dependencies=[Reader])
+def object_feedback(
+    request: Request,
+    parts: Parts,
+    survey: str,
+    object_id: str,
+    label: Annotated[str, Form(max_length=32)],
+    token: Annotated[Any, Depends(requires("feedback", page=True))],
+    comment: Annotated[str, Form(max_length=2000)] = "",
+) -> Response:
+    """What somebody says the object is."""
+    api.give_feedback(parts, survey, object_id, api.NewFeedback(label=label, comment=comment), token)
+    return RedirectResponse(_address(survey, object_id) + "#feedback", 303)
+
+
+@router.get("/classify", dependencies=[Reader])
+def classify_form(request: Request, parts: Parts) -> Response:
+    """Where to give a file."""
+    limit = parts.settings.web.max_upload_mib
+    return page(request, "classify.html", found=None, problem=None, limit=limit, kind="lightcurve", name="")
+
+
+@router.post("/classify", dependencies=[Reader])
+def classify(
+    request: Request, parts: Parts, file: Annotated[UploadFile, File()], kind: Annotated[str, Form()] = "lightcurve"
+) -> Response:
+    """The classes of what was given."""
+    found, problem, status = None, None, 200
+    try:
+        found = api.classify(request, parts, kind, file)
+    except HTTPException as error:
+        problem, status = str(error.detail), error.status_code
+    limit = parts.settings.web.max_upload_mib
+    return page(
+        request, "classify.html", status, found=found, problem=problem, limit=limit, kind=kind,
+        name=(file.filename or "")[:100],
+    )  # fmt: skip
+
+
+@router.get("/status", dependencies=[Reader])
+def status(request: Request, parts: Parts, night: str = "tonight") -> Response:
+    """How the service is, and what the night brought."""
+    return page(request, "status.html", status=api.status(parts), night=api.statistics(parts, night or "tonight"))
+
+
+@router.get("/api", dependencies=[Reader])
+def described(request: Request) -> Response:
+    """What /openapi.json says, for people."""
+    paths = request.app.openapi()["paths"]
+    routes = [(method.upper(), path, route) for path, methods in paths.items() for method, route in methods.items()]
+    return page(request, "api.html", routes=routes)
+
+
+@router.get("/login")
+def login_form(request: Request, next: str = "/") -> Response:
+    """Where to give a token."""
+    return page(request, "login.html", next=_local(next), problem=None)
+
+
+@router.post("/login")
+def login(
+    request: Request, parts: Parts, token: Annotated[str, Form(max_length=200)], next: Annotated[str, Form()] = "/"
+) -> Response:
+    """Keep a token in the browser, where no script can read it."""
+    from broker.web.services import limit
+
+    limit(parts.requests, request.client.host if request.client is not None else "unknown")
+    if parts.tokens.find(token.strip()) is None:
+        return page(request, "login.html", 401, next=_local(next), problem="That is no token, or none any more.")
+    answer = RedirectResponse(_local(next), 303)
+    answer.set_cookie(
+        COOKIE, token.strip(), max_age=_COOKIE_DAYS * 86_400, httponly=True, samesite="strict",
+        secure=request.headers.get("x-forwarded-proto", request.url.scheme) == "https",
+    )  # fmt: skip
+    return answer
+
+
+@router.post("/logout")
+def logout() -> Response:
+    """Forget the token."""
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+def _local(address: str) -> str:
+    """An address on this server; the front page for any other."""
+    return address if address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
+
+
+def _address(survey: str, object_id: str) -> str:
+    return f"/object/{quote(survey, safe='')}/{quote(object_id, safe='')}"
+
+
+def _utc(mjd: float | None, form: str = "%Y-%m-%d %H:%M") -> str:
+    try:
+        return "" if mjd is None else f"{datetime_of(mjd):{form}}"
+    except (OverflowError, ValueError):
+        return ""
+
+
+def _number(value: float | None, digits: int) -> str:
+    """With a minus sign that is one, and a dash for nothing."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _period(days: float | None) -> str:
+    return "–" if days is None else f"{days:.6f}" if days < 1 else f"{days:.5f}" if days < 10 else f"{days:.2f}"
+
+
+def _sexagesimal(degrees: float, hours: bool) -> str:
+    """``17:57:48.50`` or ``+04:41:36.2``."""
+    unit = 15.0 if hours else 1.0
+    ticks = round(abs(degrees) / unit * 3600 * (100 if hours else 10))
+    scale = 100 if hours else 10
+    seconds, part = divmod(ticks, scale)
+    sign = "" if hours else "−" if degrees < 0 else "+"
+    first = seconds // 3600 % 24 if hours else seconds // 3600
+    return f"{sign}{first:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{part:0{2 if hours else 1}d}"
+
+
+def _words(name: str | None) -> str:
+    return _WORDS.get(name or "", "")
+
+
+_templates: Final = Environment(
+    loader=PackageLoader("broker.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+_templates.globals.update(version=__version__, Markup=Markup, address_of=_address)
+_templates.globals["parent_of"] = PARENT_OF.get
+_templates.filters.update(
+    utc=_utc, number=_number, period=_period, sexagesimal=_sexagesimal, words=_words, quoted=lambda s: quote(s, safe="")
+)
