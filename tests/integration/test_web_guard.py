@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
@@ -138,14 +139,15 @@ def test_what_is_too_large_is_refused_before_it_is_read(http: TestClient, parts:
 
 def test_uploads_are_classified_or_refused_with_the_reason(http: TestClient, parts: Services) -> None:
     token = bearer(parts.tokens.create("up", frozenset({"read"})))
-    # A sine of 10 days' period in 60 points, as ASAS-SN writes light curves.
-    rows = [f"{2459000.0 + 1.7 * n},{14 + 0.5 * ((n * 0.17) % 1.0):.3f},0.01,V" for n in range(60)]
+    # A sine of 0.31 days' period at times that are no multiple of anything, as ASAS-SN writes light curves.
+    times = 2459000.0 + np.cumsum(1.0 + np.random.default_rng(1).random(60))
+    rows = [f"{t:.5f},{14 + 0.4 * np.sin(2 * np.pi * t / 0.31):.4f},0.01,V" for t in times]
     table = "HJD,mag,mag_err,Filter\n" + "\n".join(rows) + "\n"
     found = http.post("/api/v1/classify/lightcurve", files={"file": ("my star.csv", table)}, headers=token).json()
     (record,) = found["annotations"]
     assert record["survey"] == "table"
     assert record["detections"] == 60
-    assert record["period"] is not None
+    assert record["photometricPeriod"] == pytest.approx(0.31, rel=1e-3)
     assert sum(c["probability"] for c in record["classifications"]) == pytest.approx(1.0)
     for name, content in (("../../etc/passwd.csv", b"a,b\n1,2\n"), ("x.fits", b"SIMPLE  = nonsense"), ("", b"\0\1")):
         for kind in ("lightcurve", "spectrum"):
