@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE, BANDS
-from broker.records import TimeSystem
-from broker.times import JD_OF_MJD_0, TAI_MINUS_UTC, mjd_of_unix
+from broker.lightcurves.fluxes import find_pair
+from broker.times import mjd_of_unix
 
 Array = NDArray[np.float64]
 
@@ -30,10 +31,11 @@ NAME: Final = (
 )  # fmt: skip
 RA: Final = (
     "ra", "ra_deg", "raj2000", "ra_j2000", "_raj2000", "obj_ra", "ra_icrs", "mean_ra", "ra_mean", "radeg", "alpha",
+    "ra_obj", "coord_ra",
 )  # fmt: skip
 DEC: Final = (
     "dec", "dec_deg", "dej2000", "decj2000", "dec_j2000", "_dej2000", "obj_dec", "de_icrs", "dec_icrs", "mean_dec",
-    "dec_mean", "dedeg", "decl", "de", "delta",
+    "dec_mean", "dedeg", "decl", "de", "delta", "dec_obj", "coord_dec",
 )  # fmt: skip
 TIME: Final = (
     "mjd", "hmjd", "bmjd", "mjd_obs", "obs_mjd", "midpoint_mjd_tai", "exp_midpt_mjd", "mjd_tai", "mjd_utc",
@@ -66,6 +68,11 @@ _BAND_NAMES: Final[Mapping[str, int]] = {
     **{number: BAND_CODE[band] for number, band in _FILTER_NUMBERS.items()},
     **{f"bessell:{band.split(':')[1]}": BAND_CODE[band] for band in _BESSELL},
     "cyan": BAND_CODE["atlas:c"], "orange": BAND_CODE["atlas:o"],
+    # The AAVSO's: unfiltered on the scale of V or R, the colours of digital cameras, Sloan's.
+    **{name: BAND_CODE[band] for name, band in (
+        ("CV", "johnson:V"), ("TG", "johnson:V"), ("TB", "johnson:B"), ("CR", "cousins:R"), ("TR", "cousins:R"),
+        ("SU", "sdss:u"), ("SG", "sdss:g"), ("SR", "sdss:r"), ("SI", "sdss:i"), ("SZ", "sdss:z"),
+    )},
 }  # fmt: skip
 """A bare name is the first survey's in BANDS that has such a band: ``V`` is asas:V, ``g``, ``r``, ``i`` are ZTF's."""
 _SURVEYS: Final = {
@@ -75,14 +82,13 @@ _SURVEYS: Final = {
 _JOINED: Final = re.compile(
     f"(?i)({'|'.join(sorted({band.split(':')[0] for band in BANDS}, key=len, reverse=True))})([A-Za-z]{{1,2}})"
 )
-_ASASSN: Final = {"g": BAND_CODE["asassn:g"], "V": BAND_CODE["asassn:V"]}
+_ASASSN: Final = {"g": BAND_CODE["asassn:g"], "V": BAND_CODE["asassn:V"], "": BAND_CODE["asassn:V"]}
+_LSST: Final = {letter: BAND_CODE[f"lsst:{letter}"] for letter in "ugrizy"}
+_OF_RUBIN: Final = {"midpointmjdtai", "expmidptmjd", "diaobjectid", "forcedsourceid"}
+"""Plain names of columns that only Rubin's tables have (https://sdm-schemas.lsst.io)."""
+_OF_AAVSO: Final = {"jd", "hjd", "observercode"}
 
-EARLIEST_MJD: Final = 15_000.0
-"""December 1899: earlier photometry is not digital, and most smaller numbers are days since some other epoch."""
-_EPOCHS: Final = {"btjd": 2_457_000.0, "bkjd": 2_454_833.0, "rjd": 2_400_000.0}
-_TAI: Final = ("expmidptmjd",)
-"""Times of TAI whose names do not say so: those of Rubin's data previews (https://sdm-schemas.lsst.io)."""
-_EPOCH_IN_NAME: Final = re.compile(r"24\d{5}(?:\.5)?")
+EPOCH_IN_NAME: Final = re.compile(r"24\d{5}(?:\.5)?")
 _ISO: Final = r"^\s*\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 
 
@@ -114,9 +120,13 @@ class Columns:
     """One that tells which points are bad, see ``bad_points``."""
     camera: str | None
     """ASAS-SN's, which tells the filter where no column does."""
-    asassn: bool
-    """Whether bare bands are ASAS-SN's."""
+    bare: Mapping[str, int]
+    """Codes of bands without a survey, where they are ASAS-SN's or Rubin's; of no band under an empty text."""
     unused: tuple[str, ...]
+    flux: bool = False
+    """Whether ``magnitude`` and ``error`` hold fluxes (``broker.lightcurves.fluxes``)."""
+    ratio: bool = False
+    """Whether ``error`` holds the flux over its error, as Gaia's ``flux_over_error`` beside magnitudes."""
 
     @staticmethod
     def of(names: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
@@ -124,24 +134,41 @@ class Columns:
 
         ``given`` are columns by role (name, ra, dec, time, magnitude, error, band) that need not be found.
         """
-        plain_names = {plain(name.rsplit(".", 1)[-1]) for name in names}
+        given = given or {}
+        nested = list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
+        if len(nested) > 1:  # points are all of one nested column; forced photometry is more complete than detections
+            for top in sorted(nested, key=lambda top: "forced" not in top.lower()):
+                inside = [name for name in names if "." not in name or name.startswith(f"{top}.")]
+                with suppress(ValueError):
+                    return Columns.of(inside, given)
+        each = [plain(name.rsplit(".", 1)[-1]) for name in names]
+        plain_names = set(each)
         chosen = {role: find(names, spellings) for role, spellings in _ROLES.items()}
-        for role, name in (given or {}).items():
+        for role, name in given.items():
             if name not in names:
                 raise ValueError(f"no column {name} for the {role}; the table has {', '.join(names)[:500]}")
             chosen[role] = name
         if chosen["time"] is None:  # HJD-2450000 and the like
-            chosen["time"] = next((n for n in names if _EPOCH_IN_NAME.search(n) and "jd" in n.lower()), None)
+            chosen["time"] = next((n for n in names if EPOCH_IN_NAME.search(n) and "jd" in n.lower()), None)
         if chosen["magnitude"] is not None and plain(chosen["magnitude"]) == "m" and "dm" not in plain_names:
             chosen["magnitude"] = None
-        if chosen["band"] is not None and plain(chosen["band"]) == "f" and "dm" not in plain_names:
+        if chosen["band"] is not None and plain(chosen["band"]) == "f" and not plain_names & {"dm", "dujy"}:
             chosen["band"] = None
+        if plain_names >= _OF_AAVSO and "time" not in given:  # its HJD is empty more often than not
+            chosen["time"] = names[each.index("jd")]
+        ratio = flux = False
+        if chosen["magnitude"] is not None and chosen["error"] is None and "fluxovererror" in plain_names:
+            chosen["error"], ratio = names[each.index("fluxovererror")], True
+        elif (chosen["magnitude"] is None or chosen["error"] is None) and not {"magnitude", "error"} & given.keys():
+            pair = find_pair(each)
+            if pair is not None:
+                chosen["magnitude"], chosen["error"], flux = names[pair[0]], names[pair[1]], True
         missing = [role for role in ("time", "magnitude", "error") if chosen[role] is None]
         if missing:
             wanted = "; ".join(
                 f"no column for the {role} ({', '.join(_ROLES[role][:4])}, ...)"
                 if role != "error"
-                else f"no column for the error of the magnitude ({', '.join(_ROLES[role][:4])}, ...)"
+                else f"no column for the error of the magnitude ({', '.join(_ROLES[role][:4])}, ...), nor one of fluxes"
                 for role in missing
             )
             raise ValueError(f"{wanted}; the table has {', '.join(names)[:500] or 'no columns'}")
@@ -161,8 +188,10 @@ class Columns:
             **chosen,  # type: ignore[arg-type]
             flag=flag,
             camera=camera,
-            asassn=asassn,
+            bare=_ASASSN if asassn else _LSST if plain_names & _OF_RUBIN else {},
             unused=tuple(name for name in names if name not in used),
+            flux=flux,
+            ratio=ratio,
         )
 
     def has_lists(self, schema: pa.Schema) -> bool:
@@ -182,11 +211,14 @@ _ROLES: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def band_code(text: str | None, asassn: bool) -> int:
-    """Index into BANDS of a band as a table spells it, NO_BAND where it is unknown; without any, DEFAULT_BAND."""
+def band_code(text: str | None, bare: Mapping[str, int]) -> int:
+    """Index into BANDS of a band as a table spells it, NO_BAND where it is unknown; without any, DEFAULT_BAND.
+
+    ``bare`` are codes of bands without a survey that go before all others, of no band under an empty text.
+    """
     text = (text or "").strip().strip("'\"").strip()
-    if asassn and (not text or text in _ASASSN):
-        return _ASASSN[text or "V"]
+    if text in bare:
+        return bare[text]
     if not text:
         return BAND_CODE[DEFAULT_BAND]
     text = re.sub(r"^(\d+)\.0+$", r"\1", text)
@@ -227,11 +259,19 @@ def _is_one_of(*texts: str) -> Callable[[Any], NDArray[np.bool_]]:
     return bad
 
 
+def _either(*tests: Callable[[Any], NDArray[np.bool_]]) -> Callable[[Any], NDArray[np.bool_]]:
+    return lambda values: np.any([test(values) for test in tests], axis=0)
+
+
 _TRUE: Final = ("true", "t", "1", "1.0", "yes", "y")
+# Of TESS and Kepler the bits that make a cadence useless: attitude tweaks, safe mode, coarse pointing, Earth in view,
+# desaturation and the like (TESS Science Data Products Description, table 32; Kepler Archive Manual, table 2-3).
 _FLAGS: Final[Mapping[str, Callable[[Any], NDArray[np.bool_]]]] = {
     "catflags": _has_bit(32768),  # ZTF: "should not be used" (ZSDS Explanatory Supplement, section 13.6)
     "infobitssci": _at_least(33554432),  # ZTF's forced photometry: calibration failed
-    "quality": _is_one_of("b", "bad"),  # ASAS-SN's Sky Patrol v2: G or B
+    "quality": _either(_is_one_of("b", "bad"), _has_bit(17087)),  # ASAS-SN's Sky Patrol v2: G or B; TESS
+    "sapquality": _has_bit(1130799),  # Kepler
+    "psffluxflag": _is_one_of(*_TRUE),  # Rubin
     "grade": _is_one_of("d"),  # ASAS: "useless"
     "rejectedbyphotometry": _is_one_of(*_TRUE),  # Gaia
     "uplim": _is_one_of(*_TRUE, ">", "<"),
@@ -292,94 +332,3 @@ def times(column: pa.Array[Any], decimal_comma: bool = False) -> Array:
                 return found
             found = np.where(np.isnan(found), mjd_of_unix(numbers(dates) / 1e6), found)
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class TimeColumn:
-    """How the numbers of a column of times are read: by its name and, above all, by their range.
-
-    Full Julian dates and MJD cannot be taken for each other. Smaller numbers count from some other epoch: from that in
-    the column's name (``btjd``, ``HJD-2450000``) or, in one named ``jd`` or ``hjd``, from JD 2450000. What remains is
-    no time.
-    """
-
-    name: str
-    latest_mjd: float
-    """Later times are mistakes: the time now, and a day for time zones."""
-
-    @property
-    def _plain(self) -> str:
-        return plain(self.name.rsplit(".", 1)[-1])
-
-    @property
-    def system(self) -> TimeSystem:
-        """Where the column's name says that the times are: at the observatory, unless it is one such as ``hjd``."""
-        if re.search(r"hm?jd|helio", self._plain):
-            return TimeSystem.HELIOCENTRIC
-        return TimeSystem.BARYCENTRIC if re.search(r"bm?jd|btjd|bkjd|bary", self._plain) else TimeSystem.UTC
-
-    @property
-    def _ahead(self) -> float:
-        """Days by which the column's scale is ahead of UTC."""
-        return TAI_MINUS_UTC if "tai" in self._plain or self._plain in _TAI else 0.0
-
-    @property
-    def epoch(self) -> float | None:
-        """The Julian date at which the column's name says it begins, None where it says none."""
-        match = _EPOCH_IN_NAME.search(self.name)
-        return float(match[0]) if match else _EPOCHS.get(self._plain)
-
-    @property
-    def said(self) -> str:
-        """What the name says that the numbers are."""
-        if self.epoch is not None:
-            return f"JD-{self.epoch:.8g}"
-        return "MJD" if "mjd" in self._plain else "JD" if "jd" in self._plain or "julian" in self._plain else "time"
-
-    def to_mjd(self, value: Array) -> tuple[Array, dict[str, NDArray[np.bool_]]]:
-        """(n,) MJD of ``system``, NaN for what is no time, and which values were read in which way (such as ``JD``)."""
-        with np.errstate(invalid="ignore"):
-            mjd = np.full(len(value), np.nan)
-            ways: dict[str, NDArray[np.bool_]] = {}
-            for way, epoch in self._ways():
-                found = value + (epoch - JD_OF_MJD_0)
-                fits = np.isnan(mjd) & (found >= EARLIEST_MJD) & (found <= self.latest_mjd)
-                if way == "JD-2450000":  # BJD of 1325 to 4500 are more likely counted from 2457000: TESS
-                    fits &= value > (5000.0 if self._plain.startswith("b") else 0.0)
-                if fits.any():
-                    mjd = np.where(fits, found - self._ahead, mjd)
-                    ways[way] = fits
-        return mjd, ways
-
-    def _ways(self) -> list[tuple[str, float]]:
-        ways = [("JD", 0.0)]
-        if self.epoch is not None:
-            ways.append((self.said, self.epoch))
-        ways.append(("MJD", JD_OF_MJD_0))
-        if self.epoch is None and self.said == "JD":
-            ways.append(("JD-2450000", 2_450_000.0))
-        return ways
-
-    def mistake(self, value: float) -> str:
-        """What a number that is no time may be, for a message."""
-        number = f"{value:.10g} in column {self.name}"
-        rename = "name the column hjd-2450000, btjd (BJD-2457000) or bkjd (BJD-2454833) to say which"
-        if np.isnan(value):
-            return f"no number in column {self.name}"
-        if np.isinf(value) or value < 0:
-            return f"{number} is no date"
-        if value <= 1.0:
-            return f"{number} is neither MJD nor JD: a phase?"
-        if 1850.0 <= value <= 2150.0:
-            return f"{number} is neither MJD nor JD: a decimal year, or days since some epoch: {rename}"
-        if value < EARLIEST_MJD:
-            return f"{number} is neither MJD nor JD but days since some epoch: {rename}"
-        if 18_000_101 <= value <= 21_001_231:
-            return f"{number} is neither MJD nor JD: a calendar date?"
-        if 3e8 <= value <= 3e9:
-            return f"{number} is neither MJD nor JD: Unix time in seconds? (MJD = 40587 + seconds / 86400)"
-        if 3e9 < value <= 1e11:
-            return f"{number} is neither MJD nor JD: MJD in seconds? (divide by 86400)"
-        if value > 1e11:
-            return f"{number} is neither MJD nor JD: Unix time in milliseconds or less?"
-        return f"{number} is later than now (MJD {self.latest_mjd - 1:.1f}) as MJD, and no JD"

@@ -13,19 +13,23 @@ alert packets are (``broker.state.merge``), so that a row that is there twice co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from broker.bands import BAND_CODE
 from broker.errors import InputFileError
 from broker.lightcurves.asassn import is_asassn
-from broker.lightcurves.columns import DEC, NAME, RA, Columns, TimeColumn, plain
+from broker.lightcurves.columns import DEC, NAME, RA, Columns, plain
+from broker.lightcurves.fluxes import ARBITRARY, band_of, mission_of, zero_point
 from broker.lightcurves.objects import NamedLightCurve, ObjectBuilder
 from broker.lightcurves.points import RowReader
 from broker.lightcurves.report import LeftOut, Report
 from broker.lightcurves.rows import Rows, gather, join, run_bounds
+from broker.lightcurves.time_column import TimeColumn
 from broker.lightcurves.values import angles
 from broker.records import TimeSystem
 from broker.tables.files import open_table
@@ -38,6 +42,8 @@ _POINTS_AT_ONCE: Final = 200_000
 _ROWS_AT_ONCE: Final = 100_000
 _MOST_HELD: Final = 1 << 20
 """Points of one object that are kept while its rows are read."""
+_GAIA_TIME: Final = "BJD - 2455197.5"
+"""Of Gaia's epoch photometry (in TCB, some 20 s from TDB; Gaia DR3 documentation, section 20.7.3)."""
 _UNNAMED: Final = ("hjd", "mag", "mag_err")
 """Columns of a text without names (OGLE and many others). The range of the times tells what they are."""
 
@@ -90,7 +96,24 @@ class _Reader:
         two_filters = any(map(is_asassn, texts))
         if unnamed:
             self._report.line(f"no line of column names: the columns are taken as {', '.join(_UNNAMED)}")
-        time = TimeColumn(self._columns.time, mjd_now() + 1.0)
+        mission = mission_of(self._table.header)
+        if mission is not None and self._columns.band is None:
+            self._columns = replace(self._columns, bare={"": BAND_CODE[band_of(mission)]})
+        units = self._table.units
+        time = TimeColumn(
+            self._columns.time, mjd_now() + 1.0, units.get(self._columns.time) or self._epoch_of_gaia(header)
+        )
+        scale = ARBITRARY
+        if self._columns.flux:
+            column = self._columns.magnitude
+            known = zero_point(plain(column.rsplit(".", 1)[-1]), column, units.get(column), mission)
+            if known is None:
+                self._report.line(
+                    f"fluxes in column {column}, whose unit is not known: only their variation is used, not the level"
+                )
+            else:
+                scale = known
+                self._report.line(f"fluxes in column {column} are read with {known:.2f} mag for a flux of 1")
         name = self._of_header(NAME) or path.name.split(".")[0] or path.name
         ra, dec = (
             float(angles(pa.array([self._of_header(spellings) or ""]), hours, self._table.decimal_comma)[0])
@@ -98,9 +121,14 @@ class _Reader:
         )
         self._rows = RowReader(
             path, self._columns, self._report, time,
-            decimal_comma=self._table.decimal_comma, two_filters=two_filters, whole=(name, ra, dec),
+            decimal_comma=self._table.decimal_comma, two_filters=two_filters, whole=(name, ra, dec), zero_point=scale,
         )  # fmt: skip
         self._objects = ObjectBuilder(self._columns, self._report, time, time_system or time.system)
+
+    def _epoch_of_gaia(self, header: Mapping[str, str]) -> str:
+        """What the times of Gaia's epoch photometry are, which text does not say."""
+        names = {plain(name) for name in self._table.names}
+        return _GAIA_TIME if {"transitid", "fluxovererror", "time"} <= names else ""
 
     def _of_header(self, spellings: Sequence[str]) -> str | None:
         by_plain = {plain(str(name)): str(value) for name, value in self._table.header.items()}

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.lightcurves.asassn import UNNAMED, split_filters
-from broker.lightcurves.columns import Columns, TimeColumn
+from broker.lightcurves.columns import Columns
 from broker.lightcurves.outliers import leave_out_far
 from broker.lightcurves.report import SHORTEST, LeftOut, Report
 from broker.lightcurves.rows import Rows
+from broker.lightcurves.time_column import TimeColumn
 from broker.photometry import magnitude_to_flux
 from broker.records import LightCurve, PhotometryKind, TimeSystem
 from broker.sky import separation

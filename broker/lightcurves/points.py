@@ -15,7 +15,6 @@ from broker.lightcurves.asassn import UNNAMED, bands_of_cameras, is_asassn
 from broker.lightcurves.columns import (
     NO_BAND,
     Columns,
-    TimeColumn,
     as_text,
     bad_points,
     band_code,
@@ -23,9 +22,11 @@ from broker.lightcurves.columns import (
     numbers,
     times,
 )
+from broker.lightcurves.fluxes import TO_MAGNITUDES, to_magnitudes
 from broker.lightcurves.objects import is_wrong
 from broker.lightcurves.report import BRIGHTEST, FAINTEST, NO_SIGNAL, LeftOut, Report
 from broker.lightcurves.rows import Rows
+from broker.lightcurves.time_column import TimeColumn
 from broker.lightcurves.values import angles, first_values, per_point, values_of
 from broker.records import BANDS
 
@@ -48,13 +49,16 @@ class RowReader:
         decimal_comma: bool,
         two_filters: bool,
         whole: tuple[str, float, float],
+        zero_point: float = 0.0,
     ) -> None:
         """``whole`` is the name and the position (ICRS degrees) of all rows where no column has them.
 
-        ``two_filters``: the file may be ASAS-SN's, whose V and g are then told apart where no column does.
+        ``zero_point`` is the magnitude of a flux of 1, where the columns hold fluxes. ``two_filters``: the file may be
+        ASAS-SN's, whose V and g are then told apart where no column does.
         """
         self._path, self._columns, self._report, self._time = path, columns, report, time
         self._comma, self._two_filters = decimal_comma, two_filters
+        self._zero_point = zero_point
         self._whole_name, self._whole_ra, self._whole_dec = whole
 
     def names(self, column: pa.Array[Any], first: int) -> NDArray[np.object_]:
@@ -108,6 +112,11 @@ class RowReader:
         values = [value for _, value in lists]
         time = times(values[0], comma)[kept[0]]
         magnitude, error = (numbers(v, comma)[k] for v, k in zip(values[1:], kept[1:], strict=True))
+        if columns.flux:
+            magnitude, error = to_magnitudes(magnitude, error, self._zero_point)
+        elif columns.ratio:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                error = np.where(error > 0, TO_MAGNITUDES / error, np.nan)
         reason = self._judge(time, magnitude, error, values, kept)
         band = self._bands(None if columns.band is None else batch[columns.band], size)
         if columns.flag is not None:
@@ -170,14 +179,14 @@ class RowReader:
 
     def _bands(self, column: pa.Array[Any] | None, size: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(m,) codes for the points of all rows; a row may have one band for all its points or one for each."""
-        asassn = self._columns.asassn
+        bare = self._columns.bare
         if column is None:
-            return np.full(size.sum(), band_code(None, asassn), np.uint8)
+            return np.full(size.sum(), band_code(None, bare), np.uint8)
 
         def codes(values: pa.Array[Any]) -> NDArray[np.uint8]:
             encoded: Any = as_text(values).dictionary_encode()
             names = encoded.dictionary.to_pylist()
-            known = [band_code(name, asassn) for name in names]
+            known = [band_code(name, bare) for name in names]
             index = pc.fill_null(encoded.indices, len(known)).to_numpy(zero_copy_only=False)
             counts = np.bincount(index, minlength=len(known) + 1).tolist()
             unknown = {str(n): count for n, code, count in zip(names, known, counts, strict=False) if code == NO_BAND}
@@ -185,7 +194,7 @@ class RowReader:
             known = [
                 self._report.unknown_band(str(n)) if str(n) in unknown else c for n, c in zip(names, known, strict=True)
             ]
-            found: NDArray[np.uint8] = np.array([*known, band_code(None, asassn)], np.uint8)[index]
+            found: NDArray[np.uint8] = np.array([*known, band_code(None, bare)], np.uint8)[index]
             return found
 
         return per_point(column, size, codes, False, np.uint8(NO_BAND))

@@ -99,8 +99,9 @@ class Report:
         return {
             LeftOut.TIME: "without a possible time",
             LeftOut.LIMIT: "upper limits",
-            LeftOut.MAGNITUDE: f"without a possible magnitude in column {columns.magnitude} "
-            f"({BRIGHTEST:g} to {FAINTEST:g}, not 0)",
+            LeftOut.MAGNITUDE: f"without a flux above 0 in column {columns.magnitude}"
+            if columns.flux
+            else f"without a possible magnitude in column {columns.magnitude} ({BRIGHTEST:g} to {FAINTEST:g}, not 0)",
             LeftOut.ERROR: f"without a positive error in column {columns.error}",
             LeftOut.NO_SIGNAL: f"with an error of {NO_SIGNAL:.2f} mag or more in {columns.error}: limits, or noise",
             LeftOut.CODE: f"codes such as 9.999 in column {columns.magnitude}",

@@ -20,8 +20,8 @@ from broker.assemble import assemble
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.barycentre import barycentric_light_curves, light_travel_time
 from broker.cli import main
-from broker.lightcurves.columns import TimeColumn
 from broker.lightcurves.files import read_light_curves
+from broker.lightcurves.time_column import TimeColumn
 from broker.records import BAND_CODE, LightCurve, ObjectState, TimeSystem
 from broker.times import JD_OF_MJD_0
 
