@@ -160,7 +160,7 @@ def _reference_set(folder: Path, version: str) -> str:
 def build_random_repository(folder: Path, seed: int = 0, *, other_threshold: float | None = None) -> Path:
     """Write a complete model repository into ``folder``, with the configurations of the real one.
 
-    With ``other_threshold`` the classifier has the output ``other``.
+    With ``other_threshold``, which is that of all cells, the classifier has the output ``other``.
     """
     builders = {
         "light_curve_encoder": _light_curve_encoder,
@@ -183,7 +183,9 @@ def build_random_repository(folder: Path, seed: int = 0, *, other_threshold: flo
             subset: [round(0.05 * (1 + i), 2)] * len(CALIBRATION_BINS) for i, subset in enumerate(MODALITY_SUBSETS)
         },
         "sha256": checksums,
-        "other_threshold": other_threshold,
+        "other_thresholds": None
+        if other_threshold is None
+        else dict.fromkeys(MODALITY_SUBSETS, [other_threshold] * len(CALIBRATION_BINS)),
         "reference_set_sha256": _reference_set(folder, f"0.0.{seed}"),
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))

@@ -255,13 +255,16 @@ def reference_set(shared: Path, repository: Path) -> None:
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--version", default=None, help="Model version; date and time by default.")
-def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None) -> None:
+@click.option(
+    "--calibrate-only", is_flag=True, help="Keep the networks in both folders and fit only what calibrates them."
+)
+def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None, calibrate_only: bool) -> None:
     """Train metadata encoder and classifier on what alerts carry, cross-validated by star; minutes on a CPU.
 
     Afterwards: `reference-set`, since embeddings have changed, and `evaluate-live`.
     """
     version = version or datetime.now(UTC).strftime("%Y.%m.%d.%H%M")
-    train_stream(repository, shared / "data", output, version, seed, CONSOLE.log)
+    train_stream(repository, shared / "data", output, version, seed, CONSOLE.log, calibrate_only=calibrate_only)
 
 
 @main.command("disagreements")

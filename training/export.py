@@ -116,7 +116,7 @@ def write_manifest(
     version: str,
     thresholds: dict[str, tuple[float, ...]],
     training: dict[str, object],
-    other_threshold: float | None = None,
+    other_thresholds: dict[str, tuple[float, ...]] | None = None,
 ) -> None:
     """Write ``manifest.json``: versions, classes, thresholds and the hash of each model file."""
     manifest = {
@@ -124,7 +124,7 @@ def write_manifest(
         "model_version": version,
         "classes": list(CLASS_NAMES),
         "conformal_thresholds": thresholds,
-        "other_threshold": other_threshold,
+        "other_thresholds": other_thresholds,
         "sha256": _checksums(repository),
         "training": training,
     }

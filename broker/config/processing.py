@@ -41,7 +41,8 @@ class InferenceSettings(Section):
     """Where the model has to run; ``/readyz`` says no where it runs elsewhere."""
     other_threshold: float | None = Field(default=None, gt=0, le=1)
     """Probability of being none of the ten classes from which an alert is published as ``Other`` (docs/annotation.md);
-    the model's own where None, 1 for never. Known bodies of the solar system are Other in any case."""
+    the model's own, by modalities and number of detections, where None, 1 for never. Known bodies of the solar system,
+    and what ZTF's score takes for an artefact, are Other in any case."""
 
 
 class AnomalySettings(Section):

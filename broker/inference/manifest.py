@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -29,6 +30,10 @@ MODALITY_SUBSETS: Final[tuple[str, ...]] = tuple(
 CALIBRATION_BINS: Final[tuple[int, ...]] = (0, 5, 10, 20, 50, 100, 200)
 """First numbers of detections of the bins in which temperatures and thresholds are calibrated."""
 
+MAJORITY: Final = 0.5
+ENOUGH: Final = 0.8
+"""Shares of the probability, by which a prediction set grows where no class reaches its threshold."""
+
 # The number that ``subset_codes`` gives each named subset.
 _SUBSET_CODE: Final[dict[str, int]] = {
     name: sum(1 << MODALITIES.index(modality) for modality in name.split("+")) for name in MODALITY_SUBSETS
@@ -51,9 +56,11 @@ class Manifest(BaseModel):
     2012, arXiv 1209.2673)."""
     sha256: dict[str, str]
     """Checksums of the models, by their path in the repository (``<model>/<version>/model.onnx``)."""
-    other_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Probability of being none of the classes from which an object is published as ``Other``
-    (``inference.other_threshold`` wins); None where the model was not made to tell."""
+    other_thresholds: dict[str, tuple[Annotated[float, Field(gt=0, le=1)], ...]] | None = None
+    """For each of MODALITY_SUBSETS, and each of CALIBRATION_BINS, the probability of being none of the classes from
+    which an object is published as ``Other``, 1 for never (``inference.other_threshold`` wins); None where the model
+    was not made to tell. How far the probability of something else rises above that of stars depends on both: one
+    threshold for all would be that of the worst."""
     reference_set_sha256: str | None = None
     """Checksum of the repository's ``reference_set.npz``; None where there is none for this model yet."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -67,6 +74,11 @@ class Manifest(BaseModel):
             raise ValueError(f"conformal_thresholds must have exactly the keys {MODALITY_SUBSETS}")
         if any(len(row) != len(CALIBRATION_BINS) for row in self.conformal_thresholds.values()):
             raise ValueError(f"conformal_thresholds must have one value for each of the detections {CALIBRATION_BINS}")
+        others = self.other_thresholds
+        if others is not None and set(others) != set(MODALITY_SUBSETS):
+            raise ValueError(f"other_thresholds must have exactly the keys {MODALITY_SUBSETS}")
+        if others is not None and any(len(row) != len(CALIBRATION_BINS) for row in others.values()):
+            raise ValueError(f"other_thresholds must have one value for each of the detections {CALIBRATION_BINS}")
         models = sorted(path.split("/")[0] for path in self.sha256)
         if models != sorted(MODELS) or any(len(path.split("/")) != 3 for path in self.sha256):
             raise ValueError(f"sha256 must name <model>/<version>/model.onnx once for each of {MODELS}")
@@ -85,15 +97,25 @@ class Manifest(BaseModel):
         """Name and version of the whole, such as ``trifid-astrom3 2026.11.1``."""
         return f"{self.classifier_name} {self.model_version}"
 
-    def called_other(self, p_other: NDArray[np.floating], setting: float | None = None) -> NDArray[np.bool_]:
+    def called_other(
+        self,
+        p_other: NDArray[np.floating],
+        present: NDArray[np.bool_],
+        detections: NDArray[np.integer],
+        setting: float | None = None,
+    ) -> NDArray[np.bool_]:
         """(batch,) which objects are published as ``Other`` for their probability ``p_other`` (batch,), NaN for none.
 
-        ``setting`` is a threshold that wins over the model's own; 1 is never, and so is a model without one.
+        ``present`` (batch, 3) and ``detections`` (batch,) as in ``prediction_sets``. ``setting`` is a threshold that
+        wins over the model's own; 1 is never, and so is a model without any.
         """
-        threshold = self.other_threshold if setting is None else setting
-        if threshold is None or threshold == 1.0:
+        if setting is not None:
+            threshold: NDArray[np.float64] = np.full(p_other.shape, setting)
+        elif self.other_thresholds is not None:
+            threshold = _of_cells(self.other_thresholds, present, detections, absent=1.0)
+        else:
             return np.zeros(p_other.shape, np.bool_)
-        called: NDArray[np.bool_] = p_other >= threshold
+        called: NDArray[np.bool_] = np.logical_and(p_other >= threshold, threshold < 1.0)
         return called
 
     def prediction_sets(
@@ -103,21 +125,39 @@ class Manifest(BaseModel):
 
         ``probabilities`` is (batch, 10) as in ``Predictions``; ``present`` is (batch, 3), which of MODALITIES
         each object has; ``detections`` (batch,). A set holds every class whose probability reaches the threshold of
-        the object's modalities and detections, and the most probable class always. An object without probabilities
-        (all zero) has an empty set.
+        the object's modalities and detections, and the most probable class always. Where none reaches it, the object
+        is unlike those of the calibration: unless one class has the MAJORITY, the set holds as many as have ENOUGH
+        together. An object without probabilities (all zero) has an empty set.
         """
-        thresholds = np.full((1 << len(MODALITIES), len(CALIBRATION_BINS)), np.inf)
-        for name, row in self.conformal_thresholds.items():
-            thresholds[_SUBSET_CODE[name]] = row
-        number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
-        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[subset_codes(present), number][:, None])
-        member[np.arange(len(member)), probabilities.argmax(axis=1)] = True
-        member &= probabilities.any(axis=1, keepdims=True)
+        thresholds = _of_cells(self.conformal_thresholds, present, detections, absent=np.inf)
+        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[:, None])
+        unlike = ~member.any(axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")
+        sorted_ = np.take_along_axis(probabilities, order, axis=1).astype(np.float64)
+        total = sorted_.sum(axis=1)
+        member[np.arange(len(member)), order[:, 0]] = True
+        unsure = np.flatnonzero(unlike & (sorted_[:, 0] < MAJORITY * total))
+        before = sorted_[unsure].cumsum(axis=1) - sorted_[unsure]
+        enough = np.zeros((len(unsure), member.shape[1]), np.bool_)
+        np.put_along_axis(enough, order[unsure], before < ENOUGH * total[unsure, None], axis=1)
+        member[unsure] = enough
+        member &= probabilities.any(axis=1, keepdims=True)
         return [
             tuple(self.classes[column] for column in columns if row[column])
             for columns, row in zip(order, member, strict=True)
         ]
+
+
+def _of_cells(
+    table: Mapping[str, Sequence[float]], present: NDArray[np.bool_], detections: NDArray[np.integer], absent: float
+) -> NDArray[np.float64]:
+    """(batch,) the value of each object's modalities and detections; ``absent`` for an object without modalities."""
+    cells = np.full((1 << len(MODALITIES), len(CALIBRATION_BINS)), absent)
+    for name, row in table.items():
+        cells[_SUBSET_CODE[name]] = row
+    number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
+    values: NDArray[np.float64] = cells[subset_codes(present), number]
+    return values
 
 
 def load_manifest(model_repository: Path, *, verify_models: bool = True) -> Manifest:

@@ -71,6 +71,13 @@ def read_light_curves(
         raise InputFileError(f"{table.path}: {error}") from error
 
 
+_PLACE = {
+    TimeSystem.UTC: ", UTC at the observatory",
+    TimeSystem.HELIOCENTRIC: ", heliocentric",
+    TimeSystem.BARYCENTRIC: ", barycentric",
+}
+
+
 class _Reader:
     """One pass through one file."""
 
@@ -123,6 +130,10 @@ class _Reader:
             path, self._columns, self._report, time,
             decimal_comma=self._table.decimal_comma, two_filters=two_filters, whole=(name, ra, dec), zero_point=scale,
         )  # fmt: skip
+        self._report.place = _PLACE[time_system or time.system]
+        if time_system is None and time.system is TimeSystem.UTC:
+            # Archives call mjd what is heliocentric, too, and no value tells.
+            self._report.place += " (--times heliocentric or barycentric, if they are not)"
         self._objects = ObjectBuilder(self._columns, self._report, time, time_system or time.system)
 
     def _epoch_of_gaia(self, header: Mapping[str, str]) -> str:

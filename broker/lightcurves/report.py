@@ -68,6 +68,8 @@ class Report:
     numbers: dict[str, int] = field(default_factory=dict)
     """Of unknown bands, in the order in which they came."""
     ways: set[str] = field(default_factory=set)
+    place: str = ""
+    """Where the times are, and from what that is known."""
     named: int = 0
     uneven_lists: int = 0
     wide: int = 0
@@ -120,7 +122,7 @@ class Report:
         if way not in self.ways:
             self.ways.add(way)
             but = "" if way == said or said == "time" else f", although the column's name says {said}"
-            self.line(f"times in column {self.columns.time} ({value:.10g}, ...) are read as {way}{but}")
+            self.line(f"times in column {self.columns.time} ({value:.10g}, ...) are read as {way}{but}{self.place}")
 
     def far(self, name: str, mjd: float, magnitude: float, median: float, band: int, what: str) -> None:
         """Name a point that is far from all others of its object; ``what`` is done with it."""

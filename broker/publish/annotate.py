@@ -60,7 +60,8 @@ def annotate(
         [1.0 - (a.real_bogus or 0.0) if b else np.nan for a, b in zip(alerts, bogus, strict=True)], np.float64
     )
     p_other = np.where(moves, 1.0, np.fmax(predictions.other.astype(np.float64), unreal))
-    other = moves | bogus | (classified & manifest.called_other(p_other, other_threshold))
+    called = manifest.called_other(p_other, inputs.present, inputs.light_curve.detections, other_threshold)
+    other = moves | bogus | (classified & called)
     # The model's ten are of an object that is one of them.
     probabilities[other] *= 1.0 - p_other[other, None]
     in_parents = (probabilities @ _IN_PARENT).tolist()

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from broker.errors import InputFileError
 from broker.lightcurves.files import read_light_curves
 from broker.lightcurves.objects import NamedLightCurve
-from broker.records import BANDS
+from broker.records import BANDS, TimeSystem
 
 CASES = Path(__file__).parents[1] / "data" / "cases"
 HEADER = "name,ra,dec,mjd,mag,mag_err,band"
 BASELINE = (CASES / "00-baseline" / "star.csv").read_text().splitlines()[1:]
+
+AT_THE_OBSERVATORY = ", UTC at the observatory (--times heliocentric or barycentric, if they are not)"
 
 
 def read(path: Path) -> tuple[list[NamedLightCurve], list[str]]:
@@ -306,7 +308,7 @@ def test_a_star_as_bright_as_a_code_keeps_its_points(tmp_path: Path) -> None:
     rows = [f"B,1,2,{58000 + 1.37 * n:.4f},{m},0.02,V" for n, m in enumerate(magnitudes)]
     curve, said = one(write(tmp_path, rows))
     assert len(curve.light_curve) == 200
-    assert said == ["times in column mjd (58000, ...) are read as MJD"]
+    assert said == [f"times in column mjd (58000, ...) are read as MJD{AT_THE_OBSERVATORY}"]
 
 
 def test_eclipses_and_outbursts_stay_and_single_far_points_are_named(tmp_path: Path) -> None:
@@ -369,10 +371,18 @@ def test_times_are_told_by_their_range(name: str) -> None:
     assert same(curve, baseline(), time=1e-8)
     assert curve.light_curve.mjd[0] == pytest.approx(58611.02365, abs=1e-8)
     column, way, but = {
-        "jd.csv": ("jd (2458611.524, ...)", "JD", ""),
-        "jd_in_mjd.csv": ("mjd (2458611.524, ...)", "JD", ", although the column's name says MJD"),
-        "mjd_in_hjd.csv": ("hjd (58611.02365, ...)", "MJD", ", although the column's name says JD"),
-        "hjd_minus_2450000.csv": ("hjd (8611.52365, ...)", "JD-2450000", ", although the column's name says JD"),
+        "jd.csv": ("jd (2458611.524, ...)", "JD", AT_THE_OBSERVATORY),
+        "jd_in_mjd.csv": (
+            "mjd (2458611.524, ...)",
+            "JD",
+            f", although the column's name says MJD{AT_THE_OBSERVATORY}",
+        ),
+        "mjd_in_hjd.csv": ("hjd (58611.02365, ...)", "MJD", ", although the column's name says JD, heliocentric"),
+        "hjd_minus_2450000.csv": (
+            "hjd (8611.52365, ...)",
+            "JD-2450000",
+            ", although the column's name says JD, heliocentric",
+        ),
     }[name]
     assert said == [f"times in column {column} are read as {way}{but}"]
 
@@ -467,7 +477,7 @@ def test_structs_of_lists_and_lists_of_structs(tmp_path: Path) -> None:
     assert [(c.name, c.ra, c.dec, len(c.light_curve), c.problem) for c in curves] == [
         ("1", 120.5, 10.0, 40, None), ("2", 121.0, 11.0, 40, None),
     ]  # fmt: skip
-    assert said == ["times in column lightcurve.hmjd (58611.02365, ...) are read as MJD"]
+    assert said == ["times in column lightcurve.hmjd (58611.02365, ...) are read as MJD, heliocentric"]
     table = pq.read_table(CASES / "08-nested-parquet" / "hats_struct.parquet")
     structs = [
         [dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)]
@@ -635,3 +645,9 @@ def test_order_duplicates_and_codes_change_nothing(
     left_out = len(twice) + len(codes)
     assert (curve.problem or "0 of").startswith(f"{left_out} of " if left_out else "0 of")
     assert any(line.startswith(f"{left_out} of {60 + left_out} points") for line in said) == bool(left_out)
+
+
+def test_who_says_what_the_times_are_is_not_asked_for_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    list(read_light_curves(write(tmp_path, BASELINE), said.append, TimeSystem.HELIOCENTRIC))
+    assert said[0].endswith("are read as MJD, heliocentric")

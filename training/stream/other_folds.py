@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ LEFT_OUT = (
     ("ztf_packets:moving", "ztf_packets:bogus", "ztf_packets:galaxy"),
 )
 """Sets that are left out of a training together, to see what is recognised that was never seen."""
+_LEFT_OUT = "auroc_of_sources_not_trained_on"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +57,10 @@ class Others:
         return self._calibrated(self.networks[-1], None)
 
     def _calibrated(self, network: OtherHead, without: int | None) -> CalibratedOther:
-        slope, offset, threshold = self.calibration.fit(self.material, without)
+        slope, offset, thresholds = self.calibration.fit(self.material, without)
         network.slope.copy_(slope)
         network.offset.copy_(offset)
-        return CalibratedOther(network, threshold, self.scores)
+        return CalibratedOther(network, thresholds, self.scores)
 
 
 def fold_of_name(name: str, folds: int) -> int:
@@ -75,8 +77,12 @@ def train_others(
     cache: Path,
     seed: int,
     report: Callable[[str], None],
+    kept: Sequence[OtherHead] | None = None,
 ) -> Others:
     """A network for each of ``heads``, of which the last is the published one, and their scores.
+
+    ``kept`` are networks of an earlier training for the same heads, which are then only calibrated anew; the scores of
+    sets that they were not trained on are those of that training.
 
     The scores in the manifest are AUROCs of stars that the network had not seen, by set, and of whole sets that it was
     not trained on.
@@ -87,7 +93,7 @@ def train_others(
     outside_fold = np.array([fold_of_name(name, size) for name in outside.star], np.intp)
     own = OtherMaterial.of(material, fold, outside, outside_fold)
     report(f"Other: {int(own.outside.sum())} histories of {len(np.unique(own.star[own.outside].astype(str)))} objects")
-    networks = [
+    networks = kept or [
         train_other(head, own, np.flatnonzero((own.fold != -2) & (own.fold != k)), seed + k, report)
         for k, head in enumerate(heads)
     ]
@@ -97,9 +103,14 @@ def train_others(
     for k in range(size):
         others.of_fold(k)
     scores["auroc"] = _scores(own, heads[:-1], networks[:-1])
-    scores["auroc_of_sources_not_trained_on"] = _sources_left_out(own, heads[0], networks[0], seed)
+    scores[_LEFT_OUT] = _earlier(repository) if kept else _sources_left_out(own, heads[0], networks[0], seed)
     names = {str(s): int(f) for s, f in zip(outside.star, outside_fold, strict=True)}
     return replace(others, folds=names)
+
+
+def _earlier(repository: Path) -> object:
+    manifest = json.loads((repository / "manifest.json").read_text())
+    return manifest["training"]["stream_head"]["other"][_LEFT_OUT]
 
 
 def _calibration(material: OtherMaterial, heads: Sequence[Head], networks: Sequence[OtherHead]) -> OtherCalibration:
@@ -107,8 +118,9 @@ def _calibration(material: OtherMaterial, heads: Sequence[Head], networks: Seque
     for k, (head, network) in enumerate(zip(heads, networks, strict=True)):
         rows = np.flatnonzero(material.fold == (k if k < len(heads) - 1 else -2))
         for subset in OTHER_SUBSETS:
-            logit, usable, _ = other_logits(head, network, material, rows, subset)
-            parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], rows[usable]))
+            logit, usable, ten = other_logits(head, network, material, rows, subset)
+            right = ten[usable].argmax(axis=1) == material.label[rows[usable]]
+            parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], rows[usable], right))
     return OtherCalibration(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -21,13 +21,14 @@ from torch.nn import functional
 
 from broker.assemble.inputs import MODALITIES
 from broker.assemble.metadata import COLORS, MODEL_FEATURES, usable_metadata
-from broker.inference.manifest import CALIBRATION_BINS
+from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS
 from training.calibrate import cell_rows
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import Classifier
 from training.stream.examples import Examples, set_of
 from training.stream.head import Head
 from training.stream.material import Inputs, Material
+from training.stream.other_threshold import other_thresholds
 from training.stream.outside_examples import source_of
 
 DRAWN = 20_000
@@ -41,10 +42,9 @@ PLAIN_SHARE = 0.5
 """Of the objects whose metadata keep colours and ranges only, so that neither the sky nor a survey's habits speak."""
 PLAIN_VALUES = (*COLORS, "blue_range", "red_range")
 MOST_HIDDEN, NOISE = 0.5, 0.2
-FALSE_ALARMS = 0.003
-"""Share of the ten classes' stars that may be called Other, in each set of them and from each subset of modalities:
-in the archives of one band, too, where Other is told worst."""
 LEAST_IN_CELL = 150
+NOT_HEARD = ("asassn",)
+"""Sets that have no part in the thresholds: of ASAS-SN's labels half are doubtful."""
 OTHER_SUBSETS = ((True, False, False), (False, False, True), (True, False, True))
 _PLAIN = np.array([name in PLAIN_VALUES for name in MODEL_FEATURES])
 
@@ -110,8 +110,8 @@ class CalibratedOther:
     """What is published of ``Other``."""
 
     network: OtherHead
-    threshold: float
-    """Probability from which an object is published as Other."""
+    thresholds: dict[str, tuple[float, ...]]
+    """For the manifest: probabilities from which an object is published as Other."""
     scores: dict[str, object]
     """For the manifest, for people to read."""
 
@@ -130,6 +130,8 @@ class OtherMaterial:
     fold: NDArray[np.intp]
     """(n,) of a star; -1 for the archive's training stars, -2 for its validation stars."""
     star: NDArray[np.object_]
+    label: NDArray[np.int64]
+    """(n,) position in CLASSES; -1 outside."""
 
     def __len__(self) -> int:
         return len(self.group)
@@ -164,6 +166,7 @@ class OtherMaterial:
             np.concatenate(groups),
             np.concatenate(folds),
             np.concatenate([p.star for p in parts]),
+            np.concatenate([p.label for p in parts]),
         )
 
     def weights(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
@@ -316,35 +319,42 @@ class OtherCalibration:
     logit: NDArray[np.float32]
     row: NDArray[np.intp]
     """(n,) in the material."""
+    right: NDArray[np.bool_]
+    """(n,) whether the ten-class head's answer from these modalities is the label."""
 
-    def fit(self, material: OtherMaterial, without: int | None = None) -> tuple[Tensor, Tensor, float]:
-        """Slopes and offsets (8, CALIBRATION_BINS) and the threshold, but for one fold's stars."""
+    def fit(
+        self, material: OtherMaterial, without: int | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[float, ...]]]:
+        """Slopes and offsets (8, CALIBRATION_BINS) and the manifest's thresholds, but for one fold's stars."""
         size = (2 ** len(MODALITIES), len(CALIBRATION_BINS))
         slope, offset = torch.ones(size), torch.zeros(size)
         kept = np.ones(len(self.row), np.bool_) if without is None else material.fold[self.row] != without
-        probability = np.full(len(self.row), np.nan)
+        group = material.group[self.row].astype(str)
+        thresholds = {}
         for subset in OTHER_SUBSETS:
             code = subset_code(subset)
             own = np.flatnonzero(kept & (self.code == code))
             detections = material.detections[self.row[own]]
-            number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
             for cell, chosen in enumerate(cell_rows(detections, LEAST_IN_CELL)):
                 rows = own[chosen]
                 outside = material.outside[self.row[rows]]
-                weight = balanced_weights(outside, material.group[self.row[rows]])
-                a, b = fit_platt(self.logit[rows], outside, weight)
-                slope[code, cell], offset[code, cell] = a, b
-                of_cell = own[number == cell]
-                probability[of_cell] = 1 / (1 + np.exp(-(a * self.logit[of_cell] + b)))
-        ten = np.isfinite(probability) & ~material.outside[self.row]
-        threshold = 0.5
-        group = material.group[self.row].astype(str)
-        for code in np.unique(self.code[ten]).tolist():
-            for name in np.unique(group[ten & (self.code == code)]).tolist():
-                own = probability[ten & (self.code == code) & (group == name)]
-                if len(own) >= LEAST_IN_CELL:
-                    threshold = max(threshold, float(np.quantile(own, 1 - FALSE_ALARMS, method="higher")))
-        return slope, offset, min(round(threshold, 3), 0.999)
+                weight = balanced_weights(outside, group[rows])
+                slope[code, cell], offset[code, cell] = fit_platt(self.logit[rows], outside, weight)
+            ten = own[~material.outside[self.row[own]] & ~np.isin(group[own], NOT_HEARD)]
+            detections = material.detections[self.row[ten]]
+            number = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
+            a, b = slope.numpy()[code, number], offset.numpy()[code, number]
+            probability = 1 / (1 + np.exp(-(a * self.logit[ten].astype(np.float64) + b)))
+            thresholds[code] = other_thresholds(probability, self.right[ten], group[ten], detections)
+        never = (1.0,) * len(CALIBRATION_BINS)
+        # What a spectrum says of Other is not known.
+        return slope, offset, {name: thresholds.get(_without_spectrum(name), never) for name in MODALITY_SUBSETS}
+
+
+def _without_spectrum(subset: str) -> int:
+    """Number of a named subset of the modalities, but for the spectrum."""
+    present = [name in subset.split("+") and name != "spectrum" for name in MODALITIES]
+    return sum(1 << i for i, there in enumerate(present) if there)
 
 
 def subset_code(subset: Sequence[bool]) -> int:

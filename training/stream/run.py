@@ -22,7 +22,8 @@ from training.stream.head import Head, train_head
 from training.stream.material import SEVERAL_BANDS, Inputs, Material, prepare_material
 from training.stream.no_metadata_head import head_without_metadata
 from training.stream.other_folds import train_others
-from training.stream.other_head import CalibratedOther, ClassifierWithOther
+from training.stream.other_head import CalibratedOther, ClassifierWithOther, OtherHead
+from training.stream.stored import stored_head, stored_other
 
 FOLDS = 5
 NOT_CALIBRATED_WITH = ("stripe82", "asassn")
@@ -144,25 +145,35 @@ def calibration_of(material: Material, heads: Sequence[Head], published: Head, f
 
 
 def train_stream(
-    repository: Path, data: Path, output: Path, version: str, seed: int, report: Callable[[str], None]
+    repository: Path,
+    data: Path,
+    output: Path,
+    version: str,
+    seed: int,
+    report: Callable[[str], None],
+    *,
+    calibrate_only: bool = False,
 ) -> None:
     """Train the head on what streams carry, and write it: into ``repository``, and each fold's into ``output``.
 
     ``output`` has the folders ``folds/0`` and so on, repositories without a reference set, ``folds/folds.json``, which
     names each star's, and ``cache``. The repository's light-curve and spectrum encoders stay as they are, and
-    so does the head for objects without metadata where it fits them.
+    so does the head for objects without metadata where it fits them. With ``calibrate_only`` no network is
+    trained: those of ``repository`` and of ``folds``, from an earlier training with the same ``seed``, stay, and only
+    temperatures, prediction sets and the probabilities and thresholds of ``Other`` are made anew. Raises
+    ConfigurationError where these hold none.
     """
     material = prepare_material(repository, data, seed, output / "cache", report)
     fold = fold_of_stars(material, seed)
-    plain = head_without_metadata(material, seed, report)
-    heads = []
-    for k in range(FOLDS):
-        report(f"fold {k + 1} of {FOLDS}")
-        heads.append(train_head(material, fold != k, plain, seed + k, report))
-    report("final head, all stars")
-    published = train_head(material, np.ones(len(fold), np.bool_), plain, seed, report)
+    kept: list[OtherHead] | None = None
+    if calibrate_only:
+        repositories = [*(output / "folds" / str(k) for k in range(FOLDS)), repository]
+        *heads, published = (stored_head(path) for path in repositories)
+        kept = [stored_other(path) for path in repositories]
+    else:
+        heads, published = _trained_heads(material, fold, seed, report)
     calibration = calibration_of(material, heads, published, fold)
-    others = train_others(material, fold, [*heads, published], repository, data, output / "cache", seed, report)
+    others = train_others(material, fold, [*heads, published], repository, data, output / "cache", seed, report, kept)
     folds = output / "folds"
     for k, head in enumerate(heads):
         write_head(
@@ -173,6 +184,19 @@ def train_stream(
     (folds / "folds.json").write_text(json.dumps(names, indent=1) + "\n")
     save_scaler(material.scaler)
     write_head(published, *calibration.fit(), repository, repository, version, others.published())
+
+
+def _trained_heads(
+    material: Material, fold: NDArray[np.intp], seed: int, report: Callable[[str], None]
+) -> tuple[list[Head], Head]:
+    """A head without each fold's stars, and one of all stars."""
+    plain = head_without_metadata(material, seed, report)
+    heads = []
+    for k in range(FOLDS):
+        report(f"fold {k + 1} of {FOLDS}")
+        heads.append(train_head(material, fold != k, plain, seed + k, report))
+    report("final head, all stars")
+    return heads, train_head(material, np.ones(len(fold), np.bool_), plain, seed, report)
 
 
 def write_head(
@@ -196,4 +220,4 @@ def write_head(
     export_classifier(ClassifierWithOther(head.classifier, other.network), repository, with_other=True)
     training = json.loads((source / "manifest.json").read_text())["training"]
     training["stream_head"] = {"version": version, "folds": FOLDS, "other": other.scores}
-    write_manifest(repository, version, thresholds, training, other.threshold)
+    write_manifest(repository, version, thresholds, training, other.thresholds)

@@ -72,7 +72,9 @@ def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
         ({"sha256": {"classifier/1/model.onnx": "00"}}, "once for each of"),
         ({"sha256": {"classifier/model.onnx": "00"}}, "once for each of"),
         ({"surprise": 1}, "surprise"),
-        ({"other_threshold": 0.0}, "other_threshold"),
+        ({"other_thresholds": dict.fromkeys(MODALITY_SUBSETS, [0.0] * 7)}, "greater than 0"),
+        ({"other_thresholds": {"light_curve": [0.5] * 7}}, "must have exactly the keys"),
+        ({"other_thresholds": {name: [0.5] for name in MODALITY_SUBSETS}}, "one value for each of the detections"),
     ],
 )
 def test_refuses_a_manifest_of_another_release(repository: Path, changes: dict[str, Any], message: str) -> None:
@@ -119,3 +121,45 @@ def test_prediction_sets_depend_on_the_number_of_detections(repository: Path) ->
         np.tile(row, (7, 1)), np.tile(np.array([[True, False, False]]), (7, 1)), detections
     )
     assert [len(own) for own in sets] == [3, 3, 3, 2, 2, 1, 1]
+
+
+def test_what_is_called_other_depends_on_modalities_and_detections(repository: Path) -> None:
+    thresholds = dict.fromkeys(MODALITY_SUBSETS, [0.5] * 7) | {
+        "light_curve": [0.75, 0.75, 0.75, 0.75, 0.75, 0.75, 0.875],
+        "spectrum": [1.0] * 7,
+    }
+    _edit(repository, other_thresholds=thresholds)
+    manifest = load_manifest(repository)
+    light_curve, metadata, spectrum, nothing = ([1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0])
+    present = np.array([light_curve, light_curve, light_curve, metadata, metadata, spectrum, nothing], bool)
+    detections = np.array([199, 199, 200, 200, 3, 60, 60])
+    p_other = np.array([0.75, 0.625, 0.75, 0.5, np.nan, 1.0, 1.0], np.float32)
+    called = manifest.called_other(p_other, present, detections)
+    assert called.tolist() == [True, False, False, True, False, False, False]
+    # A setting is for all; 1 is never.
+    assert manifest.called_other(p_other, present, detections, 0.7).tolist() == [
+        True,
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not manifest.called_other(p_other, present, detections, 1.0).any()
+    _edit(repository, other_thresholds=None)
+    assert not load_manifest(repository).called_other(p_other, present, detections).any()
+
+
+def test_a_set_grows_where_no_class_reaches_its_threshold(repository: Path) -> None:
+    """No class of 0.4, 0.3, 0.15, 0.1, 0.05 reaches 0.9: three have 0.8 together; 0.5 is an answer by itself."""
+    _edit(repository, conformal_thresholds={name: [0.9] * 7 for name in MODALITY_SUBSETS})
+    unsure = np.zeros(10, np.float32)
+    unsure[[3, 2, 0, 7, 9]] = 0.4, 0.3, 0.15, 0.1, 0.05
+    majority = np.zeros(10, np.float32)
+    majority[[8, 1]] = 0.5
+    # Classes that physics ruled out are zero, and the rest need not sum to 1.
+    probabilities = np.stack([unsure, majority, 0.5 * unsure, np.zeros(10, np.float32)])
+    present = np.tile(np.array([[True, False, False]]), (4, 1))
+    sets = load_manifest(repository).prediction_sets(probabilities, present, np.full(4, 300))
+    assert sets == [("RRAB", "EA", "EW"), ("SR",), ("RRAB", "EA", "EW"), ()]

@@ -50,7 +50,8 @@ def test_other_comes_from_the_classifier_where_it_has_that_output(tmp_path: Path
     assert np.isnan(expected.other).all()
     repository = build_random_repository(tmp_path / "with", other_threshold=0.75)
     with closing(OnnxEngine(repository, threads=1)) as engine:
-        assert engine.manifest.other_threshold == 0.75
+        assert engine.manifest.other_thresholds is not None
+        assert set(engine.manifest.other_thresholds.values()) == {(0.75,) * 7}
         predictions = engine.predict(inputs)
         row = int(np.flatnonzero(present.any(axis=1))[3])
         alone = engine.predict(_rows(inputs, slice(row, row + 1)))

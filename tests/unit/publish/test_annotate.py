@@ -12,7 +12,7 @@ import pytest
 from broker.anomaly.scores import AnomalyScores
 from broker.assemble import assemble
 from broker.inference import Predictions
-from broker.inference.manifest import Manifest, load_manifest
+from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS, Manifest, load_manifest
 from broker.publish.annotate import annotate
 from broker.publish.topics import Topics
 from broker.records import Alert, Annotation, KnownObject, LightCurve, ObjectState
@@ -34,7 +34,12 @@ ALERT = Alert(
 def manifest(**changes: object) -> Manifest:
     own = load_manifest(MODEL_REPO, verify_models=False)
     thresholds = {name: tuple(0.2 for _ in row) for name, row in own.conformal_thresholds.items()}
-    return own.model_copy(update={"conformal_thresholds": thresholds, "other_threshold": None, **changes})
+    return own.model_copy(update={"conformal_thresholds": thresholds, "other_thresholds": None, **changes})
+
+
+def everywhere(threshold: float | None) -> dict[str, tuple[float, ...]] | None:
+    """One threshold of Other for all modalities and detections."""
+    return None if threshold is None else dict.fromkeys(MODALITY_SUBSETS, (threshold,) * len(CALIBRATION_BINS))
 
 
 def say(
@@ -103,7 +108,7 @@ def test_a_set_of_one_parent_is_an_answer(
 
 
 def test_from_the_threshold_on_it_is_other() -> None:
-    model = manifest(other_threshold=0.5)
+    model = manifest(other_thresholds=everywhere(0.5))
     below = say({"RRAB": 0.75, "RRC": 0.25}, 0.4375, model=model)
     assert (below.best_class, below.p_other, below.probabilities[CLASS_INDEX["RRAB"]]) == ("RRAB", 0.4375, 0.75)
     assert topics(below) == ["all", "rrab", "rrlyrae"]
@@ -119,7 +124,7 @@ def test_from_the_threshold_on_it_is_other() -> None:
 
 
 def test_other_leads_also_where_a_class_is_more_probable_than_a_low_threshold() -> None:
-    found = say({"M": 1.0}, 0.375, model=manifest(other_threshold=0.25))
+    found = say({"M": 1.0}, 0.375, model=manifest(other_thresholds=everywhere(0.25)))
     assert (found.best_class, found.best_probability, max(found.probabilities)) == ("Other", 0.375, 0.625)
 
 
@@ -131,7 +136,7 @@ def test_other_leads_also_where_a_class_is_more_probable_than_a_low_threshold() 
     ],
 )  # fmt: skip
 def test_the_setting_wins_over_the_models_own_threshold(own: float | None, setting: float | None, best: str) -> None:
-    assert say({"M": 1.0}, 0.75, model=manifest(other_threshold=own), threshold=setting).best_class == best
+    assert say({"M": 1.0}, 0.75, model=manifest(other_thresholds=everywhere(own)), threshold=setting).best_class == best
 
 
 def test_what_the_model_says_nothing_of_is_not_other() -> None:
@@ -234,6 +239,6 @@ def test_known_stars_are_published_and_compared_and_change_nothing_else() -> Non
 def test_only_eclipsing_binaries_have_orbits(
     class_name: str, other: float, expected: tuple[float, float, bool]
 ) -> None:
-    found = say({class_name: 1.0}, other, model=manifest(other_threshold=0.5), period=0.25)
+    found = say({class_name: 1.0}, other, model=manifest(other_thresholds=everywhere(0.5)), period=0.25)
     assert (found.period, found.photometric_period, found.period_ambiguous) == expected
     assert say({class_name: 1.0}).photometric_period is None

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from broker.assemble.metadata import MODEL_FEATURES
+from broker.errors import ConfigurationError
 from broker.records import Alert
 from training.datasets.outside import is_outside, outside_kind
 from training.encoders.trimodal import ConcatClassifier
-from training.export import export_classifier
+from training.export import export_classifier, export_metadata_encoder
 from training.live.other import markdown, others_of
 from training.live.scores import Answers
 from training.stream import other_head as other_module
@@ -34,6 +35,8 @@ from training.stream.other_head import (
     subset_code,
     train_other,
 )
+from training.stream.other_threshold import other_thresholds
+from training.stream.stored import stored_head, stored_other
 
 
 @pytest.mark.parametrize(
@@ -94,7 +97,7 @@ def material() -> OtherMaterial:
     star = np.arange(size).astype(str).astype(object)
     return OtherMaterial(
         light_curve.astype(np.float16), inputs, np.ones(size, np.bool_), detections, outside, group,
-        rng.integers(0, 3, size), star,
+        rng.integers(0, 3, size), star, np.where(outside, -1, 3),
     )  # fmt: skip
 
 
@@ -112,27 +115,38 @@ def test_other_is_learnt_calibrated_and_exported(
     unseen = np.flatnonzero(material.fold == 0)
     parts = []
     for subset in other_module.OTHER_SUBSETS:
-        logit, usable, _ = other_logits(head, network, material, unseen, subset)
+        logit, usable, ten = other_logits(head, network, material, unseen, subset)
         assert np.array_equal(usable, material.inputs.present[unseen] | (not subset[2]))
-        parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], unseen[usable]))
+        right = ten[usable].argmax(axis=1) == material.label[unseen[usable]]
+        parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], unseen[usable], right))
     calibration = OtherCalibration(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    slope, offset, threshold = calibration.fit(material)
+    slope, offset, thresholds = calibration.fit(material)
     network.slope.copy_(slope)
     network.offset.copy_(offset)
     probability = other_probabilities(head, network, material, unseen)
     area, outside, inside = aurocs(material, unseen, probability)["far"]
     assert area > 0.95
     assert (outside, inside) == (int(material.outside[unseen].sum()), int((~material.outside[unseen]).sum()))
-    assert 0.5 <= threshold <= 0.999
+    assert thresholds["spectrum"] == (1.0,) * 7  # never
+    assert thresholds["light_curve+spectrum+metadata"] == thresholds["light_curve+metadata"]
+    assert len(set(thresholds["light_curve"])) > 1  # 7 detections and 120 have their own
+    table = np.array([thresholds["light_curve"], thresholds["light_curve+metadata"]])
+    cell = np.where(material.detections[unseen] < 50, 1, 5)
+    threshold = table[material.inputs.present[unseen].astype(int), cell]
     for name in ("archive", "near"):  # in each set of stars, not only on average
         own = ~material.outside[unseen] & (material.group[unseen] == name)
-        assert np.mean(probability[own] >= threshold) <= 0.03
-    assert np.mean(probability[material.outside[unseen]] > threshold) > 0.5
+        assert np.mean(probability[own] >= threshold[own]) <= 0.03
+    assert np.mean((probability > threshold)[material.outside[unseen]]) > 0.5
 
     export_classifier(ClassifierWithOther(head.classifier, network), tmp_path, with_other=True)
     session = onnxruntime.InferenceSession(tmp_path / "classifier" / "1" / "model.onnx")
     # The next training finds the head for objects without metadata in this file.
     kept = published_head(tmp_path)
+    # And who only calibrates anew finds all networks.
+    export_metadata_encoder(head.metadata_encoder, tmp_path)
+    stored = stored_head(tmp_path).state_dict()
+    assert all(torch.equal(stored[name], value) for name, value in head.state_dict().items())
+    assert all(torch.equal(v, network.get_parameter(n)) for n, v in stored_other(tmp_path).named_parameters())
     for name, value in kept.state_dict().items():
         if name.startswith("layers"):
             assert torch.equal(value, head.classifier.without_metadata.state_dict()[name])
@@ -180,3 +194,39 @@ def test_scores_of_other_by_hand() -> None:
     assert "| row | 3 | 2 | 0.500 | 1.000 | 1.000 | 0.33 | 0.500 |" in markdown([score])
     assert others_of("none", answers, np.zeros(6, np.bool_)) is None
     assert "no output" in markdown([])
+
+
+def test_thresholds_take_few_of_each_set() -> None:
+    """By hand: of 999 right stars with 60 points 3 may be called Other, of 150 with 7 one."""
+    large, middle = np.arange(999) / 999 * 0.8, np.arange(150) / 150 * 0.8
+    few = np.full(10, 0.99)  # a set that is not heard
+    probability = np.concatenate([large, middle, few])
+    group = np.repeat(["large", "middle", "few"], [999, 150, 10])
+    detections = np.repeat([60, 7, 60], [999, 150, 10])
+    found = other_thresholds(probability, np.ones(len(group), np.bool_), group, detections)
+    # The fourth highest of the large set is 0.8 * 995 / 999 = 0.79680, the second of the middle one 0.8 * 148 / 150.
+    assert found == (1.0, 0.7894, 1.0, 1.0, 0.7968, 1.0, 1.0)
+    # Wrongly classified stars cost nothing, but for 2 % of all: of 150 three.
+    wrong = other_thresholds(middle, np.zeros(150, np.bool_), np.full(150, "middle"), np.full(150, 7))
+    assert wrong[1] == pytest.approx(0.8 * 146 / 150, abs=1e-4)
+    assert other_thresholds(few, np.ones(10, np.bool_), group[-10:], detections[-10:]) == (1.0,) * 7
+
+
+def test_a_set_with_few_stars_is_helped_by_its_nearest_cells() -> None:
+    """Of 40 right stars with 60 points none may be taken, of these and 300 with 30 or 120 points one of all."""
+    own, near = np.append(np.arange(39) / 100, 0.95), np.arange(300) / 1000
+    detections = np.repeat([60, 30, 120], [40, 150, 150])
+    right, group = np.ones(340, np.bool_), np.full(340, "archive")
+    found = other_thresholds(np.concatenate([own, near]), right, group, detections)
+    # The second highest right star has 0.38; but of all 40 in the cell itself, 2 % are none.
+    assert found[4] == 0.9501
+    assert found[3] == 0.3801
+    assert found[2] == 1.0  # none has 10 to 19 points
+
+
+def test_heads_of_another_kind_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    export_classifier(ConcatClassifier(), tmp_path)
+    export_metadata_encoder(Head(ConcatClassifier()).metadata_encoder, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"no head of `python -m training stream`: no layers\.0\.weight"):
+        stored_head(tmp_path)
