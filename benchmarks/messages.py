@@ -29,8 +29,9 @@ from broker.inference.onnx import OnnxEngine
 from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, LightCurve
 from broker.state.encoding import encode_object
+from broker.state.keys import object_key, sky_key
 from broker.state.memory import MemoryStore
-from broker.state.places import own_cells, place_of
+from broker.state.places import own_cells, own_homes, place_of
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.lsst_schemas import lsst_schema
@@ -171,9 +172,10 @@ def crowd(store: RedisStore, client: redis.Redis, count: int, width: float) -> f
 
     known = [alert("ztf", number) for number in range(count)]
     pipeline = client.pipeline()
-    for one, cell in zip(known, own_cells(known), strict=True):
-        pipeline.set(f"trifid:ztf:{one.object_id}:lc", encode_object(one.light_curve, one))
-        pipeline.hset(f"trifid:sky:objects:{cell}", f"ztf:{one.object_id}", place_of(one, None).pack())
+    for one, home, cell in zip(known, own_homes(known), own_cells(known), strict=True):
+        name = (one.survey, one.object_id)
+        pipeline.set(object_key("trifid", home, name, "lc"), encode_object(one.light_curve, one))
+        pipeline.hset(sky_key("trifid", home, "objects", cell), ":".join(name), place_of(one, None).pack())
     pipeline.execute()
     client.slowlog_reset()
     start_time = time.perf_counter()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import redis
-
 from broker.anomaly import stored
 from broker.anomaly.reference_set import ReferenceSet
 from broker.catalog.memory import MemoryCatalogs
@@ -18,6 +16,7 @@ from broker.inference.triton import TritonEngine, TritonTls
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import Topics
+from broker.redis_client import RedisConnection
 from broker.state import Store
 from broker.state.admin import StateAdmin
 from broker.state.memory import MemoryStore
@@ -111,14 +110,15 @@ def build_store(settings: Settings) -> RedisStore:
         settings.redis.address(),
         Limits(state.max_points, state.association_radius_arcsec, state.spectrum_radius_arcsec),
         expiry_days=state.expiry_days,
+        wait_replicas=settings.redis.wait_replicas,
     )
 
 
 def build_state_admin(settings: Settings) -> StateAdmin:
     """What shows, forgets and repairs single objects in Redis; it connects when it is used."""
-    client = redis.Redis.from_url(settings.redis.address(), socket_timeout=5.0, socket_connect_timeout=5.0)
+    connection = RedisConnection(settings.redis.address())
     times = {survey.name: getattr(survey, "times", ANY_TIME) for survey in load_surveys(settings.surveys)}
-    return StateAdmin(client, times, max(1, int(settings.state.expiry_days * DAY)))
+    return StateAdmin(connection, times, max(1, int(settings.state.expiry_days * DAY)))
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:

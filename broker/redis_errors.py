@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Final
 
 import redis
+from redis.exceptions import ClusterError, MovedError, RedisClusterException
 
 from broker.errors import ConfigurationError, DependencyUnavailableError
 
 # Codes that redis-py has no class for: the disk is full, replicas are missing, a script runs too long.
 _PASSING: Final = ("MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN")
+_NO_CLUSTER: Final = "Cluster mode is not enabled"
 _DENIED_IN_SCRIPT: Final = "ACL failure in script"
 
 
@@ -36,6 +38,18 @@ def redis_errors(where: str = "") -> Iterator[None]:
         raise DependencyUnavailableError(f"Redis is full (maxmemory){end}: {error}") from error
     except redis.ReadOnlyError as error:
         raise DependencyUnavailableError(f"Redis is read-only{end}: {error}") from error
+    except RedisClusterException as error:  # of the client: no node answers, or not all slots have one
+        if _NO_CLUSTER in str(error):
+            raise ConfigurationError(
+                "redis.cluster is true, and the server at redis.url is not in a cluster"
+            ) from error
+        raise DependencyUnavailableError(f"Redis Cluster is unavailable{end}: {error}") from error
+    except MovedError as error:  # a client of a cluster follows it
+        raise ConfigurationError(
+            f"the Redis at redis.url is a node of a cluster, and redis.cluster is not true: {error}"
+        ) from error
+    except ClusterError as error:  # CLUSTERDOWN: too many nodes are away, or a slot has none; or redirected in a circle
+        raise DependencyUnavailableError(f"Redis Cluster is unavailable{end}: {error}") from error
     except redis.ResponseError as error:
         if isinstance(error, redis.exceptions.NoPermissionError) or _DENIED_IN_SCRIPT in str(error):
             raise ConfigurationError(

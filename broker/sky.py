@@ -19,6 +19,21 @@ Array = NDArray[np.float64]
 ARCSEC: Final = 3600.0
 """Arcseconds a degree."""
 _DIRECTIONS: Final = 16
+_SIZE: Final = ARCSEC * float(np.degrees(np.sqrt(np.pi / 3.0)))
+"""Arcsec, of a cell of order 0."""
+
+
+def _at_edge() -> NDArray[np.bool_]:
+    """(256,) whether the cell of such a number is at the edge of the one four orders above.
+
+    Its x and y are every other bit of the number.
+    """
+    number = np.arange(256)
+    x, y = (sum(((number >> 2 * bit + shift) & 1) << bit for bit in range(4)) for shift in (0, 1))
+    return np.asarray((x == 0) | (x == 15) | (y == 0) | (y == 15), np.bool_)
+
+
+_AT_EDGE: Final = _at_edge()
 
 
 def cells(ra: Array, dec: Array, order: int) -> NDArray[np.int64]:
@@ -51,6 +66,37 @@ def cone_cells(ra: Array, dec: Array, radius: float, order: int) -> tuple[NDArra
     return owner[exists], cell[exists]
 
 
+def disc_cells(ra: Array, dec: Array, radius: float, order: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """The cells that a disc of ``radius`` arcsec around each position (n,) reaches into, and few that it does not.
+
+    As ``cone_cells``, for cells that are costly to look into: it gives those that have a point of a circle half as wide
+    again, and not all neighbours of the position's cell. The radius must be smaller than half a cell.
+    """
+    fine = cells(ra, dec, order + 4)
+    own = fine >> 8
+    # Whoever is not among the outermost sixteenths of a cell is far enough from its edge, for a small radius.
+    small = radius < _SIZE / (30 << order)
+    near = np.flatnonzero(_AT_EDGE[fine & 255]) if small else np.arange(len(own))
+    if not len(near):
+        return np.arange(len(own)), own
+    around = _circle_cells(ra[near], dec[near], 1.05 * radius, _DIRECTIONS, order)  # as in cone_cells
+    near = near[np.any(around != own[near, None], axis=1)]
+    # The corner of a cell at the edge of the disc, of the 50 degrees that the sharpest have, spans 17 degrees of this
+    # circle, and its points are 15 degrees apart.
+    around = _circle_cells(ra[near], dec[near], 1.5 * radius, 24, order)
+    factor = 12 << 2 * order  # more than the greatest cell
+    pairs = np.unique(np.repeat(near, around.shape[1]) * factor + around.ravel())
+    pairs = pairs[pairs % factor != own[pairs // factor]]
+    return np.concatenate([np.arange(len(own)), pairs // factor]), np.concatenate([own, pairs % factor])
+
+
+def _circle_cells(ra: Array, dec: Array, radius: float, directions: int, order: int) -> NDArray[np.int64]:
+    """(n, directions) the cells of points on a circle around each position (n,)."""
+    angle = 2 * np.pi * np.arange(directions) / directions
+    around_ra, around_dec = _offset(ra[:, None], dec[:, None], radius * np.exp(1j * angle))
+    return cells(around_ra.ravel(), around_dec.ravel(), order).reshape(-1, directions)
+
+
 def track_cells(
     ra: Array, dec: Array, pmra: Array, pmdec: Array, before: Array, after: Array, radius: float, order: int
 ) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
@@ -61,7 +107,7 @@ def track_cells(
     """
     pmra, pmdec = np.nan_to_num(pmra), np.nan_to_num(pmdec)
     length = np.hypot(pmra, pmdec) / 1000.0 * (before + after)  # arcsec
-    size = ARCSEC * np.degrees(np.sqrt(np.pi / 3.0)) / (1 << order)
+    size = _SIZE / (1 << order)
     # Steps of an eighth of a cell, with cones of that width around each: nothing lies between two.
     step = size / 8.0
     steps = np.ceil(length / step).astype(np.intp) + 1

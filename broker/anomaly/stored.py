@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
-from typing import Final, cast
-
-import redis
+from typing import Final
 
 from broker.anomaly.reference_set import ReferenceSet, digest, read_checked
 from broker.errors import ConfigurationError
-from broker.redis_errors import redis_errors
+from broker.redis_client import RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +27,16 @@ def key_of(model: str) -> str:
 
 def put(url: str, model: str, data: bytes) -> None:
     """Store the file ``data`` as the set of ``model`` in the Redis at ``url``, replacing an earlier one at once."""
-    with _client(url) as client, redis_errors():
-        client.set(key_of(model), data, ex=_EXPIRY_S)
+    with closing(_connection(url)) as redis:
+        redis.call(lambda client: client.set(key_of(model), data, ex=_EXPIRY_S))
 
 
 def get(url: str, model: str) -> bytes | None:
     """The file stored as the set of ``model`` in the Redis at ``url``, None where there is none."""
-    with _client(url) as client, redis_errors():
-        data = cast("bytes | None", client.get(key_of(model)))
+    with closing(_connection(url)) as redis:
+        data = redis.get(key_of(model))
         if data is not None:
-            client.expire(key_of(model), _EXPIRY_S)
+            redis.call(lambda client: client.expire(key_of(model), _EXPIRY_S))
     return data
 
 
@@ -72,5 +71,5 @@ def shared(url: str, model: str, path: Path, sha256: str | None) -> ReferenceSet
     return reference
 
 
-def _client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+def _connection(url: str) -> RedisConnection:
+    return RedisConnection(url, timeout=_TIMEOUT_S, connect_timeout=_TIMEOUT_S)

@@ -12,7 +12,7 @@ from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.state.admin import Repair, StateAdmin, StoredObject
-    from broker.state.objects import ObjectName
+    from broker.state.keys import ObjectName
 
 _KINDS = ("detection", "forced", "limit")
 
@@ -26,25 +26,46 @@ def state() -> None:
 
 
 @state.command()
+@click.option(
+    "--from", "source", metavar="URL", help="Copy the state of another Redis, which stays as it is, as into a cluster."
+)
 @options.config
-def migrate(config: Path | None) -> None:
-    """Write all objects of earlier releases in the present form, while the service runs or not.
+def migrate(source: str | None, config: Path | None) -> None:
+    """Give all state of earlier releases the keys and the form of this one, while the service runs or not.
 
-    Nothing has to wait for it: an object is brought up to date by its next alert, too. Until then it is not
-    found by its position from other surveys.
+    Workers do the same with each object that they get an alert of, and read the others where they are; but for a
+    cluster it has to be done first. Stopped anywhere, the same command goes on. The exit code is 1 where something is
+    left. Workers of earlier releases are to be stopped before: what they write meanwhile is taken along only by
+    running this again.
     """
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     from broker.build import build_store
     from broker.config import load_settings
+    from broker.redis_client import RedisConnection
+    from broker.state.migrate import Migration
 
-    with closing(build_store(load_settings(config))) as store:
-        objects = migrated = 0
-        for changed in track(store.migrate(), "objects", console=Console(stderr=True), show_speed=True):
-            objects += 1
-            migrated += changed
-    text.echo(f"{migrated} of {objects} objects migrated")
+    with (
+        closing(build_store(load_settings(config))) as store,
+        closing(RedisConnection(source) if source else store.connection) as other,
+        Progress(console=Console(stderr=True)) as bar,
+    ):
+        migration = Migration(store, source=other if source else None)
+        task = bar.add_task("objects", total=sum(1 for _ in migration.todo()))
+        for done in migration.run():
+            bar.advance(task, done)
+    counts = migration.counts
+    text.echo(f"{counts.moved} objects and {counts.spectra} spectra migrated")
+    for keys, what in (
+        (counts.damaged, "cannot be read, and are set aside or stay where they are"),
+        (counts.newer, "are of a later release, and stay as they are"),
+        (counts.busy, "were written all the time: stop workers of earlier releases, and run this again"),
+    ):
+        if keys:
+            text.echo(f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}", err=True)
+    if not counts.complete:
+        raise SystemExit(1)
 
 
 @state.command()

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from broker.config.section import ADDRESS, Seconds, Section, refuse_unused
+from broker.config.section import ADDRESS, Names, Seconds, Section, refuse_unused
 
 
 class RedisSettings(Section):
@@ -25,9 +25,15 @@ class RedisSettings(Section):
     """Authorities to trust, PEM; the system's own where None."""
     certificate_location: Path | None = None
     key_location: Path | None = None
+    cluster: bool = False
+    """Whether ``url`` is of a node of a Redis Cluster, which is asked where each key is (docs/operations.md)."""
+    nodes: Names = ()
+    """``host:port`` of further nodes to ask at the start, where the one of ``url`` is down."""
+    wait_replicas: int = Field(default=0, ge=0)
+    """Replicas that must have what a batch writes before it counts as written; 0 for none (docs/state.md)."""
 
     def address(self) -> str:
-        """The URL with all of this in it, as redis-py takes it; contains the password in clear."""
+        """The URL with all of this in it, as ``RedisConnection`` takes it; contains the password in clear."""
         parts = urlsplit(self.url.get_secret_value())
         login, _, host = parts.netloc.rpartition("@")
         name, _, word = login.partition(":")
@@ -39,6 +45,8 @@ class RedisSettings(Section):
             "ssl_ca_certs": self.ca_location,
             "ssl_certfile": self.certificate_location,
             "ssl_keyfile": self.key_location,
+            "cluster": "true" if self.cluster else None,
+            "nodes": ",".join(self.nodes) or None,
         }
         query = urlencode({key: str(path) for key, path in given.items() if path is not None})
         if self.username is None and self.password is None and not query:
@@ -69,6 +77,23 @@ class RedisSettings(Section):
             if not values[0] or not _redis_takes(name, values[0]):
                 raise ValueError(f"after the '?', {name} is no option of redis-py or its value is none")
         return url
+
+    @field_validator("nodes")
+    @classmethod
+    def _addresses(cls, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        for node in nodes:
+            if "://" in node or not ADDRESS.fullmatch(node) or not node.rpartition(":")[2].isdigit():
+                raise ValueError(f"{node!r} is no host:port of a node of the cluster")
+        return nodes
+
+    @model_validator(mode="after")
+    def _cluster_is_meant(self) -> Self:
+        if self.nodes and not self.cluster:
+            raise ValueError("nodes given, but cluster is false")
+        parts = urlsplit(self.url.get_secret_value())
+        if self.cluster and (parts.scheme == "unix" or parts.path.strip("/") not in ("", "0")):
+            raise ValueError("a cluster has no unix:// address and no database but 0")
+        return self
 
     @model_validator(mode="after")
     def _tls_is_meant(self) -> Self:

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from typing import Any, Final
 
 import numpy as np
-import redis
 from numpy.typing import NDArray
 
 from broker.errors import TrifidError
 from broker.records import Alert, KeptSearch, LightCurve
-from broker.redis_errors import redis_errors
+from broker.redis_client import Pipeline, RedisConnection
 from broker.state.encoding import STAMP_BYTES, StateError, decode_object, decode_search, encode_object
-from broker.state.objects import ObjectName, is_moving
+from broker.state.keys import NO_HOME, ObjectName, base, object_key, sky_key, split_object_key
+from broker.state.objects import is_moving
 from broker.state.places import Place, own_cells
+from broker.state.scripts import WRITE
 from broker.surveys.columns import ANY_TIME, LeftOut, TimeRange, implausible
 
-_WRITE: Final = (
-    resources.files(__package__).joinpath("write.lua").read_text("utf-8").replace("STAMP_BYTES", str(STAMP_BYTES))
-)
-_SCAN: Final = 1000
 _TRIES: Final = 20
 _REQUESTED: Final = "requested"
 """Reason of points that the operator names."""
@@ -107,29 +103,35 @@ class StateAdmin:
     """Single objects in Redis, safe while the service runs."""
 
     def __init__(
-        self, client: redis.Redis, times: Mapping[str, TimeRange], expiry: int, *, prefix: str = "trifid"
+        self, connection: RedisConnection, times: Mapping[str, TimeRange], expiry: int, *, prefix: str = "trifid"
     ) -> None:
         """``times`` are when each survey, by name, can have observed; ``expiry`` seconds."""
-        self._client, self._times, self._expiry, self._prefix = client, times, expiry, prefix
+        self._redis, self._times, self._expiry, self._prefix = connection, times, expiry, prefix
+        self._homes: dict[ObjectName, str] = {}
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        self._redis.close()
 
     def find(self, text: str) -> list[ObjectName]:
-        """The objects that ``survey:id``, or an id alone, stands for, of which something is stored."""
+        """The objects that ``survey:id``, or an id alone, stands for, of which something is stored.
+
+        All keys are looked through, as nothing but an object's position tells where it is.
+        """
         survey, colon, object_id = text.partition(":")
         names = [(known, text) for known in self._times]
         if colon and survey in self._times:
             names.insert(0, (survey, object_id))
+        self._look_for(names)
         return [name for name in names if any(self._values(name))]
 
     def every(self) -> Iterator[ObjectName]:
         """All objects of which a light curve is stored."""
-        with redis_errors():
-            for key in self._client.scan_iter(f"{self._prefix}:*:lc", count=_SCAN):
-                survey, _, object_id = key.decode()[len(self._prefix) + 1 : -3].partition(":")
-                yield survey, object_id
+        for key in self._redis.scan(f"{self._prefix}:*:lc"):
+            home, name = split_object_key(self._prefix, key.decode())
+            if name not in self._homes:
+                self._homes[name] = home
+                yield name
 
     def read(self, name: ObjectName) -> StoredObject:
         """What is stored of an object; raises UnknownObjectError where nothing is."""
@@ -161,27 +163,38 @@ class StateAdmin:
         Spectra that are stored by position stay. Raises UnknownObjectError where nothing is stored.
         """
         text = ":".join(name)
-        keys = [f"{self._prefix}:{text}:{kind}{end}" for end in ("", ":damaged") for kind in ("lc", "sp", "ps")]
-        keys.append(f"{self._prefix}:spectrum-of:{text}")
+        home = self._home(name)
+        keys = [
+            f"{object_key(self._prefix, home, name, kind)}{end}" for end in ("", ":damaged") for kind in ("lc", "ps")
+        ]
+        elsewhere = [
+            f"{self._prefix}:{text}:sp",
+            f"{self._prefix}:{text}:sp:damaged",
+            f"{self._prefix}:spectrum-of:{text}",
+        ]
 
         def delete(pipeline: Any) -> list[str]:
             # The object is watched from here on: where a worker writes it meanwhile, this is done again.
-            values = dict(zip(keys, pipeline.mget(keys), strict=True))
+            values = {key: pipeline.get(key) for key in keys}
             found = [key for key, value in values.items() if value is not None]
             cell = _cell(values[keys[0]], name)
             pipeline.multi()
             if found:
                 pipeline.delete(*found)
             if cell is not None:
-                pipeline.hdel(self._sky(cell), text)
+                pipeline.hdel(sky_key(self._prefix, home, "objects", cell), text)
             return found
 
-        with redis_errors():
-            client: Any = self._client
-            found: list[str] = client.transaction(delete, keys[0], value_from_callable=True)
-        if not found:
+        found: list[str] = self._redis.call(
+            lambda client: client.transaction(delete, keys[0], value_from_callable=True)
+        )
+        there = [
+            key for key, value in zip(elsewhere, self._redis.get_many(elsewhere), strict=True) if value is not None
+        ]
+        self._redis.commands(("DEL", key) for key in there)
+        if not found and not there:
             raise UnknownObjectError(f"nothing is stored of {text}")
-        return found
+        return [*found, *there]
 
     def repair(
         self, name: ObjectName, latest: float, selected: Callable[[LightCurve], NDArray[np.bool_]], *, dry: bool = False
@@ -192,11 +205,9 @@ class StateAdmin:
         is the latest again. An object without any point left is forgotten. With ``dry`` nothing is changed. Raises
         StateError where the value cannot be read, UnknownObjectError where there is none.
         """
-        key = f"{self._prefix}:{':'.join(name)}:lc"
         for _ in range(_TRIES):
-            with redis_errors():
-                value = self._client.get(key)
-            if not isinstance(value, bytes):
+            value = self._redis.get(object_key(self._prefix, self._home(name), name, "lc"))
+            if value is None:
                 raise UnknownObjectError(f"no light curve is stored of {':'.join(name)}")
             curve, alert = decode_object(value, *name)
             repair, kept, repaired = self._repaired(name, curve, alert, latest, selected)
@@ -237,32 +248,50 @@ class StateAdmin:
         """Whether the object was written; not so where a worker has written it meanwhile."""
         place = self._place(name, before) or Place(latest.ra, latest.dec, latest.mjd)
         place = replace(place, mjd=latest.mjd)
+        home = self._home(name)
         arguments: Sequence[str | int | bytes] = [
-            self._prefix, self._expiry, ":".join(name), encode_object(curve, latest, value), value[:STAMP_BYTES],
+            self._expiry, 1, ":".join(name), encode_object(curve, latest, value), value[:STAMP_BYTES],
             b"" if is_moving(latest, curve) else place.pack(), own_cells([latest])[0], "",
         ]  # fmt: skip
-        with redis_errors():
-            client: Any = self._client
-            if client.eval(_WRITE, 0, *arguments):
-                return False
-            # Workers would see that it is of other points; that none is kept is plainer to whoever looks.
-            client.delete(f"{self._prefix}:{':'.join(name)}:ps")
-            return True
 
-    def _values(self, name: ObjectName) -> tuple[bytes | None, ...]:
+        def write(pipeline: Pipeline) -> None:
+            pipeline.script(WRITE, [base(self._prefix, home)], arguments)
+
+        if self._redis.execute(write, write=True)[0]:
+            return False
+        # Workers would see that it is of other points; that none is kept is plainer to whoever looks.
+        self._redis.commands([("DEL", object_key(self._prefix, home, name, "ps"))])
+        return True
+
+    def _home(self, name: ObjectName) -> str:
+        """Where an object is; looked for where neither ``find`` nor ``every`` saw it."""
+        if name not in self._homes:
+            self._look_for([name])
+        return self._homes[name]
+
+    def _look_for(self, names: Sequence[ObjectName]) -> None:
+        for object_id in {name[1] for name in names}:
+            for key in self._redis.scan(f"{self._prefix}:*:{_literally(object_id)}:lc*"):
+                home, name = split_object_key(self._prefix, key.decode().removesuffix(":damaged"))
+                self._homes[name] = max(home, self._homes.get(name, NO_HOME))
+        for name in names:
+            self._homes.setdefault(name, NO_HOME)
+
+    def _values(self, name: ObjectName) -> list[bytes | None]:
         """Light curve, spectrum, the light curve that was set aside, period search."""
-        key = f"{self._prefix}:{':'.join(name)}"
-        with redis_errors():
-            found: Any = self._client.mget([f"{key}:{end}" for end in ("lc", "sp", "lc:damaged", "ps")])
-        return tuple(found)
+        home = self._home(name)
+        curve, search = (object_key(self._prefix, home, name, kind) for kind in ("lc", "ps"))
+        return self._redis.get_many([curve, f"{self._prefix}:{':'.join(name)}:sp", f"{curve}:damaged", search])
 
     def _place(self, name: ObjectName, latest: Alert) -> Place | None:
-        with redis_errors():
-            found = self._client.hget(self._sky(own_cells([latest])[0]), ":".join(name))
+        key = sky_key(self._prefix, self._home(name), "objects", own_cells([latest])[0])
+        found = self._redis.call(lambda client: client.hget(key, ":".join(name)))
         return Place.unpack(found) if isinstance(found, bytes) else None
 
-    def _sky(self, cell: int) -> str:
-        return f"{self._prefix}:sky:objects:{cell}"
+
+def _literally(text: str) -> str:
+    """A pattern of Redis that stands for a text."""
+    return "".join(f"\\{c}" if c in "\\*?[]^" else c for c in text)
 
 
 def _search(value: bytes | None) -> KeptSearch | None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from broker.catalog.memory import MemoryCatalogs
 from broker.records import Alert, KeptSearch, ObjectState, ObservedSpectrum
-from broker.state.objects import Limits, ObjectName, Objects
+from broker.state.keys import ObjectName
+from broker.state.objects import Limits, Objects
 
 
 class MemoryStore:

@@ -22,6 +22,7 @@ from broker.records import (
     SourceMetadata,
     Spectrum,
 )
+from broker.state.keys import ObjectName
 from broker.state.merge import MAX_POINTS, merge
 from broker.state.places import Place, SkyIndex, place_of
 
@@ -31,8 +32,6 @@ BOGUS_BELOW: Final = {"ztf": 0.3}
 """Real/bogus scores by which a detection is an artefact. Of ZTF's, at 0.65 of `drb` 1.7 % of the real ones are missed
 (Duev et al. 2019, MNRAS 489, 3582), and brokers' users ask for 0.5 to 0.65. Rubin sends no alerts of what it takes for
 an artefact."""
-ObjectName = tuple[str, str]
-"""Survey and object id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +141,15 @@ class Objects:
             history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
             known_as=found_there.known_as, kept_search=own.kept_search,
         )  # fmt: skip
+
+    def take(self, name: ObjectName, curve: LightCurve, latest: Alert) -> None:
+        """Merge what was stored of an object: its light curve and its latest alert."""
+        known = self.known[name]
+        if known.latest is None:
+            known.light_curve, known.latest = curve, latest
+            return
+        known.light_curve = merge(known.light_curve, curve, self.limits.max_points)
+        known.latest = max(known.latest, latest, key=_rank)
 
     def put_spectrum(self, name: ObjectName, spectrum: Spectrum) -> None:
         """Store a spectrum under an object's name, in place of any other."""

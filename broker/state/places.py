@@ -19,6 +19,9 @@ from broker.times import JULIAN_YEAR
 
 ORDER: Final = 10
 """Of the HEALPix cells, which are 206 arcsec wide: few objects share one, and few cones reach out of one."""
+HOME_ORDER: Final = 8
+"""Of the coarse cells, 825 arcsec wide, whose number is the hash tag of the keys of what is in them: all of one cell is
+in one slot of a cluster, and so on one node. There are 48 cells for each of its 16,384 slots (docs/state.md)."""
 MARGIN: Final = 10.0
 """Arcsec that an object may have moved since it was last seen and still be found in any case."""
 MAX_YEARS: Final = 100.0
@@ -37,6 +40,8 @@ CELL: Final = 20_000
 BUDGET: Final = 20_000
 """Entries after which ``read.lua`` leaves the other alerts of a batch to another call: Redis serves nobody else while
 it runs, some 20 ms for so many."""
+_ANYWHERE: Final = 800.0
+"""Arcsec, nearly a coarse cell: a cone that reaches out of one from wherever in it."""
 _PACKED: Final = struct.Struct("<ddddd")
 _PM: Final = (METADATA_FEATURES.index("pmra"), METADATA_FEATURES.index("pmdec"))
 
@@ -95,6 +100,30 @@ def search_cells(positions: Sequence[Alert | ObservedSpectrum], radius: float) -
     for row, number in zip(owner.tolist(), cell.tolist(), strict=True):
         found[row].append(number)
     return found
+
+
+def own_homes(positions: Sequence[Alert | ObservedSpectrum]) -> list[str]:
+    """The coarse cell of each position."""
+    ra, dec = (np.array([getattr(p, name) for p in positions]) for name in ("ra", "dec"))
+    return list(map(str, sky.cells(ra, dec, HOME_ORDER).tolist()))
+
+
+def near_homes(positions: Sequence[Alert | ObservedSpectrum], radius: float) -> list[list[str]]:
+    """For each position the coarse cells that reach within ``radius`` arcsec of it."""
+    if not positions:
+        return []
+    ra, dec = (np.array([getattr(p, name) for p in positions]) for name in ("ra", "dec"))
+    owner, cell = sky.disc_cells(ra, dec, radius, HOME_ORDER)
+    found: list[list[str]] = [[] for _ in positions]
+    for row, number in zip(owner.tolist(), cell.tolist(), strict=True):
+        found[row].append(str(number))
+    return found
+
+
+def wide_homes(position: ObservedSpectrum) -> list[str]:
+    """The coarse cell of a position and all around it."""
+    _, cell = sky.cone_cells(np.array([position.ra]), np.array([position.dec]), _ANYWHERE, HOME_ORDER)
+    return list(map(str, cell.tolist()))
 
 
 def own_cells(positions: Sequence[Alert | ObservedSpectrum]) -> list[int]:

@@ -1,42 +1,40 @@
-"""The store in Redis: a value an object and kind, read and written a batch at a time.
+"""The store in Redis, one server or a cluster: a value an object and kind, read and written a batch at a time.
 
 A batch takes two round trips, whatever its size: ``read.lua`` finds on the server what lies near its alerts, beside
-which the catalogues' cells are read, and ``write.lua`` writes. Only where very much lies there, reading takes more.
+which the catalogues' cells are read, and ``write.lua`` writes. On a single Redis each is called once, in a cluster once
+for each coarse cell of the sky that the batch has alerts in, all at the same time. Reading takes more trips where very
+much lies there, and in a cluster for spectra that were stored by the names of objects.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from importlib import resources
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
-import redis
 
 from broker.catalog.match import CatalogReader
-from broker.metrics import CROWDED_SEARCHES
+from broker.errors import ConfigurationError
 from broker.records import Alert, Catalogued, KeptSearch, ObjectState, ObservedSpectrum
-from broker.redis_errors import redis_errors
+from broker.redis_client import Pipeline, RedisConnection
 from broker.sky import ARCSEC
-from broker.state.encoding import (
-    STAMP_BYTES,
-    NewerStateError,
-    StateError,
-    decode_object,
-    decode_search,
-    decode_spectrum,
-    encode_object,
-    encode_search,
-    encode_spectrum,
-    is_current,
-    of_later_release,
+from broker.state.batch import Batch, Copy
+from broker.state.encoding import STAMP_BYTES, StateError, encode_object, encode_search
+from broker.state.keys import (
+    NO_HOME,
+    ObjectName,
+    base,
+    body_home,
+    layout_key,
+    named_spectra_key,
+    object_key,
+    untagged_keys,
 )
-from broker.state.objects import Limits, ObjectName, Objects, StoredObject, has_no_object, is_moving
+from broker.state.objects import Limits, has_no_object, is_moving
 from broker.state.places import (
     BIN,
     BUDGET,
@@ -46,21 +44,23 @@ from broker.state.places import (
     MAX_YEARS,
     NEAREST,
     Place,
+    near_homes,
     own_cells,
+    own_homes,
     search_cells,
+    wide_homes,
 )
-from broker.state.watch import StoreWatch
+from broker.state.scripts import READ, REMOVE, WRITE, Call, Row, calls_of, removal
+from broker.state.stored_spectra import put_spectra
+from broker.state.watch import MARKER, StoreWatch
 
 LOG: Final = logging.getLogger(__name__)
 DAY: Final = 86400
-_READ: Final = resources.files(__package__).joinpath("read.lua").read_text("utf-8")
-_WRITE: Final = (
-    resources.files(__package__).joinpath("write.lua").read_text("utf-8").replace("STAMP_BYTES", str(STAMP_BYTES))
-)
-_SPECTRA: Final = resources.files(__package__).joinpath("spectra.lua").read_text("utf-8")
-_SCAN: Final = 1000
 _NOBODY: Final = ("", "")
-T = TypeVar("T")
+HOMES: Final = b"homes"
+"""What the layout key says where no key is of before."""
+_MOST_HOMES: Final = 100_000
+"""Objects whose home is remembered, for what is kept of them after their batch."""
 
 
 class RedisStore:
@@ -77,26 +77,32 @@ class RedisStore:
         prefix: str = "trifid",
         expiry_days: float = 1000.0,
         timeout: float = 5.0,
+        wait_replicas: int = 0,
     ) -> None:
-        """``url`` as redis-py takes it (``redis://``, ``rediss://``, with user and password where needed).
+        """``url`` as ``RedisConnection`` takes it (``redis://``, ``rediss://``, with user and password where needed).
 
-        Objects not seen for ``expiry_days`` are forgotten.
+        Objects not seen for ``expiry_days`` are forgotten. A write counts once ``wait_replicas`` have it.
         """
-        self._client = redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        self.connection: Final = RedisConnection(url, timeout=timeout, connect_timeout=timeout, replicas=wait_replicas)
         self._limits = limits
         self._prefix = prefix
         self._expiry = max(1, int(expiry_days * DAY))
         self._catalogs = CatalogReader(prefix)
-        self._watch = StoreWatch(self._client, prefix)
+        self._watch = StoreWatch(self.connection, prefix)
         self._primed = False
+        self._untagged = False
+        """Whether there are, or may be, keys of before state was kept by cell of the sky."""
+        self._named = False
+        """Whether a cluster has spectra that were stored by an object's name."""
+        self._home_of: dict[ObjectName, str] = {}
 
     def update(self, alerts: Sequence[Alert]) -> list[ObjectState]:
         """See ``Store.update``."""
         if not alerts:
             return []
-        batch = _Batch(self._limits)
+        batch = Batch(self._limits, self._prefix)
         names = [(alert.survey, alert.object_id) for alert in alerts]
-        catalogued = self._read(batch, alerts, self._cells(alerts), names, self._limits.association_radius)
+        catalogued = self._read(batch, alerts, self._where(alerts), names, self._limits.association_radius)
         for name in names:
             if name in batch.newer:
                 # Its alerts become dead letters, to be replayed by a release that can read it.
@@ -110,100 +116,141 @@ class RedisStore:
         return states
 
     def keep_searches(self, searches: Mapping[ObjectName, KeptSearch]) -> None:
-        """See ``Store.keep_searches``: one round trip, and none where there is nothing to keep."""
-        if not searches:
+        """See ``Store.keep_searches``: one round trip, and none where there is nothing to keep.
+
+        For objects that this store has updated lately; of another the search is made again.
+        """
+        kept = [(name, search) for name, search in searches.items() if name in self._home_of]
+        if not kept:
             return
 
-        def write() -> None:
-            pipeline = self._client.pipeline(transaction=False)
-            for name, search in searches.items():
-                pipeline.set(f"{self._prefix}:{':'.join(name)}:ps", encode_search(search), ex=self._expiry)
-            pipeline.execute()
+        def queue(pipeline: Pipeline) -> None:
+            for name, search in kept:
+                key = object_key(self._prefix, self._home_of[name], name, "ps")
+                pipeline.command("SET", key, encode_search(search), "EX", self._expiry)
 
-        self._call(write)
+        self.connection.execute(queue)
 
     def put_observed(self, spectra: Sequence[ObservedSpectrum]) -> None:
         """See ``Store.put_observed``; spectra do not expire."""
-
-        arguments: list[str | bytes] = [self._prefix]
-        for spectrum, cell in zip(spectra, own_cells(spectra), strict=True):
-            arguments += [spectrum.spectrum_id, encode_spectrum(spectrum.spectrum)]
-            if spectrum.survey and spectrum.object_id:
-                arguments += ["", b"", f"{spectrum.survey}:{spectrum.object_id}"]
-            else:
-                arguments += [str(cell), Place(spectrum.ra, spectrum.dec, spectrum.mjd).pack(), ""]
-        if spectra:
-            self._call(lambda: self._client.eval(_SPECTRA, 0, *arguments))
+        put_spectra(self.connection, self._prefix, spectra)
 
     def objects_of(self, spectra: Sequence[ObservedSpectrum]) -> list[list[tuple[Alert, ObjectState]]]:
         """See ``Store.objects_of``."""
         if not spectra:
             return []
-        cells = search_cells(spectra, self._limits.search_radius)
-        batch = _Batch(self._limits)
+        batch = Batch(self._limits, self._prefix)
         given = [(s.survey, s.object_id) if s.survey and s.object_id else _NOBODY for s in spectra]
-        self._read(batch, spectra, cells, given, self._limits.spectrum_radius)
+        where = self._where(spectra)
+        for row, (spectrum, name) in enumerate(zip(spectra, given, strict=True)):
+            if name is not _NOBODY:
+                # A telescope's header may say where it pointed, which is not quite where the object is.
+                homes, cells = where[row]
+                where[row] = (list(dict.fromkeys([*homes, *wide_homes(spectrum), body_home(name)])), cells)
+        self._read(batch, spectra, where, given, self._limits.spectrum_radius)
         names = [batch.objects.objects_of(spectrum) for spectrum in spectra]
         # The objects are known by now, but not yet what else is near to where they were seen last.
         wanted = list(dict.fromkeys(name for several in names for name in several))
         latest = [alert for name in wanted if (alert := batch.objects.known[name].latest) is not None]
         if not latest:
             return [[] for _ in spectra]
-        batch = _Batch(self._limits)
-        catalogued = self._read(batch, latest, self._cells(latest), wanted, self._limits.association_radius)
+        batch = Batch(self._limits, self._prefix)
+        catalogued = self._read(batch, latest, self._where(latest), wanted, self._limits.association_radius)
         states = dict(zip(wanted, batch.objects.latest_states(wanted, catalogued), strict=True))
         return [[states[name] for name in several if name in states] for several in names]
 
     def check(self) -> None:
         """See ``Store.check``."""
         self._prime()
-        self._call(self._client.ping)
-        self._call(self._watch.look)
+        if not self.connection.is_cluster:
+            self.connection.call(lambda client: client.ping())
+        self._watch.look()
 
     def close(self) -> None:
         """See ``Store.close``."""
-        self._client.close()
+        self.connection.close()
 
-    def migrate(self) -> Iterable[bool]:
-        """Write objects of earlier versions in the present form; says of each object whether it was one.
+    def move(self, objects: Mapping[ObjectName, Copy], places: Mapping[ObjectName, bytes]) -> set[ObjectName]:
+        """Merge objects that are stored somewhere else, as under keys without a home, into what their homes have.
 
-        Safe while the service runs: an object that changes meanwhile is left to it, and so is one that cannot be
-        read.
+        ``places`` are theirs, as far as they have any. Returns the objects that were not written, since another worker
+        has written them meanwhile: they are to be tried again. Values that cannot be read are passed over.
         """
-        for key in self._client.scan_iter(f"{self._prefix}:*:lc", count=_SCAN):
-            survey, _, object_id = key.decode()[len(self._prefix) + 1 : -3].partition(":")
-            value = self._call(lambda key=key: self._client.get(key))  # type: ignore[misc]
-            if not isinstance(value, bytes) or is_current(value):
-                yield False
-                continue
-            try:
-                curve, latest = decode_object(value, survey, object_id)
-            except StateError as error:
-                LOG.error("stored value %s cannot be read: %s", key.decode(), error)
-                yield False
-                continue
-            place = b"" if is_moving(latest, curve) else Place(latest.ra, latest.dec, latest.mjd).pack()
-            new = [f"{survey}:{object_id}", encode_object(curve, latest), value[:STAMP_BYTES], place]
-            arguments = [self._prefix, self._expiry, *new, own_cells([latest])[0], ""]
-            yield not self._call(lambda given=arguments: self._client.eval(_WRITE, 0, *given))  # type: ignore[misc]
+        batch = Batch(self._limits, self._prefix)
+        batch.add_objects(
+            (":".join(name).encode(), NO_HOME, places.get(name, b""), copy.value, None, copy.search)
+            for name, copy in objects.items()
+        )
+        batch.damaged.clear()
+        latest = {name: a for name in objects if name not in batch.newer and (a := batch.objects.known[name].latest)}
+        if not latest:
+            return set()
+        self._primed, self._untagged = True, False  # whatever there is, homes alone are looked at
+        alerts = list(latest.values())
+        where: list[tuple[list[str], list[int]]] = [(homes, []) for homes, _ in self._where(alerts)]
+        self._read(batch, alerts, where, list(latest), self._limits.association_radius)
+        for name, alert in latest.items():
+            known = batch.objects.known[name]
+            if batch.objects.places.place(name) is None and not is_moving(alert, known.light_curve):
+                batch.objects.places.put(name, Place(alert.ra, alert.dec, alert.mjd), name[0])
+        return self._write(batch, [name for name in latest if name not in batch.newer], keep=True)
 
     def _prime(self) -> None:
-        """Learn which catalogues there are; afterwards each batch brings that along."""
-        meta = self._call(lambda: self._client.get(self._catalogs.meta_key))
-        assert meta is None or isinstance(meta, bytes)
+        """Learn which catalogues there are, and which keys; afterwards each batch brings the first along."""
+        meta, layout, marker, named = self.connection.get_many(
+            [
+                self._catalogs.meta_key,
+                layout_key(self._prefix),
+                f"{self._prefix}:{MARKER}",
+                named_spectra_key(self._prefix),
+            ]
+        )
         self._catalogs.prime(meta)
+        self._named = named is not None
+        if layout == HOMES:
+            self._untagged = False
+        elif not self._untagged:
+            self._untagged = self._find_untagged(marker is not None)
+            if not self._untagged:
+                self.connection.call(lambda client: client.set(layout_key(self._prefix), HOMES))
+        if self._untagged and self.connection.is_cluster:
+            raise ConfigurationError(
+                "this Redis Cluster has state of an earlier release, in keys that a cluster cannot read together: run "
+                "`trifid state migrate` first (docs/state.md)"
+            )
         self._primed = True
 
-    def _cells(self, alerts: Sequence[Alert]) -> list[list[int]]:
-        """Where to look for neighbours; nowhere for what has no object."""
-        found = search_cells(alerts, self._limits.search_radius)
-        return [[] if has_no_object(alert) else cells for alert, cells in zip(alerts, found, strict=True)]
+    def _find_untagged(self, marked: bool) -> bool:
+        """Whether there is state of before; ``marked`` is whether a worker was here that said nothing of homes."""
+        try:
+            return next(untagged_keys(self.connection, self._prefix), None) is not None
+        except ConfigurationError as error:  # the ACL has no SCAN
+            LOG.warning(
+                "cannot look for state of an earlier release, taken for %s: %s", "there" if marked else "none", error
+            )
+            return marked
+
+    def _where(self, positions: Sequence[Alert | ObservedSpectrum]) -> list[tuple[list[str], list[int]]]:
+        """Homes and fine cells in which to look around positions; for what has no object its own home alone."""
+        radius = self._limits.search_radius
+        cells = search_cells(positions, radius)
+        # What is near is at most radius + MARGIN from here, and its home at most _moved from that.
+        homes = near_homes(positions, radius + MARGIN + self._moved)
+        return [
+            ([body_home((p.survey, p.object_id))], []) if isinstance(p, Alert) and has_no_object(p) else (near, around)
+            for p, near, around in zip(positions, homes, cells, strict=True)
+        ]
+
+    @property
+    def _moved(self) -> float:
+        """Arcsec that an object may be outside its home before it gets another."""
+        return self._limits.search_radius + MARGIN
 
     def _read(
         self,
-        batch: _Batch,
+        batch: Batch,
         positions: Sequence[Alert | ObservedSpectrum],
-        cells: Sequence[Sequence[int]],
+        where: Sequence[tuple[Sequence[str], Sequence[int]]],
         objects: Sequence[ObjectName],
         radius: float,
     ) -> list[Catalogued]:
@@ -212,81 +259,151 @@ class RedisStore:
         ``objects`` are one per position, _NOBODY where it has no object of its own; ``radius`` is how near others
         are, in arcsec.
         """
-        settings: list[str | float] = [self._prefix]
-        settings += [math.radians(r / ARCSEC) for r in (radius, self._limits.spectrum_radius, MARGIN)]
-        settings += [MAX_YEARS, BIN, CROWD, NEAREST, CELL, BUDGET]
-        wanted: list[list[str | float]] = [
-            [survey, object_id, place.ra, place.dec, place.mjd, len(around), *around]
-            for (survey, object_id), place, around in zip(objects, positions, cells, strict=True)
-        ]
-        wanted.sort(key=lambda row: row[6:])  # each cell is then read in one call only
-        at = np.array([_place(p) for p in positions]).T
         if not self._primed:
             self._prime()
+        single = not self.connection.is_cluster
+        settings: list[str | float] = [self._prefix if single else ""]
+        settings += [math.radians(r / ARCSEC) for r in (radius, self._limits.spectrum_radius, MARGIN)]
+        settings += [MAX_YEARS, BIN, CROWD, NEAREST, CELL, BUDGET]
+        wanted: list[tuple[str, Row]] = [
+            (home, [survey, object_id, struct.pack(f"<ddd{len(around)}I", place.ra, place.dec, place.mjd, *around)])
+            for (survey, object_id), place, (homes, around) in zip(objects, positions, where, strict=True)
+            for home in ([*homes, NO_HOME] if self._untagged else homes)
+        ]
+        wanted.sort(key=lambda row: (row[0], row[1][2][24:]))  # each cell is then read in one call only
+        calls = calls_of(wanted, together=single)
+        at = np.array([_place(p) for p in positions]).T
         request = self._catalogs.request(at[0], at[1])
+        named = named_spectra_key(self._prefix)
 
-        def read() -> tuple[Any, Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            _eval(pipeline, settings, wanted)
-            pipeline.mget(request.keys)
-            return tuple(pipeline.execute())
+        def first(pipeline: Pipeline) -> None:
+            self._ask(pipeline, settings, calls)
+            pipeline.get_many(request.keys)
+            if not single:
+                pipeline.command("GET", named)
 
-        found, values = self._call(read)
-        done = batch.add(found)
-        while done < len(wanted):  # in a crowded field, so that Redis serves others in between
-            rest = wanted[done:]
-            done += batch.add(self._call(lambda rest=rest: _eval(self._client, settings, rest)))  # type: ignore[misc]
+        answers = self.connection.execute(first)
+        flag = None if single else answers.pop()
+        *found, values = answers
+        while calls := _left(batch, calls, found):  # in a crowded field, so that Redis serves others in between
+            left = calls
+            found = self.connection.execute(lambda pipeline: self._ask(pipeline, settings, left))  # noqa: B023
+        if flag is not None:
+            self._read_named_spectra(batch)
         # Where a catalogue came, went or was replaced meanwhile, one more trip.
         request, values = self._catalogs.read(at[0], at[1], self._mget, (request, values))
         return self._catalogs.match(request, values, *at)
 
-    def _write(self, batch: _Batch, names: Iterable[ObjectName]) -> set[ObjectName]:
+    def _ask(self, pipeline: Pipeline, settings: Sequence[str | float], calls: Sequence[Call]) -> None:
+        for homes, rows in calls:
+            pipeline.script(READ, [base(self._prefix, h) for h in homes], [*settings, *chain.from_iterable(rows)])
+
+    def _read_named_spectra(self, batch: Batch) -> None:
+        names = list(batch.objects.known)
+        values = self._mget([f"{self._prefix}:{':'.join(name)}:sp" for name in names])
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                batch.add_named_spectrum(name, value)
+
+    def _write(self, batch: Batch, names: Iterable[ObjectName], *, keep: bool = False) -> set[ObjectName]:
         """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip.
 
-        Returns the objects that were not written, since another worker has written them.
+        Copies that are elsewhere by now are deleted in a second one, but with ``keep`` those without a home. Returns
+        the objects that were not written, since another worker has written them.
         """
-        arguments: list[str | float | bytes] = [self._prefix, self._expiry]
         known = [
             (name, latest) for name in dict.fromkeys(names) if (latest := batch.objects.known[name].latest) is not None
         ]
+        homes = self._homes(batch, known)
+        rows: list[tuple[str, Row]] = []
         cells = own_cells([latest for _, latest in known])
-        for (name, latest), cell in zip(known, cells, strict=True):
-            before = batch.before.get(name, _Before(None, None))
+        searches: list[tuple[str, bytes]] = []
+        for (name, latest), home, cell in zip(known, homes, cells, strict=True):
+            copies = batch.copies.get(name, {})
+            before = copies.get(home, Copy(None))
             value = encode_object(batch.objects.known[name].light_curve, latest, before.value)
             if value == before.value:
-                arguments += [":".join(name), b"", b"", b"", "", ""]
-                continue
-            stamp = (before.value or b"")[:STAMP_BYTES]
-            place = batch.objects.places.place(name)
-            left = "" if before.cell is None or before.cell == cell else before.cell
-            arguments += [":".join(name), value, stamp, b"" if place is None else place.pack(), cell, left]
+                rows.append((home, [":".join(name), b"", b"", b"", "", ""]))
+            else:
+                stamp = (before.value or b"")[:STAMP_BYTES]
+                place = batch.objects.places.place(name)
+                left = "" if before.cell is None or before.cell == cell else before.cell
+                rows.append((home, [":".join(name), value, stamp, b"" if place is None else place.pack(), cell, left]))
+            if before.search is None:
+                moved = next((copy.search for copy in copies.values() if copy.search is not None), None)
+                if moved is not None:
+                    searches.append((object_key(self._prefix, home, name, "ps"), moved))
+            self._remember(name, home)
+        rows.sort(key=lambda row: row[0])
+        calls = calls_of(rows, together=not self.connection.is_cluster)
 
-        def write() -> list[bytes]:
-            pipeline = self._client.pipeline(transaction=False)
-            pipeline.eval(_WRITE, 0, *arguments)
+        def write(pipeline: Pipeline) -> None:
+            for of, objects in calls:
+                keys = [base(self._prefix, home) for home in of]
+                pipeline.script(WRITE, keys, [self._expiry, *chain.from_iterable(objects)])
+            for key, search in searches:
+                pipeline.command("SET", key, search, "EX", self._expiry)
             for key, value in batch.damaged.items():
-                pipeline.set(f"{self._prefix}:{key}:damaged", value, ex=self._expiry)
+                pipeline.command("SET", f"{key}:damaged", value, "EX", self._expiry)
                 if not key.endswith(":lc"):
-                    pipeline.delete(f"{self._prefix}:{key}")
-            changed: list[bytes] = pipeline.execute()[0]
-            return changed
+                    pipeline.command("DEL", key)
 
-        parts = (name.decode().partition(":") for name in self._call(write))
-        return {(survey, object_id) for survey, _, object_id in parts}
+        answers = self.connection.execute(write, write=True)[: len(calls)]
+        parts = (name.decode().partition(":") for name in chain.from_iterable(answers))
+        changed = {(survey, object_id) for survey, _, object_id in parts}
+        gone = [
+            (name, home, copy)
+            for (name, _), kept in zip(known, homes, strict=True)
+            if name not in changed
+            for home, copy in batch.copies.get(name, {}).items()
+            if home != kept and not (keep and home == NO_HOME)
+        ]
+        if gone:
+            self._remove(gone)
+        return changed
+
+    def _homes(self, batch: Batch, known: Sequence[tuple[ObjectName, Alert]]) -> list[str]:
+        """Where each object is to be: where it is, as long as its latest position is in or near that cell."""
+        homes = own_homes([latest for _, latest in known])
+        elsewhere = []
+        for row, (name, latest) in enumerate(known):
+            if has_no_object(latest):
+                homes[row] = body_home(name)
+            elif (copies := batch.copies.get(name)) and homes[row] not in copies and any(copies):
+                elsewhere.append(row)
+        near = near_homes([known[row][1] for row in elsewhere], self._moved)
+        for row, around in zip(elsewhere, near, strict=True):
+            copies = batch.copies[known[row][0]]
+            homes[row] = next((home for home in around if home in copies), homes[row])
+        return homes
+
+    def _remove(self, gone: Sequence[tuple[ObjectName, str, Copy]]) -> None:
+        """Delete copies that were merged into another, unless they were written meanwhile."""
+
+        def queue(pipeline: Pipeline) -> None:
+            for name, home, copy in gone:
+                pipeline.script(REMOVE, *removal(self._prefix, name, home, copy))
+
+        self.connection.execute(queue)
+
+    def _remember(self, name: ObjectName, home: str) -> None:
+        self._home_of.pop(name, None)
+        self._home_of[name] = home
+        if len(self._home_of) > _MOST_HOMES:
+            del self._home_of[next(iter(self._home_of))]
 
     def _mget(self, keys: Sequence[str]) -> Sequence[bytes | None]:
-        client: Any = self._client
-        values: Sequence[bytes | None] = self._call(lambda: client.mget(keys))
-        return values
-
-    @staticmethod
-    def _call(action: Callable[[], T]) -> T:
-        with redis_errors():
-            return action()
+        return self.connection.get_many(keys)
 
 
-def _eval(client: redis.Redis, settings: Sequence[str | float], wanted: Sequence[Sequence[str | float]]) -> Any:
-    return client.eval(_READ, 0, *settings, *chain.from_iterable(wanted))
+def _left(batch: Batch, calls: Sequence[Call], found: Sequence[Any]) -> list[Call]:
+    """Take in the answers to calls; gives those for what was left."""
+    left = []
+    for (homes, rows), answer in zip(calls, found, strict=True):
+        done = batch.add(answer, homes)
+        if done < len(rows):
+            left.append((homes, rows[done:]))
+    return left
 
 
 def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
@@ -294,79 +411,3 @@ def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
     if isinstance(position, Alert) and has_no_object(position):
         return math.nan, math.nan, math.nan
     return position.ra, position.dec, position.mjd
-
-
-@dataclass(frozen=True, slots=True)
-class _Before:
-    """How an object was stored."""
-
-    value: bytes | None
-    cell: int | None
-    """Where it was; None where it was not, or its value cannot be read."""
-
-
-class _Batch:
-    """Objects of one batch, with what was stored of them."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.objects = Objects(limits)
-        self.before: dict[ObjectName, _Before] = {}
-        self.damaged: dict[str, bytes] = {}
-        """Stored values that cannot be read, by key; they are set aside under ``<key>:damaged``, not lost."""
-        self.newer: dict[ObjectName, str] = {}
-        """Objects that a later release has written, and in which form; they are left as they are."""
-
-    def add(self, found: tuple[Any, Any, int, int]) -> int:
-        """Take in what ``read.lua`` found; returns for how many positions."""
-        objects, spectra, done, crowded = found
-        self.add_objects(objects)
-        for row in spectra:
-            self.add_spectrum(*row)
-        CROWDED_SEARCHES.inc(crowded)
-        return done
-
-    def add_objects(self, rows: Sequence[Sequence[Any]]) -> None:
-        """Objects that ``read.lua`` found: name, place, light curve, spectrum and period search of each."""
-        seen: list[tuple[ObjectName, Alert, bytes]] = []
-        for key, place, curve, spectrum, search in rows:
-            text = key.decode()
-            survey, _, object_id = text.partition(":")
-            name = (survey, object_id)
-            known = self.objects.known[name] = StoredObject()
-            if (reason := of_later_release(curve)) is not None:
-                LOG.warning("stored value %s:lc: %s", text, reason)
-                self.newer[name] = reason
-                continue
-            read = self._read(f"{text}:lc", curve, partial(decode_object, survey=survey, object_id=object_id))
-            if read is not None:
-                known.light_curve, known.latest = read
-                seen.append((name, known.latest, place))
-            if curve is not None:
-                self.before[name] = _Before(curve, None)
-            known.spectrum = self._read(f"{text}:sp", spectrum, decode_spectrum)
-            known.kept_search = self._read(f"{text}:ps", search, decode_search)
-        for (name, latest, place), cell in zip(seen, own_cells([latest for _, latest, _ in seen]), strict=True):
-            self.before[name] = replace(self.before[name], cell=cell)
-            # An entry of another time is left from before the object moved, when its value could not be read.
-            if place and (at := Place.unpack(place)).mjd == latest.mjd:
-                self.objects.places.put(name, at, name[0])
-
-    def add_spectrum(self, name: bytes, place: bytes, value: bytes | None) -> None:
-        """One spectrum that ``read.lua`` found."""
-        spectrum = self._read(f"spectrum:{name.decode()}", value, decode_spectrum)
-        if spectrum is not None:
-            at = Place.unpack(place)
-            self.objects.add_spectra([ObservedSpectrum(name.decode(), at.ra, at.dec, at.mjd, spectrum)])
-
-    def _read(self, key: str, value: bytes | None, decode: Callable[[bytes], T]) -> T | None:
-        if value is None:
-            return None
-        try:
-            return decode(value)
-        except NewerStateError as error:
-            LOG.warning("stored value %s is not used: %s", key, error)
-            return None
-        except StateError as error:
-            LOG.error("stored value %s cannot be read and is set aside: %s", key, error)
-            self.damaged[key] = value
-            return None

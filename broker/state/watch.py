@@ -5,52 +5,77 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from typing import Final
+from typing import Any, Final
 
 import redis
 
 from broker.metrics import REDIS_EVICTED, REDIS_MAY_EVICT, STATE_LOST
+from broker.redis_client import RedisConnection
 
 LOG: Final = logging.getLogger(__name__)
 MARKER: Final = "marker"
-"""The key, behind the prefix, that is there as long as Redis keeps what it was given."""
+"""The key, behind the prefix, that is there as long as Redis keeps what it was given; with a number behind it in a
+cluster, one for each primary."""
+_MOST_MARKERS: Final = 10_000
+"""Numbers that are tried; a primary with a slot in a thousand has one among them."""
 
 
 class StoreWatch:
     """Looks at a marker in Redis and at Redis's own counts, each time the store is probed. Safe for several threads."""
 
-    def __init__(self, client: redis.Redis, prefix: str) -> None:
-        self._client, self._key = client, f"{prefix}:{MARKER}"
+    def __init__(self, connection: RedisConnection, prefix: str) -> None:
+        self._redis, self._key = connection, f"{prefix}:{MARKER}"
         self._lock = threading.Lock()
-        self._seen: bytes | None = None
+        self._seen: dict[str, bytes] = {}
         self._may_look = True
         self._may_evict = False
 
     def look(self) -> None:
-        """Look once; raises what redis-py does where Redis does not answer.
+        """Look once, at each primary of a cluster; raises as ``redis_errors`` where one does not answer.
 
         A marker that is gone, or another's, was lost with everything else: Redis restarted without persistence, was
         flushed, failed over to an empty replica, or has evicted it. It counts once for each worker.
         """
         with self._lock:
-            found = self._client.get(self._key)
-            if found is None:
-                self._client.set(self._key, uuid.uuid4().hex, nx=True)  # of several workers, the first one's
-                found = self._client.get(self._key)
-            assert found is None or isinstance(found, bytes)
-            if self._seen is not None and found != self._seen:
-                STATE_LOST.inc()
-                LOG.error(
-                    "Redis has lost what it held: %s is gone or another. Was it restarted without persistence, or "
-                    "flushed, or is maxmemory-policy not noeviction? Objects begin anew (docs/operations.md)", self._key
-                )  # fmt: skip
-            self._seen = found
+            keys = self._redis.call(self._keys)
+            found = dict(zip(keys, self._redis.get_many(keys), strict=True))
+            absent = [key for key, value in found.items() if value is None]
+            if absent:
+                # Of several workers, the first one's.
+                self._redis.commands([("SET", key, uuid.uuid4().hex, "NX") for key in absent])
+                found |= zip(absent, self._redis.get_many(absent), strict=True)
+            for key, value in found.items():
+                if value is None:
+                    continue
+                if self._seen.get(key, value) != value:
+                    STATE_LOST.inc()
+                    LOG.error(
+                        "Redis has lost what it held: %s is gone or another. Was it restarted without persistence, or "
+                        "flushed, or is maxmemory-policy not noeviction? Objects begin anew (docs/operations.md)", key
+                    )  # fmt: skip
+                self._seen[key] = value
             if self._may_look:
-                self._look_at_evictions()
+                self._redis.call(self._look_at_evictions)
 
-    def _look_at_evictions(self) -> None:
+    def _keys(self, client: Any) -> list[str]:
+        """The marker, or one for each primary: the first numbers that are in its slots."""
+        if not self._redis.is_cluster:
+            return [self._key]
+        without = {node.name for node in client.get_primaries()}
+        keys = []
+        for number in range(_MOST_MARKERS):
+            if not without:
+                break
+            key = f"{self._key}:{number}"
+            node = client.get_node_from_key(key).name
+            if node in without:
+                without.remove(node)
+                keys.append(key)
+        return keys
+
+    def _look_at_evictions(self, client: Any) -> None:
         try:
-            info = self._client.info()
+            infos = list(client.info(target_nodes="primaries").values()) if self._redis.is_cluster else [client.info()]
         except redis.exceptions.NoPermissionError as error:
             self._may_look = False
             LOG.warning("evictions by Redis are not watched: %s (docs/security.md)", error)
@@ -59,12 +84,16 @@ class StoreWatch:
             self._may_look = False
             LOG.warning("evictions by Redis are not watched: %s", error)
             return
-        assert isinstance(info, dict)
-        REDIS_EVICTED.set(int(info.get("evicted_keys", 0)))
-        policy = str(info.get("maxmemory_policy", "noeviction"))
-        may_evict = int(info.get("maxmemory", 0)) > 0 and policy != "noeviction"
+        REDIS_EVICTED.set(sum(int(info.get("evicted_keys", 0)) for info in infos))
+        policies = {
+            str(info.get("maxmemory_policy", "noeviction")) for info in infos if int(info.get("maxmemory", 0)) > 0
+        } - {"noeviction"}
+        may_evict = bool(policies)
         REDIS_MAY_EVICT.set(may_evict)
         if may_evict and not self._may_evict:
             # All objects have an expiry, so that the policies volatile-* evict them as well.
-            LOG.error("Redis may evict objects when it is full: maxmemory-policy is %s, and must be noeviction", policy)
+            LOG.error(
+                "Redis may evict objects when it is full: maxmemory-policy is %s, and must be noeviction",
+                ", ".join(policies),
+            )
         self._may_evict = may_evict

@@ -12,11 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, cast
 
-import redis
-
 from broker.errors import DependencyUnavailableError
 from broker.metrics import MIXED_MODELS
-from broker.redis_errors import redis_errors
+from broker.redis_client import Pipeline, RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +41,7 @@ class Peers:
 
         ``note`` is told of each change in who runs another version; ``limit_s`` is for how long others may.
         """
-        self._client = redis.Redis.from_url(url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S)
+        self._redis = RedisConnection(url, timeout=_TIMEOUT_S, connect_timeout=_TIMEOUT_S)
         self._key = f"trifid:workers:{group}"
         self._worker, self._version, self._note, self._limit, self._clock = worker_id, version, note, limit_s, clock
         self._count = 0
@@ -64,10 +62,12 @@ class Peers:
             return None
         self._count += 1
         try:
-            with redis_errors(), self._client.pipeline(transaction=True) as pipe:
-                pipe.hset(self._key, self._worker, f"{self._count} {version}")
-                pipe.hgetall(self._key)
-                entries = cast("Mapping[bytes, bytes]", pipe.execute()[1])
+
+            def queue(pipeline: Pipeline) -> None:
+                pipeline.command("HSET", self._key, self._worker, f"{self._count} {version}")
+                pipeline.command("HGETALL", self._key)
+
+            entries = cast("Mapping[bytes, bytes]", self._redis.execute(queue)[1])
         except DependencyUnavailableError:
             return None
         now = self._clock()
@@ -89,11 +89,10 @@ class Peers:
     def close(self) -> None:
         """Leave the group and close the connection; an entry that cannot be removed stands still and is ignored."""
         try:
-            with redis_errors():
-                self._client.hdel(self._key, self._worker)
+            self._redis.call(lambda client: client.hdel(self._key, self._worker))
         except Exception as error:  # a worker must end, whatever Redis says
             log.debug("entry in %s: %s", self._key, error)
-        self._client.close()
+        self._redis.close()
 
     def _present(self, entries: Mapping[str, str], now: float) -> dict[str, str]:
         """The versions of the other workers that are there."""
@@ -110,7 +109,7 @@ class Peers:
             if still > _GONE_S:
                 self._counting.discard(worker)
             if still > _FORGOTTEN_S:
-                self._client.hdel(self._key, worker)
+                self._redis.call(lambda client, gone=worker: client.hdel(self._key, gone))  # type: ignore[misc]
             if worker in self._counting:
                 present[worker] = entry.partition(" ")[2]
         return present

@@ -52,12 +52,12 @@ def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) ->
         for name in ("one", "two"):
             case.worker(name)
         full_rate = case.begin(alerts)
-        objects = len(list(case.redis.client().scan_iter("trifid:ztf:*:lc")))
+        objects = len(list(case.redis.client().scan_iter("trifid:*:ztf:*:lc")))
         case.redis.kill()
         time.sleep(AWAY_S)
         case.redis.start()
         back = time.monotonic()
-        assert len(list(case.redis.client().scan_iter("trifid:ztf:*:lc"))) >= objects > 0
+        assert len(list(case.redis.client().scan_iter("trifid:*:ztf:*:lc"))) >= objects > 0
         case.wait(len(alerts))
         recovery = case.ledger.recovery(back, full_rate)
         case.finish("Redis: kill -9, with persistence", recovery, "since it answered")

@@ -15,15 +15,18 @@ import redis
 from broker.dead_letters import isolate
 from broker.records import Alert, ObjectState
 from broker.state.encoding import VERSION, StateError, decode_object, encode_object, is_current
+from broker.state.migrate import Migration
 from broker.state.redis import RedisStore
 from tests.integration.test_redis_store import point
+from tests.redis_keys import key_at, old_key
 from tests.unit.state.test_merge import same
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "state"
 RELEASES = {
     "6dc263e": 1,  # version 1
     "881d480": 2,  # version 2 before it had the revision: 199 of 419 objects of a real upgrade
-    "cb82431": 2,  # the last release
+    "cb82431": 2,  # the last one of version 2
+    "8826f96": 3,  # the last one that kept no homes
 }
 
 
@@ -55,7 +58,7 @@ def test_what_a_release_wrote_is_read_whole(store: RedisStore, client: redis.Red
         value = client.get(f"trifid:ztf:{before.object_id}:lc")
         assert isinstance(value, bytes)
         assert value[0] == version
-        assert not is_current(value)
+        assert is_current(value) == (version == VERSION)
         curve, latest = decode_object(value, "ztf", before.object_id)
         assert same(curve, before.light_curve)
         assert (latest.ra, latest.dec, latest.mjd) == (before.ra, before.dec, before.mjd)
@@ -67,17 +70,22 @@ def test_what_a_release_wrote_is_read_whole(store: RedisStore, client: redis.Red
         assert state.remembered == len(before.light_curve)
         assert state.light_curve.mjd.tolist() == [*before.light_curve.mjd, later.mjd]
         assert (state.spectrum is not None) == (number == 1)
-        assert is_current(client.get(f"trifid:ztf:{before.object_id}:lc"))  # type: ignore[arg-type]
+        assert client.get(f"trifid:ztf:{before.object_id}:lc") is None
+        assert is_current(client.get(key_at(before)))  # type: ignore[arg-type]
     assert client.keys("*:damaged") == []
 
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_what_a_release_wrote_is_migrated(store: RedisStore, client: redis.Redis, release: str) -> None:
     load(client, release)
-    assert sum(store.migrate()) == WRITTEN.OBJECTS
+    migration = Migration(store)
+    assert sum(migration.run()) == WRITTEN.OBJECTS
+    assert migration.counts.moved == WRITTEN.OBJECTS
+    assert client.keys("trifid:[^{]*:lc") == client.keys("trifid:sky:*") == []
+    assert client.get("trifid:layout") == b"homes"
     for number in range(WRITTEN.OBJECTS):
         before = WRITTEN.alert(number)
-        value = client.get(f"trifid:ztf:{before.object_id}:lc")
+        value = client.get(key_at(before))
         assert isinstance(value, bytes)
         assert is_current(value)
         assert same(decode_object(value, "ztf", before.object_id)[0], before.light_curve)
@@ -86,15 +94,20 @@ def test_what_a_release_wrote_is_migrated(store: RedisStore, client: redis.Redis
     assert client.keys("*:damaged") == []
 
 
-def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: redis.Redis) -> None:
+@pytest.mark.parametrize("homes", [True, False])
+def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: redis.Redis, homes: bool) -> None:
     """Its alerts fail one by one, and become dead letters that can be replayed; those of other objects go on."""
     later = point("ztf", "later", 10.0, 0.0, 60_000.0)
     other = point("ztf", "other", 20.0, 0.0, 60_000.0)
     store.update([later, other])
-    value = client.get("trifid:ztf:later:lc")
+    value = client.get(key_at(later))
     assert isinstance(value, bytes)
     newer = bytes([VERSION + 1]) + value[1:] + b"more"
-    client.set("trifid:ztf:later:lc", newer)
+    key = key_at(later) if homes else old_key("ztf", "later")
+    client.set(key, newer)
+    if not homes:
+        client.delete(key_at(later), "trifid:layout")
+        store.check()
     refused: list[str] = []
 
     def failed(alert: Alert, error: Exception) -> list[ObjectState]:
@@ -110,8 +123,10 @@ def test_what_a_later_release_wrote_is_left_alone(store: RedisStore, client: red
     ]
     (near,) = store.update([point("lsst", "7", 10.0, 0.0, 60_002.0)])
     assert near.associated == ()
-    assert sum(store.migrate()) == 0
-    assert client.get("trifid:ztf:later:lc") == newer
+    migration = Migration(store)
+    list(migration.run())
+    assert migration.counts.newer == ([] if homes else [key])
+    assert client.get(key) == newer
     assert client.keys("*:damaged") == []
 
 

@@ -20,12 +20,14 @@ from broker.pipeline import Pipeline, Received
 from broker.records import BAND_CODE, Alert, Annotation, LightCurve
 from broker.state import Store
 from broker.state.encoding import decode_search
+from broker.state.keys import object_key
 from broker.state.memory import MemoryStore
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from tests.random_models import MODEL_REPO
 
-KEY = "trifid:ztf:ZTF18a:ps"
+KEY = object_key("trifid", "71290", ("ztf", "ZTF18a"), "ps")
+"""At (150, 20) degrees."""
 REASONS = ("refined", "few", "first", "grown", "changed", "other_search", "worse")
 FREQUENCY = 1.7342
 
@@ -173,7 +175,7 @@ def test_a_counterpart_adds_its_points(pipeline: Pipeline, client: redis.Redis) 
     """Each object has its own search, of its light curve and the counterpart's together."""
     annotate(pipeline, alert(0, 100))
     assert annotate(pipeline, alert(20, 60, "lsst", "7"))[1] == {"first": 1}
-    assert decode_search(client.get("trifid:lsst:7:ps")).points == 140  # type: ignore[arg-type]
+    assert decode_search(client.get(KEY.replace("ztf:ZTF18a", "lsst:7"))).points == 140  # type: ignore[arg-type]
     assert annotate(pipeline, alert(100, 101))[1] == {"changed": 1}
     assert annotate(pipeline, alert(101, 102))[1] == {"refined": 1}
 

@@ -33,19 +33,24 @@ from broker.records import (
     ObservedSpectrum,
     Spectrum,
 )
-from broker.state.encoding import decode_object
+from broker.state.encoding import decode_object, encode_spectrum, is_current
 from broker.state.memory import MemoryStore
 from broker.state.merge import merge
+from broker.state.migrate import Migration
+from broker.state.places import Place, own_cells, own_homes
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.lsst_schemas import lsst_schema
 from broker.surveys.simulator import simulate_alerts
 from tests.integration.proxy import CountingProxy
+from tests.redis_keys import key_at, key_of, old_key, old_spectrum, places, spectrum_key
 from tests.unit.state.test_encoding import version_1
 from tests.unit.state.test_merge import same
 
 CASES = Path(__file__).resolve().parents[1] / "data" / "cases" / "13-lsst-sso" / "star"
 DECODER = Decoder()
+JUMP = (10.05, 0.0)
+"""From (10, 0) in the next fine cell but one, and in the same coarse one."""
 ALERTS = [DECODER.decode(a.payload)[0] for a in simulate_alerts(20, 30, seed=5)]
 
 
@@ -128,7 +133,7 @@ def test_a_spectrum_joins_the_object(store: RedisStore) -> None:
 
 def test_a_damaged_value_is_set_aside_and_not_lost(store: RedisStore, server: RedisServer) -> None:
     alert = ALERTS[0]
-    key = f"trifid:ztf:{alert.object_id}:lc"
+    key = key_at(alert)
     with redis.Redis.from_url(server.url) as client:
         client.set(key, b"\x63garbage")
         (state,) = store.update([alert])
@@ -187,42 +192,52 @@ def test_a_counterpart_that_moved_to_another_cell_or_expired_is_not_found_there(
     store: RedisStore, server: RedisServer
 ) -> None:
     with redis.Redis.from_url(server.url) as client:
-        store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
-        store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
-        assert len(client.keys("trifid:sky:objects:*")) == 1
-        here, there = store.update([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        first = point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)
+        moved = point("ztf", "ZTF18a", *JUMP, 60001.0)
+        assert own_homes([first]) == own_homes([moved])
+        assert own_cells([first]) != own_cells([moved])
+        store.update([first])
+        store.update([moved])
+        assert len(client.keys("trifid:{*}:sky:objects:*")) == 1
+        here, there = store.update([point("lsst", "1", *JUMP, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
         assert here.associated == ("ztf:ZTF18a",)
         assert there.associated == ()
-        client.delete("trifid:ztf:ZTF18a:lc")
-        (alone,) = store.update([point("lsst", "1", 10.2, 0.0, 60003.0)])
+        client.delete(key_of(client, "ZTF18a"))
+        (alone,) = store.update([point("lsst", "1", *JUMP, 60003.0)])
         assert alone.associated == ()
-        names = [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)]
-        assert sorted(names) == [b"lsst:1", b"lsst:2"]
+        assert places(client) == [b"lsst:1", b"lsst:2"]
 
 
 def test_a_late_alert_leaves_the_place_alone(store: RedisStore) -> None:
     store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60001.0)])
-    (state,) = store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60000.0)])
+    (state,) = store.update([point("ztf", "ZTF18a", *JUMP, 60000.0)])
     assert (state.ra, len(state.light_curve)) == (10.0, 2)
     (found,) = store.update([point("lsst", "1", 10.0, 0.0, 60002.0)])
     assert found.associated == ("ztf:ZTF18a",)
 
 
-def test_objects_of_version_1_are_migrated_in_place_or_at_once(store: RedisStore, server: RedisServer) -> None:
+def test_objects_of_version_1_are_read_where_they_are_and_get_a_home(store: RedisStore, server: RedisServer) -> None:
     old = {alert.object_id: alert for alert in ALERTS}
     with redis.Redis.from_url(server.url) as client:
         for name, alert in old.items():
-            client.set(f"trifid:ztf:{name}:lc", version_1(alert.light_curve, alert.ra, alert.dec, alert.mjd))
-        client.set("trifid:ztf:bad:lc", b"\x63garbage")
+            client.set(old_key("ztf", name), version_1(alert.light_curve, alert.ra, alert.dec, alert.mjd))
+        client.set(old_key("ztf", "bad"), b"\x63garbage")
         first, *others = old.values()
         (state,) = store.update([first])
         assert same(state.light_curve, merge(first.light_curve, LightCurve.empty()))
-        done = list(store.migrate())
-        assert (len(done), sum(done)) == (len(old) + 1, len(others))
-        assert client.get("trifid:ztf:bad:lc") == b"\x63garbage"
-        assert sum(store.migrate()) == 0
+        assert client.exists(old_key("ztf", first.object_id)) == 0
+        migration = Migration(store)
+        assert sum(migration.run()) == len(others) + 1
+        assert (migration.counts.moved, migration.counts.damaged) == (len(others), [old_key("ztf", "bad")])
+        assert client.get(f"{old_key('ztf', 'bad')}:damaged") == b"\x63garbage"
+        assert client.keys("trifid:[^{]*:lc") == []
+        again = Migration(store)
+        assert (sum(again.run()), again.counts.moved) == (0, 0)
         for alert in others:
-            curve, latest = decode_object(client.get(f"trifid:ztf:{alert.object_id}:lc"), "ztf", alert.object_id)
+            value = client.get(key_at(alert))
+            assert isinstance(value, bytes)
+            assert is_current(value)
+            curve, latest = decode_object(value, "ztf", alert.object_id)
             assert same(curve, alert.light_curve)
             assert (latest.ra, latest.mjd) == (alert.ra, alert.mjd)
     other = others[0]
@@ -320,21 +335,23 @@ def test_the_number_of_stored_points_is_published_and_the_same_when_a_batch_is_t
 
 
 def cells_of(client: redis.Redis, spectrum_id: str) -> list[bytes]:
-    return [key for key in client.keys("trifid:sky:spectra:*") if client.hexists(key, spectrum_id)]
+    return [key for key in client.keys("trifid:*sky:spectra:*") if client.hexists(key, spectrum_id)]
 
 
-@pytest.mark.parametrize("written_by", ["this release", "the last one"])
+@pytest.mark.parametrize("written_by", ["this release", "an earlier one"])
 def test_a_spectrum_sent_again_is_where_it_was_sent_last(
     store: RedisStore, server: RedisServer, written_by: str
 ) -> None:
-    """The last release did not say where a spectrum is, so that it stayed in its old place as well."""
+    """An earlier release did not say where a spectrum is, so that it stayed in its old place as well."""
     here, there = point("ztf", "here", 10.0, 0.0, 60000.0), point("ztf", "there", 50.0, 20.0, 60000.0)
     nearby = point("ztf", "near", 10.0, 4.0 / 3600, 60000.0)  # in the cell of the first
     sent = spectrum_of(here)
     with redis.Redis.from_url(server.url) as client:
-        store.put_observed([sent])
-        if written_by == "the last one":
-            client.delete(*client.keys("trifid:where:*"))
+        if written_by == "this release":
+            store.put_observed([sent])
+        else:
+            place = Place(sent.ra, sent.dec, sent.mjd).pack()
+            old_spectrum(client, sent, encode_spectrum(sent.spectrum), place)
         for at, others in ((there, [here, nearby]), (nearby, [here, there]), (here, [there, nearby])):
             store.put_observed([replace(sent, ra=at.ra, dec=at.dec)])
             (state,) = store.update([at])
@@ -345,23 +362,23 @@ def test_a_spectrum_sent_again_is_where_it_was_sent_last(
         store.put_observed([replace(sent, survey="ztf", object_id="there")])
         assert [s.spectrum is not None for s in store.update([here, there])] == [False, True]
         assert cells_of(client, sent.spectrum_id) == []
-        assert client.get(f"trifid:spectrum:{sent.spectrum_id}") is None
+        assert client.get(spectrum_key(sent)) is None
         store.put_observed([replace(sent, survey="ztf", object_id="here")])
         assert [s.spectrum is not None for s in store.update([here, there])] == [True, False]
         # Another spectrum of that object is not taken away by the first one's leaving.
         store.put_observed([replace(sent, spectrum_id="other", survey="ztf", object_id="here")])
         store.put_observed([sent])
-        client.delete(f"trifid:spectrum:{sent.spectrum_id}")
+        client.delete(spectrum_key(sent))
         assert [s.spectrum is not None for s in store.update([here, there])] == [True, False]
 
 
 def test_a_place_of_before_the_value_was_damaged_is_passed_over(store: RedisStore, server: RedisServer) -> None:
     with redis.Redis.from_url(server.url) as client:
         store.update([point("ztf", "ZTF18a", 10.0, 0.0, 60000.0)])
-        client.set("trifid:ztf:ZTF18a:lc", b"\x63garbage")
-        store.update([point("ztf", "ZTF18a", 10.2, 0.0, 60001.0)])
-        assert len(client.keys("trifid:sky:objects:*")) == 2
-        here, there = store.update([point("lsst", "1", 10.2, 0.0, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
+        client.set(key_of(client, "ZTF18a"), b"\x63garbage")
+        store.update([point("ztf", "ZTF18a", *JUMP, 60001.0)])
+        assert len(client.keys("trifid:{*}:sky:objects:*")) == 2
+        here, there = store.update([point("lsst", "1", *JUMP, 60002.0), point("lsst", "2", 10.0, 0.0, 60002.0)])
         assert (here.associated, there.associated) == (("ztf:ZTF18a",), ())
 
 

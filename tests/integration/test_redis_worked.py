@@ -20,6 +20,7 @@ from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
 from broker.state.redis import RedisStore
 from tests.integration.test_redis_store import point
+from tests.redis_keys import key_at, key_of, spectrum_key
 
 DAYS = 2.5
 SECONDS = 216_000
@@ -48,13 +49,13 @@ def is_new(seconds: int) -> bool:
 def test_what_is_not_seen_again_is_kept_for_days(store: RedisStore, client: redis.Redis) -> None:
     alert = point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)
     store.update([alert])
-    (sky,) = [key for key in lifetimes(client) if key.startswith("trifid:sky:objects:")]
-    assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc"])
+    (sky,) = [key for key in lifetimes(client) if ":sky:objects:" in key]
+    assert is_new(lifetimes(client)[key_of(client, "ZTF18a")])
     assert is_new(lifetimes(client)[sky])
     # The same alert again writes nothing, and renews what it found.
-    client.expire("trifid:ztf:ZTF18a:lc", 100)
+    client.expire(key_of(client, "ZTF18a"), 100)
     store.update([alert])
-    assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc"])
+    assert is_new(lifetimes(client)[key_of(client, "ZTF18a")])
     # A new one renews the place, too.
     client.expire(sky, 100)
     store.update([point("ztf", "ZTF18a", 10.0, 20.0, 60001.0)])
@@ -69,9 +70,10 @@ def test_spectra_do_not_expire(store: RedisStore, client: redis.Redis, named: bo
 
 
 def test_a_damaged_value_is_set_aside_for_days(store: RedisStore, client: redis.Redis) -> None:
-    client.set("trifid:ztf:ZTF18a:lc", b"\x63garbage")
-    store.update([point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)])
-    assert is_new(lifetimes(client)["trifid:ztf:ZTF18a:lc:damaged"])
+    alert = point("ztf", "ZTF18a", 10.0, 20.0, 60000.0)
+    client.set(key_at(alert), b"\x63garbage")
+    store.update([alert])
+    assert is_new(lifetimes(client)[f"{key_at(alert)}:damaged"])
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -83,7 +85,7 @@ def test_a_stored_spectrum_comes_back_with_its_own_flux(store: RedisStore, clien
     assert state.spectrum is not None
     for name in ("wavelength", "flux", "flux_error"):
         assert getattr(state.spectrum, name).tolist() == getattr(SPECTRUM, name).tolist()
-    stored = client.get("trifid:ztf:ZTF18a:sp" if named else "trifid:spectrum:s:1")
+    stored = client.get("trifid:ztf:ZTF18a:sp" if named else spectrum_key(observed))
     assert isinstance(stored, bytes)
     assert decode_spectrum(stored).flux.tolist() == FLUX.tolist()
 
@@ -141,9 +143,9 @@ def test_an_object_that_a_later_release_wrote_hides_no_other(
     """Two stars read in one batch, whichever of them Redis names first."""
     ra = {"a": 10.0, "b": 190.0}
     store.update([point("ztf", name, ra[name], 20.0, 60000.0) for name in "ab"])
-    value = client.get(f"trifid:ztf:{later}:lc")
+    value = client.get(key_of(client, later))
     assert isinstance(value, bytes)
-    client.set(f"trifid:ztf:{later}:lc", bytes([VERSION + 1]) + value[1:])
+    client.set(key_of(client, later), bytes([VERSION + 1]) + value[1:])
     states = store.update([point("lsst", f"at {name}", ra[name], 20.0, 60001.0) for name in "ab"])
     found = {state.object_id: state.associated for state in states}
     assert found == {f"at {name}": () if name == later else (f"ztf:{name}",) for name in "ab"}

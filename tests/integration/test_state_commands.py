@@ -28,6 +28,7 @@ from broker.surveys import Decoder
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from broker.times import JD_OF_MJD_0, mjd_now
 from tests.integration.test_redis_store import point
+from tests.redis_keys import key_at, key_of, places
 from tests.unit.state.test_merge import same
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def spoilt(curve: LightCurve) -> Alert:
 
 
 def stored(client: redis.Redis) -> tuple[LightCurve, Alert]:
-    value = client.get(f"trifid:ztf:{NAME}:lc")
+    value = client.get(key_of(client, NAME))
     assert isinstance(value, bytes)
     return decode_object(value, "ztf", NAME)
 
@@ -77,7 +78,7 @@ def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redi
     assert dry.exit_code == 0
     assert "would remove 40 points (after_receipt), 1 points (before_survey), 1 points (flux)" in dry.stdout
     assert len(stored(client)[0]) == len(clean) + 42
-    assert client.exists(f"trifid:ztf:{NAME}:ps")
+    assert client.exists(key_at(GOOD, "ps"))
 
     done: Result = trifid("repair", f"ztf:{NAME}")
     assert done.exit_code == 0
@@ -89,7 +90,7 @@ def test_a_spoilt_object_is_repaired_and_goes_on(store: RedisStore, client: redi
     curve, latest = stored(client)
     assert same(curve, clean)
     assert latest.mjd == clean.mjd[-1]
-    assert not client.exists(f"trifid:ztf:{NAME}:ps")
+    assert not client.exists(key_at(GOOD, "ps"))
     assert "0 repaired" in trifid("repair", NAME).stdout
 
     # The next alert is the latest again, and the object is found where it is.
@@ -124,10 +125,8 @@ def test_an_object_without_other_points_is_deleted(store: RedisStore, client: re
     assert "ztf:ZTF18a: 1 points (after_receipt)" in done.stdout
     assert "no point is left, the object is forgotten" in done.stdout
     assert "2 objects looked at, 1 repaired, 1 points removed" in done.stdout
-    assert client.get("trifid:ztf:ZTF18a:lc") is None
-    assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [
-        f"ztf:{NAME}".encode()
-    ]
+    assert client.keys("*:ZTF18a:*") == []
+    assert places(client) == [f"ztf:{NAME}".encode()]
 
 
 def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid: object) -> None:
@@ -146,7 +145,7 @@ def test_show_says_what_there_is(store: RedisStore, client: redis.Redis, trifid:
         "period:     0.625 d (R^2 0.875), searched in 20 points, MJD 59000.50000 to 59040.25000\n",
     ):  # fmt: skip
         assert text in shown.stdout, text
-    client.set(f"trifid:ztf:{NAME}:lc", b"\x02Lgarbage")
+    client.set(key_of(client, NAME), b"\x02Lgarbage")
     broken: Result = trifid("show", f"ztf:{NAME}")
     assert "bytes that cannot be read: " in broken.stdout
     repaired: Result = trifid("repair", "--all")
@@ -160,15 +159,15 @@ def test_forget_leaves_nothing_behind(store: RedisStore, client: redis.Redis, tr
     store.put_observed([ObservedSpectrum("s", 0.0, 0.0, 59000.0, spectrum, "ztf", NAME)])
     store.update([GOOD, point("lsst", "7", 10.0, 0.0, 60_000.0)])
     store.keep_searches({("ztf", NAME): SEARCH, ("lsst", "7"): SEARCH})
-    client.set(f"trifid:ztf:{NAME}:ps:damaged", b"x")
+    client.set(f"{key_at(GOOD, 'ps')}:damaged", b"x")
     done: Result = trifid("forget", NAME)
     assert done.exit_code == 0
-    assert f"ztf:{NAME}: forgotten (trifid:ztf:{NAME}:lc, trifid:ztf:{NAME}:sp" in done.stdout
+    assert f"ztf:{NAME}: forgotten ({key_at(GOOD)}, {key_at(GOOD, 'ps')}" in done.stdout
     assert client.keys(f"*{NAME}*") == []
-    assert [name for key in client.keys("trifid:sky:objects:*") for name in client.hkeys(key)] == [b"lsst:7"]
+    assert places(client) == [b"lsst:7"]
     (state,) = store.update([GOOD])
     assert (state.remembered, state.spectrum, state.kept_search) == (0, None, None)
-    assert client.keys("*:ps") == [b"trifid:lsst:7:ps"]
+    assert [key.decode() for key in client.keys("*:ps")] == [key_of(client, "7", "ps", "lsst")]
     assert trifid("forget", "7").exit_code == 0
     for command in ("show", "forget", "repair"):
         unknown: Result = trifid(command, "ZTF99none")
@@ -206,7 +205,7 @@ def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, clie
     """One alert dated 50 years ahead, and one with 2,000 points to come: they had evicted the real history."""
     decoder = Decoder()
     store.update([GOOD])
-    before = client.get(f"trifid:ztf:{NAME}:lc")
+    before = client.get(key_of(client, NAME))
     record: Any = next(fastavro.reader(io.BytesIO(PAYLOADS[-1])))
     now, like = mjd_now(), record["candidate"]
 
@@ -223,7 +222,7 @@ def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, clie
     assert isinstance(kept, list)
     assert [a.light_curve.mjd.tolist() for a in kept if isinstance(a, Alert)] == [[GOOD.mjd]]
     store.update([a for a in kept if isinstance(a, Alert)])
-    assert client.get(f"trifid:ztf:{NAME}:lc") == before
+    assert client.get(key_of(client, NAME)) == before
 
 
 def test_the_users_of_the_example_have_the_rights_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,10 @@ def test_what_the_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[Any, ...]] = []
     monkeypatch.setattr(build, "RedisStore", lambda *given, **named: told.append((given, named)))
     state = {"max_points": 7, "association_radius_arcsec": 0.75, "spectrum_radius_arcsec": 1.25, "expiry_days": 12.5}
-    build.build_store(settings(state=state))
+    build.build_store(settings(state=state, redis={"wait_replicas": 2}))
     ((_, limits), named), = told  # fmt: skip
     assert limits == Limits(7, 0.75, 1.25)
-    assert named == {"expiry_days": 12.5}
+    assert named == {"expiry_days": 12.5, "wait_replicas": 2}
 
 
 def test_days_after_which_trifid_state_forgets_are_seconds_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:

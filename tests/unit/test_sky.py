@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hpgeom
 import numpy as np
 import pytest
 from astropy import units
@@ -69,3 +70,36 @@ def test_a_path_stays_within_its_cells(order: int) -> None:
     for years in np.linspace(-26, 44, 141):
         there = sky.cells(*sky.move(ra, dec, pmra, pmdec, np.full(500, years)), order)
         assert held.issuperset(enumerate(there.tolist()))
+
+
+@pytest.mark.parametrize(("order", "radius"), [(7, 24.0), (8, 24.0), (8, 80.0)])
+def test_the_cells_of_a_disc_are_all_that_it_reaches_into(order: int, radius: float) -> None:
+    """Against a fine grid of points within the disc, at edges and corners everywhere, poles and RA 0 among them."""
+    rng = np.random.default_rng(3)
+    pixels = np.concatenate([rng.choice(12 << 2 * order, 100, replace=False), [0, (12 << 2 * order) - 1]])
+    ra, dec = (np.concatenate([x, y]) for x, y in zip(
+        (b.ravel() for b in hpgeom.boundaries(1 << order, pixels, 1)),
+        (b.ravel() for b in hpgeom.boundaries(1 << order, pixels, 3)),
+        strict=True,
+    ))  # fmt: skip
+    ra = np.concatenate([ra, rng.uniform(0, 360, 40), [0.0, 0.0, 359.99999]])
+    dec = np.concatenate([dec, np.full(20, 89.9999), np.full(20, -89.9999), [90.0, -90.0, 0.0]])
+    # Moved away from the corner by up to the radius, so that the corner is anywhere within the disc.
+    ra, dec = sky.move(ra, dec, *(1000 * radius * rng.uniform(-0.75, 0.75, (2, len(ra)))), np.ones(len(ra)))
+    owner, cell = sky.disc_cells(ra, dec, radius, order)
+    assert len(set(zip(owner.tolist(), cell.tolist(), strict=True))) == len(owner)
+    found: dict[int, set[int]] = {}
+    for row, number in zip(owner.tolist(), cell.tolist(), strict=True):
+        found.setdefault(row, set()).add(number)
+    angle, size = rng.uniform(0, 2 * np.pi, 1500), radius * np.sqrt(rng.uniform(0, 1, 1500))
+    angle, size = np.append(angle, np.linspace(0, 2 * np.pi, 500)), np.append(size, np.full(500, radius))
+    motion = 1000 * size * np.sin(angle), 1000 * size * np.cos(angle)
+    beyond = []
+    for row in range(len(ra)):
+        inside = sky.cells(*sky.move(np.full(2000, ra[row]), np.full(2000, dec[row]), *motion, np.ones(2000)), order)
+        assert set(inside.tolist()) <= found[row], (ra[row], dec[row])
+        beyond.append(len(found[row]) - len(set(inside.tolist())))
+    assert np.mean(beyond) < 0.5
+    # In the middle of cells there is one.
+    middle = hpgeom.pixel_to_angle(1 << order, pixels)
+    assert len(sky.disc_cells(*middle, radius, order)[0]) == len(pixels)
