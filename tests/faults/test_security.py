@@ -35,6 +35,7 @@ from deploy.local.kafka_server import KafkaSecurity, KafkaServer, find_kafka_hom
 from deploy.local.triton_server import TritonServer, triton_installed
 from tests.faults.certificates import Authority
 from tests.random_models import MODEL_REPO
+from tests.redis_keys import key_at
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "deploy" / "security"
 PACKETS = [a.payload for a in simulate_alerts(12, 20, seed=5)]
@@ -263,8 +264,8 @@ def test_users_of_the_least_rights_get_everything_done(site: Site, tmp_path: Pat
     site.trifid(operator, "spectra", "load", *spectrum(tmp_path, ALERTS[0]))
     with site.redis.client() as admin:
         # Values that cannot be read are set aside: that takes rights of its own.
-        for kind in ("lc", "sp"):
-            admin.set(f"trifid:ztf:{ALERTS[0].object_id}:{kind}", b"damaged")
+        for key in (key_at(ALERTS[0]), f"trifid:ztf:{ALERTS[0].object_id}:sp"):
+            admin.set(key, b"damaged")
 
     with Worker(site.environment(), tmp_path / "run.log", "--log-level", "DEBUG") as worker:
         site.trifid(operator, "replay", archive(tmp_path, PACKETS), "--topic", "alerts.ztf")
