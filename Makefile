@@ -12,7 +12,7 @@ MODULES ?=
 SAMPLE ?= 25
 SEED ?= 0
 
-.PHONY: demo test coverage mutants faults lint audit bench train lock lock-images sbom clean
+.PHONY: demo test coverage mutants faults lint audit bench train lock lock-images sbom release clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +76,11 @@ lock: $(VENV)/.all
 
 lock-images: $(VENV)/.all
 	$(BIN)/python -m deploy.docker.lock images
+
+# Wheel and sdist in dist/, checked (twine, check-wheel-contents), and each tried out in an empty environment.
+release: $(VENV)/.all
+	rm -rf dist
+	$(BIN)/python -m deploy.release dist
 
 sbom: $(VENV)/.all
 	$(BIN)/python -m deploy.docker.lock sbom dist

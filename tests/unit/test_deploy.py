@@ -10,21 +10,28 @@ from pathlib import Path
 
 import pytest
 import yaml
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
 import broker.metrics
+from broker.taxonomy import PARENTS
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPRESSIONS = [
-    rule["expr"]
+RULES = [
+    rule
     for group in yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())["groups"]
     for rule in group["rules"]
-] + [
-    target["expr"]
-    for dashboard in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
-    for panel in json.loads(dashboard.read_text())["panels"]
-    for target in panel.get("targets", [])
 ]
+DASHBOARDS = {
+    path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
+}
+PANELS = [panel for dashboard in DASHBOARDS.values() for panel in dashboard["panels"]]
+EXPRESSIONS = [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
+OF_TRITON = {
+    "nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us", "nv_inference_request_success",
+}  # fmt: skip
+"""Triton's own metrics (its docs/user_guide/metrics.md)."""
+OF_PROMETHEUS = {"up", "process_resident_memory_bytes"}
 
 
 def test_rules_and_dashboard_use_existing_metrics_and_labels() -> None:
@@ -33,9 +40,78 @@ def test_rules_and_dashboard_use_existing_metrics_and_labels() -> None:
     for metric in REGISTRY.collect():
         for suffix in ("", "_total", "_bucket", "_sum", "_count"):
             known[metric.name + suffix] = set()
-    used = {name for expression in EXPRESSIONS for name in re.findall(r"trifid_\w+", expression)}
-    assert len(used) >= 9
-    assert used <= set(known)
+    used = {name for expression in EXPRESSIONS for name in re.findall(r"\b(?:trifid|nv|process)_\w+", expression)}
+    assert len(used) >= 30
+    assert used <= set(known) | OF_TRITON | OF_PROMETHEUS
+
+
+def test_every_bucket_that_is_asked_for_exists() -> None:
+    buckets: dict[str, set[float]] = {}
+    for metric in vars(broker.metrics).values():
+        if isinstance(metric, Histogram):
+            buckets[f"{metric._name}_bucket"] = set(metric._upper_bounds)
+    asked = [
+        (name, float(bound))
+        for expression in EXPRESSIONS
+        for name, bound in re.findall(r'(trifid_\w+_bucket)\{le="([\d.]+)"\}', expression)
+    ]
+    assert len(asked) >= 4
+    assert [(name, bound) for name, bound in asked if bound not in buckets[name]] == []
+
+
+def test_every_metric_of_the_service_has_a_panel_or_an_alarm() -> None:
+    text = " ".join(EXPRESSIONS)
+    for metric in vars(broker.metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            assert metric._name in text, metric._name
+
+
+def test_every_alarm_has_an_entry_in_the_runbook_and_every_entry_an_alarm() -> None:
+    runbook = (ROOT / "docs/runbook.md").read_text()
+    entries = dict(re.findall(r"^## (\w+)\n\n(\w+)\. ", runbook, re.MULTILINE))
+    assert entries == {rule["alert"]: rule["labels"]["severity"] for rule in RULES}
+
+
+def test_every_alarm_is_seen_to_fire_and_to_keep_silent() -> None:
+    cases = yaml.safe_load((ROOT / "deploy/prometheus/rules_test.yml").read_text())["tests"]
+    tested = [
+        (case["alertname"], bool(case["exp_alerts"])) for group in cases for case in group.get("alert_rule_test", [])
+    ]
+    names = {rule["alert"] for rule in RULES}
+    assert {name for name, fires in tested if fires} == names
+    assert {name for name, fires in tested if not fires} == names
+
+
+def test_panels_are_complete_and_do_not_overlap() -> None:
+    assert set(DASHBOARDS) == {"operators", "scientists"}
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == 2
+    for dashboard in DASHBOARDS.values():
+        panels = dashboard["panels"]
+        assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
+        assert len({(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}) == len(panels)
+        assert all(panel["description"] and panel["targets"] for panel in panels)
+
+
+def test_the_parents_on_the_dashboard_are_those_of_the_taxonomy() -> None:
+    (panel,) = (p for p in DASHBOARDS["scientists"]["panels"] if p["title"] == "Parents")
+    shown = {}
+    for target in panel["targets"]:
+        found = re.search(r'class_name=~?"([\w|]+)"', target["expr"])
+        assert found is not None
+        shown[target["legendFormat"]] = tuple(sorted(found[1].split("|")))
+    assert shown == {name: tuple(sorted(classes)) for name, classes in PARENTS.items()}
+
+
+def test_promtool_reads_every_expression_of_the_dashboards(tmp_path: Path) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool on PATH: it is in Debian's package prometheus, and in Prometheus's own archives")
+    rules = [{"record": f"panel:{n}", "expr": expression} for n, expression in enumerate(EXPRESSIONS)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    done = subprocess.run(
+        [promtool, "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
