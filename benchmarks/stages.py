@@ -15,41 +15,22 @@ import pstats
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import click
 import numpy as np
 import redis
-from prometheus_client import Counter
 from threadpoolctl import threadpool_limits
 
 from benchmarks.workload.flops import model_flops
+from benchmarks.workload.known_stars import follow
 from benchmarks.workload.packets import Kind, templates
-from benchmarks.workload.stars import Sky, Stream, preload_with_progress, read_curves
-from broker.batch import IncomingMessage
-from broker.build import build_publisher, load_reference_set
+from benchmarks.workload.stars import read_curves
 from broker.config import Settings
 from broker.embedded.redis import RedisServer
-from broker.inference.onnx import OnnxEngine
-from broker.metrics import PERIOD_SEARCHES, STAGE_CPU_SECONDS
-from broker.pipeline import Pipeline
-from broker.state.redis import RedisStore
-from broker.streaming.handling import handle
-from broker.surveys import Decoder
-from broker.times import mjd_now
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 _BATCH = 256
-
-
-def stage_seconds() -> dict[str, float]:
-    return _by_label(STAGE_CPU_SECONDS, "stage")
-
-
-def _by_label(counter: Counter, label: str) -> dict[str, float]:
-    samples = [sample for metric in counter.collect() for sample in metric.samples]
-    return {s.labels[label]: s.value for s in samples if s.name.endswith("_total")}
 
 
 def cpu(action: Callable[[], object], repeats: int) -> float:
@@ -103,46 +84,15 @@ def main(points: int, alerts: int, profile: bool) -> None:
     except FileNotFoundError as error:
         print(f"{error}: nothing to measure", file=sys.stderr)
         return
-    sky = Sky(curves, alerts + _BATCH, points, points, 2, 0)
-    stream = Stream(sky, packets, 0)
-    payloads = [bytes(stream.next(Kind.REPEAT)) for _ in range(alerts + _BATCH)]
-    settings = Settings()
-    reference = load_reference_set(settings)
+    profiler = cProfile.Profile(time.thread_time) if profile else None
+    cost = follow(curves, packets, points=points, alerts=alerts, batch=_BATCH, warm_up=_BATCH, profiler=profiler)
+    sizes, payloads, published = cost.curve_bytes, cost.payload_bytes, cost.published_bytes
     with RedisServer() as server:
-        preload_with_progress(sky, server.url, 1, 0.2)
-        engine = OnnxEngine(settings.inference.model_repository, threads=1)
-        with closing(RedisStore(server.url, timeout=60)) as store:
-            pipeline = Pipeline(Decoder(), store, engine, engine.manifest, reference)
-            publisher = build_publisher(settings)
-            messages = [IncomingMessage(payload, mjd_now()) for payload in payloads]
-            handle(pipeline.process_next, publisher, messages[:_BATCH])
-            before, start = stage_seconds(), time.thread_time()
-            searched = _by_label(PERIOD_SEARCHES, "reason")
-            profiler = cProfile.Profile(time.thread_time) if profile else None
-            published = done = 0
-            if profiler is not None:
-                profiler.enable()
-            for first in range(_BATCH, len(messages), _BATCH):
-                result, outgoing = handle(pipeline.process_next, publisher, messages[first : first + _BATCH])
-                published += sum(len(message.value) for message in outgoing)
-                done += len(result.annotations)
-            if profiler is not None:
-                profiler.disable()
-            total = time.thread_time() - start
-            after = stage_seconds()
-            reasons = {
-                reason: number - searched.get(reason, 0.0)
-                for reason, number in _by_label(PERIOD_SEARCHES, "reason").items()
-            }
-        assert done == alerts
-        with server.client() as client:
-            keys = list(client.scan_iter("trifid:*:lc", count=1000))
-            sizes = [client.strlen(key) for key in keys]
         stored = redis_floor(server.url, sizes)
     copied, flops = copied_bytes_a_second(), flops_a_second()
     # What stands before the cutouts, which the decoder steps over.
     read = np.mean([len(payload) - _cutouts(payload) for payload in payloads])
-    network = model_flops(settings.inference.model_repository)
+    network = model_flops(Settings().inference.model_repository)
     floors: dict[str, tuple[str, float]] = {
         "decode": (f"{read / 1e3:.1f} kB before the cutouts, copied at {copied / 1e9:.1f} GB/s", read / copied),
         "update_state": (f"{np.mean(sizes) / 1e3:.1f} kB read and written by MGET and SET, in batches", stored),
@@ -151,12 +101,11 @@ def main(points: int, alerts: int, profile: bool) -> None:
     }
     print(f"{alerts} alerts of stars with {points} points, batches of {_BATCH}, one thread\n")
     print("| stage | core-ms an alert | floor, ms | what the floor is |\n|---|---:|---:|---|")
-    stages = {name: 1e3 * (after[name] - before.get(name, 0.0)) / alerts for name in after}
-    for name in sorted(stages, key=lambda name: -stages[name]):
+    for name in sorted(cost.stages, key=lambda name: -cost.stages[name]):
         what, floor = floors.get(name, ("", 0.0))
-        print(f"| {name} | {stages[name]:.3f} | {f'{1e3 * floor:.4f}' if what else ''} | {what} |")
-    print(f"| all, with what is between stages | {1e3 * total / alerts:.3f} | | |")
-    shares = ", ".join(f"{reason} {number / alerts:.1%}" for reason, number in sorted(reasons.items()))
+        print(f"| {name} | {cost.stages[name]:.3f} | {f'{1e3 * floor:.4f}' if what else ''} | {what} |")
+    print(f"| all, with what is between stages | {cost.total:.3f} | | |")
+    shares = ", ".join(f"{reason} {number / alerts:.1%}" for reason, number in sorted(cost.searches.items()))
     print(f"\nperiod searches, all but the refined ones in full: {shares}")
     if profiler is not None:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(45)
