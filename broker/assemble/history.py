@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.grouped import group_median, group_quantiles
+from broker.assemble.grouped import group_median, group_quantiles, order_within
 from broker.assemble.lightcurve import UsablePoints
 from broker.bands import AB_OFFSET, BANDS, WAVELENGTH
 
@@ -127,7 +127,7 @@ def _changes(
     columns["median_change"][some] = middle[some]
     columns["faintest_change"][some] = high[some]
     columns["bright_share"][some] = (np.bincount(row, change < 0, size) / np.maximum(count, 1))[some]
-    order = np.lexsort((time, row))
+    order = order_within(time, count)
     row, change = row[order], change[order]
     columns["latest_change"][row] = change  # the last one written stays
     mean = np.bincount(row, change, size) / np.maximum(count, 1)

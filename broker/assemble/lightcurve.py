@@ -199,8 +199,11 @@ def usable_points(light_curves: Sequence[LightCurve]) -> UsablePoints:
     usable &= np.isfinite(error)
 
     # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
-    order = np.lexsort((kind, time, band, row))
-    order = order[usable[order]]
+    order = np.flatnonzero(usable)
+    cell, kinds = row[order] * len(BANDS) + band[order], len(PhotometryKind)
+    order = order[group_order(cell * kinds + kind[order], size * len(BANDS) * kinds)]
+    cell = row[order] * len(BANDS) + band[order]
+    order = order[order_within(time[order], np.bincount(cell, minlength=size * len(BANDS)))]
     repeated = np.zeros(len(order), np.bool_)
     repeated[1:] = (
         (row[order][1:] == row[order][:-1])
@@ -268,6 +271,7 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
     center, std = _center_and_scale(points)
     deviation = value - center[row]
     standard = deviation / std[row]
+    squared = standard * standard
     levels = group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
     mad = group_median(np.abs(value - levels[4][row]), row, size)
     error = group_median(points.error, row, size)
@@ -282,8 +286,8 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
         "log10_points": np.log10(count),
         "is_total_flux": points.total.astype(np.float64),
         "noise_to_std": np.clip(error / std, 0, 3),
-        "skewness": np.clip(mean(standard**3), -5, 5),
-        "kurtosis": np.log10(np.maximum(mean(standard**4), 0.1)),
+        "skewness": np.clip(mean(squared * standard), -5, 5),
+        "kurtosis": np.log10(np.maximum(mean(squared * squared), 0.1)),
         "log10_range_90": np.log10(np.maximum(range_90, 1e-4)),
         "log10_range_95": np.log10(np.maximum(levels[10] - levels[9], 1e-4)),
         "bright_share_90": (levels[7] - levels[4]) / range_90,
