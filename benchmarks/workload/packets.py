@@ -5,6 +5,7 @@ So a packet keeps its size, its cutouts, its schema and the length of its histor
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+import fastavro
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ from broker.photometry import POGSON
 from broker.records import AB_ZERO_POINT_NJY
 from broker.sources import iter_packets
 from broker.surveys import Decoder
+from broker.surveys.simulator import simulate_alerts
 from broker.times import JD_OF_MJD_0
 
 Bytes = NDArray[np.uint8]
@@ -236,6 +239,21 @@ def templates(folder: Path) -> list[Template]:
         if template is not None:
             found.append(template)
     return found
+
+
+def simulated_template(detections: int) -> Template:
+    """A packet of the simulator that repeats and has at least so many detections, where there are no real ones.
+
+    Without forced photometry: that of a template is of other times than what its star has, as if points had changed.
+    """
+    for alert in simulate_alerts(5, 40, seed=3):
+        reader: Any = fastavro.reader(io.BytesIO(alert.payload))
+        out = io.BytesIO()
+        fastavro.writer(out, reader.writer_schema, [record | {"fp_hists": None} for record in reader])
+        template = _template(out.getvalue(), Kind.REPEAT)
+        if template is not None and template.detections >= detections:
+            return template
+    raise ValueError(f"no simulated packet has {detections} detections")
 
 
 def _template(payload: bytes, kind: Kind) -> Template | None:

@@ -238,17 +238,22 @@ def _pipeline(url: str) -> tuple[RedisStore, Pipeline]:
 def _write(task: tuple[str, range, float]) -> int:
     url, numbers, growth = task
     assert _SKY is not None
-    store, pipeline = _pipeline(url)
-    if growth:
-        rng = np.random.default_rng(numbers.start)
-        shares = (1.0 + growth) ** -rng.random(len(numbers))
-        alerts = [_SKY.known(number, share) for number, share in zip(numbers, shares, strict=True)]
-        pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
-        alerts = [_SKY.known(number) for number in numbers]
-        pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
-    else:
-        store.update([_SKY.known(number) for number in numbers])
+    write_known(_SKY, numbers, *_pipeline(url), growth)
     return len(numbers)
+
+
+def write_known(sky: Sky, numbers: range, store: RedisStore, pipeline: Pipeline, growth: float) -> None:
+    """Write some objects of ``sky`` as ``preload`` says."""
+    if not growth:
+        store.update([sky.known(number) for number in numbers])
+        return
+    rng = np.random.default_rng(numbers.start)
+    shares = (1.0 + growth) ** -rng.random(len(numbers))
+    for alerts in (
+        [sky.known(number, share) for number, share in zip(numbers, shares, strict=True)],
+        [sky.known(number) for number in numbers],
+    ):
+        pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
 
 
 def preload(sky: Sky, url: str, processes: int, growth: float) -> Iterator[int]:
