@@ -55,6 +55,17 @@ def test_a_new_model_has_its_own_set_beside_the_old_ones(server: RedisServer, re
         assert 0 < client.ttl(stored.key_of(OLD)) <= 180 * 86_400
 
 
+def test_a_set_that_a_worker_takes_is_kept_for_as_long_again(server: RedisServer) -> None:
+    stored.put(server.url, "used 1", b"used")
+    stored.put(server.url, "left 1", b"left")
+    with redis.Redis.from_url(server.url) as client:
+        for model in ("used 1", "left 1"):
+            client.expire(stored.key_of(model), 1000)
+        assert (stored.get(server.url, "used 1"), stored.get(server.url, "none 1")) == (b"used", None)
+        assert 180 * 86_400 - 1000 < client.ttl(stored.key_of("used 1")) <= 180 * 86_400
+        assert 0 < client.ttl(stored.key_of("left 1")) <= 1000
+
+
 def test_the_set_of_an_earlier_release_in_redis_is_not_looked_at(
     server: RedisServer, repositories: tuple[Path, Path]
 ) -> None:

@@ -11,6 +11,14 @@ from broker.taxonomy import CLASS_NAMES, PARENTS
 RRAB_FOR_CERTAIN = {"RRAB": 0.97, "RRC": 0.02, "EW": 0.01}
 
 
+def test_a_leading_class_of_another_parent_than_the_leading_one_contradicts_no_type_of_that() -> None:
+    """ROT leads, yet EA and EB together have more: of a star that is called EW nothing is known for certain."""
+    all_of = dict.fromkeys(CLASS_NAMES, 0.0) | {"ROT": 0.375, "EA": 0.3125, "EB": 0.3125}
+    parents = {name: sum(all_of[c] for c in classes) for name, classes in PARENTS.items()}
+    (found,) = compare([KnownObject("vsx", "V1", "EW", 0.5, 0.1)], all_of, parents, ("ROT", "EA", "EB"), 0.25)
+    assert found.disagrees is None
+
+
 @pytest.mark.parametrize(
     ("probabilities", "of_set", "text", "expected"),
     [

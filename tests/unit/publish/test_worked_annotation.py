@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
+import fastavro
 import numpy as np
 import pytest
 
@@ -12,8 +15,9 @@ from broker import __version__
 from broker.anomaly.scores import AnomalyScores
 from broker.assemble import assemble
 from broker.batch import DeadLetter, IncomingMessage, Origin
+from broker.errors import DecodeError
 from broker.inference import Predictions
-from broker.publish.annotate import annotate
+from broker.publish.annotate import annotate, not_classified
 from broker.publish.annotation import published_record, read, to_json, to_record
 from broker.publish.topics import Topics
 from broker.records import (
@@ -33,12 +37,12 @@ from tests.unit.publish.test_messages import ANNOTATION, publish
 
 NEIGHBOURS = (Neighbour("asas:7", "EW", 0.125), Neighbour("asas:8", "EA", 0.1875))
 KNOWN = KnownObject("vsx", "AB Xyz", "EA", 2.5, 0.75, "EA")
-RNG = np.random.default_rng(5)
 
 
 def light_curve(points: int) -> LightCurve:
+    rng = np.random.default_rng(points)
     return LightCurve(
-        np.sort(RNG.uniform(59_000, 59_200, points)), RNG.normal(1e5, 1e4, points).astype(np.float32),
+        np.sort(rng.uniform(59_000, 59_200, points)), rng.normal(1e5, 1e4, points).astype(np.float32),
         np.full(points, 1e3, np.float32), np.zeros(points, np.float32), np.zeros(points, np.uint8),
         np.zeros(points, np.uint8),
     )  # fmt: skip
@@ -58,7 +62,7 @@ def state(of: Alert, **changes: object) -> ObjectState:
     return replace(ObjectState(of.object_id, of.ra, of.dec, of.light_curve), **changes)  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def annotations() -> list[Annotation]:
     """Of a star with a score, one whose stratum has none, one of few points, and one of which nothing is known."""
     alerts = [alert(1, 30), alert(2, 12, survey="lsst", real_bogus=None), alert(3, 4), alert(4, 2, star_score=None)]
@@ -154,6 +158,39 @@ def test_what_the_model_says_is_of_its_own_row(annotations: list[Annotation]) ->
     assert fourth.reason == (
         "2 usable photometric points of at least 5 needed, no spectrum, no colour, too few catalogue values"
     )
+
+
+def test_what_the_model_cannot_be_asked_of_is_not_classified() -> None:
+    of = alert(1, 6, survey="lsst", solar_system=True)
+    known = state(
+        of, associated=("ztf:ZTF18a",), remembered=3, history_start=58_100.5, time_system=TimeSystem.BARYCENTRIC
+    )
+    said = not_classified(of, known, 61_000.25, "no reason at all")
+    assert (said.class_names, said.probabilities, said.best_class) == (("NotClassified",), (1.0,), "NotClassified")
+    assert (said.survey, said.alert_id, said.source_id, said.object_id) == ("lsst", 101, 201, "ZTF181")
+    assert (said.ra, said.dec, said.mjd, said.ingest_mjd) == (11.5, -21.25, 59_301.125, 61_000.25)
+    assert (said.real_bogus, said.solar_system, said.star_score, said.survey_detections) == (0.75, True, 0.625, 43)
+    assert (said.associated, said.remembered_points, said.history_start) == (("ztf:ZTF18a",), 3, 58_100.5)
+    assert (said.modalities, said.detections, said.period, said.time_system) == ((), 6, None, "BMJD")
+    assert (said.reason, said.prediction_set, said.parents, said.anomaly_score) == ("no reason at all", (), {}, None)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "foreign"),
+    [("org.trifid.annotation.v1", None), ("another", "another.BrokerClassification"), ("", "BrokerClassification")],
+)
+def test_the_name_of_a_schema_is_that_with_its_namespace(namespace: str, foreign: str | None) -> None:
+    """As Java's writers spell it, in two fields; fastavro's own have them in one."""
+    schema = json.loads(fastavro.reader(io.BytesIO(publish(DISTINCT)[0].value)).metadata["avro.schema"])
+    schema |= {"name": "BrokerClassification", "namespace": namespace}
+    header, body = b"Obj\x01", io.BytesIO()
+    fastavro.schemaless_writer(body, {"type": "map", "values": "string"}, {"avro.schema": json.dumps(schema)})
+    empty = header + body.getvalue() + bytes(16)
+    if foreign is None:
+        assert read(empty, "trifid.lsst.all") == []
+    else:
+        with pytest.raises(DecodeError, match=f"its schema is {foreign}$"):
+            read(empty, "trifid.lsst.all")
 
 
 DISTINCT = Annotation(
