@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -73,6 +73,12 @@ def check_topic(topic: str) -> str:
 def matches(topic: str, name: str) -> bool:
     """Whether a name, or a regular expression, takes the topic ``name``, as librdkafka says; raises as check_topic."""
     return _compiled(topic).search(name) is not None if is_pattern(topic) else topic == name
+
+
+def any_matches(topics: Iterable[str], names: Iterable[str]) -> bool:
+    """Whether one of the names and regular expressions ``topics`` takes one of the ``names``; raises as check_topic."""
+    every = list(names)
+    return any(matches(topic, name) for topic in topics for name in every)
 
 
 @lru_cache(maxsize=256)

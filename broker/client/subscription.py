@@ -34,7 +34,7 @@ from broker.client.positions import CALL_S, Position, after, place_of, starting_
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
 from broker.streaming import clients
-from broker.topic_names import is_pattern, matches
+from broker.topic_names import any_matches, is_pattern
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,7 @@ class Subscription:
         """Positions after the annotations that the caller has, where all before them was read."""
         self._assigned = False
         self._idle_from = 0.0
+        self._awaits_group = False  # whether there is a topic whose partitions the group can assign
         """From when on silence counts, monotonic seconds: not while the group is about to assign partitions."""
         self._outage = Outage(bootstrap_servers)
         # Members that keep partitions over a rebalance are told of the others only.
@@ -262,9 +263,10 @@ class Subscription:
                     raise self._unreachable(f"within {self._timeout:g} s")
                 raise self._no_topic(missing, topics)
             time.sleep(_RETRY_S)
-        if not any(matches(topic, name) for topic in self._topics for name in topics):
+        self._awaits_group = any_matches(self._topics, topics)
+        if not self._awaits_group:
             log.warning("no topic matches %s yet", ", ".join(self._topics))
-        self._idle_from = time.monotonic() + max(_JOIN_S, self._timeout)
+        self._idle_from = time.monotonic() + max(_JOIN_S if self._awaits_group else 0.0, self._timeout)
         self._consumer.subscribe(self._topics, on_assign=weakly(self._on_assign), on_revoke=weakly(self._on_revoke))
         self._ready = True
         self._outage.over()
@@ -315,8 +317,11 @@ class Subscription:
             return False
         if missing := self._missing(topics):
             raise self._no_topic(missing, topics)
-        if not any(matches(topic, name) for topic in self._topics for name in topics):
+        if not any_matches(self._topics, topics):
             raise ConfigurationError(f"Kafka at {self._servers}: no topic matches {', '.join(self._topics)}")
+        if not self._assigned and not self._awaits_group:  # the first topic that matches came only now
+            self._awaits_group, self._idle_from = True, time.monotonic() + max(_JOIN_S, self._timeout)
+            return False
         if not self._assigned:
             raise DependencyUnavailableError(f"Kafka at {self._servers}: the group has not assigned partitions yet")
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -374,6 +375,22 @@ def test_a_missing_topic_is_named_with_those_that_are_like_it(kafka: KafkaServer
     assert "no topic matches ^nothing[.]matches" in said
     with pytest.raises(ConfigurationError, match="topic near does not exist"):
         list(Subscription("near", kafka.bootstrap, idle_timeout=1, timeout=0.5))
+
+
+def test_a_topic_of_a_pattern_may_come_when_nothing_matched(
+    kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there before the group could assign it, and the time without annotations is over long before that."""
+
+    def create(*_: object) -> None:
+        kafka.create_topics(["pattern.late"], partitions=1)
+        fill(kafka, "pattern.late", [3])
+
+    monkeypatch.setattr(logging.getLogger("broker.client.subscription"), "warning", create)
+    with Subscription("^pattern[.]la", kafka.bootstrap, idle_timeout=0.01, timeout=0.01) as subscription:
+        first = [a.alert_id for a in subscription]  # until partitions are assigned, and perhaps some of them
+        subscription._idle_timeout = IDLE
+        assert first + [a.alert_id for a in subscription] == [0, 1, 2]
 
 
 def test_a_topic_may_come_a_little_later(kafka: KafkaServer) -> None:
