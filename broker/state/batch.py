@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from broker.state.encoding import (
     of_later_release,
 )
 from broker.state.keys import ObjectName, base
-from broker.state.objects import Limits, Objects
+from broker.state.objects import Limits, Objects, has_no_object
 from broker.state.places import Place, own_cells
 
 LOG: Final = logging.getLogger(__name__)
@@ -126,3 +127,10 @@ class Batch:
             LOG.error("stored value %s cannot be read and is set aside: %s", key, error)
             self.damaged[key] = value
             return None
+
+
+def catalogue_position(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
+    """Where and when to look in catalogues: nowhere for what has no object."""
+    if isinstance(position, Alert) and has_no_object(position):
+        return math.nan, math.nan, math.nan
+    return position.ra, position.dec, position.mjd

@@ -13,7 +13,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from broker.errors import ConfigurationError
 from broker.records import Alert, Catalogued, KeptSearch, ObjectState, ObservedSpectrum
 from broker.redis_client import Pipeline, RedisConnection
 from broker.sky import ARCSEC
-from broker.state.batch import Batch, Copy
+from broker.state.batch import Batch, Copy, catalogue_position
 from broker.state.encoding import STAMP_BYTES, StateError, encode_object, encode_search
 from broker.state.keys import (
     NO_HOME,
@@ -50,7 +50,7 @@ from broker.state.places import (
     search_cells,
     wide_homes,
 )
-from broker.state.scripts import READ, REMOVE, WRITE, Call, Row, calls_of, removal
+from broker.state.scripts import READ, REMOVE, WRITE, Call, Row, calls_of, left_of, removal
 from broker.state.stored_spectra import put_spectra
 from broker.state.watch import MARKER, StoreWatch
 
@@ -272,7 +272,7 @@ class RedisStore:
         ]
         wanted.sort(key=lambda row: (row[0], row[1][2][24:]))  # each cell is then read in one call only
         calls = calls_of(wanted, together=single)
-        at = np.array([_place(p) for p in positions]).T
+        at = np.array([catalogue_position(p) for p in positions]).T
         request = self._catalogs.request(at[0], at[1])
         named = named_spectra_key(self._prefix)
 
@@ -285,7 +285,7 @@ class RedisStore:
         answers = self.connection.execute(first)
         flag = None if single else answers.pop()
         *found, values = answers
-        while calls := _left(batch, calls, found):  # in a crowded field, so that Redis serves others in between
+        while calls := left_of(batch, calls, found):  # in a crowded field, so that Redis serves others in between
             left = calls
             found = self.connection.execute(lambda pipeline: self._ask(pipeline, settings, left))  # noqa: B023
         if flag is not None:
@@ -333,7 +333,7 @@ class RedisStore:
                 moved = next((copy.search for copy in copies.values() if copy.search is not None), None)
                 if moved is not None:
                     searches.append((object_key(self._prefix, home, name, "ps"), moved))
-            self._remember(name, home)
+            self._note_home(name, home)
         rows.sort(key=lambda row: row[0])
         calls = calls_of(rows, together=not self.connection.is_cluster)
 
@@ -386,7 +386,7 @@ class RedisStore:
 
         self.connection.execute(queue)
 
-    def _remember(self, name: ObjectName, home: str) -> None:
+    def _note_home(self, name: ObjectName, home: str) -> None:
         self._home_of.pop(name, None)
         self._home_of[name] = home
         if len(self._home_of) > _MOST_HOMES:
@@ -394,20 +394,3 @@ class RedisStore:
 
     def _mget(self, keys: Sequence[str]) -> Sequence[bytes | None]:
         return self.connection.get_many(keys)
-
-
-def _left(batch: Batch, calls: Sequence[Call], found: Sequence[Any]) -> list[Call]:
-    """Take in the answers to calls; gives those for what was left."""
-    left = []
-    for (homes, rows), answer in zip(calls, found, strict=True):
-        done = batch.add(answer, homes)
-        if done < len(rows):
-            left.append((homes, rows[done:]))
-    return left
-
-
-def _place(position: Alert | ObservedSpectrum) -> tuple[float, float, float]:
-    """Where and when to look in catalogues: nowhere for what has no object."""
-    if isinstance(position, Alert) and has_no_object(position):
-        return math.nan, math.nan, math.nan
-    return position.ra, position.dec, position.mjd

@@ -7,7 +7,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Final
 
-from broker.state.batch import Copy
+from broker.state.batch import Batch, Copy
 from broker.state.encoding import STAMP_BYTES
 from broker.state.keys import ObjectName, object_key, sky_key
 
@@ -44,3 +44,13 @@ def removal(prefix: str, name: ObjectName, home: str, copy: Copy) -> tuple[list[
     if copy.cell is not None:
         keys.append(sky_key(prefix, home, "objects", copy.cell))
     return keys, [(copy.value or b"")[:STAMP_BYTES], ":".join(name)]
+
+
+def left_of(batch: Batch, calls: Sequence[Call], found: Sequence[Any]) -> list[Call]:
+    """Take in the answers to calls of READ; gives those for what was left."""
+    left = []
+    for (homes, rows), answer in zip(calls, found, strict=True):
+        done = batch.add(answer, homes)
+        if done < len(rows):
+            left.append((homes, rows[done:]))
+    return left
