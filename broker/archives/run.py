@@ -35,7 +35,10 @@ RUN: Final = "trifid/run.json"
 """What the results in a folder were made from and with."""
 _LOCK: Final = "trifid/lock"
 _AT_ONCE: Final = 4
-"""Partitions given to the scheduler for each worker: their results are small, their graphs are not for 10^5."""
+"""Partitions given to the scheduler for each worker, each with its own graph: one graph of 10^5 would be looked through
+for each of them."""
+_DASK: Final = {"distributed.scheduler.allowed-failures": 1, "distributed.worker.profile.enabled": False}
+"""A partition that kills its worker twice fails; and nobody looks at the profiles that workers keep of themselves."""
 
 
 @dataclass(slots=True)
@@ -110,14 +113,14 @@ def _run(
     report: Callable[[Progress], None],
 ) -> None:
     """The map: each partition is a task, at most _AT_ONCE a worker at the scheduler."""
-    waiting = iter(zip(keys, archive.tasks(keys, job), strict=True))
+    waiting = iter(keys)
     running: dict[str, str] = {}
     completed = as_completed()
 
     def submit() -> None:
-        key, task = next(waiting, (None, None))
+        key = next(waiting, None)
         if key is not None:
-            future = client.compute(task)
+            future = client.compute(archive.task(key, job))
             running[future.key] = key
             completed.add(future)
 
@@ -208,7 +211,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
             yield client
         return
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set(_DASK),
         tempfile.TemporaryDirectory(prefix="trifid-") as folder,
         LocalCluster(
             n_workers=workers,

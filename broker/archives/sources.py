@@ -43,8 +43,8 @@ class Archive(Protocol):
     def keys(self) -> list[str]:
         """A name for each partition: the path of its results, without ``.parquet``."""
 
-    def tasks(self, keys: Sequence[str], job: Job) -> list[Delayed]:
-        """What classifies each of these partitions; gives a frame as _META."""
+    def task(self, key: str, job: Job) -> Delayed:
+        """What classifies a partition, with a graph of its own; gives a frame as _META."""
 
 
 def open_archive(name: str) -> Archive:
@@ -80,10 +80,9 @@ class ParquetFolder:
         """See ``Archive``."""
         return list(self.files)
 
-    def tasks(self, keys: Sequence[str], job: Job) -> list[Delayed]:
+    def task(self, key: str, job: Job) -> Delayed:
         """See ``Archive``."""
-        task = dask.delayed(_classify_file, pure=False)
-        return [task(self.files[key], key, job) for key in keys]
+        return dask.delayed(_classify_file, pure=False)(self.files[key], key, job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +123,13 @@ class HatsArchive:
         """See ``Archive``."""
         return list(self.pixels)
 
-    def tasks(self, keys: Sequence[str], job: Job) -> list[Delayed]:
+    def task(self, key: str, job: Job) -> Delayed:
         """See ``Archive``."""
-        if not keys:
-            return []
-        chosen = self.catalog.partitions[[self.pixels[key] for key in keys]]
-        mapped = chosen.map_partitions(_classify_frame, self.name, job, include_pixel=True, meta=_META)
-        by_key = dict(zip(map(_key, chosen.get_healpix_pixels()), mapped.to_delayed(), strict=True))
-        return [by_key[key] for key in keys]
+        pixel = self.pixels[key]
+        one = self.catalog.get_partition(pixel.order, pixel.pixel)
+        mapped = one.map_partitions(_classify_frame, self.name, job, include_pixel=True, meta=_META)
+        (task,) = mapped.to_delayed()
+        return task
 
 
 def _loadable(names: Sequence[str], folder: Any) -> list[str]:
