@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -51,14 +51,16 @@ def classify_light_curves(
     say: Callable[[str], None] = lambda _: None,
     time_system: TimeSystem | None = None,
     catalogs: MemoryCatalogs | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[Annotation]:
     """Classify each object of a table (see ``read_light_curves``); the object id is its name.
 
     Each name gives one annotation: NotClassified, with the reason, where it cannot be used. ``say`` is called with
     what the user should know of the table. ``time_system`` is what its times are, where not what their column is called
-    after; ``catalogs`` are of known variable stars. Raises InputFileError where the table cannot be read.
+    after; ``catalogs`` are of known variable stars; ``columns`` are names of columns by role (see
+    ``Columns.of``). Raises InputFileError where the table cannot be read.
     """
-    curves = read_light_curves(path, say, time_system)
+    curves = read_light_curves(path, say, time_system, columns)
     for annotation, _ in classify_curves(pipeline, curves, batch_size, catalogs):
         yield annotation
 

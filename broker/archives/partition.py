@@ -8,7 +8,6 @@ comes after it: what has an entry is done, whenever the run was killed.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections import Counter
@@ -33,6 +32,7 @@ from broker.offline import batched, classify_curves
 from broker.pipeline import Pipeline
 from broker.publish import arrow
 from broker.records import Annotation, TimeSystem
+from broker.replaced import Replaced
 from broker.sky import cells
 from broker.tables.parquet import ParquetTable
 from broker.tables.table import Table
@@ -127,28 +127,8 @@ def _kind(reason: str) -> str:
 
 def write_entry(job: Job, key: str, entry: dict[str, Any]) -> None:
     """Write a partition's entry in the ledger, at once."""
-    with _Replaced(job.entry(key)) as path:
+    with Replaced(job.entry(key)) as path:
         path.write_text(json.dumps(entry, indent=1) + "\n")
-
-
-class _Replaced:
-    """A file that appears under its name when it is complete, with all above it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-
-    def __enter__(self) -> Path:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        return self._partial
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            with self._partial.open("rb") as file:
-                os.fsync(file.fileno())
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
 
 
 def schema(hats: bool) -> pa.Schema:
@@ -165,7 +145,7 @@ def _written(
 ) -> Iterator[Annotation]:
     """Each annotation as it is written; the file is there when all are."""
     ordered, last = True, -1
-    with _Replaced(path) as partial:
+    with Replaced(path) as partial:
         with pq.ParquetWriter(partial, schema(pixel is not None), compression="zstd") as writer:
             for rows in batched(found, _ROWS):
                 annotations = [annotation for annotation, _ in rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -47,11 +47,14 @@ class Archive(Protocol):
         """What classifies a partition, with a graph of its own; gives a frame as _META."""
 
 
-def open_archive(name: str) -> Archive:
-    """The archive at a path or, of HATS, at an address such as ``https://`` or ``s3://``; raises InputFileError."""
+def open_archive(name: str, columns: Mapping[str, str] | None = None) -> Archive:
+    """The archive at a path or, of HATS, at an address such as ``https://`` or ``s3://``; raises InputFileError.
+
+    ``columns`` are names of columns by role, where they need not be found.
+    """
     path = Path(name)
     if "://" in name or any((path / file).is_file() for file in _PROPERTIES):
-        return HatsArchive.open(name)
+        return HatsArchive.open(name, columns or {})
     if not path.is_dir():
         raise InputFileError(f"{name}: neither a HATS catalogue nor a folder of Parquet files")
     files = sorted(
@@ -95,7 +98,7 @@ class HatsArchive:
     pixels: dict[str, HealpixPixel]
 
     @staticmethod
-    def open(name: str) -> HatsArchive:
+    def open(name: str, columns_given: Mapping[str, str]) -> HatsArchive:
         """Read the catalogue's properties and schema, and choose its columns; raises InputFileError."""
         try:
             catalog = lsdb.open_catalog(name, columns="all")
@@ -103,6 +106,7 @@ class HatsArchive:
                 raise ValueError("not a catalogue of objects")
             structure = catalog.hc_structure
             given = {"ra": structure.catalog_info.ra_column, "dec": structure.catalog_info.dec_column}
+            given |= columns_given
             names = [column for column in names_of(structure.schema) if column != HEALPIX]
             columns = Columns.of(names, given)
             if not columns.has_lists(structure.schema):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -11,8 +10,24 @@ import click
 
 from broker.cli import options, text
 from broker.cli.archive import classify_archive
+from broker.cli.bar import Bar
 
-_REPORT_EVERY: Final = 1000
+_ROLES: Final = {"mag": "magnitude", "magerr": "error", "mag_err": "error"}
+"""Short names of roles of columns."""
+ROLES: Final = ("name", "ra", "dec", "time", "magnitude", "flux", "error", "band")
+"""What a column may be, as ``Columns.of`` has it."""
+
+
+def _roles(columns: tuple[str, ...]) -> dict[str, str]:
+    """Names of columns by role, from texts such as ``mag=Vmag``."""
+    roles = {}
+    for text_ in columns:
+        role, equals, name = text_.partition("=")
+        role = _ROLES.get(role.strip().lower(), role.strip().lower())
+        if not equals or not name or role not in ROLES:
+            raise click.UsageError(f"--column {text_}: give ROLE=NAME, with a role of {', '.join(ROLES)}")
+        roles[role] = name
+    return roles
 
 
 def _named(given: Path) -> tuple[str, Path]:
@@ -42,9 +57,19 @@ def _named(given: Path) -> tuple[str, Path]:
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="With --archive: where the results go, as HATS or Parquet, a file a partition.",
+    metavar="FILE|FOLDER",
+    help="Write the results to a file instead of the terminal: .csv, .parquet, .json or .jsonl (a record a line). With "
+    "--archive a folder: HATS or Parquet, a file a partition.",
 )
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help="Which column of the light curves is what, where its name does not tell: name, ra, dec, time, mag or flux, "
+    "error, band. Such as --column mag=Vmag_c. May be given several times.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many alerts or objects.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -82,6 +107,8 @@ def classify(
     output: Path | None,
     workers: int | None,
     scheduler: str | None,
+    columns: tuple[str, ...],
+    limit: int | None,
     as_json: bool,
     config: Path | None,
 ) -> None:
@@ -93,6 +120,8 @@ def classify(
     the rest is classified; the exit code is then 1.
     """
     from collections import Counter
+    from contextlib import ExitStack
+    from itertools import islice
 
     from broker.build import local_pipeline
     from broker.catalog.memory import MemoryCatalogs
@@ -102,6 +131,7 @@ def classify(
     from broker.files import require_file
     from broker.offline import classify_light_curves, classify_packets
     from broker.publish.annotation import to_json, to_record
+    from broker.publish.files import AnnotationSink, annotation_file
     from broker.records import Annotation, TimeSystem
     from broker.sources import Remark
     from broker.times import mjd_now
@@ -109,35 +139,46 @@ def classify(
     if not paths and not tables and archive is None:
         raise click.UsageError("give files with alerts, --lightcurves FILE or --archive FOLDER")
     time_system = None if times is None else TimeSystem[times.upper()]
+    roles = _roles(columns)
+    if roles and not tables and archive is None:
+        raise click.UsageError("--column is of --lightcurves or --archive")
     settings = load_settings(config)
     if archive is not None:
-        if paths or tables or as_json or output is None:
-            raise click.UsageError("--archive goes with --output FOLDER, and with no other files and no --json")
+        if paths or tables or as_json or limit is not None or output is None:
+            raise click.UsageError("--archive goes with --output FOLDER, and with no other files, --json or --limit")
         if workers is not None and scheduler is not None:
             raise click.UsageError("--workers are processes of this machine: leave them out with --scheduler")
-        if not classify_archive(archive, output, settings, workers, scheduler, time_system, tuple(map(_named, known))):
+        stars = tuple(map(_named, known))
+        if not classify_archive(archive, output, settings, workers, scheduler, time_system, stars, roles):
             raise SystemExit(1)
         return
-    for option, value in (("--output", output), ("--workers", workers), ("--scheduler", scheduler)):
+    for option, value in (("--workers", workers), ("--scheduler", scheduler)):
         if value is not None:
             raise click.UsageError(f"{option} goes with --archive FOLDER")
+    if output is not None and as_json:
+        raise click.UsageError("--json is for the terminal: --output FILE.jsonl writes the same records")
     catalogs = MemoryCatalogs()
     for name, file in map(_named, known):
         text.echo(f"{name}: {catalogs.load(name, file, KNOWN):,} known stars", err=True)
     size = settings.pipeline.batch_size
-    done, unreadable, start = 0, 0, time.monotonic()
+    done, unreadable = 0, 0
     left_out: Counter[tuple[str, str]] = Counter()
+    sink: AnnotationSink | None = None
 
     def show(annotations: Iterable[Annotation]) -> None:
         nonlocal done
-        for annotation in annotations:
-            if as_json:
-                click.echo(to_json(to_record(annotation, settings.publish.broker_name, mjd_now())))
+        annotations = islice(annotations, None if limit is None else limit - done)
+        while some := list(islice(annotations, size)):
+            done += len(some)
+            if sink is not None:
+                sink.write(some)
+            elif as_json:
+                for annotation in some:
+                    click.echo(to_json(to_record(annotation, settings.publish.broker_name, mjd_now())))
             else:
-                text.echo(text.line(annotation))
-            done += 1
-            if done % _REPORT_EVERY == 0:
-                text.echo(f"{done} done, {done / (time.monotonic() - start):.0f} a second", err=True)
+                for annotation in some:
+                    text.echo(text.line(annotation))
+            bar.report(done)
 
     def say(message: str) -> None:
         text.echo(text.printable(message), err=True)
@@ -154,22 +195,30 @@ def classify(
             say(str(remark))
 
     pipeline = local_pipeline(settings, catalogs)
-    if not as_json:
-        text.echo(text.HEADER)
-    for table in tables:
-        try:
-            require_file(table)
-            show(classify_light_curves(pipeline, table, size, say, time_system, catalogs))
-        except InputFileError as error:
-            if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
-                raise
-            lose(str(error))
-    for result in classify_packets(pipeline, paths, size, report):
-        show(result.annotations)
-        left_out += result.points_left_out
-        for letter in result.dead_letters:
-            name = letter.message.origin.topic if letter.message.origin else ""
-            lose(f"{name}: {letter.reason}")
+    with ExitStack() as stack:
+        bar = stack.enter_context(Bar(shown=output is not None))
+        if output is not None:
+            sink = stack.enter_context(annotation_file(output, settings.publish.broker_name))
+        elif not as_json:
+            text.echo(text.HEADER)
+        for table in tables:
+            if done == limit:
+                break
+            try:
+                require_file(table)
+                show(classify_light_curves(pipeline, table, size, say, time_system, catalogs, roles))
+            except InputFileError as error:
+                if len(tables) + len(paths) == 1:  # there is nothing to go on with: exit code 2, as elsewhere
+                    raise
+                lose(str(error))
+        for result in classify_packets(pipeline, paths if done != limit else [], size, report):
+            show(result.annotations)
+            left_out += result.points_left_out
+            for letter in result.dead_letters:
+                name = letter.message.origin.topic if letter.message.origin else ""
+                lose(f"{name}: {letter.reason}")
+            if done == limit:
+                break
     for (survey, reason), points in sorted(left_out.items()):
         text.echo(f"{points} points of {survey} left out: {reason} (docs/points.md)", err=True)
     text.echo(f"{done} classified or NotClassified, {unreadable} not readable", err=True)

@@ -132,7 +132,7 @@ class Columns:
     def of(names: Sequence[str], given: Mapping[str, str] | None = None) -> Columns:
         """Find them; raises ValueError, naming what is missing and what is there.
 
-        ``given`` are columns by role (name, ra, dec, time, magnitude, error, band) that need not be found.
+        ``given`` are columns by role (name, ra, dec, time, magnitude or flux, error, band) that need not be found.
         """
         given = given or {}
         nested = list(dict.fromkeys(name.partition(".")[0] for name in names if "." in name))
@@ -147,7 +147,7 @@ class Columns:
         for role, name in given.items():
             if name not in names:
                 raise ValueError(f"no column {name} for the {role}; the table has {', '.join(names)[:500]}")
-            chosen[role] = name
+            chosen["magnitude" if role == "flux" else role] = name
         if chosen["time"] is None:  # HJD-2450000 and the like
             chosen["time"] = next((n for n in names if EPOCH_IN_NAME.search(n) and "jd" in n.lower()), None)
         if chosen["magnitude"] is not None and plain(chosen["magnitude"]) == "m" and "dm" not in plain_names:
@@ -156,10 +156,10 @@ class Columns:
             chosen["band"] = None
         if plain_names >= _OF_AAVSO and "time" not in given:  # its HJD is empty more often than not
             chosen["time"] = names[each.index("jd")]
-        ratio = flux = False
+        ratio, flux = False, "flux" in given
         if chosen["magnitude"] is not None and chosen["error"] is None and "fluxovererror" in plain_names:
             chosen["error"], ratio = names[each.index("fluxovererror")], True
-        elif (chosen["magnitude"] is None or chosen["error"] is None) and not {"magnitude", "error"} & given.keys():
+        elif (chosen["magnitude"] is None or chosen["error"] is None) and not {"magnitude", "flux"} & given.keys():
             pair = find_pair(each)
             if pair is not None:
                 chosen["magnitude"], chosen["error"], flux = names[pair[0]], names[pair[1]], True

@@ -63,7 +63,12 @@ SCHEMA: Final = pa.schema(
 
 def to_table(annotations: Sequence[Annotation], broker_name: str, publish_mjd: float) -> pa.Table:
     """A row for each annotation, columns as SCHEMA says; ``publish_mjd`` (MJD UTC) is when the table is made."""
-    rows = []
+    return pa.Table.from_pylist(rows(annotations, broker_name, publish_mjd), schema=SCHEMA)
+
+
+def rows(annotations: Sequence[Annotation], broker_name: str, publish_mjd: float) -> list[dict[str, Any]]:
+    """The same as values of Python, by the names of the columns."""
+    found = []
     for annotation in annotations:
         row = to_record(annotation, broker_name, publish_mjd)
         for name in _MAPS:
@@ -72,5 +77,5 @@ def to_table(annotations: Sequence[Annotation], broker_name: str, publish_mjd: f
             row[name] = {field: [record[field] for record in row[name]] for field in fields}
         row["className"] = annotation.best_class
         row["probability"] = annotation.best_probability
-        rows.append(row)
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+        found.append(row)
+    return found
