@@ -131,6 +131,9 @@ WEB_REQUEST_SECONDS: Final = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 WEB_INDEXED: Final = Counter("trifid_web_indexed_total", "Annotations that `trifid web` took into its index.")
+WEB_REFUSED: Final = Counter(
+    "trifid_web_refused_total", "Annotations that the index of `trifid web` could not hold; its log names them."
+)
 WEB_FOLLOW_FAILURES: Final = Counter(
     "trifid_web_follow_failures_total",
     "Times `trifid web` could not read annotations or store them in its index, and tried again.",

@@ -21,6 +21,8 @@ MJD_OF_1970: Final = 40_587.0
 """MJD at which Unix time begins."""
 TAI_MINUS_UTC: Final = 37.0 / 86400.0
 """Days by which TAI is ahead of UTC since 2017 (IERS Bulletin C); at most a second more than before that."""
+_LATEST: Final = 1e6
+"""MJD, in the year 4596."""
 _MJD_0: Final = datetime(1858, 11, 17, tzinfo=UTC)
 
 T = TypeVar("T", float, NDArray[np.float64])
@@ -39,6 +41,18 @@ def mjd_of(time: datetime) -> float:
 def datetime_of(mjd: float) -> datetime:
     """An MJD UTC as a time of the zone UTC; raises OverflowError outside of the years 1 to 9999, ValueError for NaN."""
     return _MJD_0 + timedelta(days=mjd)
+
+
+def moment_of(text: str) -> float:
+    """MJD UTC of an MJD, or of an ISO 8601 time, which is UTC where it names no zone; raises ValueError for others."""
+    try:
+        mjd = float(text)
+    except ValueError:
+        time = datetime.fromisoformat(text.strip())
+        return mjd_of(time if time.tzinfo else time.replace(tzinfo=UTC))
+    if not abs(mjd) <= _LATEST:
+        raise ValueError(f"{text} is no MJD")
+    return mjd
 
 
 def mjd_of_jd(jd: T) -> T:

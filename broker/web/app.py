@@ -96,8 +96,9 @@ def application(parts: Services) -> ASGIApp:
         return _refused(request, error)
 
     @app.exception_handler(sa.exc.OperationalError)
-    def unavailable(request: Request, error: sa.exc.OperationalError) -> Response:
-        log.error("database of the index: %s", error.orig)
+    @app.exception_handler(sa.exc.TimeoutError)
+    def unavailable(request: Request, error: sa.exc.SQLAlchemyError) -> Response:
+        log.error("database of the index: %s", getattr(error, "orig", error))
         return _refused(request, HTTPException(503, "the index does not answer now", {"Retry-After": "5"}))
 
     return Guard(app, parts.settings.web.max_upload_mib * _MIB)

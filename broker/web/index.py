@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -13,8 +14,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from broker import sky
 from broker.errors import DependencyUnavailableError
+from broker.metrics import WEB_REFUSED
 from broker.publish.annotation import PublishedAnnotation, published_record, to_json
 from broker.web.tables import ANNOTATIONS, OBJECTS, connect
+
+log = logging.getLogger(__name__)
 
 ORDER: Final = 20
 """Of the stored HEALPix cells, which are 0.2 arcsec wide: a cone is a few ranges of them."""
@@ -37,18 +41,33 @@ class Index:
     def add(self, annotations: Iterable[PublishedAnnotation]) -> None:
         """Take annotations in, in one transaction; one that is there already changes nothing.
 
-        An object has the values of its latest annotation, by the alert's time and then by when it was published.
-        Raises DependencyUnavailableError where the database does not answer.
+        An object has the values of its latest annotation, by the alert's time and then by when it was published. One
+        that cannot be stored, such as one without a place, is logged, counted and left out. Raises
+        DependencyUnavailableError where the database does not answer.
         """
-        # What has no place or time cannot be found by them; no survey's alert is so.
-        given = [a for a in annotations if math.isfinite(a.ra) and abs(a.dec) <= 90.0 and math.isfinite(a.mjd)]
+        given = []
+        for annotation in annotations:
+            if math.isfinite(annotation.ra) and abs(annotation.dec) <= 90.0 and math.isfinite(annotation.mjd):
+                given.append(annotation)
+            else:
+                _refuse(annotation, "it has no place or no time")
+        self._add_those_that_can_be(given)
+
+    def _add_those_that_can_be(self, given: Sequence[PublishedAnnotation]) -> None:
         if not given:
             return
         try:
             with self.engine.begin() as connection:
                 self._add(connection, given)
-        except sa.exc.OperationalError as error:
-            raise DependencyUnavailableError(f"database of the index: {error.orig}") from error
+        except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError, ValueError) as error:
+            # A value that the database does not take, such as a zero byte: the others must not wait for it for ever.
+            if len(given) == 1:
+                _refuse(given[0], str(getattr(error, "orig", error)))
+                return
+            for half in (given[: len(given) // 2], given[len(given) // 2 :]):
+                self._add_those_that_can_be(half)
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise DependencyUnavailableError(f"database of the index: {getattr(error, 'orig', error)}") from error
 
     def _add(self, connection: sa.Connection, given: Sequence[PublishedAnnotation]) -> None:
         latest: dict[tuple[str, str], PublishedAnnotation] = {}
@@ -158,6 +177,14 @@ class Index:
         with self.engine.connect() as connection:
             objects, first, last = connection.execute(query).one()
         return {"objects": objects, "firstPublished": first, "lastPublished": last}
+
+
+def _refuse(annotation: PublishedAnnotation, reason: str) -> None:
+    WEB_REFUSED.inc()
+    log.error(
+        "an annotation of %r (alert %d) is not in the index: %s",
+        f"{annotation.survey}:{annotation.object_id}"[:200], annotation.alert_id, reason[:200],
+    )  # fmt: skip
 
 
 def _age(annotation: PublishedAnnotation) -> tuple[float, float]:

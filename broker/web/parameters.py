@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
 from fastapi import HTTPException, Query
@@ -11,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from broker import sky
 from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
-from broker.times import mjd_of
+from broker.times import moment_of
 from broker.web import search
 from broker.web.search import Cone, Sort
 
@@ -99,16 +97,9 @@ def moment(text: str | None, name: str) -> float | None:
     if not text:
         return None
     try:
-        mjd = float(text)
+        return moment_of(text)
     except ValueError:
-        try:
-            time = datetime.fromisoformat(text.strip().replace(" ", "T"))
-        except ValueError:
-            raise HTTPException(422, f"{name}: {text!r} is neither an MJD nor such as 2026-11-28T03:00") from None
-        return mjd_of(time if time.tzinfo else time.replace(tzinfo=UTC))
-    if not math.isfinite(mjd) or abs(mjd) > 1e6:
-        raise HTTPException(422, f"{name}: {text!r} is no MJD")
-    return mjd
+        raise HTTPException(422, f"{name}: {text!r} is neither an MJD nor such as 2026-11-28T03:00") from None
 
 
 def without_empty(given: Any) -> dict[str, str]:

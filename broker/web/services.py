@@ -38,13 +38,17 @@ class Services:
     classifications: RateLimit
 
 
+async def _parts(request: Request) -> Services:  # FastAPI runs what is not async in a thread of its own
+    return services(request)
+
+
 def services(request: Request) -> Services:
     """Those of the application that a request came to."""
     found: Services = request.app.state.services
     return found
 
 
-Parts = Annotated[Services, Depends(services)]
+Parts = Annotated[Services, Depends(_parts)]
 
 
 class LoginNeededError(Exception):

@@ -97,11 +97,12 @@ FEEDBACK: Final = sa.Table(
 def connect(url: str) -> sa.Engine:
     """The database, with the tables that are missing made; raises ConfigurationError where it cannot be used."""
     try:
-        engine = sa.create_engine(url, pool_pre_ping=True)
+        # Requests are answered by 40 threads.
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _set_up_sqlite)
         METADATA.create_all(engine)
-    except (sa.exc.SQLAlchemyError, ImportError) as error:
+    except (sa.exc.SQLAlchemyError, ImportError, TypeError) as error:
         # Neither the message nor the URL of some drivers is free of the password.
         raise ConfigurationError(f"web.database cannot be used: {type(error).__name__}: {_reason(error)}") from None
     return engine

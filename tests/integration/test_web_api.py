@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from astropy import units
 from astropy.coordinates import SkyCoord
 from fastapi.testclient import TestClient
+from prometheus_client import REGISTRY
 
 from broker.client import PublishedAnnotation
 from broker.config import Settings
@@ -155,7 +156,7 @@ def test_a_cone_with_too_many_objects_is_refused(
         ({"ra": "1", "dec": "1", "radius": "-1"}, "radius: Input should be greater than 0"),
         ({"radius": "5"}, "radius needs ra and dec"),
         ({"since": "yesterday"}, "neither an MJD nor"),
-        ({"since": "inf"}, "no MJD"),
+        ({"since": "inf"}, "neither an MJD nor"),
         ({"sort": "distance"}, "needs ra, dec and radius"),
         ({"limit": "0"}, "limit: Input should be greater than or equal to 1"),
         ({"cursor": "x"}, "cursor is none that this search gave"),
@@ -279,6 +280,21 @@ def test_an_annotation_that_comes_again_changes_nothing(tmp_path: Path, annotati
     record = index.record("ztf", own[0].object_id)
     assert record is not None
     assert record["mjd"] == max(a.mjd for a in own)
+    index.close()
+
+
+def test_what_cannot_be_stored_keeps_nothing_else_out(
+    tmp_path: Path, annotations: list[PublishedAnnotation], caplog: pytest.LogCaptureFixture
+) -> None:
+    index = Index(f"sqlite:///{tmp_path / 'refused.sqlite'}")
+    before = REGISTRY.get_sample_value("trifid_web_refused_total") or 0.0
+    good = [replace(annotations[0], object_id=f"good-{n}") for n in range(5)]
+    too_large = replace(annotations[0], object_id="bad", alert_id=2**63)
+    nowhere = replace(annotations[0], object_id="nowhere", ra=math.nan)
+    index.add([*good[:3], too_large, nowhere, *good[3:]])
+    assert {o["objectId"] for o in search(index, Query()).objects} == {a.object_id for a in good}
+    assert REGISTRY.get_sample_value("trifid_web_refused_total") == before + 2
+    assert "'ztf:bad' (alert 9223372036854775808) is not in the index" in caplog.text
     index.close()
 
 

@@ -1,0 +1,110 @@
+"""The index of the web page filled from real Kafka: committed annotations only, each once, over stops and failures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+
+from broker.batch import BatchResult
+from broker.config import Settings
+from broker.errors import DependencyUnavailableError
+from broker.publish.messages import Publisher
+from broker.publish.topics import Topics
+from broker.records import Annotation
+from broker.web.follow import Follower
+from broker.web.index import Index
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
+
+A_STAR = Annotation(
+    survey="ztf", alert_id=0, source_id=0, object_id="star", ra=1.0, dec=2.0, mjd=60000.0, class_names=("M", "SR"),
+    probabilities=(0.75, 0.25), modalities=("light_curve",), detections=20, period=300.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaServer]:
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    with KafkaServer() as server:
+        server.create_topics(["trifid.ztf.all", "trifid.ztf.m", "trifid.lsst.all"])
+        yield server
+
+
+def send(kafka: KafkaServer, numbers: Sequence[int], *, commit: bool, survey: str = "ztf") -> None:
+    """Annotations of one object, by number, in one transaction, to all their topics as the service does."""
+    result = BatchResult()
+    for number in numbers:
+        result.annotations.append(replace(A_STAR, survey=survey, alert_id=number, mjd=60000.0 + number))
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": f"worker-{commit}-{survey}"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for message in Publisher(Topics("trifid", 1.0), "Trifid", 1000).messages(result):
+        if message.topic in ("trifid.ztf.all", "trifid.ztf.m", "trifid.lsst.all"):
+            producer.produce(message.topic, message.value, message.key)
+    producer.flush(30)
+    if commit:
+        producer.commit_transaction(30)
+    else:
+        producer.abort_transaction(30)
+
+
+def settings_of(kafka: KafkaServer, folder: Path, group: str) -> Settings:
+    web = {"database": f"sqlite:///{folder / 'web.sqlite'}", "group_id": group}
+    return Settings.model_validate({"kafka": {"bootstrap_servers": kafka.bootstrap}, "web": web})
+
+
+def stored(index: Index, survey: str = "ztf") -> list[int]:
+    return [int(row["alertIdStr"]) for row in index.history(survey, "star")]
+
+
+def wait(condition: Callable[[], bool], seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    index = Index(f"sqlite:///{tmp_path / 'web.sqlite'}")
+    yield index
+    index.close()
+
+
+def test_what_was_committed_is_there_once_over_stops_and_failures(
+    kafka: KafkaServer, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(kafka, tmp_path, "index")
+    send(kafka, range(5), commit=True)
+    send(kafka, range(5, 8), commit=False)
+    send(kafka, [8], commit=True)
+    with Follower(settings, index) as follower:
+        wait(lambda: len(stored(index)) == 6)
+        wait(lambda: follower.problem is None)
+        assert follower.annotations == 6  # the copies in the class's topic are not read
+    assert stored(index) == [0, 1, 2, 3, 4, 8]
+    # While nobody looks, and in another survey.
+    send(kafka, [9], commit=True)
+    send(kafka, [10], commit=True, survey="lsst")
+    add, failures = index.add, []
+
+    def fail_once(annotations: object) -> None:
+        if not failures:
+            failures.append(annotations)
+            raise DependencyUnavailableError("database of the index: locked")
+        add(annotations)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index, "add", fail_once)
+    monkeypatch.setattr("broker.web.follow._RETRY_S", 0.1)
+    with Follower(settings, index) as follower:
+        wait(lambda: follower.problem == "database of the index: locked" or bool(follower.annotations))
+        wait(lambda: stored(index)[-1:] == [9] and stored(index, "lsst") == [10])
+        # What was read before the stop is not read again, and what failed is.
+        wait(lambda: follower.annotations == 2)
+    assert failures
+    assert stored(index) == [0, 1, 2, 3, 4, 8, 9]
