@@ -95,14 +95,14 @@ def run_search(parts: Services, asked: SearchQuery) -> Page:
 def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
     """Latest annotation, history of annotations, light curve, spectrum, catalogue values, feedback."""
     record = parts.index.record(survey, object_id)
+    if record is None:
+        raise missing(parts, survey, object_id)
     problems: list[str] = []
     known: Known | None = None
     try:
-        known = objects.find(parts.store, survey, object_id)
+        known = objects.find(parts.store, survey, object_id, record["ra"], record["dec"])
     except TrifidError as error:
         problems.append(f"no light curve and no spectrum now: {error}")
-    if record is None and known is None and not problems:
-        raise missing(parts, survey, object_id)
     state = None if known is None else known.state
     return as_json(
         {
@@ -327,12 +327,15 @@ def _columns(columns: Mapping[str, Sequence[Any]], form: str, name: str) -> Resp
 
 
 def _known(parts: Services, survey: str, object_id: str) -> Known:
+    record = parts.index.record(survey, object_id)
+    if record is None:
+        raise missing(parts, survey, object_id)
     try:
-        known = objects.find(parts.store, survey, object_id)
+        known = objects.find(parts.store, survey, object_id, record["ra"], record["dec"])
     except DependencyUnavailableError as error:
         raise HTTPException(503, str(error), {"Retry-After": "5"}) from error
     if known is None:
-        raise missing(parts, survey, object_id)
+        raise HTTPException(404, f"no state is stored of {survey}:{object_id} any more")
     return known
 
 

@@ -41,12 +41,13 @@ class Known:
     state: ObjectState
 
 
-def find(store: Store, survey: str, object_id: str) -> Known | None:
+def find(store: Store, survey: str, object_id: str, ra: float, dec: float) -> Known | None:
     """What is stored of an object, its counterparts' light curves included; None where nothing is.
 
-    Raises DependencyUnavailableError where the store does not answer.
+    Under a name alone nothing is found: keys carry the part of the sky, and ``ra`` and ``dec`` tell which. Raises
+    DependencyUnavailableError where the store does not answer.
     """
-    named = ObservedSpectrum("", 0.0, 0.0, math.nan, _NOTHING, survey, object_id)
+    named = ObservedSpectrum("", ra, dec, math.nan, _NOTHING, survey, object_id)
     for alert, state in store.objects_of([named])[0]:
         if (alert.survey, alert.object_id) == (survey, object_id):
             return Known(alert, state)

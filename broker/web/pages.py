@@ -112,20 +112,20 @@ def _place(text: str) -> tuple[str, str] | None:
 def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> Response:
     """One object."""
     record = parts.index.record(survey, object_id)
+    if record is None:
+        raise api.missing(parts, survey, object_id)
+    ra, dec = record["ra"], record["dec"]
     problem, known = None, None
     try:
-        known = objects.find(parts.store, survey, object_id)
+        known = objects.find(parts.store, survey, object_id, ra, dec)
     except TrifidError as error:
         problem = f"No light curve and no spectrum now: {error}"
-    if record is None and (known is None or problem):
-        raise api.missing(parts, survey, object_id)
     state = None if known is None else known.state
-    ra, dec = (record["ra"], record["dec"]) if record is not None else (known.state.ra, known.state.dec)  # type: ignore[union-attr]
     around = _around(parts, survey, object_id, ra, dec)
     data = {
         "survey": survey,
         "objectId": object_id,
-        "period": None if record is None else record["period"],
+        "period": record["period"],
         "lightCurve": None if state is None else objects.points(state.light_curve),
         "spectrum": None if state is None or state.spectrum is None else objects.spectrum(state.spectrum),
         "history": parts.index.history(survey, object_id),
