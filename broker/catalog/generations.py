@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, Final
 
+import numpy as np
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from broker.catalog.cells import by_cell
+from broker.catalog.cells import CellRows, by_cell
 from broker.catalog.layout import (
     CatalogLayout,
     Entry,
@@ -27,9 +26,17 @@ from broker.catalog.layout import (
 from broker.catalog.plausible import Counts
 from broker.catalog.tables import Chunk
 from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.redis_client import Pipeline, RedisConnection
 from broker.redis_errors import redis_errors
 
 _APPEND: Final = resources.files(__package__).joinpath("append.lua").read_text("utf-8")
+_EXTEND: Final = """
+local value = redis.call('GET', KEYS[1]) or ''
+if #value == tonumber(ARGV[1]) then redis.call('SET', KEYS[1], value .. ARGV[2]) end
+"""
+"""Appends rows to a cell that has so many bytes, once."""
+_WRITING: Final = "writing"
+"""Field of a record in a cluster: a chunk is being written, cell by cell, on many nodes."""
 _UNKNOWN: Final = "unknown:"
 """Begins the fields of a record that count values left out: ``unknown:<column>:<reason>``."""
 _SCAN: Final = 5000
@@ -52,6 +59,8 @@ class Contents:
     files: dict[str, FileProgress]
     unknown: Counts
     """Values that were left out as unknown, and rows ("position", "row"), by column and reason."""
+    writing: bool = False
+    """In a cluster: whether a chunk is being written, or was when the loading stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +80,16 @@ class Generations:
     def __init__(self, url: str, prefix: str) -> None:
         """``url`` as redis-py takes it."""
         # No retries: a script whose answer was lost may have been done. The next load finds out where to go on.
-        self._client: Any = redis.Redis.from_url(
-            url, socket_timeout=_TIMEOUT, socket_connect_timeout=5.0, retry=Retry(NoBackoff(), 0)
-        )
+        self._redis = RedisConnection(url, timeout=_TIMEOUT, retries=False)
         self._prefix = prefix
+
+    @property
+    def _client(self) -> Any:
+        return self._redis.client
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self._redis.close()
 
     def get(self, key: str) -> bytes | None:
         """One value."""
@@ -89,8 +100,7 @@ class Generations:
     def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Several values, in the order of their keys."""
         with self.calls():
-            values: list[bytes | None] = self._client.mget(keys)
-        return values
+            return self._redis.get_many(keys)
 
     def entries(self) -> list[Entry]:
         """All catalogues, in the order in which they fill an alert's values."""
@@ -112,7 +122,9 @@ class Generations:
             if field.startswith(_UNKNOWN.encode()):
                 column, _, reason = field.decode()[len(_UNKNOWN) :].partition(":")
                 unknown.setdefault(column, {})[reason] = int(count)
-        return Contents(rows, skipped, chunks, stored, files, dict(sorted(unknown.items())))
+        return Contents(
+            rows, skipped, chunks, stored, files, dict(sorted(unknown.items())), writing=_WRITING.encode() in record
+        )
 
     def entry(self, name: str) -> Entry | None:
         """One catalogue; None where there is none of that name."""
@@ -163,11 +175,34 @@ class Generations:
         with self.calls(
             f"after row {before.rows:,} of {file}; what is loaded stays, and the same command goes on from there"
         ):
+            if self._redis.is_cluster:
+                if not self._client.hsetnx(record, _WRITING, str(chunks)):
+                    raise ConfigurationError(_OTHERS.format(name))
+                if chunk is not None:
+                    self._extend(cells, packed)
+                new = [b"", b"", b""]
             done = self._client.eval(
                 _APPEND, 1, record, chunks, f"file:{file}", json.dumps(asdict(after)), *counts, cells, *new, *unknown
             )
+            if self._redis.is_cluster:
+                self._client.hdel(record, _WRITING)
         if not done:
             raise ConfigurationError(_OTHERS.format(name))
+
+    def _extend(self, start: str, packed: CellRows) -> None:
+        """Append rows to cells that are anywhere in a cluster: two round trips to each node.
+
+        A command that is sent again, since its answer was lost, does nothing the second time.
+        """
+        keys = [f"{start}{cell}" for cell in packed.cells.tolist()]
+        ends = np.cumsum(packed.sizes).tolist()
+        sizes = self._redis.commands(("STRLEN", key) for key in keys)
+
+        def extend(pipeline: Pipeline) -> None:
+            for key, size, first, end in zip(keys, sizes, [0, *ends[:-1]], ends, strict=True):
+                pipeline.script(_EXTEND, [key], [size, packed.rows[first:end]])
+
+        self._redis.execute(extend, write=True)
 
     def publish(self, name: str, layout: CatalogLayout) -> None:
         """Make a generation the one alerts are matched with, and delete the one before."""
@@ -223,9 +258,15 @@ class Generations:
             for key in self._client.scan_iter(pattern, count=_SCAN):
                 keys.append(key)
                 if len(keys) == _SCAN:
-                    self._client.unlink(*keys)
+                    self._unlink(keys)
                     keys = []
-            self._client.unlink(*keys, progress_key(self._prefix, name, generation))
+            self._unlink([*keys, progress_key(self._prefix, name, generation).encode()])
+
+    def _unlink(self, keys: Sequence[bytes]) -> None:
+        if self._redis.is_cluster:
+            self._redis.commands(("UNLINK", key.decode()) for key in keys)
+        else:
+            self._client.unlink(*keys)
 
     def change(self, change: Callable[[list[Entry]], list[Entry]]) -> None:
         """Change the index, whatever others change at the same moment."""

@@ -244,6 +244,10 @@ class CatalogStore:
         radius: float | None,
     ) -> str | None:
         """Why a generation that was begun cannot go on with these options and files."""
+        if self._generations.contents(name, layout).writing:
+            return (
+                f"catalogue {name} is being loaded into the cluster by another process, or that was stopped in a chunk"
+            )
         options = (
             (order, layout.order),
             (radius, layout.radius),

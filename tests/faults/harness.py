@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from deploy.local.kafka_server import KafkaServer
+from deploy.local.redis_cluster import RedisCluster
 from tests.faults.ledger import Ledger, Row, Sent
 from tests.faults.proxy import BadNetwork
 
@@ -168,13 +169,13 @@ class Case:
         report: Callable[[Row], None],
         prefix: str,
         *,
-        redis: RedisServer | None = None,
+        redis: RedisServer | RedisCluster | None = None,
         dead_letter_topic: Mapping[str, str] | None = None,
     ) -> None:
         """``dead_letter_topic`` are settings of that topic."""
         self.kafka, self.folder, self.prefix = kafka, folder, prefix
         self._report = report
-        self.redis = redis or RedisServer(persistent=True)
+        self.redis: RedisServer | RedisCluster = redis or RedisServer(persistent=True)
         self.workers: list[Worker] = []
         self.restarts = 0
         self._stack = ExitStack()

@@ -49,6 +49,7 @@ def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: 
 def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) -> None:
     """With its data: ``appendonly yes``, ``appendfsync always``."""
     with new_case("redis") as case:
+        assert isinstance(case.redis, RedisServer)
         for name in ("one", "two"):
             case.worker(name)
         full_rate = case.begin(alerts)
@@ -68,6 +69,7 @@ def test_redis_killed_and_brought_back(new_case: NewCase, alerts: list[Sent]) ->
 def test_redis_comes_back_empty(new_case: NewCase, alerts: list[Sent]) -> None:
     """Without persistence: still one annotation an alert, from at least what its packet carries."""
     with new_case("forgetful", redis=RedisServer()) as case:
+        assert isinstance(case.redis, RedisServer)
         for name in ("one", "two"):
             case.worker(name)
         full_rate = case.begin(alerts)

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from broker.anomaly import stored
+from broker.catalog.presets import PRESETS
+from broker.catalog.store import CatalogStore
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.records import METADATA_FEATURES
 from broker.redis_client import RedisConnection
+from broker.state.redis import RedisStore
 from broker.streaming.peers import Peers
 from deploy.local.redis_cluster import RedisCluster
+from tests.integration.test_redis_store import point
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +118,39 @@ def test_reference_sets_and_peers(cluster: RedisCluster, nodes: Any) -> None:
     for peer in peers:
         peer.close()
     assert nodes.hgetall("trifid:workers:group") == {}
+
+
+def stars(folder: Path, count: int = 3000) -> tuple[Path, list[tuple[float, float]]]:
+    """A table of stars all over the sky, each of a magnitude that tells its row, and where they are."""
+    rng = np.random.default_rng(4)
+    ra, dec = rng.uniform(0, 360, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))
+    columns = {"ra": ra, "dec": dec, "phot_g_mean_mag": 10 + np.arange(count) / 1000, "pmra": 0 * ra, "pmdec": 0 * ra}
+    path = folder / "stars.parquet"
+    pq.write_table(pa.table(columns), path)
+    return path, list(zip(ra.tolist(), dec.tolist(), strict=True))
+
+
+def test_a_catalogue_is_loaded_found_replaced_and_dropped(cluster: RedisCluster, nodes: Any, tmp_path: Path) -> None:
+    path, where = stars(tmp_path)
+    with closing(CatalogStore(cluster.address)) as store:
+        result = store.load("gaia", [path], PRESETS["gaia"], chunk_rows=700)
+        assert (result.contents.rows, result.contents.chunks, result.in_use) == (3000, 6, True)
+        for row in (0, 699, 700, 2999):
+            found, _ = store.match(*where[row], 57_000.0)
+            assert found.metadata is not None
+            assert found.metadata.values[METADATA_FEATURES.index("phot_g_mean_mag")] == pytest.approx(10 + row / 1000)
+        # Stopped within a chunk: what is in cannot be told from what is not, so all is loaded anew.
+        other = path.with_name("more.parquet")
+        other.write_bytes(path.read_bytes())
+        (record,) = nodes.scan_iter("trifid:catalog:*")
+        nodes.hset(record, "writing", 6)
+        with pytest.raises(ConfigurationError, match=r"stopped in a chunk; --replace loads all anew"):
+            store.load("gaia", [path, other], PRESETS["gaia"])
+        assert store.load("gaia", [path], PRESETS["gaia"], anew=True).contents.rows == 3000
+        generations = {key.split(b":")[3] for key in nodes.scan_iter("trifid:cat:gaia:*")}
+        assert len(generations) == 1
+        with closing(RedisStore(cluster.address)) as states:
+            (state,) = states.update([point("ztf", "ZTF18a", *where[7], 57_000.0)])
+            assert state.metadata is not None
+        assert store.drop("gaia")
+        assert list(nodes.scan_iter("trifid:cat*")) == [b"trifid:catalogs:generations"]
