@@ -1,4 +1,4 @@
-"""State of before it was kept by cell of the sky gets its present keys: killed in between, beside workers, in clusters."""
+"""State without cells of the sky gets its present keys, killed in between, beside workers, in clusters."""
 
 from __future__ import annotations
 
