@@ -288,6 +288,18 @@ def test_a_refinement_looks_as_far_as_the_shorter_light_curve_could_tell() -> No
         assert (abs(found.frequency - FREQUENCY) < 1e-5) == right
 
 
+@pytest.mark.parametrize(("aside", "reason"), [(0.26, "refined"), (0.35, "worse")])
+def test_a_refinement_reaches_by_the_time_spanned_when_it_was_searched(
+    first: KeptSearch, aside: float, reason: str
+) -> None:
+    """A quarter of 1 / 198 d, and one fine step; by the 237 d that the points span now it would be a fifth less."""
+    mjd = np.append(times(100), times(100)[-1] + 39.0)
+    off = ((FREQUENCY + aside / (first.last - first.first), first.candidates[0][1]), (float("nan"), 0.0))
+    found, _, period = searched(curve(mjd), replace(first, candidates=off))
+    assert found == reason
+    assert period == pytest.approx(1 / FREQUENCY, rel=1e-4)
+
+
 def test_stamps_tell_points_apart_and_not_their_order() -> None:
     light_curve = curve(times(50))
     stamps = kept._stamps([light_curve])
