@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,8 +15,11 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.embedded.redis import RedisServer
+from broker.errors import DependencyUnavailableError
 from broker.metrics import STATE_LOST
 from broker.records import Alert, KeptSearch, ObjectState
+from broker.state.encoding import decode_object
+from broker.state.keys import split_object_key
 from broker.state.memory import MemoryStore
 from broker.state.places import HOME_ORDER, own_homes
 from broker.state.redis import RedisStore
@@ -204,3 +208,36 @@ def test_a_primary_that_comes_back_empty_is_noticed(store: RedisStore, nodes: An
     nodes.flushall(target_nodes=nodes.get_primaries()[0])
     store.check()
     assert STATE_LOST._value.get() == before + 1
+
+
+def test_a_primary_killed_between_writes_loses_no_point_that_a_replica_acknowledged() -> None:
+    """Batches go on, tried again until a replica is primary, as the service does; in the end every point is there."""
+    rng = np.random.default_rng(5)
+    count = 300
+    ra, dec = rng.uniform(0, 360, count), np.degrees(np.arcsin(rng.uniform(-1, 1, count)))
+    problems = set()
+    with RedisCluster() as cluster, closing(RedisStore(cluster.address, wait_replicas=1, timeout=2)) as store:
+        for night in range(12):
+            if night == 4:
+                cluster.primaries[0].kill()
+            batch = [point("ztf", f"Z{n}", ra[n], dec[n], 60_000.0 + night) for n in range(count)]
+            for first in range(0, count, 50):
+                end = time.monotonic() + 60
+                while True:
+                    try:
+                        states = store.update(batch[first : first + 50])
+                        break
+                    except DependencyUnavailableError as error:
+                        problems.add(str(error)[:60])
+                        assert time.monotonic() < end, problems
+                        if "replicas acknowledged" in str(error) and not cluster.primaries[0].running:
+                            cluster.primaries[0].start()  # back, as the replica that is waited for
+                        time.sleep(0.1)
+                assert [len(state.light_curve) for state in states] == [night + 1] * 50
+        assert problems
+        with cluster.client() as client:
+            keys = [key.decode() for key in client.scan_iter("trifid:*:lc")]
+            assert len(keys) == count
+            for key in keys:
+                home, name = split_object_key("trifid", key)
+                assert len(decode_object(client.get(key), *name)[0]) == 12, (home, name)
