@@ -4,6 +4,10 @@ Layouts: LAMOST, "Data Production Description" of each release (www.lamost.org);
 ``spSpec`` files (data.sdss.org/datamodel, classic.sdss.org/dr7/dm/flatFiles/spSpec.php); DESI, the data model of
 ``coadd``, ``spectra`` and ``frame`` files (desidatamodel.readthedocs.io); wavelengths of images, Greisen et al. 2006,
 A&A 446, 747, and ``iraf.py``.
+
+``broker.tables.fits`` reads one extension as a table of rows. A spectrum is more often an image, whose wavelengths are
+in its header, or several extensions that belong together, with units, masks and the object in others still: so files
+are opened whole here, within ``MAX_FILE_BYTES``.
 """
 
 from __future__ import annotations
