@@ -25,6 +25,7 @@ LONGEST = (
     "integration/test_subscription.py",
     "faults/test_workers.py",
     "integration/test_triton.py",
+    "integration/test_triton_repository.py",
     "integration/test_run.py",
 )
 """Files that take longest, the longest first (``pytest --durations=0``)."""

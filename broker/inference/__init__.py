@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,12 @@ class Engine(Protocol):
 
     def embedding_width(self) -> int:
         """Values of an embedding; raises DependencyUnavailableError when the server is unavailable."""
+
+    def placement(self) -> Mapping[str, str]:
+        """What each model runs on, by the engine's own words, such as ``KIND_CPU``.
+
+        Raises DependencyUnavailableError when the server is unavailable.
+        """
 
     def device(self) -> str | None:
         """Where the models run: ``gpu`` if all of them do, ``cpu``, or None where it cannot be known.

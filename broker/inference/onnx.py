@@ -95,9 +95,13 @@ class OnnxEngine:
         """Values of an embedding."""
         return embedding_width(self._signatures)
 
+    def placement(self) -> dict[str, str]:
+        """See ``Engine.placement``: ONNX Runtime leaves out a provider that does not start, and says so here only."""
+        return {model: session.get_providers()[0] for model, session in self._sessions.items()}
+
     def device(self) -> str | None:
-        """See ``Engine.device``: ONNX Runtime leaves out a provider that does not start, and says so here only."""
-        first = {session.get_providers()[0] for session in self._sessions.values()}
+        """See ``Engine.device``."""
+        first = set(self.placement().values())
         if not first or not first <= {"CPUExecutionProvider", *_GPU_PROVIDERS}:
             return None
         return "gpu" if first <= _GPU_PROVIDERS else "cpu"

@@ -167,18 +167,25 @@ class TritonEngine:
         if missing:
             raise DependencyUnavailableError(f"Triton at {self._url} has not loaded {', '.join(missing)}")
 
-    def device(self) -> str | None:
-        """See ``Engine.device``: by the instance groups that the server made of the models' configurations."""
-        kinds: set[str] = set()
+    def placement(self) -> dict[str, str]:
+        """See ``Engine.placement``: the instance groups that the server made of the models' configurations."""
+        kinds: dict[str, str] = {}
         try:
             for model in MODELS:
                 answer = self._client.get_model_config(
                     model, self.manifest.version_of(model), client_timeout=self._timeout
                 )
-                kinds |= {type(group).Kind.Name(group.kind) for group in answer.config.instance_group}
+                groups = {type(group).Kind.Name(group.kind) for group in answer.config.instance_group}
+                kinds[model] = " and ".join(sorted(groups))
         except InferenceServerException as error:
             raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
-        return {frozenset({"KIND_GPU"}): "gpu", frozenset({"KIND_CPU"}): "cpu"}.get(frozenset(kinds))
+        return kinds
+
+    def device(self) -> str | None:
+        """See ``Engine.device``."""
+        return {frozenset({"KIND_GPU"}): "gpu", frozenset({"KIND_CPU"}): "cpu"}.get(
+            frozenset(self.placement().values())
+        )
 
     def close(self) -> None:
         """Close the connection, after the shared memory."""
@@ -290,6 +297,8 @@ class TritonEngine:
                 inputs,
                 callback=_into(call),
                 model_version=request.version,
+                # So long it may wait in the server's queue, where nobody waits for it afterwards.
+                timeout=int(1e6 * self._timeout),
                 client_timeout=self._timeout,
                 **options,
             )

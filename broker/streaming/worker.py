@@ -20,6 +20,7 @@ from broker.build import (
     reference_set_in_redis,
 )
 from broker.config import KafkaSettings, Settings
+from broker.errors import ConfigurationError
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.health import Health, Probe, Probes, wrong_device
@@ -57,6 +58,9 @@ def worker(
             # Before the group assigns partitions: a worker that cannot work should not hold any.
             store.check()
             engine.check()
+            if device := wrong_device(settings.inference.device, engine.device()):
+                where = ", ".join(f"{model} on {what}" for model, what in engine.placement().items())
+                raise ConfigurationError(f"{device} ({where})")
             reference = reference_set_in_redis(settings)
             progress = control.health.progress if control is not None else lambda: None
             pipeline = build_pipeline(settings, decoder, store, engine, reference, progress)

@@ -1,4 +1,4 @@
-"""NVIDIA Triton without a container: PyPI's server, on the CPU, in a virtual environment of its own.
+"""NVIDIA Triton without a container: PyPI's server in a virtual environment of its own.
 
 ``python -m deploy.local.triton_server setup`` makes that environment: ``.venv-triton`` in the checkout, or where
 ``TRIFID_TRITON_VENV`` says. It has to be one of its own because the server's package, nvidia-pytriton, asks
@@ -32,7 +32,9 @@ _BACKENDS: Final = "trifid-backends"  # folder within the virtual environment
 
 # Only the server and its Python backend are used of this package, so none of its dependencies is needed.
 _SERVER_PACKAGE: Final = "nvidia-pytriton==0.7.0"
-_BACKEND_PACKAGES: Final = ("numpy>=2.0", "onnxruntime>=1.20")
+_NUMPY: Final = "numpy>=2.0"
+_ONNX_RUNTIME: Final = {False: "onnxruntime>=1.20", True: "onnxruntime-gpu[cuda,cudnn]>=1.20"}
+_GPU: Final = Path("/dev/nvidiactl")  # where NVIDIA's driver is loaded and a GPU may be used
 
 _START_TIMEOUT: Final = 240.0
 _STOP_TIMEOUT: Final = 30.0
@@ -48,17 +50,19 @@ def triton_installed() -> bool:
     return (_site_packages(triton_venv()) / _BACKENDS / "python").is_dir()
 
 
-def setup() -> Path:
+def setup(gpu: bool | None = None) -> Path:
     """Make the server's virtual environment with the Python that runs this, and return its path.
 
-    Downloads about 80 MB from PyPI. Raises ConfigurationError where pip fails or the checkout is incomplete.
+    Downloads about 80 MB from PyPI, and for a ``gpu`` (None: where there is one) CUDA's libraries with ONNX Runtime.
+    Raises ConfigurationError where pip fails or the checkout is incomplete.
     """
     folder = triton_venv()
     if not (_ONNX_BACKEND / "model.py").is_file():
         raise ConfigurationError(f"{_ONNX_BACKEND} is missing: the local Triton needs a checkout of Trifid")
     venv.create(folder, with_pip=True, clear=True)
     pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    for arguments in (_BACKEND_PACKAGES, ("--no-deps", _SERVER_PACKAGE)):
+    runtime = _ONNX_RUNTIME[_GPU.exists() if gpu is None else gpu]
+    for arguments in ((_NUMPY, runtime), ("--no-deps", _SERVER_PACKAGE)):
         result = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
         if result.returncode:
             raise ConfigurationError(f"pip cannot install {' '.join(arguments)}: {result.stderr.strip()}")
@@ -155,6 +159,10 @@ class TritonServer(ServerProcess):
         command = [
             str(server / "bin" / "tritonserver"),
             f"--model-repository={self._model_repository}",
+            # What is loaded at the start stays until the server is told otherwise, whatever becomes of the folder.
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            "--metrics-config=summary_latencies=true",
             f"--backend-directory={self._backends}",
             f"--cache-directory={server / 'caches'}",
             "--http-address=127.0.0.1",
@@ -201,9 +209,12 @@ def main() -> None:
 
 
 @main.command("setup")
-def setup_command() -> None:
+@click.option(
+    "--gpu/--cpu", default=None, help="ONNX Runtime with CUDA, or without; by default with, if there is a GPU."
+)
+def setup_command(gpu: bool | None) -> None:
     """Make the server's virtual environment."""
-    click.echo(f"Triton is installed in {setup()}")
+    click.echo(f"Triton is installed in {setup(gpu)}")
 
 
 def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

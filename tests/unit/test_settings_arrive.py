@@ -69,7 +69,7 @@ class Triton:
 
     def async_infer(self, model: str, inputs: object, *, callback: Callable[..., None], **options: object) -> None:
         self.calls += 1
-        assert options == {"model_version": "1", "client_timeout": 3.5}
+        assert options == {"model_version": "1", "client_timeout": 3.5, "timeout": 3_500_000}
         callback(None, InferenceServerException("said Triton", f"StatusCode.{self.statuses.pop(0)}"))
 
     def close(self) -> None:

@@ -66,10 +66,12 @@ async def _classified(request: Any) -> list[Any]:
             )
         if number:
             wanted.append((name, rows))
-            calls.append(_call(encoder, versions, tensors, ["embedding"]))
+            calls.append(_call(request, encoder, versions, tensors, ["embedding"]))
+    if not calls:
+        return []  # nothing to classify: the warm-up
     embeddings = dict(zip((name for name, _ in wanted), await asyncio.gather(*calls), strict=True))
     inputs = [present_tensor, pb_utils.get_input_tensor_by_name(request, "detections")]
-    width = next(iter(embeddings.values()))[0].shape()[1] if embeddings else 0
+    width = next(iter(embeddings.values()))[0].shape()[1]
     rows_of = dict(wanted)
     for _, _, name in ENCODERS:
         full: Any = np.zeros((len(present), width), np.float32)
@@ -80,15 +82,17 @@ async def _classified(request: Any) -> list[Any]:
             else:
                 full[rows_of[name]] = np.from_dlpack(some)
         inputs.append(pb_utils.Tensor.from_dlpack(name, full))
-    return await _call(CLASSIFIER, versions, inputs, request.requested_output_names())
+    return await _call(request, CLASSIFIER, versions, inputs, request.requested_output_names())
 
 
-async def _call(model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
+async def _call(request: Any, model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
+    """The outputs of a model; it has as long as ``request`` has."""
     response = await pb_utils.InferenceRequest(
         model_name=model,
         model_version=int(versions.get(model, LATEST)),
         inputs=inputs,
         requested_output_names=list(outputs),
+        timeout=request.timeout(),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     ).async_exec()
     if response.has_error():

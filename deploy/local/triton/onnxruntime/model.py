@@ -3,7 +3,8 @@
 PyPI's tritonserver (in ``nvidia-pytriton``) carries only the Python backend. Triton takes any folder
 ``<backend-directory>/<name>/model.py`` as the backend ``<name>``, so with this file the same model repository
 runs there as in NVIDIA's container with its C++ onnxruntime backend. Of that backend's options it knows the
-model parameters ``intra_op_thread_count`` and ``inter_op_thread_count``; it runs on the CPU only.
+model parameters ``intra_op_thread_count`` and ``inter_op_thread_count``. An instance that Triton puts on a GPU
+runs there by CUDA, or is not loaded: it never runs on the CPU in silence.
 
 Tensors pass to and from Triton by way of DLPack: the stub in PyPI's wheel knows numpy 1's memory layout only,
 so that under numpy 2 ``as_numpy`` and ``pb_utils.Tensor`` silently give wrong values.
@@ -30,13 +31,42 @@ TRITON_TYPES = {
 }
 
 
-def _session(path: Path, parameters: dict[str, Any]) -> onnxruntime.InferenceSession:
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+def _providers(kind: str, device: int) -> list[Any]:
+    """ONNX Runtime's providers for an instance of a kind (``CPU``, ``GPU``); raises where there is none for it."""
+    if kind == "CPU":
+        return [CPU]
+    if kind != "GPU":
+        raise pb_utils.TritonModelException(
+            f"instance_group asks for KIND_{kind}; give KIND_CPU, KIND_GPU or KIND_AUTO"
+        )
+    if CUDA not in onnxruntime.get_available_providers():
+        raise pb_utils.TritonModelException(
+            f"instance_group puts this model on GPU {device} (KIND_AUTO does so where Triton sees a GPU), but this "
+            f"ONNX Runtime has {', '.join(onnxruntime.get_available_providers())} only: install onnxruntime-gpu "
+            "(python -m deploy.local.triton_server setup --gpu) or ask for KIND_CPU"
+        )
+    return [(CUDA, {"device_id": device}), CPU]
+
+
+def _on_gpu(path: Path, parameters: dict[str, Any], providers: list[Any]) -> onnxruntime.InferenceSession:
+    session = _session(path, parameters, providers)
+    if session.get_providers()[0] != CUDA:  # ONNX Runtime leaves out a provider that does not start
+        raise pb_utils.TritonModelException("CUDA does not start for ONNX Runtime: see its own message in the log")
+    return session
+
+
+def _session(
+    path: Path, parameters: dict[str, Any], providers: list[Any] | tuple[str, ...] = (CPU,)
+) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", {}).get("string_value", 0))
     # Each model is a process of its own here: threads that spin while idle would take the others' cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(path, options, providers=list(providers))
 
 
 def _tensor_config(node: onnxruntime.NodeArg, batching: bool) -> dict[str, Any]:
@@ -75,7 +105,9 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         file_name = config["default_model_filename"] or "model.onnx"
         path = Path(args["model_repository"], args["model_version"], file_name)
-        self._session = _session(path, config["parameters"])
+        providers = _providers(args["model_instance_kind"], int(args["model_instance_device_id"]))
+        load = _session if providers == [CPU] else _on_gpu
+        self._session = load(path, config["parameters"], providers)
         self._inputs = [node.name for node in self._session.get_inputs()]
         self._outputs = [node.name for node in self._session.get_outputs()]
         self._batching = config["max_batch_size"] > 0

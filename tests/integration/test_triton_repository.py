@@ -1,0 +1,120 @@
+"""What ``model_repo``'s configurations make of a real Triton: warm-up, full queues, explicit control, no silent CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient import grpc as tritongrpc
+
+from broker.config import Settings
+from broker.embedded.redis import RedisServer
+from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.inference.manifest import MODELS
+from broker.inference.onnx import OnnxEngine
+from broker.inference.triton import TritonEngine
+from broker.streaming.worker import worker
+from deploy.local.triton_server import TritonServer, triton_installed
+from tests.random_models import build_random_repository, random_inputs
+
+pytestmark = pytest.mark.skipif(
+    not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`"
+)
+
+
+def edit(repository: Path, model: str, *changes: tuple[str, str]) -> None:
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    for old, new in changes:
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def test_overload_is_answered_with_pauses_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = build_random_repository(tmp_path)
+    edit(repository, "trifid", ("count: 4", "count: 1"), ("max_queue_size: 64", "max_queue_size: 1"))
+    inputs = [random_inputs(np.ones((200, 3), bool), seed=seed) for seed in range(12)]
+    with TritonServer(repository) as server, closing(OnnxEngine(repository)) as onnx:
+        expected = [onnx.predict(batch).probabilities for batch in inputs]
+
+        def predict(engine: TritonEngine) -> Callable[[int], int]:
+            def one(number: int) -> int:
+                try:
+                    got = engine.predict(inputs[number]).probabilities
+                except DependencyUnavailableError as error:
+                    assert "Exceeds maximum queue size" in str(error)  # noqa: PT017, one of many in threads
+                    return 0
+                np.testing.assert_allclose(got, expected[number], atol=1e-4, rtol=0)
+                return 1
+
+            return one
+
+        with closing(TritonEngine(server.grpc_url, repository, retries=0)) as engine, ThreadPoolExecutor(12) as pool:
+            engine.embedding_width()
+            answered = sum(pool.map(predict(engine), range(12)))
+            assert 1 <= answered < 12  # else the queue is not full, and the test shows nothing
+        with closing(TritonEngine(server.grpc_url, repository, retries=9)) as engine, ThreadPoolExecutor(12) as pool:
+            engine.embedding_width()
+            assert sum(pool.map(predict(engine), range(12))) == 12
+
+
+def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) -> None:
+    repository = build_random_repository(tmp_path)
+    with TritonServer(repository) as server:
+        # Nobody has asked yet: a batch of 256 is the warm-up of each model, and one of each instance of trifid.
+        assert _answered(server) == {("trifid", "1"): 4} | {(model, "1"): 256 for model in MODELS}
+        client = tritongrpc.InferenceServerClient(server.grpc_url)
+        for model in MODELS:
+            shutil.copytree(repository / model / "1", repository / model / "2")
+        assert not client.is_model_ready("classifier", "2")
+        for model in MODELS:
+            client.load_model(model)
+            assert client.is_model_ready(model, "1")  # the two latest versions
+            assert client.is_model_ready(model, "2")
+        before = _answered(server)
+        with closing(TritonEngine(server.grpc_url, repository)) as engine:
+            engine.predict(random_inputs(np.ones((2, 3), bool)))
+        answered = {model: count - before[model] for model, count in _answered(server).items()}
+        assert {key: n for key, n in answered.items() if n and key[0] != "trifid"} == {(m, "1"): 1 for m in MODELS}
+
+
+def _answered(server: TritonServer) -> dict[tuple[str, str], int]:
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/stats") as response:
+        stats = json.load(response)["model_stats"]
+    counts = {(model["name"], model["version"]): model["inference_stats"]["success"]["count"] for model in stats}
+    return {model: count for model, count in counts.items() if count}
+
+
+def test_a_model_for_a_gpu_is_not_served_from_the_cpu(tmp_path: Path) -> None:
+    repository = build_random_repository(tmp_path)
+    edit(repository, "classifier", ("KIND_AUTO", "KIND_GPU"))
+    server = TritonServer(repository)
+    with pytest.raises(ConfigurationError, match="classifier has kind KIND_GPU but no GPUs are available"):
+        server.start()
+
+
+@pytest.mark.parametrize("engine", ["onnx", "triton"])
+def test_a_worker_that_is_to_use_a_gpu_does_not_start_on_a_cpu(tmp_path: Path, engine: str) -> None:
+    repository = build_random_repository(tmp_path)
+    with RedisServer() as redis, TritonServer(repository) if engine == "triton" else nullcontext() as server:
+        settings = Settings.model_validate(
+            {
+                "redis": {"url": redis.url},
+                "triton": {"url": server.grpc_url if server else "127.0.0.1:1"},
+                "inference": {"engine": engine, "device": "gpu", "model_repository": str(repository)},
+            }
+        )
+        where = "classifier on KIND_CPU" if engine == "triton" else "classifier on CPUExecutionProvider"
+        with (
+            worker(settings) as service,
+            pytest.raises(ConfigurationError, match=f"runs on cpu, inference.device asks for gpu .*{where}"),
+        ):
+            service._prepare()
