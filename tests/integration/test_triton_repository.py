@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import urllib.request
 from collections.abc import Callable
@@ -84,6 +85,22 @@ def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) ->
             engine.predict(random_inputs(np.ones((2, 3), bool)))
         answered = {model: count - before[model] for model, count in _answered(server).items()}
         assert {key: n for key, n in answered.items() if n and key[0] != "trifid"} == {(m, "1"): 1 for m in MODELS}
+
+
+def test_alarms_and_panels_are_of_metrics_that_triton_has(tmp_path: Path) -> None:
+    deploy = Path(__file__).resolve().parents[2] / "deploy"
+    texts = [path.read_text() for path in (deploy / "prometheus/rules.yml", deploy / "grafana/dashboards/triton.json")]
+    # Those of a GPU are not there on a machine that has none.
+    used = {name for text in texts for name in re.findall(r"nv_\w+", text) if not name.startswith("nv_gpu_")}
+    with TritonServer(build_random_repository(tmp_path)) as server:
+        with closing(TritonEngine(server.grpc_url, tmp_path)) as engine:
+            engine.predict(random_inputs(np.ones((2, 3), bool)))
+        with urllib.request.urlopen(server.metrics_url) as response:
+            lines = response.read().decode().splitlines()
+    assert len(used) >= 7
+    assert used <= {line.split("{")[0] for line in lines if not line.startswith("#")}
+    assert any('nv_inference_request_summary_us{model="trifid",version="1",quantile="0.99"}' in line for line in lines)
+    assert any('nv_inference_request_failure{model="trifid",reason="REJECTED"' in line for line in lines)
 
 
 def _answered(server: TritonServer) -> dict[tuple[str, str], int]:
