@@ -92,7 +92,7 @@ def engines(
 def once(
     predict: Callable[..., object], inputs: ModelInputs, calls: int, in_flight: int, server: int | None
 ) -> tuple[float, float, list[float]]:
-    """Seconds, CPU seconds and the latency of each call; ``server`` is its process, None where it is elsewhere."""
+    """Seconds, CPU seconds and the latency of each of ``calls``; ``server`` is its process, None: it is elsewhere."""
 
     def call(_: int) -> float:
         start = time.perf_counter()
@@ -103,7 +103,6 @@ def once(
         return time.process_time() + (float("nan") if server is None else tree_seconds(server))
 
     with ThreadPoolExecutor(in_flight) as pool:
-        list(pool.map(call, range(in_flight)))  # regions, arenas and channels are made
         spent, start = cpu(), time.perf_counter()
         each = list(pool.map(call, range(calls)))
         return time.perf_counter() - start, cpu() - spent, each
@@ -124,6 +123,8 @@ def measure(
     cpu: dict[str, list[float]] = {way: [] for way in predict}
     each: dict[str, list[float]] = {way: [] for way in predict}
     order = list(predict)
+    for way in order:
+        once(predict[way], inputs, in_flight, in_flight, server)  # regions, arenas and channels are made
     for number in range(rounds):
         for way in order if number % 2 else order[::-1]:
             took, spent, latency = once(predict[way], inputs, calls, in_flight, server)
@@ -185,10 +186,20 @@ def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, serv
     inputs = inputs_of("light_curve", batch)
     with engines(url, repository, 0, (FOUR, ONE)) as predict:
         ratios = []
+        for run in predict.values():
+            once(run, inputs, 1, 1, server)
         for _ in range(rounds):
             spent = {way: once(run, inputs, calls, 1, server)[1] for way, run in predict.items()}
             ratios.append(spent[ONE] / spent[FOUR])
     return statistics.median(ratios) - 1
+
+
+def first_request(url: str, repository: Path, batch: int) -> float:
+    """Seconds of the first request to a server that has just become ready, over the median of the next 15."""
+    inputs = inputs_of("light_curve+metadata", batch)
+    with engines(url, repository, 0, (SHARED,)) as predict:
+        seconds = once(predict[SHARED], inputs, 16, 1, None)[2]
+    return seconds[0] / statistics.median(seconds[1:])
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -224,9 +235,11 @@ def main(
     results: list[Measured] = []
     with ExitStack() as stack:
         server: int | None = None
+        first = float("nan")
         if url is None:
             started = stack.enter_context(TritonServer(repository))
             url, server = started.grpc_url, started.pid
+            first = first_request(url, repository, 256)
         predict = stack.enter_context(engines(url, repository, threads, ways))
         for subset in modalities.split(","):
             for batch in batches:
@@ -253,6 +266,7 @@ def main(
             f"lowest of embedded, by CPU: {worst.cpu_of_embedded:.2f} ({worst.modalities}, batch {worst.batch}); "
             f"bar {BAR} {'met' if worst.cpu_of_embedded >= BAR else 'missed'}\n"
             f"light curves alone, one request against the two models by themselves: {extra:+.1%} CPU\n"
+            f"first request of 256 after the start, with the question what is served: {first:.1f} of the median\n"
             f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         )
     text = "\n".join(report)
