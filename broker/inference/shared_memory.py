@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,6 +67,8 @@ class Region:
                 raise
             os.close(self._file)
         self.size = size
+        self.read_until = 0.0
+        """Until when, by ``time.monotonic``, the server may be reading for a request that nobody waits for any more."""
 
     def put(self, tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
         """Copy tensors into the region, and return the inputs of a request that refer to them."""
@@ -107,43 +110,37 @@ class SharedMemory:
     def place(self, tensors: Mapping[str, NDArray[Any]]) -> tuple[list[Any], Region | None]:
         """Inputs of a request, and the region that holds them; None where they are in the message itself.
 
-        ``give_back`` or ``abandon`` has to be called for the region.
+        ``give_back`` has to be called for the region.
         """
         region = None if self._refused else self._region(sizes(tensors)[1])
         return (in_message(tensors) if region is None else region.put(tensors)), region
 
-    def give_back(self, region: Region | None) -> None:
-        """The request was answered: the region may be used for another."""
+    def give_back(self, region: Region | None, *, answered: bool = True) -> None:
+        """The region may be used for another request.
+
+        Where this one was not ``answered`` the server may be reading yet, and must not be told to unmap what it reads.
+        """
         if region is None:
             return
+        if not answered:
+            region.read_until = time.monotonic() + 2 * self._timeout
         with self._lock:
             known = region.name in self._known
             if known:
                 self._free.append(region)
-        if not known:  # ``forget`` was called in the meantime
+        if not known:  # the server was started anew in the meantime
             region.close()
 
-    def abandon(self, region: Region | None) -> None:
-        """The request was not answered, and the server may be reading yet.
-
-        The server must not be told to unmap what it reads, so that it has the memory until another engine sweeps.
-        """
-        if region is not None:
-            with self._lock:
-                self._known.discard(region.name)
-            region.close()
-
-    def forget(self) -> None:
-        """The server may have been started anew: it knows no region, and what it refused it may take now.
-
-        Where it is the old one all the same, the next sweep has it unmap what is forgotten here.
-        """
+    def look(self) -> None:
+        """The server may have been started anew: ask which regions it knows; what it refused it may take now."""
+        self._refused = None
+        mapped = self._mapped()
         with self._lock:
-            self._known.clear()
-            self._refused = None
+            self._known &= mapped
             self._swept = False
-            regions, self._free = self._free, []
-        for region in regions:
+            unknown = [region for region in self._free if region.name not in mapped]
+            self._free = [region for region in self._free if region.name in mapped]
+        for region in unknown:
             region.close()
 
     def close(self) -> None:
@@ -195,7 +192,7 @@ class SharedMemory:
         with self._lock:
             known = region.name in self._known
             self._known.discard(region.name)
-        if known:
+        if known and time.monotonic() >= region.read_until:  # else the next engine has it unmapped
             self._unregister(region.name)
         region.close()
 
@@ -205,12 +202,16 @@ class SharedMemory:
         except InferenceServerException as error:
             log.debug("Triton keeps shared memory %s: %s", name, error)
 
+    def _mapped(self) -> set[str]:
+        """Names of all regions that the server knows; none where it does not answer."""
+        try:
+            return set(self._client.get_system_shared_memory_status(client_timeout=self._timeout).regions)
+        except InferenceServerException:
+            return set()
+
     def _sweep(self) -> None:
         """Remove regions whose process is gone, here and in the server, which is known to be on this host."""
-        try:
-            mapped = set(self._client.get_system_shared_memory_status(client_timeout=self._timeout).regions)
-        except InferenceServerException:
-            mapped = set()
+        mapped = self._mapped()
         for name in filter(_NAME.fullmatch, mapped):
             if not (FOLDER / name).exists():
                 self._unregister(name)

@@ -41,6 +41,7 @@ GATEWAY: Final = "trifid"
 _AWAY: Final = frozenset(
     f"StatusCode.{code}" for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
 )
+_UNANSWERED: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"})
 # Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
 # but where they persist it is the batch that is refused, not the server that is unavailable.
 _RETRIED: Final = _AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
@@ -226,7 +227,7 @@ class TritonEngine:
         if self._one_request and not gateway:
             log.warning("Triton at %s has no model %s: a batch takes up to four requests", self._url, GATEWAY)
         if self._shared is not None:
-            self._shared.forget()
+            self._shared.look()
         return _Served(signatures, max_batch, gateway)
 
     def _classify_in_one(self, most: int, outputs: Sequence[str], batch: Batch) -> Tensors:
@@ -315,11 +316,12 @@ class TritonEngine:
         except InferenceServerException as error:
             if shared is None or region is None:
                 raise
-            shared.abandon(region)
+            if _NO_REGION in str(error):
+                # The server was started anew and does not know the region: no failure of the request.
+                shared.look()
+            shared.give_back(region, answered=error.status() not in _UNANSWERED)
             if _NO_REGION not in str(error):
                 raise
-            # The server was started anew and does not know the region: no failure of the request.
-            shared.forget()
             return self._start(request, None)[0].result()
         if shared is not None:
             shared.give_back(region)

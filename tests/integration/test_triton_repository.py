@@ -62,6 +62,8 @@ def test_overload_is_answered_with_pauses_and_loses_nothing(tmp_path: Path, monk
             engine.embedding_width()
             answered = sum(pool.map(predict(engine), range(12)))
             assert 1 <= answered < 12  # else the queue is not full, and the test shows nothing
+            assert 1 <= len(_mapped(server)) <= 12  # what was refused is used again
+        assert _mapped(server) == set()
         with closing(TritonEngine(server.grpc_url, repository, retries=9)) as engine, ThreadPoolExecutor(12) as pool:
             engine.embedding_width()
             assert sum(pool.map(predict(engine), range(12))) == 12
@@ -101,6 +103,12 @@ def test_alarms_and_panels_are_of_metrics_that_triton_has(tmp_path: Path) -> Non
     assert used <= {line.split("{")[0] for line in lines if not line.startswith("#")}
     assert any('nv_inference_request_summary_us{model="trifid",version="1",quantile="0.99"}' in line for line in lines)
     assert any('nv_inference_request_failure{model="trifid",reason="REJECTED"' in line for line in lines)
+
+
+def _mapped(server: TritonServer) -> set[str]:
+    """Names of the clients' shared memory that the server has mapped."""
+    with urllib.request.urlopen(f"{server.http_url}/v2/systemsharedmemory/status") as response:
+        return {region["name"] for region in json.load(response)}
 
 
 def _answered(server: TritonServer) -> dict[tuple[str, str], int]:
