@@ -27,7 +27,7 @@ from broker.archives.catalog import write_catalog
 from broker.archives.partition import DATASET, Job, write_entry
 from broker.archives.sources import Archive, HatsArchive, open_archive
 from broker.config import Settings
-from broker.errors import ConfigurationError, TrifidError
+from broker.errors import ConfigurationError
 from broker.inference.manifest import load_manifest
 from broker.records import TimeSystem
 
@@ -141,10 +141,14 @@ def _run(
             progress.add(entry)
             progress.now += entry["objects"]
         else:
-            error = future.exception()
-            if isinstance(error, ConfigurationError):  # it would be that of each partition
-                raise error
-            reason = str(error) if isinstance(error, TrifidError) else f"{type(error).__name__}: {error}"
+            if future.status == "finished":  # the worker wrote why
+                failed = json.loads(job.entry(key).read_text())
+                if failed.get("configuration"):  # it would be that of each partition
+                    raise ConfigurationError(failed["failed"])
+                reason = failed["failed"]
+            else:
+                error = future.exception()
+                reason = f"{type(error).__name__}: {error}"
             progress.failed[key] = " ".join(reason.split())[:500]
             write_entry(job, key, {"failed": progress.failed[key]})
         future.release()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -11,12 +11,13 @@ import dask
 import lsdb
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from dask.delayed import Delayed
 from hats.io import file_io, paths
 from hats.pixel_math import HealpixPixel
 
-from broker.archives.partition import HEALPIX, Job, classify_file, classify_table
-from broker.errors import InputFileError
+from broker.archives.partition import HEALPIX, Job, classify_file, classify_table, write_entry
+from broker.errors import ConfigurationError, InputFileError, TrifidError
 from broker.lightcurves.columns import Columns
 from broker.tables.memory import MemoryTable
 from broker.tables.parquet import is_list, names_of
@@ -131,7 +132,11 @@ class HatsArchive:
         """See ``Archive``."""
         pixel = self.pixels[key]
         one = self.catalog.get_partition(pixel.order, pixel.pixel)
-        mapped = one.map_partitions(_classify_frame, self.name, job, include_pixel=True, meta=_META)
+        info = one.hc_structure.catalog_info
+        file = paths.pixel_catalog_file(one.hc_structure.catalog_base_dir, pixel, npix_suffix=info.npix_suffix)
+        mapped = one.map_partitions(
+            _classify_frame, self.name, job, None if info.npix_suffix == "/" else file, include_pixel=True, meta=_META
+        )
         (task,) = mapped.to_delayed()
         return task
 
@@ -155,13 +160,31 @@ def pixel_of(key: str) -> HealpixPixel:
 
 
 def _classify_file(path: Path, key: str, job: Job) -> pd.DataFrame:
-    return _row(classify_file(path, key, job))
+    return _attempt(lambda: classify_file(path, key, job), key, job)
 
 
-def _classify_frame(frame: Any, pixel: HealpixPixel, name: str, job: Job) -> pd.DataFrame:
+def _classify_frame(frame: Any, pixel: HealpixPixel, name: str, job: Job, file: Any) -> pd.DataFrame:
     key = _key(pixel)
-    table = MemoryTable(frame.to_pyarrow(), Path(f"{name}/{key}"))
-    return _row(classify_table(table, key, job, (pixel.order, pixel.pixel)))
+
+    def classify() -> dict[str, Any]:
+        loaded = frame.to_pyarrow()
+        if file is not None:  # LSDB fills columns that a partition lacks with nulls, as if its stars had no points
+            there = pq.read_schema(file.path, filesystem=file.fs).names
+            missing = [column for column in loaded.schema.names if column not in (*there, HEALPIX)]
+            if missing:
+                raise InputFileError(f"no column {', '.join(missing)}; the partition has {', '.join(there)}")
+        return classify_table(MemoryTable(loaded, Path(f"{name}/{key}")), key, job, (pixel.order, pixel.pixel))
+
+    return _attempt(classify, key, job)
+
+
+def _attempt(classify: Callable[[], dict[str, Any]], key: str, job: Job) -> pd.DataFrame:
+    """Classify a partition; a reason to fail goes into the ledger, since LSDB makes another error of what is raised."""
+    try:
+        return _row(classify())
+    except TrifidError as error:
+        write_entry(job, key, {"failed": str(error), "configuration": isinstance(error, ConfigurationError)})
+        return _row({"objects": 0, "classes": {}})
 
 
 def _row(entry: dict[str, Any]) -> pd.DataFrame:

@@ -170,6 +170,53 @@ print(is_valid_catalog("classes", strict=True))
 """
 
 
+_OTHER_LAYOUTS = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import dask, lsdb, pyarrow as pa, pyarrow.parquet as pq
+from broker.archives.partition import Job
+from broker.archives.sources import open_archive
+from broker.config import Settings
+from broker.errors import InputFileError
+
+dask.config.set(scheduler="synchronous")
+source, folder = sys.argv[1], Path(sys.argv[2])
+catalog = lsdb.open_catalog(source)
+options = {"as_collection": False, "progress_bar": False}
+catalog.write_catalog(folder / "structs", write_table_kwargs={"list_struct": True}, **options)
+found = []
+for name in (source, folder / "structs"):
+    archive = open_archive(str(name))
+    key, job = archive.keys[-1], Job(folder / f"classes {len(found)}", Settings())
+    archive.task(key, job).compute()
+    kind = pq.read_schema(Path(name) / "dataset" / f"{key}.parquet").field("lightcurve").type
+    found.append((pa.types.is_list(kind), pq.read_table(job.results(key), columns=["objectId", "period", "embedding"])))
+print([is_list for is_list, _ in found], found[0][1] == found[1][1], len(found[0][1]) > 0)
+
+file = folder / "structs" / "dataset" / f"{key}.parquet"
+pq.write_table(pq.read_table(file).drop_columns(["lightcurve"]), file)
+archive.task(key, job).compute()
+print(json.loads(job.entry(key).read_text())["failed"].startswith("no column lightcurve; the partition has objectid"))
+points = catalog[["objectid", "objra", "objdec"]]
+points = points.map_partitions(lambda f: f.assign(hmjd=58000.0, mag=15.0, magerr=0.01))
+points.write_catalog(folder / "points", **options)
+try:
+    open_archive(str(folder / "points"))
+except InputFileError as error:
+    print("one time a row" in str(error))
+"""
+
+
+def test_other_layouts_of_hats(catalogue: Path, tmp_path: Path) -> None:
+    """Lists of structs give what structs of lists give; a missing column and one row a point are said."""
+    done = subprocess.run(
+        [sys.executable, "-c", _OTHER_LAYOUTS, catalogue, tmp_path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["[False, True] True True", "True", "True"]
+
+
 def test_another_run_is_refused(tmp_path: Path) -> None:
     source, output = tmp_path / "lc", tmp_path / "classes"
     source.mkdir()
