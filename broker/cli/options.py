@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,18 @@ def ra(context: click.Context, parameter: click.Parameter, value: str | None) ->
 def dec(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
     """Callback of a declination: degrees from a number or a sexagesimal text."""
     return _angle(value, -90.0, 90.0, "+04:41:36 or 4d41m36s", hours=False)
+
+
+def moment(context: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """Callback of a time: an MJD, or ISO 8601; UTC where it names no zone."""
+    from broker.times import datetime_of, moment_of
+
+    if value is None:
+        return None
+    try:
+        return datetime_of(moment_of(value))
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f"{value!r} is neither an MJD nor such as 2026-11-28T03:00") from None
 
 
 def _angle(value: str | None, low: float, high: float, form: str, *, hours: bool) -> float | None:
@@ -63,6 +76,7 @@ class Number(click.FloatRange):
 
 TEXT: Final = _Text()
 POSITIVE: Final = Number(min=0, min_open=True)
+SHARE: Final = Number(min=0, max=1)
 
 bootstrap_servers = click.option(
     "--bootstrap-servers", type=TEXT, help="Kafka's address, host:port; that of the settings by default."

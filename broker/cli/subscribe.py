@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn, Self
@@ -76,6 +77,19 @@ class _Name(click.ParamType[str]):
     is_flag=True,
     help="Begin with the oldest annotation that Kafka still has; does not move a group that has a position.",
 )
+@click.option(
+    "--since",
+    callback=options.moment,
+    metavar="TIME",
+    help="Begin with what was published from then on, MJD or ISO 8601 (UTC); moves no group that has a position.",
+)
+@click.option("--min-probability", type=options.SHARE, help="Of --class or --parent, else of the most probable class.")
+@click.option("--min-anomaly", type=options.SHARE, help="Lowest anomaly score.")
+@click.option("--min-points", type=click.IntRange(min=0), help="Fewest photometric points.")
+@click.option("--known/--unknown", default=None, help="Whether a catalogue of known variable stars has the object.")
+@click.option("--ra", callback=options.ra, help="Of a cone, ICRS: degrees, or hours such as 17:57:48.5.")
+@click.option("--dec", callback=options.dec, help="ICRS: degrees, or such as +04:41:36.")
+@click.option("--radius", type=options.POSITIVE, metavar="ARCSEC", help="Of the cone.")
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many annotations.")
 @click.option("--idle", type=options.POSITIVE, metavar="SECONDS", help="End when nothing has come for so long.")
 @click.option(
@@ -96,6 +110,14 @@ def subscribe(
     bootstrap_servers: str | None,
     group: str | None,
     from_beginning: bool,
+    since: datetime | None,
+    min_probability: float | None,
+    min_anomaly: float | None,
+    min_points: int | None,
+    known: bool | None,
+    ra: float | None,
+    dec: float | None,
+    radius: float | None,
     limit: int | None,
     idle: float | None,
     timeout: float,
@@ -114,12 +136,17 @@ def subscribe(
     Exit codes: 0 after --limit or --idle; 1 where Kafka does not answer; 2 where a topic does not exist or holds no
     annotations.
     """
-    from broker.client import Subscription
+    from broker.client import Cone, Filter, Subscription
     from broker.config import load_settings
     from broker.errors import ConfigurationError
     from broker.publish.annotation import published_record, to_json
 
+    if since is not None and from_beginning:
+        raise click.UsageError("give --since or --from-beginning")
+    if len({ra is None, dec is None, radius is None}) > 1:
+        raise click.UsageError("a cone is --ra, --dec and --radius")
     settings = load_settings(config)
+    given = bool(topics)
     kinds = (*classes, *parents)
     if surveys and not kinds:
         raise click.UsageError("--survey goes with --class or --parent")
@@ -136,7 +163,16 @@ def subscribe(
         topics,
         bootstrap_servers or kafka.bootstrap_servers,
         group_id=group,
-        start="earliest" if from_beginning else "latest",
+        start=since or ("earliest" if from_beginning else "latest"),
+        where=Filter(
+            # Of one class or parent its own probability counts; an annotation of several topics has passed one of them.
+            parent=parents[0] if len(parents) == 1 and not classes and not given else None,
+            min_probability=min_probability,
+            min_anomaly_score=min_anomaly,
+            min_detections=min_points,
+            known=known,
+            cone=None if ra is None or dec is None or radius is None else Cone(ra, dec, radius),
+        ),
         idle_timeout=idle,
         timeout=timeout,
         on_foreign=foreign,

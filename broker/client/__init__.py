@@ -1,8 +1,9 @@
 """What a subscriber to Trifid imports."""
 
+from broker.client.filters import Cone, Filter
 from broker.client.foreign import ForeignMessage
 from broker.client.subscription import Subscription
 from broker.publish.annotation import PublishedAnnotation
 from broker.records import Neighbour
 
-__all__ = ["ForeignMessage", "Neighbour", "PublishedAnnotation", "Subscription"]
+__all__ = ["Cone", "Filter", "ForeignMessage", "Neighbour", "PublishedAnnotation", "Subscription"]

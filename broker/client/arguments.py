@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
@@ -41,6 +42,15 @@ def check_seconds(**arguments: float | None) -> None:
     for name, seconds in arguments.items():
         if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
             raise ConfigurationError(f"{name} is {seconds}: give a number of seconds above 0")
+
+
+def check_start(start: object) -> None:
+    """Raises ConfigurationError where ``start`` is no place to begin, or a time of nobody knows which zone."""
+    if isinstance(start, datetime):
+        if start.tzinfo is None:
+            raise ConfigurationError(f"start is {start}, without a time zone: give datetime(..., tzinfo=UTC)")
+    elif start not in ("earliest", "latest"):
+        raise ConfigurationError(f"start is {start!r}: give 'earliest', 'latest' or a datetime")
 
 
 def check_options(options: Collection[str]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Final, Literal
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 Position = tuple[str, int]
 """Topic and partition."""
+Start = Literal["earliest", "latest"] | datetime
+"""Where to begin in a topic without a position; a time with a zone: with the first message that Kafka got from then on.
+"""
 Rebalanced = Callable[[Consumer, list[TopicPartition]], None]
 CALL_S: Final = 2.0
 """Longest call of librdkafka that cannot be interrupted: Ctrl-C waits for it."""
@@ -19,7 +23,7 @@ def starting_points(
     consumer: Consumer,
     partitions: Sequence[TopicPartition],
     positions: Mapping[Position, int] | None,
-    start: Literal["earliest", "latest"],
+    start: Start,
     known: Collection[str],
 ) -> tuple[dict[Position, int], set[str]]:
     """The next offset to read of each partition, and the topics that may be seen now.
@@ -44,8 +48,11 @@ def starting_points(
     for p in every:
         if at[p.topic, p.partition] < 0:
             # A topic that came later, or a partition of one whose other partitions have a position, is all new.
-            at_end = start == "latest" and p.topic in known and p.topic not in begun
-            if positions is None or at_end:
+            is_old = p.topic in known and p.topic not in begun
+            at_end = start == "latest" and is_old
+            if isinstance(start, datetime) and is_old:
+                p.offset = _offset_at(consumer, p, start)
+            elif positions is None or at_end:
                 low, high = consumer.get_watermark_offsets(p, timeout=CALL_S)
                 p.offset = high if at_end else low
             else:
@@ -56,6 +63,13 @@ def starting_points(
         # Of all partitions at once: members that come in the next moment begin at the same positions.
         _answered(consumer.commit(offsets=new, asynchronous=False) or [])
     return at, set(cluster)
+
+
+def _offset_at(consumer: Consumer, partition: TopicPartition, time: datetime) -> int:
+    """The offset of the first message from ``time`` on; where there is none, that of the next one."""
+    asked = TopicPartition(partition.topic, partition.partition, round(time.timestamp() * 1000))
+    (found,) = _answered(consumer.offsets_for_times([asked], timeout=CALL_S))
+    return found.offset if found.offset >= 0 else consumer.get_watermark_offsets(partition, timeout=CALL_S)[1]
 
 
 def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:

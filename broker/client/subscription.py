@@ -23,6 +23,7 @@ from confluent_kafka import (
 from broker.client.arguments import (
     check_options,
     check_seconds,
+    check_start,
     check_topics,
     consumer_options,
     describe_missing,
@@ -30,7 +31,7 @@ from broker.client.arguments import (
 from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
 from broker.client.outage import Outage
-from broker.client.positions import CALL_S, Position, after, place_of, starting_points, weakly
+from broker.client.positions import CALL_S, Position, Start, after, place_of, starting_points, weakly
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, read
 from broker.streaming import clients
@@ -77,7 +78,8 @@ class Subscription:
         bootstrap_servers: str = "localhost:9092",
         *,
         group_id: str | None = None,
-        start: Literal["earliest", "latest"] = "latest",
+        start: Start = "latest",
+        where: Callable[[PublishedAnnotation], bool] | None = None,
         idle_timeout: float | None = None,
         timeout: float = 30.0,
         on_foreign: Literal["warn", "raise"] | Callable[[ForeignMessage], None] = "warn",
@@ -86,15 +88,18 @@ class Subscription:
         """Subscribe to one or several topics; one that begins with ``^`` is a regular expression.
 
         Dead letters are no annotations: a regular expression leaves their topic out. ``start`` is where to begin in a
-        topic in which the group has no position. After ``idle_timeout`` seconds without an annotation the iteration
-        ends, with None never. ``timeout`` bounds, in seconds, the wait for Kafka and for the topics at the beginning;
-        later outages are waited for. ``on_foreign`` is what to do with a message that is no annotation: ``warn``
-        logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises DecodeError before it counts as read;
-        a function is called with it and may raise likewise. ``options`` are further librdkafka properties, such as
-        those for TLS and passwords. Raises ConfigurationError where an argument cannot be meant.
+        topic in which the group has no position: a time with a zone is that of publication. ``where``, such as a
+        ``Filter``, says which annotations are delivered; the others count as read. After ``idle_timeout`` seconds
+        without any annotation the iteration ends, with None never. ``timeout`` bounds, in seconds, the wait for Kafka
+        and for the topics at the beginning; later outages are waited for. ``on_foreign`` is what to do with a message
+        that is no annotation: ``warn`` logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises
+        DecodeError before it counts as read; a function is called with it and may raise likewise. ``options`` are
+        further librdkafka properties, such as those for TLS and passwords. Raises ConfigurationError where an
+        argument cannot be meant.
         """
         self._topics = list(dict.fromkeys([topics] if isinstance(topics, str) else topics))
         self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
+        self._where = where or (lambda _: True)
         self._idle_timeout, self._on_foreign = idle_timeout, on_foreign
         self._has_group = group_id is not None
         options = options or {}
@@ -134,8 +139,7 @@ class Subscription:
             raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
         if group_id is not None and not group_id.strip():
             raise ConfigurationError("group_id is empty: give a name, or None to read without a group")
-        if self._start not in ("earliest", "latest"):
-            raise ConfigurationError(f"start is {self._start!r}: give 'earliest' or 'latest'")
+        check_start(self._start)
         if not callable(self._on_foreign) and self._on_foreign not in ("warn", "raise"):
             raise ConfigurationError(f"on_foreign is {self._on_foreign!r}: give 'warn', 'raise' or a function")
         check_seconds(idle_timeout=self._idle_timeout, timeout=self._timeout)
@@ -200,7 +204,7 @@ class Subscription:
                 continue
             self._outage.over()
             annotations = self._read(message)
-            own = [annotation for annotation in annotations if is_first(annotation, self._topics, self._visible)]
+            own = [a for a in annotations if is_first(a, self._topics, self._visible) and self._where(a)]
             yield from own[:-1]
             position = after(message)
             self._handed[position.topic, position.partition] = position

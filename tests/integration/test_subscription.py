@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 
 import pytest
@@ -21,7 +22,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from broker.batch import BatchResult
-from broker.client import ForeignMessage, Subscription
+from broker.client import Filter, ForeignMessage, Subscription
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.messages import Publisher
@@ -201,6 +202,37 @@ def test_an_annotation_counts_as_read_unless_the_loop_raises(kafka: KafkaServer)
     assert [a.alert_id for a in subscription()] == [8, 9]  # never closed
     for annotation in subscription():
         pytest.fail(f"{annotation.alert_id} comes again")
+
+
+def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaServer) -> None:
+    kafka.create_topics(["since"])
+    noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for hour in range(-3, 4):  # numbers 0 to 6, of which 3 is from noon
+        at = int((noon + timedelta(hours=hour)).timestamp() * 1000)
+        producer.produce("since", payload(hour + 3), partition=(hour + 3) % 2, timestamp=at)
+    assert producer.flush(30) == 0
+
+    def read(start: datetime, group: str | None = None, where: Filter | None = None) -> list[int]:
+        found = Subscription("since", kafka.bootstrap, group_id=group, start=start, where=where, idle_timeout=IDLE)
+        with found as subscription:
+            return sorted(annotation.alert_id for annotation in subscription)
+
+    assert read(noon) == [3, 4, 5, 6]
+    assert read(noon + timedelta(milliseconds=1), "g") == [4, 5, 6]
+    assert read(noon, "g") == []  # a group that has a position keeps it
+    assert read(noon + timedelta(days=1), "late") == []
+    late = fill(kafka, "since", [0, 0, 1, 0], first=100)
+    assert read(noon, "late") == late  # what came after it began, in a partition that had nothing
+    assert read(noon, where=Filter(class_name="M", min_probability=0.75)) == [3, 4, 5, 6, 100]
+    # Nothing of it is wanted, and all of it counts as read.
+    assert read(noon, "none", Filter(min_probability=0.76)) == []
+    assert read(noon, "none") == []
+    since = ["since", "--since", "2026-11-28T14:00", "--idle", str(IDLE)]
+    assert sorted(subscribe(kafka, *since)) == [5, 6, 100]
+    cone = ["--ra", "00:04:00", "--dec", "+02:00:00", "--radius", "1"]  # 1 degree, 2 degrees
+    assert sorted(subscribe(kafka, *since, *cone)) == [5, 6, 100]
+    assert subscribe(kafka, *since, *cone[:-1], "0.5", "--min-points", "21") == []
 
 
 def test_a_batch_counts_as_read_as_a_whole_when_the_next_is_asked_for(kafka: KafkaServer) -> None:
