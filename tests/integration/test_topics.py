@@ -37,6 +37,10 @@ __all__ = ["servers"]
 SECONDS = 100.0
 """For what has to be noticed within seconds, on a busy machine: a third of librdkafka's five minutes."""
 
+MISSING_AT_ONCE = 'TRIFID_KAFKA__OPTIONS={"topic.metadata.propagation.max.ms": 1000}'
+"""A producer waits for a topic that is not there for 30 s from the first message to it on, as one just created may not
+have reached all brokers. With one broker that is time in which nothing happens."""
+
 
 def delete(kafka: KafkaServer, *topics: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
@@ -177,7 +181,7 @@ def test_offsets_of_a_topic_of_the_same_name_are_not_taken(servers: Servers, cap
 
 def test_deleted_output_topics_are_made_again(servers: Servers, tmp_path: Path) -> None:
     with Group(servers, tmp_path, "outputs", kafka={"metadata_refresh_s": 1}) as group:
-        worker = group.start("one")
+        worker = group.start("one", before=[MISSING_AT_ONCE])
         worker.wait_until_ready()
         group.send(PACKETS[:20])
         group.wait_for(20)
@@ -194,7 +198,7 @@ def test_deleted_output_topics_are_made_again(servers: Servers, tmp_path: Path) 
 
 def test_the_error_names_the_output_topic_that_is_gone(servers: Servers, tmp_path: Path) -> None:
     with Group(servers, tmp_path, "gone") as group:
-        worker = group.start("one")
+        worker = group.start("one", before=[MISSING_AT_ONCE])
         worker.wait_until_ready()
         group.send(PACKETS[:20])
         group.wait_for(20)
