@@ -97,3 +97,8 @@ def describe_missing(missing: Sequence[str], topics: Collection[str]) -> str:
         said.append(f"there are {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}" if names else
                     "there are no topics at all")  # fmt: skip
     return "; ".join(said)
+
+
+def no_topic(servers: str, missing: Sequence[str], topics: Collection[str]) -> ConfigurationError:
+    """The error of topics that do not exist, as ``describe_missing`` has them."""
+    return ConfigurationError(f"Kafka at {servers}: {describe_missing(missing, topics)}")

@@ -26,7 +26,7 @@ from broker.client.arguments import (
     check_start,
     check_topics,
     consumer_options,
-    describe_missing,
+    no_topic,
 )
 from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
@@ -265,7 +265,7 @@ class Subscription:
             if time.monotonic() >= end:
                 if topics is None:
                     raise self._unreachable(f"within {self._timeout:g} s")
-                raise self._no_topic(missing, topics)
+                raise no_topic(self._servers, missing, topics)
             time.sleep(_RETRY_S)
         self._awaits_group = any_matches(self._topics, topics)
         if not self._awaits_group:
@@ -296,9 +296,6 @@ class Subscription:
                     raise clients.failure(error, f"topic {topic}")
         return missing
 
-    def _no_topic(self, missing: list[str], topics: set[str]) -> ConfigurationError:
-        return ConfigurationError(f"Kafka at {self._servers}: {describe_missing(missing, topics)}")
-
     def _unreachable(self, when: str) -> DependencyUnavailableError:
         why = f": {self._outage.text}" if self._outage.text else ""
         return DependencyUnavailableError(f"Kafka at {self._servers} does not answer {when}{why}")
@@ -320,7 +317,7 @@ class Subscription:
             self._outage.over()
             return False
         if missing := self._missing(topics):
-            raise self._no_topic(missing, topics)
+            raise no_topic(self._servers, missing, topics)
         if not any_matches(self._topics, topics):
             raise ConfigurationError(f"Kafka at {self._servers}: no topic matches {', '.join(self._topics)}")
         if not self._assigned and not self._awaits_group:  # the first topic that matches came only now
