@@ -134,6 +134,18 @@ def test_a_batch_above_the_servers_largest_is_two_requests(
     )
 
 
+@pytest.mark.parametrize("one_request", [True, False])
+def test_answers_of_many_rows_are_not_freed_before_they_are_sent(
+    server: TritonServer, repository: Path, onnx: OnnxEngine, one_request: bool
+) -> None:
+    with closing(TritonEngine(server.grpc_url, repository, one_request=one_request)) as engine:
+        for rows in (300, 1000, 65, 700, 1024, 129):
+            present = np.zeros((rows, 3), bool)
+            present[:, 2] = True
+            inputs = random_inputs(present, seed=rows)
+            _assert_same(engine.predict(inputs), onnx.predict(inputs))
+
+
 def test_several_requests_in_flight_by_one_request_each(
     server: TritonServer, repository: Path, onnx: OnnxEngine
 ) -> None:
