@@ -20,6 +20,9 @@ from tests.faults.harness import check_recovery
 from tests.faults.ledger import Sent, stream
 from tests.unit.state.test_merge import same
 
+AWAY_S = 8.0
+"""Longer than the cluster takes for the election: node timeout 2 s."""
+
 
 def stored(cluster: RedisCluster) -> dict[ObjectName, LightCurve]:
     """The light curve of each object, of which there is one copy."""
@@ -50,7 +53,9 @@ def expected(alerts: list[Sent]) -> dict[ObjectName, LightCurve]:
 @pytest.mark.parametrize("replicas", [1, 0])
 def test_a_primary_killed_under_load(new_case: NewCase, full: bool, tmp_path: Path, replicas: int) -> None:
     """Every alert is annotated once. With ``redis.wait_replicas`` no point is lost; without, the last ones may be."""
-    alerts = stream(6000 if full else 1500, seed=8)
+    if not full:
+        pytest.skip("in the long form only (make faults): eight servers beside Kafka")
+    alerts = stream(6000, seed=8)
     cluster = RedisCluster(persistent=True)
     with new_case(f"cluster{replicas}", redis=cluster) as case:
         nodes = [f"127.0.0.1:{node.port}" for node in cluster.nodes[1:]]
@@ -61,13 +66,14 @@ def test_a_primary_killed_under_load(new_case: NewCase, full: bool, tmp_path: Pa
         victim = cluster.primaries[1]
         victim.kill()
         killed = time.monotonic()
+        time.sleep(AWAY_S)
+        # Back, as a replica of the one that took its place: one that is to acknowledge writes may be waited for.
+        victim.start()
         case.wait(len(alerts))
         recovery = case.ledger.recovery(killed, full_rate)
         assert not case.ledger.letters
         wanted, kept = expected(alerts), stored(cluster)
         short = {name for name, curve in wanted.items() if name not in kept or not same(kept[name], curve)}
-        # Back as a replica of the one that took its place.
-        victim.start()
         cluster.wait()
         note = f"since the kill; wait_replicas {replicas}: {len(short)} of {len(wanted)} objects miss points"
         case.finish("Redis Cluster: a primary kill -9", recovery, note)
