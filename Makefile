@@ -40,11 +40,13 @@ demo: $(VENV)/.service
 # The longest files come first (tests/conftest.py). One thread each: several of OpenMP's would wait for each other by
 # spinning, on cores that another test needs.
 #
-# Tests with servers run one after another: side by side they passed the limits of Kafka's sessions on a busy machine.
+# Tests with Kafka, Triton or several servers run one after another: side by side they passed the limits of Kafka's
+# sessions on a busy machine. Those with a Redis of their own alone run beside the unit tests.
+REDIS_TESTS := $(shell grep -LiE "kafka|triton|cluster|chromium|archive" tests/integration/test_*.py)
 test: lint .venv-triton/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder \
-		--max-worker-restart 0 --durations 25
-	$(BIN)/python -m pytest tests --ignore=tests/unit --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit $(REDIS_TESTS) -n $(TEST_WORKERS) --dist loadfile \
+		--no-loadscope-reorder --max-worker-restart 0 --durations 25
+	$(BIN)/python -m pytest tests --ignore=tests/unit $(addprefix --ignore=,$(REDIS_TESTS)) --durations 25
 
 # Not part of `test`, as tracing costs a fifth more CPU time (CONTRIBUTING.md).
 coverage: $(VENV)/.all
