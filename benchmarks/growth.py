@@ -1,4 +1,4 @@
-"""How the cost of an alert and the memory of an object grow: with the points known, the batch, the objects in Redis.
+"""How the cost of an alert grows: with the points known, the batch, the objects in Redis.
 
     PYTHONPATH=. python benchmarks/growth.py [--alerts 1024] [--large]
 
@@ -45,9 +45,9 @@ def main(alerts: int, large: bool) -> None:
     for points, those in curves.items():
         cost = follow(those, packets, points=points, alerts=alerts, batch=_BATCH, warm_up=_BATCH)
         distinct = min(alerts + _BATCH, len(those))
-        rows.append([f"{points}", f"{distinct}", *_row(cost, alerts), f"{cost.redis_bytes:.0f}"])
+        rows.append([f"{points}", f"{distinct}", *_row(cost, alerts)])
     print(f"core-ms an alert, {alerts} alerts; batches of {_BATCH} where nothing else is said\n")
-    print(table(["points known", "distinct curves", *_HEAD, "bytes of Redis an object"], rows), end="\n\n", flush=True)
+    print(table(["points known", "distinct curves", *_HEAD], rows), end="\n\n", flush=True)
     rows = []
     for batch in (1, 16, 64, 256, 1024):
         cost = follow(curves[_POINTS], packets, points=_POINTS, alerts=alerts, batch=batch, warm_up=_BATCH)

@@ -134,9 +134,7 @@ class HatsArchive:
         one = self.catalog.get_partition(pixel.order, pixel.pixel)
         info = one.hc_structure.catalog_info
         file = paths.pixel_catalog_file(one.hc_structure.catalog_base_dir, pixel, npix_suffix=info.npix_suffix)
-        mapped = one.map_partitions(
-            _classify_frame, self.name, job, None if info.npix_suffix == "/" else file, include_pixel=True, meta=_META
-        )
+        mapped = one.map_partitions(_classify_frame, self.name, job, file, include_pixel=True, meta=_META)
         (task,) = mapped.to_delayed()
         return task
 
@@ -168,14 +166,23 @@ def _classify_frame(frame: Any, pixel: HealpixPixel, name: str, job: Job, file: 
 
     def classify() -> dict[str, Any]:
         loaded = frame.to_pyarrow()
-        if file is not None:  # LSDB fills columns that a partition lacks with nulls, as if its stars had no points
-            there = pq.read_schema(file.path, filesystem=file.fs).names
+        # LSDB fills columns that a file lacks with nulls, as if its stars had no points.
+        for part in _files(file):
+            there = pq.read_schema(part, filesystem=file.fs).names
             missing = [column for column in loaded.schema.names if column not in (*there, HEALPIX)]
             if missing:
                 raise InputFileError(f"no column {', '.join(missing)}; the partition has {', '.join(there)}")
         return classify_table(MemoryTable(loaded, Path(f"{name}/{key}")), key, job, (pixel.order, pixel.pixel))
 
     return _attempt(classify, key, job)
+
+
+def _files(partition: Any) -> list[str]:
+    """The Parquet files of a partition, which is one or, as of ZTF's catalogues at IRSA, a folder of them."""
+    if not partition.is_dir():
+        return [partition.path]
+    found = [str(name) for name in partition.fs.find(partition.path)]
+    return [name for name in found if not name.rpartition("/")[2].startswith(("_", "."))]
 
 
 def _attempt(classify: Callable[[], dict[str, Any]], key: str, job: Job) -> pd.DataFrame:

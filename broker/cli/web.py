@@ -74,16 +74,17 @@ def web(context: click.Context, config: Path | None, address: str | None, port: 
     given = {name: value for name, value in (("address", address), ("port", port)) if value is not None}
     settings = settings.model_copy(update={"web": WebSettings.model_validate(settings.web.model_dump() | given)})
     index = _index(settings)
-    from broker.web.app import parts_of, server
+    from broker.web.app import metrics_server, parts_of, server
 
     if settings.web.tokens_required and not _tokens(config).all():
         text.echo("no token yet: trifid web token create NAME --scope read", err=True)
     try:
-        with parts_of(settings, index) as parts:
+        with metrics_server(settings.web), parts_of(settings, index) as parts:
             text.echo(f"http://{settings.web.address}:{settings.web.port}/", err=True)
             server(parts).run()
     except OSError as error:
-        raise ConfigurationError(f"{settings.web.address}:{settings.web.port}: {error}") from error
+        ports = " or ".join(str(port) for port in (settings.web.port, settings.web.metrics_port) if port)
+        raise ConfigurationError(f"{settings.web.address}, port {ports}: {error}") from error
     finally:
         index.close()
 

@@ -12,13 +12,13 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest, start_http_server
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
 
 from broker import __version__
 from broker.build import build_store
-from broker.config import Settings
+from broker.config import Settings, WebSettings
 from broker.state import Store
 from broker.web import pages
 from broker.web.api import admin, api
@@ -117,6 +117,21 @@ def _refused(request: Request, error: StarletteHTTPException) -> Response:
     if pages.is_page(request):
         return pages.refused(request, error.status_code, str(error.detail), error.headers)
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+@contextmanager
+def metrics_server(web: WebSettings) -> Iterator[None]:
+    """Serve the metrics alone at ``web.metrics_port``, if there is one; raises OSError where the port is taken."""
+    if not web.metrics_port:
+        yield
+        return
+    http, thread = start_http_server(web.metrics_port, web.address)
+    try:
+        yield
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
 
 
 def server(parts: Services) -> uvicorn.Server:

@@ -171,7 +171,7 @@ print(is_valid_catalog("classes", strict=True))
 
 
 _OTHER_LAYOUTS = """
-import json, sys, warnings
+import json, shutil, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
 import dask, lsdb, pyarrow as pa, pyarrow.parquet as pq
@@ -194,6 +194,27 @@ for name in (source, folder / "structs"):
     found.append((pa.types.is_list(kind), pq.read_table(job.results(key), columns=["objectId", "period", "embedding"])))
 print([is_list for is_list, _ in found], found[0][1] == found[1][1], len(found[0][1]) > 0)
 
+# A folder for each partition, as at IRSA, of two files: first whole, then the second without points.
+shutil.copytree(source, folder / "folders")
+for file in (folder / "folders" / "dataset").rglob("Npix=*.parquet"):
+    table = pq.read_table(file)
+    file.unlink()
+    file.with_suffix("").mkdir()
+    pq.write_table(table.slice(0, 1), file.with_suffix("") / "part0.parquet")
+    pq.write_table(table.slice(1), file.with_suffix("") / "part1.parquet")
+properties = folder / "folders" / "hats.properties"
+lines = [line for line in properties.read_text().splitlines() if not line.startswith("hats_npix_suffix")]
+properties.write_text("\\n".join([*lines, "hats_npix_suffix=/", ""]))
+archive, job = open_archive(str(folder / "folders")), Job(folder / "classes 2", Settings())
+archive.task(key, job).compute()
+again = pq.read_table(job.results(key), columns=["objectId", "period", "embedding"])
+print(again.sort_by("objectId") == found[0][1].sort_by("objectId"))
+file = folder / "folders" / "dataset" / key / "part1.parquet"
+pq.write_table(pq.read_table(file).drop_columns(["lightcurve"]), file)
+archive.task(key, job).compute()
+print(json.loads(job.entry(key).read_text())["failed"].startswith("no column lightcurve; the partition has objectid"))
+
+archive, job = open_archive(str(folder / "structs")), Job(folder / "classes 1", Settings())
 file = folder / "structs" / "dataset" / f"{key}.parquet"
 pq.write_table(pq.read_table(file).drop_columns(["lightcurve"]), file)
 archive.task(key, job).compute()
@@ -214,7 +235,7 @@ def test_other_layouts_of_hats(catalogue: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", _OTHER_LAYOUTS, catalogue, tmp_path], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["[False, True] True True", "True", "True"]
+    assert done.stdout.splitlines() == ["[False, True] True True", "True", "True", "True", "True"]
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from prometheus_client import REGISTRY
 
 from broker.cli import main
 from broker.config import Settings, WebSettings
+from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
-from broker.web.app import application, parts_of
+from broker.web.app import application, metrics_server, parts_of
 from broker.web.guard import RateLimit
 from broker.web.services import Services
 from tests.integration.web_line import fill, publish, settings_for
@@ -172,6 +175,18 @@ def test_answers_have_security_headers_and_are_measured(http: TestClient) -> Non
     assert "server" not in headers
     http.get("/x" * 50)
     assert REGISTRY.get_sample_value("trifid_web_request_seconds_count", {"route": "none", "status": "4xx"})
+
+
+def test_prometheus_has_the_metrics_at_a_port_of_their_own() -> None:
+    port = free_port()
+    with metrics_server(WebSettings(metrics_port=port)):
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            told = answer.read().decode()
+        with pytest.raises(OSError, match="in use"), metrics_server(WebSettings(metrics_port=port)):
+            pass
+    assert "# TYPE trifid_web_request_seconds histogram" in told
+    with pytest.raises(URLError, match="refused"):
+        urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
 
 
 def test_tokens_from_the_command_line(tmp_path: Path) -> None:

@@ -154,7 +154,9 @@ def test_triton_has_gpus_and_is_scaled_by_its_queue(manifests: dict[str, list[Ma
     assert trigger["type"] == "prometheus"
     assert trigger["metadata"]["threshold"] == "20"
     assert 'nv_inference_queue_duration_us{namespace="science"}' in trigger["metadata"]["query"]
-    assert not [m for m in manifests["ztf"] if m["metadata"]["name"].endswith("triton")]
+    assert {m["kind"] for m in manifests["ztf"] if m["metadata"]["name"].endswith("triton")} == {
+        "ConfigMap"
+    }  # dashboard
 
 
 def test_each_part_has_a_disruption_budget_and_a_network_policy(manifests: dict[str, list[Manifest]]) -> None:
@@ -176,6 +178,13 @@ def test_prometheus_and_grafana_get_the_rules_and_dashboards_of_deploy(manifests
     monitor = find(found, "ServiceMonitor", "-worker")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= find(found, "Service", "-worker")["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "trifid"}]
+    monitor, service = (find(found, kind, "-web") for kind in ("ServiceMonitor", "Service"))
+    assert monitor["spec"]["endpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "trifid-web"}]
+    assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    allowed = {
+        port["port"] for rule in find(found, "NetworkPolicy", "-web")["spec"]["ingress"] for port in rule["ports"]
+    }
+    assert allowed == {"http", "metrics"}
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
     assert find(found, "PrometheusRule", "")["spec"] == rules
     dashboards = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))

@@ -162,5 +162,7 @@ def test_prometheus_finds_every_replica_of_the_workers() -> None:
     assert jobs["trifid"]["names"] == [name for name in SERVICES if name.startswith("worker")]
     assert jobs["trifid"]["port"] == 8000
     assert jobs["triton"]["names"] == ["triton"]
+    assert jobs["trifid-web"]["names"] == ["web"]
+    assert str(jobs["trifid-web"]["port"]) == SERVICES["web"]["environment"]["TRIFID_WEB__METRICS_PORT"]
     (manager,) = config["alerting"]["alertmanagers"]
     assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
