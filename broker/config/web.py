@@ -18,7 +18,7 @@ class WebSettings(Section):
     address: str = "127.0.0.1"
     port: int = Field(default=8080, ge=1, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Where Prometheus finds the metrics without a token, at ``address``; 0 for nowhere but at ``/metrics`` of the API."""
+    """Where Prometheus finds the metrics without a token, at ``address``; 0 for none but ``/metrics`` of the API."""
     database: SecretStr = SecretStr("sqlite:///trifid-web.sqlite")
     """SQLAlchemy's URL of the index of annotations: a file of SQLite, or ``postgresql+psycopg://user:password@host/db``
     for several processes. Its tables are made where they are missing."""

@@ -29,8 +29,10 @@ PANELS = [panel for dashboard in DASHBOARDS.values() for panel in dashboard["pan
 EXPRESSIONS = [rule["expr"] for rule in RULES] + [target["expr"] for panel in PANELS for target in panel["targets"]]
 OF_TRITON = {
     "nv_inference_queue_duration_us", "nv_inference_compute_infer_duration_us", "nv_inference_request_success",
+    "nv_inference_count", "nv_inference_request_failure", "nv_inference_pending_request_count",
+    "nv_inference_request_summary_us", "nv_gpu_utilization", "nv_gpu_memory_used_bytes",
 }  # fmt: skip
-"""Triton's own metrics (its docs/user_guide/metrics.md)."""
+"""Triton's own metrics (its docs/user_guide/metrics.md); integration/test_triton_repository.py asks a real server."""
 OF_PROMETHEUS = {"up", "process_resident_memory_bytes"}
 
 
@@ -83,8 +85,8 @@ def test_every_alarm_is_seen_to_fire_and_to_keep_silent() -> None:
 
 
 def test_panels_are_complete_and_do_not_overlap() -> None:
-    assert set(DASHBOARDS) == {"operators", "scientists"}
-    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == 2
+    assert set(DASHBOARDS) == {"operators", "scientists", "triton"}
+    assert len({dashboard["uid"] for dashboard in DASHBOARDS.values()}) == 3
     for dashboard in DASHBOARDS.values():
         panels = dashboard["panels"]
         assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
