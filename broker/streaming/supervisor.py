@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from broker import __version__
+from broker.blas import one_blas_thread
 from broker.config import Settings
 from broker.streaming.accounting import Accounting
 from broker.streaming.health import Health, HealthServer
@@ -68,6 +69,7 @@ def supervise(settings: Settings) -> Outcome:
         control.stop.set()
 
     with ExitStack() as stack:
+        stack.enter_context(one_blas_thread())
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
         if settings.metrics.port:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from broker.anomaly.scores import nearest
-from broker.assemble import lightcurve
-from broker.assemble.lightcurve import assemble_light_curves
-from broker.assemble.period import find_period
-from broker.bands import BANDS
-from broker.records import LightCurve
+from broker.config import Settings
+from broker.streaming import supervisor
+from broker.streaming.supervisor import supervise
 
 
 def _blas_threads() -> set[int]:
@@ -49,17 +47,15 @@ def test_the_search_of_neighbours() -> None:
     assert _Watched.seen == [{1}]
 
 
-def test_the_fits_of_light_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[set[int]] = []
 
-    def watched(*points: NDArray[np.float64]) -> object:
-        seen.append(_blas_threads())
-        return find_period(*points)
+    class Watched:
+        hangs = False
 
-    monkeypatch.setattr(lightcurve, "find_period", watched)
-    time = np.linspace(60_000.0, 60_100.0, 60)
-    flux = (1e5 * (1.0 + 0.3 * np.sin(time))).astype(np.float32)
-    like = np.zeros(60, np.float32)
-    byte = np.zeros(60, np.uint8)
-    assemble_light_curves([LightCurve(time, flux, like + 1e3, like, byte + BANDS.index("ztf:g"), byte)])
+        def run(self) -> None:
+            seen.append(_blas_threads())
+
+    monkeypatch.setattr(supervisor, "worker", lambda settings, control: nullcontext(Watched()))
+    supervise(Settings.model_validate({"metrics": {"port": 0}}))
     assert seen == [{1}]

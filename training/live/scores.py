@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from broker.inference import Predictions
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.physics import plausible_period, rule_out
+from broker.records import ObjectState
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED, OTHER
 from training.calibrate import expected_calibration_error
 from training.datasets.multiband import LabelledObjects
@@ -118,12 +119,31 @@ class Once:
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
-        digests = [sha256(pickle.dumps(state)).digest() for state in objects.states]
+        digests = [_digest(state) for state in objects.states]
         new = {digest: row for row, digest in enumerate(digests) if digest not in self._rows}
         if new:
             self._parts = [Answers.joined([*self._parts, self._classify(objects.take(new.values()))])]
             self._rows |= {digest: len(self._rows) + number for number, digest in enumerate(new)}
         return self._parts[0].take(np.array([self._rows[digest] for digest in digests], np.intp))
+
+
+def _digest(state: ObjectState) -> bytes:
+    """SHA-256 of all that a state holds."""
+    digest = sha256()
+    left: list[Any] = [state]
+    while left:
+        value = left.pop()
+        if isinstance(value, np.ndarray):
+            digest.update(f"{value.dtype.str} {value.shape} ".encode() + value.tobytes())
+        elif is_dataclass(value):
+            digest.update(f"{type(value).__name__} ".encode())
+            left += [getattr(value, one.name) for one in fields(value)]
+        elif isinstance(value, tuple | list):
+            digest.update(f"{len(value)} ".encode())
+            left += value
+        else:
+            digest.update(f"{value!r} ".encode())
+    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
