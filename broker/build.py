@@ -116,7 +116,7 @@ def build_store(settings: Settings) -> RedisStore:
 
 def build_state_admin(settings: Settings) -> StateAdmin:
     """What shows, forgets and repairs single objects in Redis; it connects when it is used."""
-    connection = RedisConnection(settings.redis.address())
+    connection = RedisConnection(settings.redis.address(), replicas=settings.redis.wait_replicas)
     times = {survey.name: getattr(survey, "times", ANY_TIME) for survey in load_surveys(settings.surveys)}
     return StateAdmin(connection, times, max(1, int(settings.state.expiry_days * DAY)))
 

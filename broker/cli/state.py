@@ -58,7 +58,7 @@ def migrate(source: str | None, config: Path | None) -> None:
     counts = migration.counts
     text.echo(f"{counts.moved} objects and {counts.spectra} spectra migrated")
     for keys, what in (
-        (counts.damaged, "cannot be read, and are set aside or stay where they are"),
+        (counts.damaged, "cannot be read, and are set aside (from another Redis: left there)"),
         (counts.newer, "are of a later release, and stay as they are"),
         (counts.busy, "were written all the time: stop workers of earlier releases, and run this again"),
     ):

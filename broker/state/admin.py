@@ -185,9 +185,9 @@ class StateAdmin:
                 pipeline.hdel(sky_key(self._prefix, home, "objects", cell), text)
             return found
 
-        found: list[str] = self._redis.call(
-            lambda client: client.transaction(delete, keys[0], value_from_callable=True)
-        )
+        found: list[str] = []
+        if home or not self._redis.is_cluster:  # keys without a home are of a single Redis, and in a cluster anywhere
+            found = self._redis.call(lambda client: client.transaction(delete, keys[0], value_from_callable=True))
         there = [
             key for key, value in zip(elsewhere, self._redis.get_many(elsewhere), strict=True) if value is not None
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -11,7 +11,7 @@ from typing import Final
 from broker.records import ObservedSpectrum
 from broker.redis_client import Pipeline, RedisConnection
 from broker.state.batch import Copy
-from broker.state.encoding import StateError, decode_object, decode_spectrum, of_later_release
+from broker.state.encoding import NewerStateError, StateError, decode_object, decode_spectrum, of_later_release
 from broker.state.keys import (
     ObjectName,
     layout_key,
@@ -32,6 +32,9 @@ _TRIES: Final = 20
 _PASSES: Final = 5
 _SPECTRA_OF: Final = ":sky:spectra:"
 
+_Row = tuple[ObjectName, str, Copy, bytes | None]
+"""Name, home, value and place of an object that is to be moved."""
+
 
 @dataclass(slots=True)
 class Counts:
@@ -42,7 +45,7 @@ class Counts:
     spectra: int = 0
     """Spectra that have one now."""
     damaged: list[str] = field(default_factory=list)
-    """Keys of objects that cannot be read: set aside under ``<key>:damaged``."""
+    """Keys of objects and spectra that cannot be read: set aside under ``<key>:damaged``."""
     newer: list[str] = field(default_factory=list)
     """Keys that a later release has written: left as they are."""
     busy: list[str] = field(default_factory=list)
@@ -74,7 +77,7 @@ class Migration:
         if not self._copying:
             yield from untagged_keys(self._target, self._prefix)
             return
-        for pattern in (f"{self._prefix}:*:lc", f"{self._prefix}*{_SPECTRA_OF}*"):
+        for pattern in (f"{self._prefix}:*:lc", f"{self._prefix}{_SPECTRA_OF}*", f"{self._prefix}:{{*}}{_SPECTRA_OF}*"):
             for key in self._source.scan(pattern):
                 yield key.decode()
 
@@ -107,10 +110,12 @@ class Migration:
         todo = dict.fromkeys(keys)
         for _ in range(_TRIES):
             found = self._read(list(todo))
-            changed = self._store.move(
-                {name: copy for name, _, copy, _ in found.values()},
-                {name: place for name, _, _, place in found.values() if place is not None},
-            )
+            changed: set[ObjectName] = set()
+            for rows in _one_copy_each(found.values()):
+                changed |= self._store.move(
+                    {name: copy for name, _, copy, _ in rows},
+                    {name: place for name, _, _, place in rows if place is not None},
+                )
             done = {key: row for key, row in found.items() if row[0] not in changed}
             left = [] if self._copying else self._delete(done)
             self.counts.moved += len(done) - len(left)
@@ -119,12 +124,12 @@ class Migration:
                 return
         self.counts.busy += todo
 
-    def _read(self, keys: Sequence[str]) -> dict[str, tuple[ObjectName, str, Copy, bytes | None]]:
+    def _read(self, keys: Sequence[str]) -> dict[str, _Row]:
         """Name, home, value and place of the objects that can be read, by key."""
         names = [split_object_key(self._prefix, key) for key in keys]
         searches = [object_key(self._prefix, home, name, "ps") for home, name in names]
         values = self._source.get_many([*keys, *searches])
-        found: dict[str, tuple[ObjectName, str, Copy, bytes | None]] = {}
+        found: dict[str, _Row] = {}
         for key, (home, name), value, search in zip(keys, names, values, values[len(keys) :], strict=False):
             if value is None:
                 continue
@@ -147,7 +152,7 @@ class Migration:
         )
         return {key: (*row[:3], place) for (key, row), place in zip(found.items(), places, strict=True)}
 
-    def _delete(self, done: dict[str, tuple[ObjectName, str, Copy, bytes | None]]) -> list[str]:
+    def _delete(self, done: dict[str, _Row]) -> list[str]:
         """Delete objects where they were; returns the keys that somebody has written meanwhile."""
         if not done:
             return []
@@ -173,23 +178,26 @@ class Migration:
         here = f"at:{home}:{cell}" if home else f"at:{cell}"
         for name, place in places.items():
             spectrum_id = name.decode()
-            value, where = self._source.get_many(
-                [f"{start}:spectrum:{spectrum_id}", f"{self._prefix}:where:{spectrum_id}"]
-            )
+            stored = f"{start}:spectrum:{spectrum_id}"
+            value, where = self._source.get_many([stored, f"{self._prefix}:where:{spectrum_id}"])
             if value is not None and where in (None, here.encode()):
                 try:
                     spectrum = decode_spectrum(value)
-                except StateError as error:
-                    LOG.error("spectrum %s cannot be read and stays where it is: %s", spectrum_id, error)
-                    self.counts.damaged.append(f"{start}:spectrum:{spectrum_id}")
+                except NewerStateError:
+                    self.counts.newer.append(stored)
                     continue
-                at = Place.unpack(place)
-                put_spectra(
-                    self._target, self._prefix, [ObservedSpectrum(spectrum_id, at.ra, at.dec, at.mjd, spectrum)]
-                )
-                self.counts.spectra += 1
+                except StateError as error:
+                    LOG.error("spectrum %s cannot be read and is set aside: %s", spectrum_id, error)
+                    self.counts.damaged.append(stored)
+                    if not self._copying:
+                        self._target.commands([("SET", f"{stored}:damaged", value)])
+                else:
+                    at = Place.unpack(place)
+                    observed = ObservedSpectrum(spectrum_id, at.ra, at.dec, at.mjd, spectrum)
+                    put_spectra(self._target, self._prefix, [observed])
+                    self.counts.spectra += 1
             if not self._copying:
-                self._target.commands([("HDEL", key, spectrum_id), ("DEL", f"{start}:spectrum:{spectrum_id}")])
+                self._target.commands([("HDEL", key, spectrum_id), ("DEL", stored)])
 
     def _named_spectra(self, names: Sequence[str]) -> None:
         """Spectra that are stored by name have no home: in the same Redis they stay, and it is noted that there are."""
@@ -219,3 +227,14 @@ class Migration:
         for key in self._target.scan(f"{self._prefix}:sky:objects:*"):
             self._target.commands([("DEL", key)])
         self._target.commands([("SET", layout_key(self._prefix), HOMES)])
+
+
+def _one_copy_each(rows: Iterable[_Row]) -> list[list[_Row]]:
+    """The rows in groups that have each object once: the same object may be in two cells."""
+    groups: list[dict[ObjectName, _Row]] = []
+    for row in rows:
+        group = next((group for group in groups if row[0] not in group), None)
+        if group is None:
+            groups.append(group := {})
+        group[row[0]] = row
+    return [list(group.values()) for group in groups]

@@ -18,12 +18,14 @@ from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError
 from broker.records import Alert, KeptSearch
 from broker.redis_client import RedisConnection
+from broker.state.admin import StateAdmin
 from broker.state.encoding import decode_object, encode_object, encode_search, encode_spectrum
 from broker.state.keys import NO_HOME, sky_key
 from broker.state.memory import MemoryStore
 from broker.state.migrate import Migration
 from broker.state.places import Place, own_cells
 from broker.state.redis import RedisStore
+from broker.surveys.columns import ANY_TIME
 from deploy.local.redis_cluster import RedisCluster
 from tests.integration.test_redis_store import point, spectrum_of
 from tests.redis_keys import key_at, old_key, old_spectrum, places
@@ -91,6 +93,47 @@ def test_killed_in_the_middle_beside_a_worker_nothing_is_lost(server: RedisServe
     assert Place.unpack(moved).pmra == 5.0
 
 
+def test_a_spectrum_that_cannot_be_read_is_set_aside_and_the_migration_ends(
+    server: RedisServer, client: redis.Redis
+) -> None:
+    alerts = objects(2)
+    write_old(client, alerts)
+    sent = [spectrum_of(alert) for alert in alerts]
+    for one, value in zip(sent, (encode_spectrum(sent[0].spectrum), b"no spectrum"), strict=True):
+        old_spectrum(client, one, value, Place(one.ra, one.dec, one.mjd).pack())
+    with closing(RedisStore(server.url)) as store:
+        migration = Migration(store)
+        list(migration.run())
+        assert (migration.counts.moved, migration.counts.spectra) == (2, 1)
+        (damaged,) = migration.counts.damaged
+        assert migration.counts.complete
+        again = Migration(store)
+        assert list(again.todo()) == []
+    assert client.get(f"{damaged}:damaged") == b"no spectrum"
+    assert client.get(damaged) is None
+    assert client.get("trifid:layout") == b"homes"
+
+
+def test_both_copies_of_an_object_in_two_cells_are_taken_along(server: RedisServer, client: redis.Redis) -> None:
+    """As two workers leave it that began it on both sides of a border; a key of another prefix is left alone."""
+    (alert,) = objects(1)
+    elsewhere = replace(alert, ra=(alert.ra + 90.0) % 360.0)
+    (later,) = next_alerts([alert])
+    for one, home_of in ((alert, alert), (later, elsewhere)):
+        client.set(key_at(home_of), encode_object(one.light_curve, one))
+    client.hset("trifid2:sky:spectra:77", "x", b"y")
+    with RedisServer() as other, closing(RedisStore(other.url)) as store:
+        with closing(RedisConnection(server.url)) as source:
+            migration = Migration(store, source=source)
+            list(migration.run())
+        assert (migration.counts.moved, migration.counts.spectra) == (2, 0)
+        with other.client() as copied:
+            (key,) = copied.keys("trifid:*:lc")
+            value = copied.get(key)
+    assert isinstance(value, bytes)
+    assert decode_object(value, "ztf", alert.object_id)[0].mjd.tolist() == [60_000.0, 60_001.0]
+
+
 def test_another_redis_is_copied_into_a_cluster(server: RedisServer, client: redis.Redis) -> None:
     """With old keys and new ones, spectra by place and by name; an object that the cluster has already is merged."""
     alerts = objects(600)
@@ -117,6 +160,9 @@ def test_another_redis_is_copied_into_a_cluster(server: RedisServer, client: red
             assert same(ours.light_curve, theirs.light_curve)
         states = store.update(later[:6])
         assert [state.spectrum is not None for state in states] == [True] * 5 + [False]
+        store.put_observed([replace(sent[4], survey="ztf", object_id="ZTFspectrum")])
+        gone = StateAdmin(store.connection, {"ztf": ANY_TIME}, 1000).forget(("ztf", "ZTFspectrum"))
+        assert gone[0] == "trifid:ztf:ZTFspectrum:sp"
         (found,) = store.update([point("lsst", "7", alerts[500].ra, alerts[500].dec, 60_010.0)])
         assert found.associated == (f"ztf:{alerts[500].object_id}",)
 
