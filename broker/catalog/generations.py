@@ -172,9 +172,13 @@ class Generations:
                     unknown += [f"{_UNKNOWN}{column}:{reason}", count]
         record = progress_key(self._prefix, name, layout.generation)
         cells = cell_prefix(self._prefix, name, layout.generation)
-        with self.calls(
-            f"after row {before.rows:,} of {file}; what is loaded stays, and the same command goes on from there"
-        ):
+        # In a cluster a chunk is written cell by cell, and may have been left half written.
+        how = (
+            "load it again with --replace"
+            if self._redis.is_cluster
+            else "what is loaded stays, and the same command goes on from there"
+        )
+        with self.calls(f"after row {before.rows:,} of {file}; {how}"):
             if self._redis.is_cluster:
                 if not self._client.hsetnx(record, _WRITING, str(chunks)):
                     raise ConfigurationError(_OTHERS.format(name))
