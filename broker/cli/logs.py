@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import click
 
@@ -16,6 +16,7 @@ from broker.cli import text
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 TEXT_STYLE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 Format = Literal["text", "json"]
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OWN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; the rest was given as ``extra``."""
@@ -102,3 +103,31 @@ def levels(context: click.Context, option: click.Parameter, given: tuple[str, ..
             raise click.BadParameter(f"{level!r} is none of {', '.join(LEVELS)}", context, option)
         found[module.strip()] = level.upper()
     return found
+
+
+def options(command: _Command) -> _Command:
+    """Options ``log_levels`` and ``log_format`` of a service, for ``log_service``."""
+    command = click.option(
+        "--log-format",
+        default="text",
+        show_default=True,
+        envvar="TRIFID_LOG_FORMAT",
+        show_envvar=True,
+        type=click.Choice(["text", "json"]),
+        help="Lines for people, or a JSON object a line.",
+    )(command)
+    return click.option(
+        "--log-level",
+        "log_levels",
+        multiple=True,
+        envvar="TRIFID_LOG_LEVEL",
+        metavar="[MODULE=]LEVEL",
+        callback=levels,
+        help="DEBUG, INFO (the default), WARNING or ERROR; again as MODULE=LEVEL for a module, as in "
+        "broker.streaming=DEBUG. In the environment separated by blanks.",
+    )(command)
+
+
+def log_service(log_levels: dict[str, str], log_format: Format) -> None:
+    """Log as a service does, as ``options`` say."""
+    log_to_stderr(log_levels.pop("", "INFO"), TEXT_STYLE, log_format, log_levels)

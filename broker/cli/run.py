@@ -22,25 +22,7 @@ class _LimitFailure(click.ClickException):
 
 @click.command()
 @options.config
-@click.option(
-    "--log-level",
-    "log_levels",
-    multiple=True,
-    envvar="TRIFID_LOG_LEVEL",
-    metavar="[MODULE=]LEVEL",
-    callback=logs.levels,
-    help="DEBUG, INFO (the default), WARNING or ERROR; again as MODULE=LEVEL for a module, as in "
-    "broker.streaming=DEBUG. In the environment separated by blanks.",
-)
-@click.option(
-    "--log-format",
-    default="text",
-    show_default=True,
-    envvar="TRIFID_LOG_FORMAT",
-    show_envvar=True,
-    type=click.Choice(["text", "json"]),
-    help="Lines for people, or a JSON object a line.",
-)
+@logs.options
 def run(config: Path | None, log_levels: dict[str, str], log_format: logs.Format) -> None:
     """Run the broker: classify a survey's alerts from Kafka until told to stop.
 
@@ -54,7 +36,7 @@ def run(config: Path | None, log_levels: dict[str, str], log_format: logs.Format
     from broker.config import load_settings
     from broker.errors import ConfigurationError, DeadLetterLimitError
 
-    logs.log_to_stderr(log_levels.pop("", "INFO"), logs.TEXT_STYLE, log_format, log_levels)
+    logs.log_service(log_levels, log_format)
     settings = load_settings(config)
     logs.hide(settings.secrets())
     # After the settings, which are refused at once where they are wrong.

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from broker.cli import options, text
-from broker.cli.logs import log_to_stderr
+from broker.cli import logs, options, text
+from broker.web.scopes import SCOPES
 
 if TYPE_CHECKING:
     from broker.config import Settings
     from broker.web.index import Index
     from broker.web.tokens import Tokens
 
-_SCOPES = ("read", "feedback", "admin")
-
 
 def _load(config: Path | None) -> Settings:
     from broker.config import load_settings
 
-    return load_settings(config)
+    settings = load_settings(config)
+    logs.hide(settings.secrets())
+    return settings
 
 
 def require_extra() -> None:
@@ -44,19 +46,28 @@ def _index(settings: Settings) -> Index:
     return Index(url)
 
 
-def _tokens(config: Path | None) -> Tokens:
-    index = _index(_load(config))
-    from broker.web.tokens import Tokens
+@contextmanager
+def _tokens(config: Path | None) -> Iterator[Tokens]:
+    with closing(_index(_load(config))) as index:
+        from broker.web.tokens import Tokens
 
-    return Tokens(index.engine)
+        yield Tokens(index.engine)
 
 
 @click.group(invoke_without_command=True)
 @options.config
 @click.option("--address", type=options.TEXT, help="Where to listen; web.address of the settings by default.")
 @click.option("--port", type=click.IntRange(1, 65535), help="web.port of the settings by default.")
+@logs.options
 @click.pass_context
-def web(context: click.Context, config: Path | None, address: str | None, port: int | None) -> None:
+def web(
+    context: click.Context,
+    config: Path | None,
+    address: str | None,
+    port: int | None,
+    log_levels: dict[str, str],
+    log_format: logs.Format,
+) -> None:
     """Serve the web page and the HTTP API (docs/web.md).
 
     Reads annotations from Kafka into an index of its own, and light curves and spectra from the service's Redis.
@@ -66,17 +77,24 @@ def web(context: click.Context, config: Path | None, address: str | None, port: 
     context.obj = config
     if context.invoked_subcommand is not None:
         return
-    from broker.config import WebSettings
+    from pydantic import ValidationError
+
+    from broker.config import WebSettings, refusal_of
     from broker.errors import ConfigurationError
 
-    log_to_stderr("INFO", "%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.log_service(log_levels, log_format)
     settings = _load(config)
     given = {name: value for name, value in (("address", address), ("port", port)) if value is not None}
-    settings = settings.model_copy(update={"web": WebSettings.model_validate(settings.web.model_dump() | given)})
+    try:
+        web = WebSettings.model_validate(settings.web.model_dump() | given)
+    except ValidationError as error:
+        raise refusal_of(error) from error
+    settings = settings.model_copy(update={"web": web})
     index = _index(settings)
     from broker.web.app import metrics_server, parts_of, server
+    from broker.web.tokens import Tokens
 
-    if settings.web.tokens_required and not _tokens(config).all():
+    if settings.web.tokens_required and not Tokens(index.engine).all():
         text.echo("no token yet: trifid web token create NAME --scope read", err=True)
     try:
         with metrics_server(settings.web), parts_of(settings, index) as parts:
@@ -96,12 +114,13 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--scope", "scopes", type=click.Choice(_SCOPES), multiple=True, default=("read",), show_default=True)
+@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, default=("read",), show_default=True)
 @click.option("--days", type=options.POSITIVE, help="Until it expires; never by default.")
 @click.pass_obj
 def create(config: Path | None, name: str, scopes: tuple[str, ...], days: float | None) -> None:
     """Make a token and print it: the only time that it can be seen."""
-    text.echo(_tokens(config).create(name, frozenset(scopes), days))
+    with _tokens(config) as tokens:
+        text.echo(tokens.create(name, frozenset(scopes), days))
 
 
 @token.command("list")
@@ -110,7 +129,9 @@ def list_(config: Path | None) -> None:
     """Names, scopes and expiry of all tokens."""
     from broker.times import datetime_of
 
-    for one in _tokens(config).all():
+    with _tokens(config) as tokens:
+        found = tokens.all()
+    for one in found:
         until = "never expires" if one.expires is None else f"until {datetime_of(one.expires):%Y-%m-%d %H:%M} UTC"
         text.echo(text.printable(f"{one.name}  {' '.join(sorted(one.scopes))}  {until}"))
 
@@ -120,5 +141,7 @@ def list_(config: Path | None) -> None:
 @click.pass_obj
 def revoke(config: Path | None, name: str) -> None:
     """End a token."""
-    if not _tokens(config).revoke(name):
+    with _tokens(config) as tokens:
+        there = tokens.revoke(name)
+    if not there:
         raise click.ClickException(f"no token {name!r}")

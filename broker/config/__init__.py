@@ -25,7 +25,7 @@ from broker.config.processing import (
 )
 from broker.config.section import in_clear
 from broker.config.servers import RedisSettings, TritonSettings
-from broker.config.settings import CONFIG_VARIABLE, Settings, load_settings
+from broker.config.settings import CONFIG_VARIABLE, Settings, load_settings, refusal_of
 from broker.config.web import WebSettings
 
 __all__ = [
@@ -45,4 +45,5 @@ __all__ = [
     "WebSettings",
     "in_clear",
     "load_settings",
+    "refusal_of",
 ]

@@ -169,14 +169,18 @@ def load_settings(path: Path | None = None) -> Settings:
     try:
         return Settings(**table)
     except ValidationError as error:
-        # Location and message only: the input may be a secret.
-        wrong = [
-            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
-            for e in error.errors(include_input=False)
-        ]
-        raise ConfigurationError(f"settings: {'; '.join(wrong)}") from error
+        raise refusal_of(error) from error
     except SettingsError as error:
         raise ConfigurationError(f"settings: {error}") from error
+
+
+def refusal_of(error: ValidationError) -> ConfigurationError:
+    """What is wrong with settings, without their values: they may be secrets."""
+    wrong = [
+        ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"].removeprefix("Value error, "))))
+        for e in error.errors(include_input=False)
+    ]
+    return ConfigurationError(f"settings: {'; '.join(wrong)}")
 
 
 def _unknown_keys(table: Mapping[str, Any], model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from broker.config.section import Section
 
@@ -28,7 +28,7 @@ class WebSettings(Section):
     """Annotations are kept for so long after they were published."""
     require_login: bool | None = None
     """Whether each request needs a token (``trifid web token create``). Not given: yes, unless ``address`` is a
-    loopback one. Behind a proxy on the same machine give true."""
+    loopback one; false is refused for any other. Behind a proxy on the same machine give true."""
     requests_per_minute: PerMinute = 600
     """Of one token, or of one address without tokens; beyond that requests are answered with 429."""
     classifications_per_minute: PerMinute = 30
@@ -41,6 +41,16 @@ class WebSettings(Section):
         if "://" not in database.get_secret_value():
             raise ValueError("no URL of a database, such as sqlite:////var/lib/trifid/web.sqlite")
         return database
+
+    @model_validator(mode="after")
+    def _has_tokens_for_others(self) -> Self:
+        if self.require_login is False and not self.on_loopback:
+            # Whoever asks without a token has all scopes, that of making tokens included.
+            raise ValueError(
+                f"web.require_login = false, and web.address = {self.address!r} is reached from other machines: "
+                "anybody could give feedback and make tokens. Listen on 127.0.0.1, or leave require_login out"
+            )
+        return self
 
     @property
     def on_loopback(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -12,7 +13,7 @@ from fastapi import APIRouter, Depends, File, HTTPException, Path, Query, Reques
 from pydantic import BaseModel, Field
 
 from broker import __version__
-from broker.errors import DependencyUnavailableError, InputFileError, TrifidError
+from broker.errors import InputFileError, TrifidError
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
 from broker.times import mjd_now, mjd_of
 from broker.web import feedback, objects
@@ -20,10 +21,12 @@ from broker.web.model import BusyError
 from broker.web.objects import Known
 from broker.web.parameters import CLASSES as CLASS_NAMES
 from broker.web.parameters import SearchQuery
+from broker.web.scopes import SCOPES
 from broker.web.search import Page, SearchError, search
 from broker.web.services import Parts, Services, client_of, limit, requires
-from broker.web.tokens import SCOPES, Token
+from broker.web.tokens import Token
 
+log = logging.getLogger(__name__)
 api = APIRouter(prefix="/api/v1", dependencies=[Depends(requires("read"))])
 
 Survey = Annotated[str, Path(max_length=32, description="ztf, lsst or elasticc.")]
@@ -97,12 +100,7 @@ def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
     record = parts.index.record(survey, object_id)
     if record is None:
         raise missing(parts, survey, object_id)
-    problems: list[str] = []
-    known: Known | None = None
-    try:
-        known = objects.find(parts.store, survey, object_id, record["ra"], record["dec"])
-    except TrifidError as error:
-        problems.append(f"no light curve and no spectrum now: {error}")
+    known, problem = stored(parts, survey, object_id, record)
     state = None if known is None else known.state
     return as_json(
         {
@@ -115,7 +113,7 @@ def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
             "catalogueValues": {} if state is None else objects.catalogue_values(state),
             "associatedObjects": [] if state is None else list(state.associated),
             "feedback": feedback.of(parts.index.engine, survey, object_id),
-            "problems": problems,
+            "problems": [] if problem is None else [problem],
         }
     )
 
@@ -326,14 +324,21 @@ def _columns(columns: Mapping[str, Sequence[Any]], form: str, name: str) -> Resp
     return Response(objects.as_csv(columns), media_type="text/csv; charset=utf-8", headers=headers)
 
 
+def stored(parts: Services, survey: str, object_id: str, record: dict[str, Any]) -> tuple[Known | None, str | None]:
+    """What Redis has of an object of the index, and why it cannot be told: no answer, a right that is missing."""
+    try:
+        return objects.find(parts.store, survey, object_id, record["ra"], record["dec"]), None
+    except TrifidError as error:
+        return None, f"no light curve and no spectrum now: {error}"
+
+
 def _known(parts: Services, survey: str, object_id: str) -> Known:
     record = parts.index.record(survey, object_id)
     if record is None:
         raise missing(parts, survey, object_id)
-    try:
-        known = objects.find(parts.store, survey, object_id, record["ra"], record["dec"])
-    except DependencyUnavailableError as error:
-        raise HTTPException(503, str(error), {"Retry-After": "5"}) from error
+    known, problem = stored(parts, survey, object_id, record)
+    if problem is not None:
+        raise HTTPException(503, problem, {"Retry-After": "5"})
     if known is None:
         raise HTTPException(404, f"no state is stored of {survey}:{object_id} any more")
     return known
@@ -348,3 +353,8 @@ def _busy(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return run()
     except BusyError:
         raise HTTPException(503, "the model is busy with others' requests", {"Retry-After": "5"}) from None
+    except InputFileError:
+        raise
+    except TrifidError as error:  # the model cannot be loaded
+        log.error("model: %s", error)
+        raise HTTPException(503, f"the model cannot be used: {error}") from error

@@ -16,7 +16,6 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from broker import __version__, sky
-from broker.errors import TrifidError
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
 from broker.times import datetime_of
 from broker.web import api, feedback, objects
@@ -115,11 +114,8 @@ def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> 
     if record is None:
         raise api.missing(parts, survey, object_id)
     ra, dec = record["ra"], record["dec"]
-    problem, known = None, None
-    try:
-        known = objects.find(parts.store, survey, object_id, ra, dec)
-    except TrifidError as error:
-        problem = f"No light curve and no spectrum now: {error}"
+    known, problem = api.stored(parts, survey, object_id, record)
+    problem = problem and problem[0].upper() + problem[1:]
     state = None if known is None else known.state
     around = _around(parts, survey, object_id, ra, dec)
     data = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -17,6 +18,8 @@ MAX_RADIUS: Final = 36_000.0
 """Of a cone, arcsec."""
 MAX_IN_CONE: Final = 20_000
 """Objects whose distance is computed."""
+_MAX_ID: Final = (1 << 63) - 1
+"""Of a row, in SQLite as in PostgreSQL."""
 Sort = Literal["published", "mjd", "probability", "anomaly", "distance"]
 
 
@@ -70,7 +73,6 @@ _COLUMNS: Final = tuple(column for column in OBJECTS.c if column.name != "record
 _SORTS: Final[dict[str, sa.Column[Any]]] = {
     "published": OBJECTS.c.published,
     "mjd": OBJECTS.c.mjd,
-    "probability": OBJECTS.c.probability,
     "anomaly": OBJECTS.c.anomaly_score,
 }
 
@@ -82,8 +84,7 @@ def search(index: Index, query: Query, limit: int = 50, cursor: str | None = Non
         return _in_cone(index, query, query.cone, conditions, limit, cursor)
     if query.sort == "distance":
         raise SearchError("sort=distance needs ra, dec and radius")
-    by_parent = query.sort == "probability" and query.parent is not None and query.class_name is None
-    column = OBJECTS.c.parent_probability if by_parent else _SORTS[query.sort]
+    column = _sorted_by(query)
     conditions.append(column.is_not(None))
     if cursor is not None:
         value, number = _position(cursor)
@@ -95,10 +96,18 @@ def search(index: Index, query: Query, limit: int = 50, cursor: str | None = Non
     return Page([_shown(row) for row in rows[:limit]], more)
 
 
+def _probability(query: Query) -> sa.Column[Any]:
+    """Of the class; of the parent, where that alone is asked for."""
+    by_parent = query.parent is not None and query.class_name is None
+    return OBJECTS.c.parent_probability if by_parent else OBJECTS.c.probability
+
+
+def _sorted_by(query: Query) -> sa.Column[Any]:
+    return _probability(query) if query.sort == "probability" else _SORTS[query.sort]
+
+
 def _conditions(query: Query) -> list[sa.ColumnElement[bool]]:
-    probability = (
-        OBJECTS.c.parent_probability if query.parent is not None and query.class_name is None else OBJECTS.c.probability
-    )
+    probability = _probability(query)
     asked = (
         (query.survey, OBJECTS.c.survey.__eq__),
         (query.class_name, OBJECTS.c.class_name.__eq__),
@@ -121,9 +130,12 @@ def _in_cone(
     """All objects in the cone, whose pages are told by a number: those of a cone are few."""
     start = 0
     if cursor is not None:
-        if not cursor.isdigit() or len(cursor) > len(str(MAX_IN_CONE)):
+        if not (cursor.isascii() and cursor.isdecimal()) or len(cursor) > len(str(MAX_IN_CONE)):
             raise SearchError("cursor is none that this search gave")
         start = int(cursor)
+    column = None if query.sort == "distance" else _sorted_by(query)
+    if column is not None:
+        conditions.append(column.is_not(None))
     within = sa.or_(*(OBJECTS.c.cell.between(low, high - 1) for low, high in _ranges(cone)))
     with index.engine.connect() as connection:
         rows = (
@@ -135,14 +147,8 @@ def _in_cone(
         return Page([], None)
     ra, dec = (np.array([row[name] for row in rows], np.float64) for name in ("ra", "dec"))
     distance = sky.separation(np.full_like(ra, cone.ra), np.full_like(dec, cone.dec), ra, dec)
-    keys = {
-        "distance": distance,
-        "published": -np.array([row["published"] for row in rows]),
-        "mjd": -np.array([row["mjd"] for row in rows]),
-        "probability": -np.array([row["probability"] for row in rows]),
-        "anomaly": -np.array([row["anomaly_score"] or 0.0 for row in rows]),
-    }
-    order = np.lexsort((np.array([row["id"] for row in rows]), keys[query.sort]))
+    key = distance if column is None else -np.array([row[column.name] for row in rows], np.float64)
+    order = np.lexsort((-np.array([row["id"] for row in rows]), key))
     order = order[distance[order] <= cone.radius]
     chosen = order[start : start + limit].tolist()
     objects = [_shown(rows[row]) | {"distanceArcsec": float(distance[row])} for row in chosen]
@@ -161,9 +167,12 @@ def _ranges(cone: Cone) -> list[tuple[int, int]]:
 def _position(cursor: str) -> tuple[float, int]:
     try:
         value, _, number = cursor.partition("_")
-        return float(value), int(number)
+        position = float(value), int(number)
     except ValueError:
-        raise SearchError("cursor is none that this search gave") from None
+        position = math.nan, -1
+    if not (math.isfinite(position[0]) and 0 <= position[1] <= _MAX_ID):
+        raise SearchError("cursor is none that this search gave")
+    return position
 
 
 def _shown(row: Any) -> dict[str, Any]:

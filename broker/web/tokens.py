@@ -11,10 +11,9 @@ import sqlalchemy as sa
 
 from broker.errors import ConfigurationError
 from broker.times import mjd_now
+from broker.web.scopes import SCOPES
 from broker.web.tables import TOKENS
 
-SCOPES: Final = ("read", "feedback", "admin")
-"""To look at everything, to say what an object is, to make and revoke tokens."""
 _PREFIX: Final = "trifid_"
 _BYTES: Final = 32
 _LONGEST_NAME: Final = 128

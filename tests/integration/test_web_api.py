@@ -7,11 +7,13 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 import sqlalchemy as sa
 from astropy import units
 from astropy.coordinates import SkyCoord
@@ -27,7 +29,7 @@ from broker.web import search as web_search
 from broker.web.app import application, parts_of
 from broker.web.index import Index
 from broker.web.objects import magnitudes
-from broker.web.search import Cone, Query, search
+from broker.web.search import Cone, Query, Sort, search
 from broker.web.services import Services
 from tests.integration.web_line import fill, publish, settings_for
 
@@ -102,6 +104,20 @@ def test_a_parents_probability_is_what_a_search_by_parent_compares(
         assert {one["objectId"] for one in found} == expected
 
 
+@pytest.mark.parametrize("sort", ["probability", "anomaly", "mjd", "published"])
+def test_a_cone_sorts_as_a_search_without_one(
+    tmp_path: Path, annotations: list[PublishedAnnotation], sort: Sort
+) -> None:
+    index = Index(f"sqlite:///{tmp_path / 'sorts.sqlite'}")
+    index.add([replace(a, ra=10.0 + n / 1e4, dec=5.0) for n, a in enumerate(annotations)])
+    for parent in ("RRLyrae", "Eclipsing"):
+        query = Query(parent=parent, sort=sort)
+        everywhere = [one["objectId"] for one in search(index, query, 1000).objects]
+        within = search(index, replace(query, cone=Cone(10.0, 5.0, 3600.0)), 1000).objects
+        assert [one["objectId"] for one in within] == everywhere
+    index.close()
+
+
 def test_a_cone_is_the_same_in_degrees_and_sexagesimal(
     http: TestClient, latest: dict[str, PublishedAnnotation]
 ) -> None:
@@ -161,6 +177,9 @@ def test_a_cone_with_too_many_objects_is_refused(
         ({"limit": "0"}, "limit: Input should be greater than or equal to 1"),
         ({"cursor": "x"}, "cursor is none that this search gave"),
         ({"ra": "1", "dec": "1", "cursor": "-1"}, "cursor is none that this search gave"),
+        ({"ra": "1", "dec": "1", "cursor": "\u00b2"}, "cursor is none that this search gave"),
+        ({"cursor": "1.0_9223372036854775808"}, "cursor is none that this search gave"),
+        ({"cursor": "nan_1"}, "cursor is none that this search gave"),
         ({"min_probability": "nan"}, "min_probability"),
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
     ],
@@ -267,6 +286,27 @@ def test_status_says_what_does_not_answer(
         assert one["annotation"]["objectId"] == name
         assert one["problems"][0].startswith("no light curve and no spectrum now: ")
         assert other.get(f"/api/v1/objects/ztf/{name}/lightcurve").status_code == 503
+
+
+def test_a_right_that_redis_does_not_give_is_no_fault_of_the_server(
+    server: RedisServer, settings: Settings, parts: Services, latest: dict[str, PublishedAnnotation]
+) -> None:
+    with closing(redis.Redis.from_url(server.url)) as client:
+        client.execute_command("ACL", "SETUSER", "blind", "on", ">secret", "~*", "+@connection")
+        url = server.url.replace("redis://", "redis://blind:secret@")
+        blind = settings.model_copy(update={"redis": settings_for(url, Path("/")).redis})
+        with parts_of(blind, parts.index, follow=False) as alone:
+            other = TestClient(application(alone), base_url=URL)
+            name = next(iter(latest))
+            assert (
+                "no light curve and no spectrum now" in other.get(f"/api/v1/objects/ztf/{name}").json()["problems"][0]
+            )
+            assert other.get(f"/object/ztf/{name}").status_code == 200
+            for path in ("lightcurve", "spectrum", "modalities"):
+                answer = other.get(f"/api/v1/objects/ztf/{name}/{path}")
+                assert answer.status_code == 503, answer.text
+                assert "no light curve and no spectrum now" in answer.json()["detail"]
+        client.execute_command("ACL", "DELUSER", "blind")
 
 
 def test_an_annotation_that_comes_again_changes_nothing(tmp_path: Path, annotations: list[PublishedAnnotation]) -> None:

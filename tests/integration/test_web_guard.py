@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import json
 import re
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
+from pydantic import ValidationError
 
 from broker.cli import main
 from broker.config import Settings, WebSettings
@@ -20,6 +30,7 @@ from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.web.app import application, metrics_server, parts_of
 from broker.web.guard import RateLimit
+from broker.web.index import Index
 from broker.web.services import Services
 from tests.integration.web_line import fill, publish, settings_for
 
@@ -128,6 +139,70 @@ def test_tokens_are_required_beyond_this_machine(address: str, required: bool) -
     assert WebSettings(address=address).tokens_required is required
 
 
+def test_nobody_is_an_administrator_without_a_token_from_another_machine(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="could give feedback and make tokens"):
+        WebSettings(address="0.0.0.0", require_login=False)
+    assert WebSettings(address="127.0.0.1", require_login=False).tokens_required is False
+    config = tmp_path / "trifid.toml"
+    config.write_text(f'[web]\nrequire_login = false\ndatabase = "sqlite:///{tmp_path / "w.sqlite"}"\n')
+    done = CliRunner().invoke(main, ["web", "--config", str(config), "--address", "0.0.0.0"])
+    assert done.exit_code == 2
+    assert "could give feedback and make tokens" in done.output
+
+
+def _packed(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def _bombs() -> Iterator[tuple[str, bytes, str]]:
+    """Small files that hold very much, and what is said of each."""
+    yield "zeros.gz", gzip.compress(b"PAR1" + bytes(300 << 20), 1), "more than 268,435,456 bytes when decompressed"
+    rows = 3_000_000
+    columns = {"time": np.zeros(rows), "mag": np.zeros(rows), "magerr": np.zeros(rows)}
+    yield "rows.parquet", _packed(pa.table(columns)), "3,000,000 rows; 2,000,000 are the most here"
+    name = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 1_000_000]))
+    few = {key: value[:100_000] for key, value in columns.items()}
+    yield "names.parquet", _packed(pa.table({"id": name, **few})), "takes more than 1,024 MiB of memory"
+    points = "".join(f"{n % 3},{n / 100},14.{n % 90 + 10},0.01,{'grizy'[n % 5]}\n" for n in range(30))
+    yield "name.csv", f"id,mjd,mag,magerr,band\n{'y' * 300}{points}".encode(), "more than 256 characters"
+
+
+def test_a_small_file_that_holds_very_much_is_refused_and_the_server_goes_on(settings: Settings) -> None:
+    web = settings.web.model_copy(update={"require_login": None, "max_upload_mib": 4})
+    free = settings.model_copy(update={"web": web})
+    index = Index(web.database.get_secret_value())
+    with parts_of(free, index, follow=False) as parts:
+        http = TestClient(application(parts), base_url="http://localhost")
+        for name, content, reason in _bombs():
+            assert len(content) < 4 << 20
+            answer = http.post("/api/v1/classify/lightcurve", files={"file": (name, content)})
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["detail"].startswith(f"{name}: ")
+            assert reason in answer.json()["detail"]
+        assert http.get("/api/v1/status").status_code == 200
+    index.close()
+
+
+def test_of_many_objects_only_the_first_hundred_are_classified(
+    parts: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [f"star{n},{58000 + 1.7 * k},{14 + 0.1 * k},0.01,g" for n in range(150) for k in range(3)]
+    asked: list[int] = []
+    with parts.model._loaded() as pipeline:
+        annotate = pipeline.annotate_and_embed
+
+    def counted(received: Any, states: Any) -> Any:
+        asked.append(len(states))
+        return annotate(received, states)
+
+    monkeypatch.setattr(pipeline, "annotate_and_embed", counted)
+    found = parts.model.light_curves("many.csv", ("id,mjd,mag,magerr,band\n" + "\n".join(rows)).encode())
+    assert sum(asked) == len(found["annotations"]) == 100
+    assert found["remarks"][-1] == "only the first 100 objects of the table were classified"
+
+
 def test_what_is_too_large_is_refused_before_it_is_read(http: TestClient, parts: Services) -> None:
     token = bearer(parts.tokens.create("large", frozenset({"read"})))
     big = {"file": ("big.csv", b"x" * (1 << 20), "text/csv")}
@@ -203,3 +278,26 @@ def test_tokens_from_the_command_line(tmp_path: Path) -> None:
     assert "already" in run("create", "me", code=2)
     run("revoke", "me")
     assert "no token" in run("revoke", "me", code=1)
+
+
+def test_the_log_has_no_secret_and_the_format_that_was_asked_for(tmp_path: Path) -> None:
+    port, url = free_port(), f"sqlite:///{tmp_path / 'a-secret.sqlite'}"
+    with socket.create_server(("127.0.0.1", port)):  # so that the server cannot begin, and ends
+        config = tmp_path / "trifid.toml"
+        config.write_text(f'[web]\nport = {port}\ndatabase = "{url}"\n[kafka]\nbootstrap_servers = "127.0.0.1:1"\n')
+        code = (
+            "import logging, sys\n"
+            "from broker.cli import main, logs\n"
+            "hide = logs.hide\n"
+            "def spy(secrets):\n"
+            "    hide(secrets)\n"
+            "    logging.getLogger('test').error('cannot use %s', sys.argv[2])\n"
+            "logs.hide = spy\n"
+            "main(['web', '--config', sys.argv[1], '--log-format', 'json', '--log-level', 'ERROR'])"
+        )
+        command = [sys.executable, "-c", code, str(config), url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    lines = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {line["level"] for line in lines} == {"ERROR"}
+    assert (lines[0]["logger"], lines[0]["message"]) == ("test", "cannot use ***")
+    assert done.returncode != 0
