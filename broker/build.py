@@ -1,4 +1,4 @@
-"""The parts of the service as the settings ask for them: it knows all rooms, and so is in none."""
+"""The parts of the service as the settings ask for them: it knows all packages, and so is in none."""
 
 from __future__ import annotations
 

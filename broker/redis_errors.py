@@ -1,4 +1,4 @@
-"""What Redis refuses, as errors for the decision that a caller can take, in each room that is a client of Redis."""
+"""What Redis refuses, as errors for the decision that a caller can take, in each package that is a client of Redis."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Positions on the sky: HEALPix cells (Gorski et al. 2005, ApJ 622, 759), separations, motion.
 
-Shared by `catalog`, `state`, `spectra` and `lightcurves`.
-
 Arrays of ICRS degrees; cells are numbered in HEALPix's nested scheme.
 """
 

@@ -1,7 +1,7 @@
 """Times: everything inside is MJD (UTC) in days; JD, TAI, Unix time and Julian years are converted here.
 
 What depends on where and in which direction one looks, from the observatory to the solar system's barycentre, is in
-``barycentre``; which of these scales a column of a table has is told in ``lightcurves/columns``.
+``barycentre``; which of these scales a column of a table has is told in ``lightcurves/time_column``.
 """
 
 from __future__ import annotations

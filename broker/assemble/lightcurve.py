@@ -1,4 +1,4 @@
-"""Light curves to model inputs, the one way for training and serving; over 400 lines, as all fit under one phase.
+"""Light curves to model inputs, the one way for training and serving.
 
 The points of all objects of a batch are kept in flat columns, with the object's row beside each point, so
 that every step but the period search is one array operation over the whole batch.

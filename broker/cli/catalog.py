@@ -128,7 +128,7 @@ def load(
     if not result.in_use:
         raise click.ClickException(
             f"catalogue {name}: not replaced, the one before stays in use, since {len(result.failures)} of the files "
-            "failed: mend or leave them out, and give the command again"
+            "failed: fix them or leave them out, and give the command again"
         )
     if result.failures:
         raise click.ClickException(f"catalogue {name}: {len(result.failures)} files failed, the others are in use")

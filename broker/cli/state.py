@@ -142,7 +142,7 @@ def show(object_: str, points: bool, config: Path | None) -> None:
 @click.argument("objects", metavar="OBJECT...", nargs=-1, required=True)
 @options.config
 def forget(objects: tuple[str, ...], config: Path | None) -> None:
-    """Delete all that is stored under an object's name: light curve, latest alert, spectrum, catalogue values, place.
+    """Delete all that is stored under an object's name: light curve, latest alert, spectrum, place.
 
     Its next alert begins it anew, with the history that the packet holds. Spectra stored by position stay.
     """
@@ -173,7 +173,7 @@ def repair(
     dry_run: bool,
     config: Path | None,
 ) -> None:
-    """Remove points that cannot be: from before the survey or from the future, of impossible flux, error or band.
+    """Remove impossible points: from before the survey or from the future, of impossible flux, error or band.
 
     Where the latest alert is of such a time, the next alert takes its place. An object without any point left is
     forgotten. Safe while the service runs. The exit code is 1 where an object could not be read.

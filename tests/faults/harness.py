@@ -295,7 +295,7 @@ class Case:
 
 
 def check_recovery(seconds: float) -> None:
-    """Hold a recovery against the bar, in the long form only: on a machine with other work the time says nothing."""
+    """Hold a recovery against its target, in the long form only: on a machine with other work the time says nothing."""
     if os.environ.get("TRIFID_FAULTS") == "full":
         assert seconds < RECOVERY_S
 
