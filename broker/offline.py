@@ -1,4 +1,4 @@
-"""Classification of files in this process: the service's pipeline above all packages, without Kafka, Redis or Triton."""
+"""Classification of files in this process: the service's pipeline, without Kafka, Redis or Triton."""
 
 from __future__ import annotations
 

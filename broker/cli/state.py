@@ -120,7 +120,7 @@ def rebuild(sources: tuple[Path, ...], config: Path | None) -> None:
 @click.option("--points", is_flag=True, help="List all points, too.")
 @options.config
 def show(object_: str, points: bool, config: Path | None) -> None:
-    """Show the state of an object, and which of its points cannot be."""
+    """Show the state of an object, and which of its points are impossible."""
     from broker.build import build_state_admin
     from broker.config import load_settings
     from broker.state.admin import Selection
