@@ -117,10 +117,9 @@ class Subscription:
         self._handed: dict[Position, TopicPartition] = {}
         """Positions after the annotations that the caller has, where all before them was read."""
         self._assigned = False
+        self._awaits_group = False  # whether there is a topic whose partitions the group can assign
         self._idle_from = 0.0
         """From when on silence counts, monotonic seconds: not while the group is about to assign partitions."""
-        self._awaits_group = False
-        """Whether there is a topic whose partitions the group can assign."""
         self._outage = Outage(bootstrap_servers)
         # Members that keep partitions over a rebalance are told of the others only.
         self._incremental = "cooperative" in str(options.get("partition.assignment.strategy")) or (
