@@ -12,7 +12,7 @@ MOST_LINES = 400
 
 
 def too_long(text: str) -> bool:
-    """Whether a module has more than MOST_LINES without a reason, which its docstring gives after ``over 400 lines``."""
+    """Whether a module has more than MOST_LINES without a reason, which its docstring begins with these words."""
     return len(text.splitlines()) > MOST_LINES and f"over {MOST_LINES} lines" not in " ".join(
         (ast.get_docstring(ast.parse(text)) or "").split()
     )
