@@ -103,14 +103,15 @@ def build_decoder(settings: Settings) -> Decoder:
     )
 
 
-def build_store(settings: Settings) -> RedisStore:
-    """The store in Redis; it connects when it is used."""
+def build_store(settings: Settings, *, read_only: bool = False) -> RedisStore:
+    """The store in Redis; it connects when it is used. ``read_only`` as ``RedisStore`` has it."""
     state = settings.state
     return RedisStore(
         settings.redis.address(),
         Limits(state.max_points, state.association_radius_arcsec, state.spectrum_radius_arcsec),
         expiry_days=state.expiry_days,
         wait_replicas=settings.redis.wait_replicas,
+        read_only=read_only,
     )
 
 

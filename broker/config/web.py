@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -29,6 +29,9 @@ class WebSettings(Section):
     require_login: bool | None = None
     """Whether each request needs a token (``trifid web token create``). Not given: yes, unless ``address`` is a
     loopback one; false is refused for any other. Behind a proxy on the same machine give true."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (``10.0.0.0/8``) of proxies whose ``X-Forwarded-For`` says who asks; none by default, and
+    then all that come through a proxy without a token are one address, with one rate."""
     requests_per_minute: PerMinute = 600
     """Of one token, or of one address without tokens; beyond that requests are answered with 429."""
     classifications_per_minute: PerMinute = 30
@@ -41,6 +44,13 @@ class WebSettings(Section):
         if "://" not in database.get_secret_value():
             raise ValueError("no URL of a database, such as sqlite:////var/lib/trifid/web.sqlite")
         return database
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ip_network(proxy)  # a ValueError, which names it
+        return proxies
 
     @model_validator(mode="after")
     def _has_tokens_for_others(self) -> Self:

@@ -4,7 +4,8 @@
 -- that hash tag. One cell in a cluster, where a script has one slot; any number on a single Redis. There "<prefix>" may
 -- be one of them, for keys of before state was kept by cell.
 -- ARGV: the prefix of keys without a cell, '' in a cluster; the two search radii, and how far what is stored may have moved, in radians; greatest number of years to
--- follow proper motion; the constants BIN (in radians), CROWD, NEAREST, CELL and BUDGET of places.py; then for each
+-- follow proper motion; the constants BIN (in radians), CROWD, NEAREST, CELL and BUDGET of places.py; '1' to delete
+-- entries of what has expired, '0' to write nothing; then for each
 -- position: number of its key, survey, object id, and packed ra, dec (degrees), mjd as 8-byte floats and the fine cells
 -- as 4-byte integers: fewer arguments are quicker.
 -- Gives {objects, spectra, number of positions done, crowded}: each object {name, place or '', light curve, spectrum,
@@ -16,6 +17,7 @@ local prefix, margin, max_years = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
 local radii = {objects = tonumber(ARGV[2]), spectra = tonumber(ARGV[3])}
 local step, crowd, nearest, most, budget =
   tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local tidies = ARGV[11] == '1'
 local reach = math.max(radii.objects, radii.spectra) + margin
 local objects, spectra, seen, looked, compared, crowded = {}, {}, {}, 0, 0, 0
 
@@ -163,7 +165,7 @@ local function enough(known, cells)
   return compared >= 10 * budget
 end
 
-local at = 11
+local at = 12
 while at <= #ARGV do
   local home, survey, packed = tonumber(ARGV[at]), ARGV[at + 1], ARGV[at + 3]
   local ra, dec, mjd = struct.unpack('<ddd', packed)
@@ -187,7 +189,7 @@ while at <= #ARGV do
     for _, best in pairs(found) do
       for _, item in ipairs(best) do
         -- An object that expired is forgotten here as well.
-        if not fetch(item.entry.name, item.entry.place, item.entry.home) then redis.call('HDEL', item.entry.key, item.entry.name) end
+        if not fetch(item.entry.name, item.entry.place, item.entry.home) and tidies then redis.call('HDEL', item.entry.key, item.entry.name) end
       end
     end
     local observed, even_more = near('spectra', indices.spectra, nil, x, y, z, mjd, later)
@@ -198,7 +200,7 @@ while at <= #ARGV do
         local where = KEYS[entry.home] == prefix and redis.call('GET', prefix .. ':where:' .. id)
         if where and where ~= 'at:' .. entry.cell then
           -- Stored by a release that did not say where, and sent again since with another position.
-          redis.call('HDEL', entry.key, id)
+          if tidies then redis.call('HDEL', entry.key, id) end
         else
           seen[full] = 0
           spectra[#spectra + 1] = {id, entry.place, redis.call('GET', full), entry.home}

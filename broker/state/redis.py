@@ -78,17 +78,20 @@ class RedisStore:
         expiry_days: float = 1000.0,
         timeout: float = 5.0,
         wait_replicas: int = 0,
+        read_only: bool = False,
     ) -> None:
         """``url`` as ``RedisConnection`` takes it (``redis://``, ``rediss://``, with user and password where needed).
 
-        Objects not seen for ``expiry_days`` are forgotten. A write counts once ``wait_replicas`` have it.
+        Objects not seen for ``expiry_days`` are forgotten. A write counts once ``wait_replicas`` have it. With
+        ``read_only`` nothing is written by ``check`` and ``objects_of``, no marker and no layout either, and a loss of
+        state is left for the workers to count.
         """
         self.connection: Final = RedisConnection(url, timeout=timeout, connect_timeout=timeout, replicas=wait_replicas)
         self._limits = limits
         self._prefix = prefix
         self._expiry = max(1, int(expiry_days * DAY))
         self._catalogs = CatalogReader(prefix)
-        self._watch = StoreWatch(self.connection, prefix)
+        self._watch = None if read_only else StoreWatch(self.connection, prefix)
         self._primed = False
         self._untagged = False
         """Whether there are, or may be, keys of before state was kept by cell of the sky."""
@@ -164,7 +167,8 @@ class RedisStore:
         self._prime()
         if not self.connection.is_cluster:
             self.connection.call(lambda client: client.ping())
-        self._watch.look()
+        if self._watch is not None:
+            self._watch.look()
 
     def close(self) -> None:
         """See ``Store.close``."""
@@ -209,9 +213,9 @@ class RedisStore:
         self._named = named is not None
         if layout == HOMES:
             self._untagged = False
-        elif not self._untagged:
+        elif not self._untagged and not (self._primed and self._watch is None):
             self._untagged = self._find_untagged(marker is not None)
-            if not self._untagged:
+            if not self._untagged and self._watch is not None:
                 self.connection.call(lambda client: client.set(layout_key(self._prefix), HOMES))
         if self._untagged and self.connection.is_cluster:
             raise ConfigurationError(
@@ -264,7 +268,7 @@ class RedisStore:
         single = not self.connection.is_cluster
         settings: list[str | float] = [self._prefix if single else ""]
         settings += [math.radians(r / ARCSEC) for r in (radius, self._limits.spectrum_radius, MARGIN)]
-        settings += [MAX_YEARS, BIN, CROWD, NEAREST, CELL, BUDGET]
+        settings += [MAX_YEARS, BIN, CROWD, NEAREST, CELL, BUDGET, 0 if self._watch is None else 1]
         wanted: list[tuple[str, Row]] = [
             (home, [survey, object_id, struct.pack(f"<ddd{len(around)}I", place.ra, place.dec, place.mjd, *around)])
             for (survey, object_id), place, (homes, around) in zip(objects, positions, where, strict=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 import uvicorn
@@ -15,6 +16,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest, start_http_server
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from broker import __version__
 from broker.build import build_store
@@ -43,7 +45,7 @@ _DESCRIPTION: Final = (
 @contextmanager
 def parts_of(settings: Settings, index: Index, *, follow: bool = True) -> Iterator[Services]:
     """The parts of a server, with its thread that fills the index where ``follow``."""
-    store: Store = build_store(settings)
+    store: Store = build_store(settings, read_only=True)
     follower = Follower(settings, index) if follow else None
     try:
         if follower is not None:
@@ -85,7 +87,11 @@ def application(parts: Services) -> ASGIApp:
 
     @app.exception_handler(LoginNeededError)
     def log_in(request: Request, error: LoginNeededError) -> Response:
-        return RedirectResponse(f"/login?next={request.url.path}", 303)
+        # What was sent with a form is lost: its page is where one can go on.
+        path = request.scope["raw_path"].decode("latin-1").partition("?")[0]
+        asked = request.url.query if request.method in ("GET", "HEAD") else ""
+        page = f"{path}?{asked}" if asked else path if request.method == "GET" else path.removesuffix("/feedback")
+        return RedirectResponse("/login?" + urlencode({"next": page}), 303)
 
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -101,7 +107,10 @@ def application(parts: Services) -> ASGIApp:
         log.error("database of the index: %s", getattr(error, "orig", error))
         return _refused(request, HTTPException(503, "the index does not answer now", {"Retry-After": "5"}))
 
-    return Guard(app, parts.settings.web.max_upload_mib * _MIB)
+    web = parts.settings.web
+    guard: Any = Guard(app, web.max_upload_mib * _MIB)  # Starlette and uvicorn name the same types differently
+    application: Any = ProxyHeadersMiddleware(guard, list(web.trusted_proxies)) if web.trusted_proxies else guard
+    return cast(ASGIApp, application)
 
 
 def _wrong(error: RequestValidationError) -> str:
@@ -143,7 +152,7 @@ def server(parts: Services) -> uvicorn.Server:
         "log_config": None,
         "access_log": False,
         "server_header": False,
-        "proxy_headers": False,
+        "proxy_headers": False,  # application looks at them, from trusted proxies only
         "limit_concurrency": _CONNECTIONS,
         "timeout_keep_alive": _KEEP_ALIVE_S,
         "timeout_graceful_shutdown": 5,

@@ -42,14 +42,14 @@ class RateLimit:
         self._lock = threading.Lock()
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def wait(self, client: str) -> float:
-        """0 where the client may ask now, which counts; else the seconds until it may."""
+    def wait(self, client: str, *, count: bool = True) -> float:
+        """0 where the client may ask now, which counts unless told otherwise; else the seconds until it may."""
         now, rate = time.monotonic(), self.per_minute / 60.0
         with self._lock:
             left, since = self._left.pop(client, (float(self.per_minute), now))
             left = min(float(self.per_minute), left + (now - since) * rate)
             allowed = left >= 1.0
-            self._left[client] = (left - 1.0 if allowed else left, now)
+            self._left[client] = (left - 1.0 if allowed and count else left, now)
             if len(self._left) > _CLIENTS:
                 self._left.popitem(last=False)
         return 0.0 if allowed else (1.0 - left) / rate

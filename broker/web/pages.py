@@ -22,7 +22,7 @@ from broker.web import api, feedback, objects
 from broker.web.parameters import CLASSES as CLASS_NAMES
 from broker.web.parameters import SearchParameters, without_empty
 from broker.web.search import Cone, Query, SearchError, search
-from broker.web.services import COOKIE, Parts, Services, requires
+from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
 
 static: Final = StaticFiles(directory=FilePath(__file__).with_name("static"))
 router = APIRouter(include_in_schema=False)
@@ -172,8 +172,8 @@ def object_feedback(
 @router.get("/classify", dependencies=[Reader])
 def classify_form(request: Request, parts: Parts) -> Response:
     """Where to give a file."""
-    limit = parts.settings.web.max_upload_mib
-    return page(request, "classify.html", found=None, problem=None, limit=limit, kind="lightcurve", name="")
+    most = parts.settings.web.max_upload_mib
+    return page(request, "classify.html", found=None, problem=None, limit=most, kind="lightcurve", name="")
 
 
 @router.post("/classify", dependencies=[Reader])
@@ -186,9 +186,9 @@ def classify(
         found = api.classify(request, parts, kind, file)
     except HTTPException as error:
         problem, status = str(error.detail), error.status_code
-    limit = parts.settings.web.max_upload_mib
+    most = parts.settings.web.max_upload_mib
     return page(
-        request, "classify.html", status, found=found, problem=problem, limit=limit, kind=kind,
+        request, "classify.html", status, found=found, problem=problem, limit=most, kind=kind,
         name=(file.filename or "")[:100],
     )  # fmt: skip
 
@@ -218,9 +218,7 @@ def login(
     request: Request, parts: Parts, token: Annotated[str, Form(max_length=200)], next: Annotated[str, Form()] = "/"
 ) -> Response:
     """Keep a token in the browser, where no script can read it."""
-    from broker.web.services import limit
-
-    limit(parts.requests, request.client.host if request.client is not None else "unknown")
+    limit(parts.requests, address_of(request))
     if parts.tokens.find(token.strip()) is None:
         return page(request, "login.html", 401, next=_local(next), problem="That is no token, or none any more.")
     answer = RedirectResponse(_local(next), 303)

@@ -65,7 +65,17 @@ def _who(request: Request, parts: Services) -> Token | None:
         return LOCAL
     kind, _, given = request.headers.get("authorization", "").partition(" ")
     token = given.strip() if kind.lower() == "bearer" else request.cookies.get(COOKIE, "")
-    return parts.tokens.find(token) if token else None
+    if not token:
+        return None
+    if not parts.tokens.was_valid(token):
+        # Before the database is asked: whoever tries tokens, or sends any, is not to keep it busy.
+        limit(parts.requests, address_of(request), count=False)
+    return parts.tokens.find(token)
+
+
+def address_of(request: Request) -> str:
+    """Where a request comes from; behind one of ``web.trusted_proxies``, from where that says."""
+    return request.client.host if request.client is not None else "unknown"
 
 
 def client_of(request: Request) -> str:
@@ -73,12 +83,12 @@ def client_of(request: Request) -> str:
     token: Token | None = request.state.token
     if token is not None and token is not LOCAL:
         return f"token {token.name}"
-    return request.client.host if request.client is not None else "unknown"
+    return address_of(request)
 
 
-def limit(rate: RateLimit, client: str) -> None:
-    """Raise 429 where a client asks too often."""
-    seconds = rate.wait(client)
+def limit(rate: RateLimit, client: str, *, count: bool = True) -> None:
+    """Raise 429 where a client asks too often; ``count`` is whether this request counts."""
+    seconds = rate.wait(client, count=count)
     if seconds:
         headers = {"Retry-After": str(math.ceil(seconds))}
         raise HTTPException(429, f"more than {rate.per_minute} requests a minute", headers)

@@ -17,6 +17,7 @@ from broker.web.tables import TOKENS
 _PREFIX: Final = "trifid_"
 _BYTES: Final = 32
 _LONGEST_NAME: Final = 128
+_REMEMBERED: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Tokens:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._valid: set[str] = set()
+        """Digests of tokens that were found valid; they may be revoked since."""
 
     def create(self, name: str, scopes: frozenset[str], days: float | None = None) -> str:
         """A new token, which is not stored and cannot be shown again; raises ConfigurationError for a name in use."""
@@ -63,12 +66,20 @@ class Tokens:
 
     def find(self, token: str) -> Token | None:
         """Whose token it is; None where it is none, was revoked or is expired."""
-        query = sa.select(TOKENS).where(TOKENS.c.digest == _digest(token))
+        digest = _digest(token)
+        query = sa.select(TOKENS).where(TOKENS.c.digest == digest)
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().one_or_none()
         if row is None or (row["expires"] is not None and row["expires"] <= mjd_now()):
+            self._valid.discard(digest)
             return None
+        if len(self._valid) < _REMEMBERED:
+            self._valid.add(digest)
         return _token(row)
+
+    def was_valid(self, token: str) -> bool:
+        """Whether it was, when it was last looked for; the database is not asked."""
+        return _digest(token) in self._valid
 
     def all(self) -> list[Token]:
         """All tokens by name, expired ones included."""

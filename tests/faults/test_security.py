@@ -214,7 +214,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def users_file(folder: Path) -> Path:
     """The example with passwords, and a user who may only read."""
     text = (EXAMPLES / "redis-users.acl").read_text()
-    for place, user in (("ADMIN", "admin"), ("TRIFID", SERVICE), ("OPERATOR", OPERATOR)):
+    for place, user in (("ADMIN", "admin"), ("TRIFID", SERVICE), ("OPERATOR", OPERATOR), ("WEB", "weak")):
         text = text.replace(f"@{place}_SHA256@", hashlib.sha256(REDIS_PASSWORDS[user].encode()).hexdigest())
     assert "@" not in text.replace("+@all", "").replace("-@all", "")
     weak = hashlib.sha256(REDIS_PASSWORDS["weak"].encode()).hexdigest()

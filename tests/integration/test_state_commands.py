@@ -228,7 +228,7 @@ def test_packets_of_the_future_leave_the_state_as_it_was(store: RedisStore, clie
 def test_the_users_of_the_example_have_the_rights_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """deploy/security/redis-users.acl: the service remembers and watches, the operator shows, repairs and forgets."""
     acl = (ROOT / "deploy" / "security" / "redis-users.acl").read_text()
-    for place in ("ADMIN", "TRIFID", "OPERATOR"):
+    for place in ("ADMIN", "TRIFID", "OPERATOR", "WEB"):
         acl = acl.replace(f"@{place}_SHA256@", hashlib.sha256(place.encode()).hexdigest())
     (tmp_path / "users.acl").write_text(acl)
     with RedisServer(acl_file=tmp_path / "users.acl", login=("admin", "ADMIN")) as server:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import html
 import io
 import json
 import re
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -19,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
@@ -32,6 +36,7 @@ from broker.web.app import application, metrics_server, parts_of
 from broker.web.guard import RateLimit
 from broker.web.index import Index
 from broker.web.services import Services
+from broker.web.tokens import Token, Tokens
 from tests.integration.web_line import fill, publish, settings_for
 
 URL = "http://web.example"
@@ -118,6 +123,65 @@ def test_requests_beyond_the_rate_are_429(settings: Settings, parts: Services) -
         answers = [http.get("/api/v1/classes") for _ in range(4)]
     assert [a.status_code for a in answers] == [200, 200, 200, 429]
     assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+
+
+def test_whoever_tries_tokens_does_not_reach_the_database(
+    settings: Settings, parts: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = settings.model_copy(update={"web": settings.web.model_copy(update={"requests_per_minute": 3})})
+    with parts_of(few, parts.index, follow=False) as limited:
+        http, good = TestClient(application(limited)), limited.tokens.create("patient", frozenset({"read"}))
+        assert http.get("/api/v1/classes", headers=bearer(good)).status_code == 200
+        asked: list[str] = []
+        find = Tokens.find
+
+        def noted(tokens: Tokens, token: str) -> Token | None:
+            asked.append(token)
+            return find(tokens, token)
+
+        monkeypatch.setattr(Tokens, "find", noted)
+        answers = [http.get("/api/v1/classes", headers=bearer(f"wrong-{n}")).status_code for n in range(6)]
+        assert answers == [401, 401, 401, 429, 429, 429]
+        assert asked == ["wrong-0", "wrong-1", "wrong-2"]
+        # Another's good token from the same address is not kept out by it.
+        assert http.get("/api/v1/classes", headers=bearer(good)).status_code == 200
+
+
+def test_behind_a_trusted_proxy_each_client_has_its_own_rate(settings: Settings, parts: Services) -> None:
+    def answers(trusted: tuple[str, ...]) -> list[int]:
+        web = settings.web.model_copy(
+            update={"requests_per_minute": 1, "require_login": None, "trusted_proxies": trusted}
+        )
+        with parts_of(settings.model_copy(update={"web": web}), parts.index, follow=False) as limited:
+            http = TestClient(application(limited), base_url="http://localhost", client=("10.1.2.3", 50_000))
+            given = [{"X-Forwarded-For": address} for address in ("192.0.2.1", "192.0.2.2", "192.0.2.1")]
+            return [http.get("/api/v1/classes", headers=headers).status_code for headers in given]
+
+    assert answers(("10.0.0.0/8",)) == [200, 200, 429]
+    assert answers(("10.9.0.0/16",)) == [200, 429, 429]  # by somebody else the header is made up
+    assert answers(()) == [200, 429, 429]
+    with pytest.raises(ValidationError, match="does not appear to be an IPv4 or IPv6 network"):
+        WebSettings(trusted_proxies=("*",))
+
+
+def test_after_the_login_one_is_where_one_wanted_to_be(http: TestClient, parts: Services) -> None:
+    for method, path, page in (
+        ("GET", "/?class=RRAB&min_probability=0.9", "/?class=RRAB&min_probability=0.9"),
+        ("GET", "/object/ztf/a%26b%3Fc", "/object/ztf/a%26b%3Fc"),
+        ("POST", "/object/ztf/ZTF18aaaaaaa/feedback", "/object/ztf/ZTF18aaaaaaa"),
+        ("POST", "/classify", "/classify"),
+    ):
+        sent = {"data": {"label": "RRAB", "kind": "lightcurve"}} if method == "POST" else {}
+        answer = http.request(method, path, follow_redirects=False, **sent)
+        assert answer.status_code == 303, answer.text
+        where = answer.headers["location"]
+        assert where.startswith("/login?next=")
+        assert f'value="{html.escape(page)}"' in http.get(where).text
+    token = parts.tokens.create("visitor", frozenset({"read"}))
+    form = {"token": token, "next": "/?class=RRAB&min_probability=0.9"}
+    done = http.post("/login", data=form, follow_redirects=False)
+    assert done.headers["location"] == "/?class=RRAB&min_probability=0.9"
+    http.cookies.clear()
 
 
 def test_without_tokens_no_other_name_is_served(settings: Settings, parts: Services) -> None:
@@ -301,3 +365,46 @@ def test_the_log_has_no_secret_and_the_format_that_was_asked_for(tmp_path: Path)
     assert {line["level"] for line in lines} == {"ERROR"}
     assert (lines[0]["logger"], lines[0]["message"]) == ("test", "cannot use ***")
     assert done.returncode != 0
+
+
+def test_redis_is_only_read_and_the_example_user_may_do_so(tmp_path: Path) -> None:
+    acl = (Path(__file__).parents[2] / "deploy" / "security" / "redis-users.acl").read_text()
+    for place in ("ADMIN", "TRIFID", "OPERATOR", "WEB"):
+        acl = acl.replace(f"@{place}_SHA256@", hashlib.sha256(place.encode()).hexdigest())
+    (tmp_path / "users.acl").write_text(acl)
+
+    def keys() -> dict[bytes, bytes]:
+        with closing(redis.Redis(port=server.port, username="admin", password="ADMIN")) as client:
+            return {key: client.dump(key) for key in client.scan_iter()}
+
+    with RedisServer(acl_file=tmp_path / "users.acl", login=("admin", "ADMIN")) as server:
+        settings = settings_for(f"redis://trifid:TRIFID@127.0.0.1:{server.port}/0", tmp_path)
+        reader = settings_for(f"redis://trifid-web:WEB@127.0.0.1:{server.port}/0", tmp_path)
+        index = Index(settings.web.database.get_secret_value())
+        lost = REGISTRY.get_sample_value("trifid_state_lost_total") or 0.0
+        with parts_of(reader, index, follow=False) as parts:
+            http = TestClient(application(parts), base_url="http://localhost")
+            assert http.get("/api/v1/status").json()["redis"] == "ok"
+            assert keys() == {}
+            annotations = publish(settings, 3, 6)
+            index.add(annotations)
+            stored = keys()
+            name = annotations[0].object_id
+            found = http.get(f"/api/v1/objects/ztf/{name}").json()
+            assert found["problems"] == []
+            assert len(found["lightCurve"]["mjd"]) >= 6
+            parts.store.check()
+            assert keys() == stored
+            # Of an object that expired, its entry in the cell is left for the workers to delete.
+            with closing(redis.Redis(port=server.port, username="admin", password="ADMIN")) as client:
+                client.delete(*(key for key in stored if key.endswith(f"ztf:{name}:lc".encode())))
+            left = keys()
+            assert len(left) == len(stored) - 1
+            assert http.get(f"/api/v1/objects/ztf/{name}/lightcurve").status_code == 404
+            assert keys() == left
+            with closing(redis.Redis(port=server.port, username="admin", password="ADMIN")) as client:
+                client.flushall()
+            parts.store.check()
+            assert keys() == {}
+        index.close()
+    assert (REGISTRY.get_sample_value("trifid_state_lost_total") or 0.0) == lost
