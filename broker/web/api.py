@@ -108,7 +108,7 @@ def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
             "objectId": object_id,
             "annotation": record,
             "history": parts.index.history(survey, object_id),
-            "lightCurve": None if state is None else objects.points(state.light_curve),
+            "lightCurve": None if state is None else objects.points(state),
             "spectrum": None if state is None or state.spectrum is None else objects.spectrum(state.spectrum),
             "catalogueValues": {} if state is None else objects.catalogue_values(state),
             "associatedObjects": [] if state is None else list(state.associated),
@@ -121,7 +121,7 @@ def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
 @api.get("/objects/{survey}/{object_id}/lightcurve", summary="Its light curve, as JSON or CSV")
 def light_curve(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "json") -> Response:
     """Each point: MJD UTC, band, detection, forced or limit, AB magnitude, flux (nJy), and whether that is total."""
-    columns = objects.points(_known(parts, survey, object_id).state.light_curve)
+    columns = objects.points(_known(parts, survey, object_id).state)
     return _columns(columns, form, f"{survey}-{object_id}-lightcurve")
 
 
@@ -173,6 +173,8 @@ def give_feedback(
     """Kept under the token's name, and shown with the object."""
     if parts.index.record(survey, object_id) is None:
         raise missing(parts, survey, object_id)
+    if "\0" in given.comment:
+        raise HTTPException(422, "comment: a zero byte in it")
     if given.label not in feedback.LABELS:
         raise HTTPException(422, f"label: {given.label!r} is none of {', '.join(feedback.LABELS)}")
     feedback.add(parts.index.engine, survey, object_id, given.label, given.comment, token.name)

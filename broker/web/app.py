@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -28,7 +31,7 @@ from broker.web.follow import Follower
 from broker.web.guard import Guard, RateLimit
 from broker.web.index import Index
 from broker.web.model import Model
-from broker.web.services import LoginNeededError, Services, requires
+from broker.web.services import LoginNeededError, Services, identify, requires
 from broker.web.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -69,7 +72,12 @@ def parts_of(settings: Settings, index: Index, *, follow: bool = True) -> Iterat
 def application(parts: Services) -> ASGIApp:
     """What a server of ASGI runs."""
     app = FastAPI(
-        title="Trifid", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None, debug=False
+        title="Trifid",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.services = parts
     app.include_router(api)
@@ -84,6 +92,12 @@ def application(parts: Services) -> ASGIApp:
     @app.get("/metrics", include_in_schema=False, dependencies=[Depends(requires("read"))])
     def metrics() -> Response:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(Exception)
+    def fault(request: Request, error: Exception) -> Response:
+        request.state.fault = secrets.token_hex(4)  # under which Guard logs it
+        detail = f"a fault of the server, which its log has under {request.state.fault}"
+        return JSONResponse({"detail": detail}, 500)
 
     @app.exception_handler(LoginNeededError)
     def log_in(request: Request, error: LoginNeededError) -> Response:
@@ -108,9 +122,19 @@ def application(parts: Services) -> ASGIApp:
         return _refused(request, HTTPException(503, "the index does not answer now", {"Retry-After": "5"}))
 
     web = parts.settings.web
-    guard: Any = Guard(app, web.max_upload_mib * _MIB)  # Starlette and uvicorn name the same types differently
+    guard: Any = Guard(
+        app, web.max_upload_mib * _MIB, lambda request: _admits(request, parts)
+    )  # Starlette and uvicorn name the same types differently
     application: Any = ProxyHeadersMiddleware(guard, list(web.trusted_proxies)) if web.trusted_proxies else guard
     return cast(ASGIApp, application)
+
+
+def _admits(request: Request, parts: Services) -> bool:
+    """Whether the body of a request is worth reading."""
+    try:
+        return identify(request, parts) is not None
+    except (HTTPException, sa.exc.SQLAlchemyError):
+        return False
 
 
 def _wrong(error: RequestValidationError) -> str:
@@ -143,6 +167,23 @@ def metrics_server(web: WebSettings) -> Iterator[None]:
         thread.join()
 
 
+class Server(uvicorn.Server):
+    """Ends by a signal as if it were told to: uvicorn's raises the signal again, and nothing is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Have SIGINT and SIGTERM end it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def server(parts: Services) -> uvicorn.Server:
     """What answers requests while its ``run`` does, until SIGTERM, Ctrl-C or ``should_exit``."""
     web = parts.settings.web
@@ -157,4 +198,4 @@ def server(parts: Services) -> uvicorn.Server:
         "timeout_keep_alive": _KEEP_ALIVE_S,
         "timeout_graceful_shutdown": 5,
     }
-    return uvicorn.Server(uvicorn.Config(application(parts), **config))
+    return Server(uvicorn.Config(application(parts), **config))

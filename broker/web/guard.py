@@ -8,9 +8,11 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.metrics import WEB_REQUEST_SECONDS
@@ -65,8 +67,9 @@ class _TooLargeError(HTTPException):
 class Guard:
     """Middleware, outermost: no answer leaves without HEADERS, and none with a traceback."""
 
-    def __init__(self, app: ASGIApp, max_upload: int) -> None:
-        self._app, self._max_upload = app, max_upload
+    def __init__(self, app: ASGIApp, max_upload: int, admits: Callable[[Request], bool]) -> None:
+        """``admits`` says of a request whether its body is worth reading; it runs in a thread of its own."""
+        self._app, self._max_upload, self._admits = app, max_upload, admits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -77,10 +80,13 @@ class Guard:
             scope["path"] == "/classify" and scope["method"] == "POST"
         ) else _BODYLESS_BYTES  # fmt: skip
         status, begun, started = 500, time.perf_counter(), False
-        read = 0
+        read, admitted = 0, True
 
         async def bounded() -> Message:
             nonlocal read
+            if not admitted:
+                # Whoever may not ask sends no body: the route, which has none, refuses.
+                return {"type": "http.request", "body": b"", "more_body": False}
             message = await receive()
             read += len(message.get("body", b""))
             if read > limit:
@@ -102,6 +108,8 @@ class Guard:
 
         try:
             refusal = _refusal(scope, limit)
+            if refusal is None and scope["method"] in ("POST", "PUT", "PATCH") and scope["path"] != "/login":
+                admitted = await run_in_threadpool(self._admits, Request(scope))
             if refusal is not None:
                 await _answer(guarded, *refusal)
             else:
@@ -110,7 +118,7 @@ class Guard:
             if not started:
                 await _answer(guarded, 413, _too_large(limit))
         except Exception:
-            number = secrets.token_hex(4)
+            number = scope.get("state", {}).get("fault") or secrets.token_hex(4)
             log.exception("request %s %s failed (%s)", scope["method"], scope["path"], number)
             if not started:
                 await _answer(guarded, 500, f"a fault of the server, which its log has under {number}")
@@ -124,6 +132,8 @@ def _refusal(scope: Scope, limit: int) -> tuple[int, str] | None:
     headers = dict(scope["headers"])
     if len(scope["raw_path"]) + len(scope["query_string"]) > _LONGEST_PATH:
         return 414, f"an address has at most {_LONGEST_PATH} characters"
+    if b"%00" in scope["raw_path"] + scope["query_string"]:
+        return 422, "a zero byte in the address"
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or int(length[:20]) > limit:
         return 413, _too_large(limit)

@@ -21,6 +21,7 @@ from broker.web import upload
 from broker.web.objects import Known
 
 _WAITING: Final = 4
+_WAIT_S: Final = 15.0
 
 
 class BusyError(Exception):
@@ -47,7 +48,7 @@ class Model:
 
     @contextmanager
     def _loaded(self) -> Iterator[Pipeline]:
-        with self._lock:
+        with _turn(self._lock):
             self._pipeline = self._pipeline or local_pipeline(self._settings)
             yield self._pipeline
 
@@ -78,7 +79,7 @@ class Model:
         return {"annotations": annotations, "remarks": found.remarks, "spectra": [about for _, about in found.spectra]}
 
     def _read(self, kind: upload.Kind, name: str, content: bytes) -> upload.Upload:
-        with self._reading:  # one at a time, so that the bound of memory is one of the server
+        with _turn(self._reading):  # one at a time, so that the bound of memory is one of the server
             return upload.read(kind, name, content)
 
     def _record(self, annotation: Annotation) -> dict[str, Any]:
@@ -86,6 +87,16 @@ class Model:
             to_json(to_record(annotation, self._settings.publish.broker_name, mjd_now()))
         )
         return record
+
+
+@contextmanager
+def _turn(lock: threading.Lock) -> Iterator[None]:
+    if not lock.acquire(timeout=_WAIT_S):
+        raise BusyError
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _of_spectrum(number: int, observed: ObservedSpectrum) -> tuple[Alert, ObjectState]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.barycentre import barycentric_light_curves
 from broker.photometry import POGSON
 from broker.records import (
     AB_ZERO_POINT_NJY,
@@ -26,7 +27,17 @@ from broker.records import (
 )
 from broker.state import Store
 
-POINT_FIELDS: Final = ("mjd", "band", "kind", "magnitude", "magnitudeError", "flux", "fluxError", "total")
+POINT_FIELDS: Final = (
+    "mjd",
+    "band",
+    "kind",
+    "magnitude",
+    "magnitudeError",
+    "flux",
+    "fluxError",
+    "total",
+    "mjdBarycentric",
+)
 _LIMIT_SIGMA: Final = 5.0
 _NOTHING: Final = Spectrum(np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32))
 _DIGITS: Final = {"mjd": 7, "magnitude": 4, "magnitudeError": 4, "flux": 2, "fluxError": 2}
@@ -71,8 +82,13 @@ def magnitudes(curve: LightCurve) -> tuple[NDArray[np.float64], NDArray[np.float
     return magnitude, magnitude_error, total & ~limit
 
 
-def points(curve: LightCurve) -> dict[str, list[Any]]:
-    """The columns of POINT_FIELDS, in order of time; None for what is not there. Fluxes in nJy, AB."""
+def points(state: ObjectState) -> dict[str, list[Any]]:
+    """The columns of POINT_FIELDS, in order of time; None for what is not there. Fluxes in nJy, AB.
+
+    ``mjd`` is UTC at the observatory; ``mjdBarycentric``, on which periods are found, has the light's travel time.
+    """
+    curve, (there,) = state.light_curve, barycentric_light_curves([state])
+    placed = math.isfinite(state.ra + state.dec)
     magnitude, error, total = magnitudes(curve)
     reference = np.where(np.isfinite(curve.reference_flux), curve.reference_flux, 0.0)
     return {
@@ -84,6 +100,7 @@ def points(curve: LightCurve) -> dict[str, list[Any]]:
         "flux": _plain(curve.flux.astype(np.float64) + reference, "flux"),
         "fluxError": _plain(curve.flux_error.astype(np.float64), "fluxError"),
         "total": total.tolist(),
+        "mjdBarycentric": _plain(there.mjd if placed else np.full(len(curve), np.nan), "mjd"),
     }
 
 

@@ -122,7 +122,7 @@ def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> 
         "survey": survey,
         "objectId": object_id,
         "period": record["period"],
-        "lightCurve": None if state is None else objects.points(state.light_curve),
+        "lightCurve": None if state is None else objects.points(state),
         "spectrum": None if state is None or state.spectrum is None else objects.spectrum(state.spectrum),
         "history": parts.index.history(survey, object_id),
         "around": [

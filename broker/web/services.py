@@ -78,9 +78,22 @@ def address_of(request: Request) -> str:
     return request.client.host if request.client is not None else "unknown"
 
 
+def identify(request: Request, parts: Services) -> Token | None:
+    """Whose request it is, found and counted once; None without a valid token. Raises HTTPException."""
+    if not hasattr(request.state, "token"):
+        token = _who(request, parts)
+        limit(parts.requests, _client(request, token))
+        request.state.token = token
+    found: Token | None = request.state.token
+    return found
+
+
 def client_of(request: Request) -> str:
     """Whose rate a request counts for."""
-    token: Token | None = request.state.token
+    return _client(request, request.state.token)
+
+
+def _client(request: Request, token: Token | None) -> str:
     if token is not None and token is not LOCAL:
         return f"token {token.name}"
     return address_of(request)
@@ -98,11 +111,7 @@ def requires(scope: str, *, page: bool = False) -> Callable[[Request], Token]:
     """A dependency: the token of a request, which must have a scope; of a page, raises LoginNeededError instead."""
 
     def check(request: Request) -> Token:
-        parts = services(request)
-        if not hasattr(request.state, "token"):  # of several scopes, the first
-            request.state.token = _who(request, parts)
-            limit(parts.requests, client_of(request))
-        token: Token | None = request.state.token
+        token = identify(request, services(request))
         if token is None:
             if page:
                 raise LoginNeededError

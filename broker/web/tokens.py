@@ -45,8 +45,14 @@ class Tokens:
 
     def create(self, name: str, scopes: frozenset[str], days: float | None = None) -> str:
         """A new token, which is not stored and cannot be shown again; raises ConfigurationError for a name in use."""
-        if not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise ConfigurationError(f"a token's name has 1 to {_LONGEST_NAME} printable characters")
+        if (
+            not name.strip()
+            or len(name) > _LONGEST_NAME
+            or not name.isprintable()
+            or "/" in name
+            or name in (".", "..")
+        ):
+            raise ConfigurationError(f"a token's name has 1 to {_LONGEST_NAME} printable characters, no / among them")
         if not scopes or not scopes <= set(SCOPES):
             raise ConfigurationError(f"scopes are {', '.join(SCOPES)}; give at least one")
         token, now = _PREFIX + secrets.token_urlsafe(_BYTES), mjd_now()

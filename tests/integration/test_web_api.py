@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +17,8 @@ import pytest
 import redis
 import sqlalchemy as sa
 from astropy import units
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import EarthLocation, SkyCoord
+from astropy.time import Time
 from fastapi.testclient import TestClient
 from prometheus_client import REGISTRY
 
@@ -205,6 +207,15 @@ def test_an_object_has_light_curve_spectrum_history_and_annotation(
     times = [t for t, k in zip(one["lightCurve"]["mjd"], one["lightCurve"]["kind"], strict=True) if k == "detection"]
     assert times == pytest.approx([a.mjd for a in own], abs=1e-6)
     assert one["lightCurve"]["mjd"] == sorted(one["lightCurve"]["mjd"])
+    # Beside the times at the observatory those at the barycentre, as astropy has them.
+    there = Time(
+        one["lightCurve"]["mjd"], format="mjd", scale="utc", location=EarthLocation.from_geocentric(0, 0, 0, "m")
+    )
+    at = SkyCoord(star.ra, star.dec, unit="deg")
+    travel = there.light_travel_time(at, ephemeris="builtin").to_value("day")
+    found = np.array(one["lightCurve"]["mjdBarycentric"]) - np.array(one["lightCurve"]["mjd"])
+    assert found == pytest.approx(travel, abs=2e-6)
+    assert np.abs(travel).max() > 1e-4
     line = np.argmin(one["spectrum"]["flux"])
     assert one["spectrum"]["wavelength"][line] == pytest.approx(6564.6, abs=2.0)
     assert one["problems"] == []
@@ -373,7 +384,7 @@ def test_openapi_describes_all_routes(http: TestClient) -> None:
 
 
 def test_a_fault_of_the_server_shows_no_traceback(
-    http: TestClient, parts: Services, monkeypatch: pytest.MonkeyPatch
+    http: TestClient, parts: Services, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise RuntimeError("a secret detail")
@@ -381,6 +392,8 @@ def test_a_fault_of_the_server_shows_no_traceback(
     monkeypatch.setattr(Index, "contents", lambda _: fail())
     answer = http.get("/api/v1/status")
     assert answer.status_code == 500
+    assert re.fullmatch(r"a fault of the server, which its log has under [0-9a-f]{8}", answer.json()["detail"])
+    assert answer.json()["detail"][-8:] in caplog.text
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"

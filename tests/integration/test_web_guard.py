@@ -8,11 +8,13 @@ import html
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -32,6 +34,7 @@ from broker.cli import main
 from broker.config import Settings, WebSettings
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
+from broker.errors import ConfigurationError
 from broker.web.app import application, metrics_server, parts_of
 from broker.web.guard import RateLimit
 from broker.web.index import Index
@@ -182,6 +185,71 @@ def test_after_the_login_one_is_where_one_wanted_to_be(http: TestClient, parts: 
     done = http.post("/login", data=form, follow_redirects=False)
     assert done.headers["location"] == "/?class=RRAB&min_probability=0.9"
     http.cookies.clear()
+
+
+def test_without_a_token_no_body_is_read(http: TestClient) -> None:
+    given: list[int] = []
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(8):
+            given.append(65_536)
+            yield b"x" * 65_536
+
+    form = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": "Bearer wrong"}
+    read: list[int] = []
+    app = http.app
+
+    async def noting(scope: Any, receive: Any, send: Any) -> None:
+        async def noted() -> Any:
+            message = await receive()
+            read.append(len(message.get("body", b"")))
+            return message
+
+        await app(scope, noted, send)
+
+    answer = TestClient(noting, base_url=URL).post("/api/v1/classify/lightcurve", content=chunks(), headers=form)
+    assert answer.status_code == 401
+    assert sum(read) == 0
+    assert http.post("/classify", data={"kind": "x"}, follow_redirects=False).status_code == 303
+
+
+def test_zero_bytes_and_names_that_no_address_has_are_refused(http: TestClient, parts: Services) -> None:
+    token = bearer(parts.tokens.create("zero", frozenset({"read", "feedback"})))
+    one = http.get("/api/v1/objects", headers=token).json()["objects"][0]
+    said = {"label": "RRAB", "comment": "a\0b"}
+    address = f"/api/v1/objects/{one['survey']}/{one['objectId']}"
+    assert http.post(f"{address}/feedback", json=said, headers=token).status_code == 422
+    assert http.get("/api/v1/objects?survey=a%00", headers=token).status_code == 422
+    assert http.get("/api/v1/objects/", headers=token, follow_redirects=False).status_code == 404
+    for name in ("a/b", ".."):
+        with pytest.raises(ConfigurationError, match="no / among them"):
+            parts.tokens.create(name, frozenset({"read"}))
+
+
+def test_a_signal_ends_the_server_and_what_it_has_open_is_closed(tmp_path: Path) -> None:
+    port = free_port()
+    config = tmp_path / "trifid.toml"
+    database = f"sqlite:///{tmp_path / 'web.sqlite'}"
+    config.write_text(
+        f'[web]\nport = {port}\ndatabase = "{database}"\n[kafka]\nbootstrap_servers = "127.0.0.1:1"\n'
+        '[redis]\nurl = "redis://127.0.0.1:1/0"\n'
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        code = (
+            "from broker.web.follow import Follower\nimport sys\nfrom broker.cli import main\nend = Follower.__exit__\n"
+        )
+        code += "Follower.__exit__ = lambda *a: (end(*a), print('closed', flush=True))\n"
+        code += "main(['web', '--config', sys.argv[1]])"
+        command = [sys.executable, "-c", code, str(config)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            for _ in range(600):
+                with suppress(URLError), urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+                    assert answer.status == 200
+                    break
+                time.sleep(0.1)
+            process.send_signal(number)
+            out, error = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "closed\n"), error
 
 
 def test_without_tokens_no_other_name_is_served(settings: Settings, parts: Services) -> None:

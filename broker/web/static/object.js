@@ -38,15 +38,15 @@
       points.mjd.forEach((mjd, n) => {
         const limit = points.kind[n] === "limit";
         const y = state.y === "flux" ? (limit || points.flux[n] === null ? null : points.flux[n] / 1000) : points.magnitude[n];
-        // The magnitude of a difference is none of the star: it is not drawn beside those that are.
-        if (y === null || (state.y === "magnitude" && total && !limit && !points.total[n])) { left += 1; return; }
+        // The brightness of a difference is not the star's: it is not drawn beside those that are.
+        if (y === null || (total && !limit && !points.total[n])) { left += 1; return; }
         const name = points.band[n] + (limit ? " limits" : points.kind[n] === "forced" ? " forced" : "");
         if (!bands.has(name)) bands.set(name, { name, band: points.band[n], limit, open: points.kind[n] === "forced", points: [] });
         const error = limit ? null : state.y === "flux" ? points.fluxError[n] / 1000 : points.magnitudeError[n];
         const text = { mjd, y, error };
         const own = bands.get(name).points;
         if (folded) {
-          const phase = (((mjd - start) / days) % 1 + 1) % 1;
+          const phase = ((((points.mjdBarycentric[n] ?? mjd) - start) / days) % 1 + 1) % 1; // as the period was found
           own.push([phase, y, error, text], [phase + 1, y, error, text]);
         } else own.push([mjd, y, error, text]);
       });
@@ -58,13 +58,13 @@
         s.most = 1; // an error of more than a magnitude does not stretch the axis
         s.quiet = s.limit && series.some((other) => !other.limit); // limits may be far from the star
       }
-      const what = total || state.y === "flux" ? "" : ", of the difference";
+      const what = total ? "" : ", of the difference";
       return {
         label: `Light curve against ${folded ? "phase" : "time"}, ${order.join(", ")}`,
         series,
         legend: true,
-        x: folded ? { label: `Phase, P = ${days} d, from MJD ${start}`, range: [0, 2] } : { label: "MJD (UTC)" },
-        y: state.y === "flux" ? { label: "Flux, µJy" } : { label: `Magnitude (AB${what})`, invert: true },
+        x: folded ? { label: `Phase, P = ${days} d, from barycentric MJD ${start}`, range: [0, 2] } : { label: "MJD (UTC)" },
+        y: state.y === "flux" ? { label: `Flux, µJy${what}` } : { label: `Magnitude (AB${what})`, invert: true },
         read: (s, [x, , , t]) => `${s.name}: ${folded ? `phase ${number(x % 1, 3)}, ` : ""}MJD ${number(t.mjd, 5)}, ${s.limit ? "> " : ""}${number(t.y, 3)}${t.error ? ` ± ${number(t.error, 3)}` : ""}${state.y === "flux" ? " µJy" : " mag"}`,
         left,
       };
