@@ -57,6 +57,8 @@ OTHER: Final = VariableClass(
     "none of the ten: another variable star, a supernova, an active nucleus, an asteroid, no real source",
     100,  # Meta/Other: 2100, Variable/Other, would say that it is real and in the sky
 )
+OUTPUT_NAMES: Final[tuple[str, ...]] = (*CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name)
+"""All that an annotation's most probable class may be."""
 
 PARENT_CLASSES: Final[tuple[Parent, ...]] = (
     Parent("Eclipsing", "eclipsing binary", ("EA", "EB", "EW"), 2325),

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Final
 
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+from broker.taxonomy import OUTPUT_NAMES, PARENTS
 
-KINDS: Final[tuple[str, ...]] = ("all", *CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name, *PARENTS, "anomaly")
+KINDS: Final[tuple[str, ...]] = ("all", *OUTPUT_NAMES, *PARENTS, "anomaly")
 """Of the topics of one survey, see ``topic_of``."""
 DEAD_LETTER_ENDING: Final = ".deadletter"
 """Of the topic of dead letters, whatever the prefix: a subscriber is told only names."""

@@ -179,6 +179,8 @@ def _identity(archive: Archive, job: Job) -> dict[str, Any]:
         "model": manifest.identity,
         "reference set": str(job.settings.anomaly.reference_set or manifest.reference_set_sha256),
         "threshold of Other": job.settings.inference.other_threshold,
+        "probability of a disagreement": job.settings.publish.disagreement_probability,
+        "broker's name": job.settings.publish.broker_name,
         "times": None if job.time_system is None else str(job.time_system),
         "known stars": {name: str(file.resolve()) for name, file in job.known},
         "columns": dict(job.columns),

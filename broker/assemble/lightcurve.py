@@ -27,6 +27,7 @@ from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
 from broker.bands import BANDS, WAVELENGTH
+from broker.photometry import POGSON
 from broker.records import LightCurve, PhotometryKind
 
 POINTS: Final = 200
@@ -235,9 +236,8 @@ def _brightness(points: UsablePoints) -> _Points:
     np.maximum.at(largest, row, np.abs(flux))
     unit = np.where(total, np.abs(flux), largest[row])
     unit = np.where(unit > 0, unit, 1.0)
-    per_magnitude = 2.5 / np.log(10.0)
-    value = np.where(total, per_magnitude * np.log(unit), per_magnitude * flux / unit)
-    error = per_magnitude * error / unit
+    value = np.where(total, POGSON * np.log(unit), POGSON * flux / unit)
+    error = POGSON * error / unit
     # Difference fluxes rise and fall with the star's colour, too: no rule for these.
     to_reference = np.where(total, np.exp(AMPLITUDE_EXPONENT * _TONE[band]), 1.0)
     value -= group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]

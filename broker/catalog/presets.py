@@ -11,13 +11,13 @@ import numpy as np
 from broker.catalog.known import KNOWN_FIELDS
 from broker.catalog.layout import EPOCH
 from broker.errors import ConfigurationError
+from broker.photometry import POGSON
 from broker.records import METADATA_FEATURES
 from broker.sky import Array
 from broker.times import julian_year_of, mjd_of_jd
 
 FIELDS: Final = ("ra", "dec", EPOCH, *METADATA_FEATURES)
 """What a table can give; ``ra`` and ``dec`` it must."""
-_MAGNITUDES_A_RELATIVE_ERROR: Final = 2.5 / np.log(10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Preset:
 
 def _error_of_flux_over_error(ratio: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(ratio > 0, _MAGNITUDES_A_RELATIVE_ERROR / ratio, np.nan)
+        return np.where(ratio > 0, POGSON / ratio, np.nan)
 
 
 def _year_of_jd(jd: Array) -> Array:

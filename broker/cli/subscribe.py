@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 import click
 
 from broker.cli import options, text
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+from broker.taxonomy import OUTPUT_NAMES, PARENTS
 from broker.topic_names import pattern_of, topic_of
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Name(click.ParamType[str]):
 @click.option(
     "--class",
     "classes",
-    type=_Name((*CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name)),
+    type=_Name(OUTPUT_NAMES),
     multiple=True,
     metavar="NAME",
     help="Those with this most probable class: RRAB, M, Other and so on. May be given several times.",

@@ -10,7 +10,7 @@ import numpy as np
 from broker import sky
 from broker.errors import ConfigurationError
 from broker.publish.annotation import PublishedAnnotation
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+from broker.taxonomy import OUTPUT_NAMES, PARENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,7 @@ class Filter:
 
     def __post_init__(self) -> None:
         """Check what was given."""
-        classes = (*CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name)
-        for name, value, names in (("class_name", self.class_name, classes), ("parent", self.parent, PARENTS)):
+        for name, value, names in (("class_name", self.class_name, OUTPUT_NAMES), ("parent", self.parent, PARENTS)):
             if value is not None and value not in names:
                 raise ConfigurationError(f"{name} is {value!r}: give one of {', '.join(names)}")
         for name, number in (("min_probability", self.min_probability), ("min_anomaly_score", self.min_anomaly_score)):

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.photometry import POGSON
 from broker.records import AB_ZERO_POINT_NJY
 
 Array = NDArray[np.float64]
@@ -42,7 +43,6 @@ _UNITS: Final = {
 _MISSIONS: Final = {"tess": ("tess:T", 20.44), "kepler": ("kepler:Kp", 25.10), "k2": ("kepler:Kp", 25.10)}
 """Band, and magnitude of 1 electron a second: TESS Instrument Handbook (2018), section 7.6; Kepler: 1.74e5 e/s have
 Kp = 12 (Kepler Instrument Handbook, KSCI-19033, section 4.1)."""
-TO_MAGNITUDES: Final = 2.5 / np.log(10.0)
 
 
 def find_pair(plain_names: Sequence[str]) -> tuple[int, int] | None:
@@ -87,4 +87,4 @@ def to_magnitudes(flux: Array, error: Array, zero: float) -> tuple[Array, Array]
     positive = flux > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         magnitude = np.where(positive, zero - 2.5 * np.log10(np.where(positive, flux, 1.0)), np.nan)
-        return magnitude, np.where(positive, TO_MAGNITUDES * error / np.where(positive, flux, 1.0), error)
+        return magnitude, np.where(positive, POGSON * error / np.where(positive, flux, 1.0), error)

@@ -22,12 +22,13 @@ from broker.lightcurves.columns import (
     numbers,
     times,
 )
-from broker.lightcurves.fluxes import TO_MAGNITUDES, to_magnitudes
+from broker.lightcurves.fluxes import to_magnitudes
 from broker.lightcurves.objects import is_wrong
 from broker.lightcurves.report import BRIGHTEST, FAINTEST, NO_SIGNAL, LeftOut, Report
 from broker.lightcurves.rows import Rows
 from broker.lightcurves.time_column import TimeColumn
 from broker.lightcurves.values import angles, first_values, per_point, values_of
+from broker.photometry import POGSON
 from broker.records import BANDS
 
 _EXACT: Final = {pa.float64(): 2**53, pa.float32(): 2**24, pa.float16(): 2**11}
@@ -116,7 +117,7 @@ class RowReader:
             magnitude, error = to_magnitudes(magnitude, error, self._zero_point)
         elif columns.ratio:
             with np.errstate(invalid="ignore", divide="ignore"):
-                error = np.where(error > 0, TO_MAGNITUDES / error, np.nan)
+                error = np.where(error > 0, POGSON / error, np.nan)
         reason = self._judge(time, magnitude, error, values, kept)
         band = self._bands(None if columns.band is None else batch[columns.band], size)
         if columns.flag is not None:

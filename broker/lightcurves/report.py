@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.lightcurves.columns import NO_BAND, Columns
+from broker.photometry import POGSON
 from broker.records import BANDS
 from broker.state.merge import MAX_POINTS
 
 BRIGHTEST, FAINTEST = -2.0, 30.0
 """Magnitudes: Sirius has -1.5, and no survey sees fainter than 28. What is outside is a code for a missing value, such
 as 99.999, or the magnitude of a negative flux (ATLAS)."""
-NO_SIGNAL: Final = 2.5 / np.log(10.0)
+NO_SIGNAL: Final = POGSON
 """An error in magnitudes at which the signal is as large as the noise: no detection. Codes (99.99) are larger."""
 IMPOSSIBLE_GAP: Final = 5.0
 """A single point, brighter or fainter by so many magnitudes than all others of its band, is a mistake. The deepest

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from broker.lightcurves.columns import EPOCH_IN_NAME, plain
 from broker.records import TimeSystem
-from broker.times import JD_OF_MJD_0, TAI_MINUS_UTC
+from broker.times import JD_OF_MJD_0, mjd_of_jd, utc_of_tai
 
 Array = NDArray[np.float64]
 
@@ -50,9 +50,8 @@ class TimeColumn:
         return TimeSystem.BARYCENTRIC if re.search(r"bm?jd|btjd|bkjd|bary", text) else TimeSystem.UTC
 
     @property
-    def _ahead(self) -> float:
-        """Days by which the column's scale is ahead of UTC."""
-        return TAI_MINUS_UTC if "tai" in self._plain or self._plain in _TAI else 0.0
+    def _is_tai(self) -> bool:
+        return "tai" in self._plain or self._plain in _TAI
 
     @property
     def epoch(self) -> float | None:
@@ -73,12 +72,12 @@ class TimeColumn:
             mjd = np.full(len(value), np.nan)
             ways: dict[str, NDArray[np.bool_]] = {}
             for way, epoch in self._ways():
-                found = value + (epoch - JD_OF_MJD_0)
+                found = value + mjd_of_jd(epoch)
                 fits = np.isnan(mjd) & (found >= EARLIEST_MJD) & (found <= self.latest_mjd)
                 if way == "JD-2450000":  # BJD of 1325 to 4500 are more likely counted from 2457000: TESS
                     fits &= value > (5000.0 if self._plain.startswith("b") else 0.0)
                 if fits.any():
-                    mjd = np.where(fits, found - self._ahead, mjd)
+                    mjd = np.where(fits, utc_of_tai(found) if self._is_tai else found, mjd)
                     ways[way] = fits
         return mjd, ways
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from broker.avro.container import container_message
 from broker.avro.schema import AvroSchema
+from broker.photometry import POGSON
 from broker.records import AB_ZERO_POINT_NJY
 from broker.taxonomy import CLASS_NAMES
 from broker.times import jd_of_mjd
@@ -248,7 +249,7 @@ def _candidate(source: _Object, visit: int) -> dict[str, Any]:
         "ra": source.ra,
         "dec": source.dec,
         "magpsf": _magnitude(abs(flux)),
-        "sigmapsf": 2.5 / np.log(10) * error / abs(flux),
+        "sigmapsf": POGSON * error / abs(flux),
         "rb": 0.9,
         "drb": 0.99,
         "ssdistnr": -999.0,

@@ -18,6 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from broker.cli import main
+from broker.config import Settings
+from broker.config.processing import PublishSettings
+from broker.errors import ConfigurationError
 from tests.archives import make_hats
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "archives.md"
@@ -239,6 +242,7 @@ def test_other_layouts_of_hats(catalogue: Path, tmp_path: Path) -> None:
 
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("lsdb")
     source, output = tmp_path / "lc", tmp_path / "classes"
     source.mkdir()
     (source / "a.parquet").write_bytes(b"")
@@ -253,6 +257,33 @@ def test_another_run_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "not empty, and not the results of an earlier run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (PublishSettings(broker_name="Another"), "broker's name 'Trifid'"),
+        (PublishSettings(disagreement_probability=0.99), "probability of a disagreement 0.95"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_values_in_its_rows(tmp_path: Path, other: PublishSettings, said: str) -> None:
+    pytest.importorskip("lsdb")
+    from broker.archives.run import classify_archive
+
+    class RunInterruptedError(Exception):
+        pass
+
+    def interrupt(_: object) -> None:
+        raise RunInterruptedError
+
+    source, output = tmp_path / "lc", tmp_path / "classes"
+    source.mkdir()
+    (source / "a.parquet").write_bytes(b"")
+    for _ in range(2):  # the same run may go on
+        with pytest.raises(RunInterruptedError):
+            classify_archive(str(source), output, Settings(), report=interrupt)
+    with pytest.raises(ConfigurationError, match=f"holds results of another run, with {said}: give another folder"):
+        classify_archive(str(source), output, Settings(publish=other), report=interrupt)
 
 
 def test_a_folder_of_parquet_files_with_bad_ones(catalogue: Path, tmp_path: Path) -> None:
