@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,14 +21,25 @@ ROLES: Final = ("name", "ra", "dec", "time", "magnitude", "flux", "error", "band
 
 def _roles(columns: tuple[str, ...]) -> dict[str, str]:
     """Names of columns by role, from texts such as ``mag=Vmag``."""
-    roles = {}
+    roles: dict[str, str] = {}
     for text_ in columns:
         role, equals, name = text_.partition("=")
         role = _ROLES.get(role.strip().lower(), role.strip().lower())
         if not equals or not name or role not in ROLES:
             raise click.UsageError(f"--column {text_}: give ROLE=NAME, with a role of {', '.join(ROLES)}")
+        if role in roles:
+            raise click.UsageError(f"--column {text_}: {roles[role]} is that already")
         roles[role] = name
     return roles
+
+
+def _refuse_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Raise UsageError where results would replace what is read, or could not be written in the end."""
+    if output.is_dir():
+        raise click.UsageError(f"--output {output}: a folder, give the name of a file")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise click.UsageError(f"--output {output}: is read as well, and would be replaced")
 
 
 def _named(given: Path) -> tuple[str, Path]:
@@ -69,7 +81,7 @@ def _named(given: Path) -> tuple[str, Path]:
     help="Which column of the light curves is what, where its name does not tell: name, ra, dec, time, mag or flux, "
     "error, band. Such as --column mag=Vmag_c. May be given several times.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Stop after so many alerts or objects.")
+@click.option("--limit", type=click.IntRange(1, sys.maxsize), help="Stop after so many alerts or objects.")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -157,6 +169,8 @@ def classify(
             raise click.UsageError(f"{option} goes with --archive FOLDER")
     if output is not None and as_json:
         raise click.UsageError("--json is for the terminal: --output FILE.jsonl writes the same records")
+    if output is not None:
+        _refuse_output(output, [*paths, *tables, *(file for _, file in map(_named, known))])
     catalogs = MemoryCatalogs()
     for name, file in map(_named, known):
         text.echo(f"{name}: {catalogs.load(name, file, KNOWN):,} known stars", err=True)

@@ -11,6 +11,7 @@ import click
 from broker.cli import options, text
 
 if TYPE_CHECKING:
+    from broker.redis_client import RedisConnection
     from broker.state.admin import Repair, StateAdmin, StoredObject
     from broker.state.keys import ObjectName
 
@@ -23,6 +24,20 @@ def state() -> None:
 
     OBJECT is survey:id, as ztf:ZTF18abcdefg, or an id alone.
     """
+
+
+def _connected(url: str) -> RedisConnection:
+    """A connection to another Redis; raises ConfigurationError where the URL cannot be one."""
+    from pydantic import ValidationError
+
+    from broker.config import RedisSettings
+    from broker.errors import ConfigurationError
+    from broker.redis_client import RedisConnection
+
+    try:
+        return RedisConnection(RedisSettings.model_validate({"url": url}).address())
+    except ValidationError as error:
+        raise ConfigurationError(f"--from: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 @state.command()
@@ -43,15 +58,14 @@ def migrate(source: str | None, config: Path | None) -> None:
 
     from broker.build import build_store
     from broker.config import load_settings
-    from broker.redis_client import RedisConnection
     from broker.state.migrate import Migration
 
     with (
         closing(build_store(load_settings(config))) as store,
-        closing(RedisConnection(source) if source else store.connection) as other,
+        closing(store.connection if source is None else _connected(source)) as other,
         Progress(console=Console(stderr=True)) as bar,
     ):
-        migration = Migration(store, source=other if source else None)
+        migration = Migration(store, source=None if source is None else other)
         task = bar.add_task("objects", total=sum(1 for _ in migration.todo()))
         for done in migration.run():
             bar.advance(task, done)

@@ -24,7 +24,7 @@ from broker.bands import BAND_CODE
 from broker.errors import InputFileError
 from broker.lightcurves.asassn import is_asassn
 from broker.lightcurves.columns import DEC, NAME, RA, Columns, plain
-from broker.lightcurves.fluxes import ARBITRARY, band_of, mission_of, zero_point
+from broker.lightcurves.fluxes import ARBITRARY, band_of, error_scale, mission_of, zero_point
 from broker.lightcurves.objects import NamedLightCurve, ObjectBuilder
 from broker.lightcurves.points import RowReader
 from broker.lightcurves.report import LeftOut, Report
@@ -111,6 +111,8 @@ class _Reader:
             self._columns.time, mjd_now() + 1.0, units.get(self._columns.time) or self._epoch_of_gaia(header)
         )
         scale = ARBITRARY
+        error_unit = units.get(self._columns.error)
+        per_error = 1e-3 if (error_unit or "").strip().lower() in ("mmag", "millimag") else 1.0
         if self._columns.flux:
             column = self._columns.magnitude
             known = zero_point(plain(column.rsplit(".", 1)[-1]), column, units.get(column), mission)
@@ -121,6 +123,13 @@ class _Reader:
             else:
                 scale = known
                 self._report.line(f"fluxes in column {column} are read with {known:.2f} mag for a flux of 1")
+            converted = error_scale(self._columns.error, error_unit, units.get(column), known)
+            if converted is None:
+                raise InputFileError(
+                    f"{path}: errors in column {self._columns.error} are in {error_unit}, fluxes in {column} in "
+                    f"{units.get(column) or 'a unit that is not known'}: the one cannot be made the other"
+                )
+            per_error = converted
         name = self._of_header(NAME) or path.name.split(".")[0] or path.name
         ra, dec = (
             float(angles(pa.array([self._of_header(spellings) or ""]), hours, self._table.decimal_comma)[0])
@@ -129,6 +138,7 @@ class _Reader:
         self._rows = RowReader(
             path, self._columns, self._report, time,
             decimal_comma=self._table.decimal_comma, two_filters=two_filters, whole=(name, ra, dec), zero_point=scale,
+            error_scale=per_error,
         )  # fmt: skip
         self._report.place = _PLACE[time_system or time.system]
         if time_system is None and time.system is TimeSystem.UTC:

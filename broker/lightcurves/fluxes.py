@@ -82,6 +82,17 @@ def zero_point(plain_name: str, name: str, unit: str | None, mission: str | None
     return _UNITS["njy"] if plain_name in _NJY else None
 
 
+def error_scale(column: str, unit: str | None, flux_unit: str | None, zero: float | None) -> float | None:
+    """By what errors are multiplied to be in the unit of their fluxes; None where that is not known.
+
+    ``zero`` is the magnitude of a flux of 1, None where that unit is not known. Errors without a unit have the fluxes'.
+    """
+    own = zero_point("", column, unit, None)
+    if (unit is None and (own is None or zero is None)) or unit == flux_unit:
+        return 1.0
+    return None if own is None or zero is None else float(10 ** (0.4 * (zero - own)))
+
+
 def to_magnitudes(flux: Array, error: Array, zero: float) -> tuple[Array, Array]:
     """Magnitudes (n,) and their errors (n,); NaN where the flux is not above 0."""
     positive = flux > 0

@@ -51,15 +51,17 @@ class RowReader:
         two_filters: bool,
         whole: tuple[str, float, float],
         zero_point: float = 0.0,
+        error_scale: float = 1.0,
     ) -> None:
         """``whole`` is the name and the position (ICRS degrees) of all rows where no column has them.
 
-        ``zero_point`` is the magnitude of a flux of 1, where the columns hold fluxes. ``two_filters``: the file may be
+        ``zero_point`` is the magnitude of a flux of 1, where the columns hold fluxes; errors are multiplied
+        by ``error_scale``. ``two_filters``: the file may be
         ASAS-SN's, whose V and g are then told apart where no column does.
         """
         self._path, self._columns, self._report, self._time = path, columns, report, time
         self._comma, self._two_filters = decimal_comma, two_filters
-        self._zero_point = zero_point
+        self._zero_point, self._error_scale = zero_point, error_scale
         self._whole_name, self._whole_ra, self._whole_dec = whole
 
     def names(self, column: pa.Array[Any], first: int) -> NDArray[np.object_]:
@@ -113,6 +115,7 @@ class RowReader:
         values = [value for _, value in lists]
         time = times(values[0], comma)[kept[0]]
         magnitude, error = (numbers(v, comma)[k] for v, k in zip(values[1:], kept[1:], strict=True))
+        error = error * self._error_scale
         if columns.flux:
             magnitude, error = to_magnitudes(magnitude, error, self._zero_point)
         elif columns.ratio:

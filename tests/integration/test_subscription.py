@@ -419,7 +419,9 @@ def test_a_topic_of_a_pattern_may_come_when_nothing_matched(
         fill(kafka, "pattern.late", [3])
 
     monkeypatch.setattr(logging.getLogger("broker.client.subscription"), "warning", create)
-    with Subscription("^pattern[.]la", kafka.bootstrap, idle_timeout=0.01, timeout=0.01) as subscription:
+    with Subscription("^pattern[.]la", kafka.bootstrap, idle_timeout=0.01, timeout=30) as subscription:
+        subscription._connect()
+        subscription._idle_from = 0.0  # the time for connecting is over
         first = [a.alert_id for a in subscription]  # until partitions are assigned, and perhaps some of them
         subscription._idle_timeout = IDLE
         assert first + [a.alert_id for a in subscription] == [0, 1, 2]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
+from astropy.table import Table
 
 from broker.errors import InputFileError
 from broker.lightcurves.files import read_light_curves
@@ -148,6 +149,33 @@ def test_units_of_fluxes(header: str, nanojansky: float | None, tmp_path: Path) 
     assert curve.light_curve.flux == pytest.approx(nanojansky * (100 + np.arange(6)), rel=1e-5)
     assert curve.light_curve.flux_error == pytest.approx(nanojansky * (1 + np.arange(6) / 100), rel=1e-5)
     assert {BANDS[b] for b in curve.light_curve.band} == {"lsst:r" if header.startswith("midpoint") else "atlas:o"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "flux_error"),
+    [(("flux", "uJy"), ("flux_err", "mJy"), 10e6), (("flux", "uJy"), ("flux_err", "nJy"), 10.0),
+     (("flux", "uJy"), ("flux_err", None), 10e3), (("flux", "uJy"), ("flux_err", "m"), None),
+     (("mag", "mag"), ("magerr", "mmag"), 0.01), (("mag", "mag"), ("magerr", "mag"), None)],
+)  # fmt: skip
+def test_errors_have_a_unit_of_their_own(
+    value: tuple[str, str], error: tuple[str, str | None], flux_error: float | None, tmp_path: Path
+) -> None:
+    """20,000 of a flux with an error of 10, or magnitude 20 with an error of 10: nJy, and magnitudes."""
+    path = tmp_path / "star.ecsv"
+    table = Table({"mjd": 60000.0 + np.arange(6), value[0]: np.full(6, 20.0 if value[0] == "mag" else 2e4)})
+    table[error[0]] = np.full(6, 10.0)
+    table[value[0]].unit, table[error[0]].unit = value[1], error[1]
+    table["band"] = ["ztf:g"] * 6
+    table.write(path, format="ascii.ecsv")
+    if flux_error is None and value[0] == "mag":
+        assert len(one(path)[0].light_curve.mjd) == 0  # an error of over a magnitude says nothing
+    elif flux_error is None:
+        with pytest.raises(InputFileError, match="flux_err are in m, fluxes in flux in uJy"):
+            one(path)
+    else:
+        curve = one(path)[0].light_curve
+        expected = flux_error if value[0] == "flux" else curve.flux * flux_error * np.log(10) / 2.5
+        assert curve.flux_error == pytest.approx(expected, rel=1e-5)
 
 
 def test_nested_light_curves_of_rubin(tmp_path: Path) -> None:

@@ -123,3 +123,27 @@ def test_wrong_options_are_refused(arguments: tuple[str, ...], reason: str, tabl
     assert code == 2
     assert reason in said
     assert [line for line in lines if "star" in line] == []
+
+
+def test_results_replace_nothing_that_is_read(table: Path, tmp_path: Path) -> None:
+    before = table.read_bytes()
+    link = tmp_path / "link.parquet"
+    link.symlink_to(table)
+    for output in (table, link):
+        code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", "--output", output)
+        assert code == 2
+        assert "is read as well, and would be replaced" in str(errors)
+    assert table.read_bytes() == before
+    folder = tmp_path / "folder.csv"
+    folder.mkdir()
+    code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", "--output", folder)
+    assert code == 2
+    assert "a folder, give the name of a file" in str(errors)
+    assert sorted(tmp_path.iterdir()) == [folder, link]
+
+
+@pytest.mark.parametrize("more", [("--column", "magnitude=other"), ("--limit", "9" * 20)])
+def test_options_that_cannot_be_meant_are_refused(more: tuple[str, str], table: Path) -> None:
+    code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", *more)
+    assert code == 2
+    assert "is that already" in str(errors) or "is not in the range" in str(errors)
