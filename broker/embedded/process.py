@@ -142,7 +142,7 @@ class ServerProcess(ABC):
         self.terminate()
 
     def log_tail(self) -> str:
-        """What the server said last, errors before all else."""
+        """What the server said last, errors before all else, and what it said over and over once."""
         lines = self.log.read_text(errors="replace").splitlines()
         told = [line for line in lines if _TROUBLE.search(line)] or lines
-        return "\n".join(told)[-_LOG_TAIL:].strip() or "(no output)"
+        return "\n".join(dict.fromkeys(told))[-_LOG_TAIL:].strip() or "(no output)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -73,7 +74,8 @@ def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) ->
     repository = build_random_repository(tmp_path)
     with TritonServer(repository) as server:
         # Nobody has asked yet: a batch of 256 is the warm-up of each model, and one of each instance of trifid.
-        assert _answered(server) == {("trifid", "1"): 4} | {(model, "1"): 256 for model in MODELS}
+        warm = {("trifid", "1"): 4} | {(model, "1"): 256 for model in MODELS}
+        _wait_until(lambda: _answered(server) == warm)
         client = tritongrpc.InferenceServerClient(server.grpc_url)
         for model in MODELS:
             shutil.copytree(repository / model / "1", repository / model / "2")
@@ -85,8 +87,9 @@ def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) ->
         before = _answered(server)
         with closing(TritonEngine(server.grpc_url, repository)) as engine:
             engine.predict(random_inputs(np.ones((2, 3), bool)))
-        answered = {model: count - before[model] for model, count in _answered(server).items()}
-        assert {key: n for key, n in answered.items() if n and key[0] != "trifid"} == {(m, "1"): 1 for m in MODELS}
+        # Triton counts an answer after it has sent it.
+        once = {(model, "1"): 1 for model in MODELS}
+        _wait_until(lambda: _since(server, before) == once)
 
 
 def test_alarms_and_panels_are_of_metrics_that_triton_has(tmp_path: Path) -> None:
@@ -99,10 +102,23 @@ def test_alarms_and_panels_are_of_metrics_that_triton_has(tmp_path: Path) -> Non
             engine.predict(random_inputs(np.ones((2, 3), bool)))
         with urllib.request.urlopen(server.metrics_url) as response:
             lines = response.read().decode().splitlines()
-    assert len(used) >= 7
+    assert len(used) >= 6
     assert used <= {line.split("{")[0] for line in lines if not line.startswith("#")}
     assert any('nv_inference_request_summary_us{model="trifid",version="1",quantile="0.99"}' in line for line in lines)
     assert any('nv_inference_request_failure{model="trifid",reason="REJECTED"' in line for line in lines)
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _since(server: TritonServer, before: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """Answers of each model but the gateway."""
+    more = {model: count - before[model] for model, count in _answered(server).items()}
+    return {model: count for model, count in more.items() if count and model[0] != "trifid"}
 
 
 def _mapped(server: TritonServer) -> set[str]:
