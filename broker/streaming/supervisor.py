@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,6 +58,7 @@ def supervise(settings: Settings) -> Outcome:
                 service.run()
                 hangs = service.hangs
         except BaseException as error:
+            _release(error)
             done.set_exception(error)
         else:
             done.set_result(hangs)
@@ -101,6 +104,21 @@ def supervise(settings: Settings) -> Outcome:
                 )
                 return Outcome(control.accounting, hangs=True)
         return Outcome(control.accounting, hangs=done.result())
+
+
+def _release(error: BaseException) -> None:
+    """Drop what the frames of an error hold.
+
+    Kafka's clients among it end their threads only when nobody holds them: threads that live on while the process ends
+    can crash in what OpenSSL cleans up, and the exit code is then the signal's.
+    """
+    while True:
+        traceback.clear_frames(error.__traceback__)
+        before = error.__cause__ or error.__context__
+        if before is None:
+            break
+        error = before
+    gc.collect()
 
 
 def _log_start(settings: Settings) -> None:

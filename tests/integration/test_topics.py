@@ -357,7 +357,7 @@ def test_a_static_member_does_not_read_on_what_its_predecessor_read(servers: Ser
             {
                 "bootstrap.servers": servers.kafka.bootstrap, "group.id": name, "group.instance.id": "w0",
                 "partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": 30000,
-                "enable.auto.commit": False,
+                "enable.auto.commit": False, "topic.metadata.refresh.interval.ms": 1000,
             }
         )  # fmt: skip
         before.subscribe([f"{name}.in", dropped])
