@@ -86,7 +86,7 @@ def web(
     settings = _load(config)
     given = {name: value for name, value in (("address", address), ("port", port)) if value is not None}
     try:
-        web = WebSettings.model_validate(settings.web.model_dump() | given)
+        web = WebSettings.model_validate(settings.web.model_dump(exclude_unset=True) | given)
     except ValidationError as error:
         raise refusal_of(error) from error
     settings = settings.model_copy(update={"web": web})

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from broker.config.section import Section
+from broker.config.section import Names, Section
 
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -29,7 +29,7 @@ class WebSettings(Section):
     require_login: bool | None = None
     """Whether each request needs a token (``trifid web token create``). Not given: yes, unless ``address`` is a
     loopback one; false is refused for any other. Behind a proxy on the same machine give true."""
-    trusted_proxies: tuple[str, ...] = ()
+    trusted_proxies: Names = ()
     """Addresses or networks (``10.0.0.0/8``) of proxies whose ``X-Forwarded-For`` says who asks; none by default, and
     then all that come through a proxy without a token are one address, with one rate."""
     requests_per_minute: PerMinute = 600

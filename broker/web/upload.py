@@ -1,21 +1,23 @@
-"""Reads what people upload, in a process of its own whose memory and time are bounded.
+"""Reads what people upload, first in a process of its own whose memory and time are bounded.
 
 A file of 4 MiB may hold tens of gigabytes: compressed, as a column of one value in Parquet, as rows of FITS that all
 point at the same heap. No count in a header tells for sure, so the system stops what takes too much, and the server
-goes on.
+goes on. What that process could read, the server reads again, by the same steps: no object comes from the process that
+had the file first, only whether and why it was refused.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
-import pickle
 import re
 import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePath
@@ -47,7 +49,7 @@ MAX_ROWS: Final = 2_000_000
 _WALL_S: Final = 60.0
 _LONGEST_NAME: Final = 256
 _SUFFIX: Final = re.compile(r"(\.[A-Za-z0-9]{1,8}){1,2}$")
-_ANSWER: Final = "answer.pickle"
+_ANSWER: Final = "answer.json"
 
 
 @dataclass(slots=True)
@@ -58,8 +60,6 @@ class Upload:
     spectra: list[tuple[ObservedSpectrum, dict[str, Any]]] = field(default_factory=list)
     """Each with what was understood of it (``summary``)."""
     remarks: list[str] = field(default_factory=list)
-    refusal: str | None = None
-    """Why nothing of it can be used."""
 
 
 def read(kind: Kind, name: str, content: bytes) -> Upload:
@@ -72,18 +72,20 @@ def read(kind: Kind, name: str, content: bytes) -> Upload:
     with tempfile.TemporaryDirectory(prefix="trifid-upload-") as folder:
         path = Path(folder) / f"upload{suffix[0] if suffix else ''}"
         path.write_bytes(content)
-        found = _read_apart(kind, path, shown)
 
-    def said(text: str) -> str:
-        return text.replace(str(path), shown).replace(path.name, shown)
+        def said(text: str) -> str:
+            return text.replace(str(path), shown).replace(path.name, shown)
 
-    if found.refusal is not None:
-        raise InputFileError(said(found.refusal))
+        refusal = _refused_apart(kind, path, shown)
+        if refusal is not None:
+            raise InputFileError(said(refusal))
+        found = _READERS[kind](path)
     found.remarks = [said(text) for text in found.remarks]
     return found
 
 
-def _read_apart(kind: Kind, path: Path, shown: str) -> Upload:
+def _refused_apart(kind: Kind, path: Path, shown: str) -> str | None:
+    """Why nothing of a file can be used, by a process of its own; raises InputFileError where it takes too much."""
     too_much = f"{shown}: takes more than {MEMORY >> 20:,} MiB of memory or {CPU_S} s to read, the most here: " + (
         "use trifid classify --lightcurves" if kind == "lightcurve" else "use trifid spectra"
     )
@@ -104,26 +106,27 @@ def _read_apart(kind: Kind, path: Path, shown: str) -> Upload:
         raise InputFileError(too_much)
     if done.returncode:
         raise RuntimeError(f"reading an upload: {done.stderr.decode(errors='replace')[-4000:]}")
-    found: Upload = pickle.loads((path.parent / _ANSWER).read_bytes())
-    return found
+    refusal = json.loads((path.parent / _ANSWER).read_text())
+    return None if refusal is None else str(refusal)
 
 
 _NO_MEMORY: Final = 3
 
 
-def main(kind: str, path: Path) -> int:
+def main(kind: Kind, path: Path) -> int:
     """In the process of its own."""
     _bound()
+    refusal: str | None = None
     try:
-        found = _light_curves(path) if kind == "lightcurve" else _spectra(path)
+        _READERS[kind](path)
     except (InputFileError, MemoryError) as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, MemoryError):  # or Arrow's, which readers take for a damaged file
                 return _NO_MEMORY
             cause = cause.__cause__
-        found = Upload(refusal=str(error))
-    (path.parent / _ANSWER).write_bytes(pickle.dumps(found, pickle.HIGHEST_PROTOCOL))
+        refusal = str(error)
+    (path.parent / _ANSWER).write_text(json.dumps(refusal))
     return 0
 
 
@@ -177,7 +180,8 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
 
 
-if __name__ == "__main__":
-    from broker.web import upload  # whose classes are those of the server, not of __main__
+_READERS: Final[dict[Kind, Callable[[Path], Upload]]] = {"lightcurve": _light_curves, "spectrum": _spectra}
 
-    sys.exit(upload.main(sys.argv[1], Path(sys.argv[2])))
+
+if __name__ == "__main__":
+    sys.exit(main("lightcurve" if sys.argv[1] == "lightcurve" else "spectrum", Path(sys.argv[2])))

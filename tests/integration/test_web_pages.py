@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -279,7 +280,7 @@ def test_who_has_no_token_is_asked_for_it(
         context = chromium.new_context(base_url=f"http://127.0.0.1:{web.port}")
         page = context.new_page()
         page.goto(path_of(star(annotations)))
-        assert page.url.endswith(f"/login?next={path_of(star(annotations))}")
+        assert page.url.endswith(f"/login?next={quote(path_of(star(annotations)), safe='')}")
         page.get_by_label("Token").fill("wrong")
         page.get_by_role("button", name="Sign in").click()
         assert "no token" in page.locator("[role=alert]").inner_text()

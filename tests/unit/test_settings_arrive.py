@@ -34,7 +34,7 @@ def test_what_the_store_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     build.build_store(settings(state=state, redis={"wait_replicas": 2}))
     ((_, limits), named), = told  # fmt: skip
     assert limits == Limits(7, 0.75, 1.25)
-    assert named == {"expiry_days": 12.5, "wait_replicas": 2}
+    assert named == {"expiry_days": 12.5, "wait_replicas": 2, "read_only": False}
 
 
 def test_days_after_which_trifid_state_forgets_are_seconds_of_redis(monkeypatch: pytest.MonkeyPatch) -> None:
