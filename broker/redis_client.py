@@ -226,6 +226,11 @@ def split_address(address: str) -> tuple[str, bool, list[tuple[str, int]]]:
     return urlunsplit(parts._replace(query=urlencode(options))) if cluster else address, cluster, nodes
 
 
+def literally(text: str) -> str:
+    """A pattern of ``SCAN`` that stands for a text."""
+    return "".join(f"\\{c}" if c in "\\*?[]^" else c for c in text)
+
+
 def _key(words: Sequence[Any]) -> str:
     """The first key of a command."""
     return str(words[3] if words[0] == "EVALSHA" else words[1])

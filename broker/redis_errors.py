@@ -48,7 +48,7 @@ def redis_errors(where: str = "") -> Iterator[None]:
         raise ConfigurationError(
             f"the Redis at redis.url is a node of a cluster, and redis.cluster is not true: {error}"
         ) from error
-    except ClusterError as error:  # CLUSTERDOWN: too many nodes are away, or a slot has none; or redirected in a circle
+    except ClusterError as error:  # CLUSTERDOWN: nodes are unavailable, or a slot has none; or redirected in a circle
         raise DependencyUnavailableError(f"Redis Cluster is unavailable{end}: {error}") from error
     except redis.ResponseError as error:
         if isinstance(error, redis.exceptions.NoPermissionError) or _DENIED_IN_SCRIPT in str(error):

@@ -26,7 +26,7 @@ from broker.catalog.layout import (
 from broker.catalog.plausible import Counts
 from broker.catalog.tables import Chunk
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import Pipeline, RedisConnection, literally
 from broker.redis_errors import redis_errors
 
 _APPEND: Final = resources.files(__package__).joinpath("append.lua").read_text("utf-8")
@@ -257,7 +257,7 @@ class Generations:
         """Delete the cells and the record of a generation; stopped in between, it is deleted again."""
         with self.calls():
             start = cell_prefix(self._prefix, name, generation)
-            pattern = "".join(f"\\{c}" if c in "\\*?[]^" else c for c in start) + "*"
+            pattern = f"{literally(start)}*"
             keys: list[bytes] = []
             for key in self._client.scan_iter(pattern, count=_SCAN):
                 keys.append(key)

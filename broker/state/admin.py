@@ -1,4 +1,4 @@
-"""What an operator can do with the state of one object: look at it, forget it, take out points that cannot be."""
+"""What an operator can do with the state of one object: look at it, forget it, take out impossible points."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from broker.errors import TrifidError
 from broker.records import Alert, KeptSearch, LightCurve
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import Pipeline, RedisConnection, literally
 from broker.state.encoding import STAMP_BYTES, StateError, decode_object, decode_search, encode_object
 from broker.state.keys import NO_HOME, ObjectName, base, object_key, sky_key, split_object_key
 from broker.state.objects import is_moving
@@ -82,7 +82,7 @@ class Repair:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Points to be removed beyond those that cannot be: all that meet each condition given."""
+    """Points to be removed beyond the impossible ones: all that meet each condition given."""
 
     between: tuple[float, float] | None = None
     """First and last MJD."""
@@ -199,9 +199,9 @@ class StateAdmin:
     def repair(
         self, name: ObjectName, latest: float, selected: Callable[[LightCurve], NDArray[np.bool_]], *, dry: bool = False
     ) -> Repair:
-        """Remove points that cannot be, later than MJD ``latest`` among them, and those ``selected``.
+        """Remove impossible points, those later than MJD ``latest`` among them, and those ``selected``.
 
-        Where the latest alert's time cannot be, that of the last point left takes its place, so that the next alert
+        Where the latest alert's time is impossible, that of the last point left takes its place, so that the next alert
         is the latest again. An object without any point left is forgotten. With ``dry`` nothing is changed. Raises
         StateError where the value cannot be read, UnknownObjectError where there is none.
         """
@@ -271,7 +271,7 @@ class StateAdmin:
 
     def _look_for(self, names: Sequence[ObjectName]) -> None:
         for object_id in {name[1] for name in names}:
-            for key in self._redis.scan(f"{self._prefix}:*:{_literally(object_id)}:lc*"):
+            for key in self._redis.scan(f"{self._prefix}:*:{literally(object_id)}:lc*"):
                 home, name = split_object_key(self._prefix, key.decode().removesuffix(":damaged"))
                 self._homes[name] = max(home, self._homes.get(name, NO_HOME))
         for name in names:
@@ -287,11 +287,6 @@ class StateAdmin:
         key = sky_key(self._prefix, self._home(name), "objects", own_cells([latest])[0])
         found = self._redis.call(lambda client: client.hget(key, ":".join(name)))
         return Place.unpack(found) if isinstance(found, bytes) else None
-
-
-def _literally(text: str) -> str:
-    """A pattern of Redis that stands for a text."""
-    return "".join(f"\\{c}" if c in "\\*?[]^" else c for c in text)
 
 
 def _search(value: bytes | None) -> KeptSearch | None:

@@ -14,12 +14,11 @@ from pydantic import BaseModel, Field
 
 from broker import __version__
 from broker.errors import InputFileError, TrifidError
-from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
+from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
 from broker.times import mjd_now, mjd_of
 from broker.web import feedback, objects
 from broker.web.model import BusyError
 from broker.web.objects import Known
-from broker.web.parameters import CLASSES as CLASS_NAMES
 from broker.web.parameters import SearchQuery
 from broker.web.scopes import SCOPES
 from broker.web.search import Page, SearchError, search
@@ -146,7 +145,7 @@ def history(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "jso
         name: [row[name] for row in rows] for name in rows[0] if name not in ("modalities", "probabilities")
     }
     columns["modalities"] = [" ".join(row["modalities"]) for row in rows]
-    columns |= {name: [row["probabilities"].get(name) for row in rows] for name in CLASS_NAMES}
+    columns |= {name: [row["probabilities"].get(name) for row in rows] for name in OUTPUT_NAMES}
     return _columns(columns, form, f"{survey}-{object_id}-annotations")
 
 

@@ -16,10 +16,9 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from broker import __version__, sky
-from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
+from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
 from broker.times import datetime_of
 from broker.web import api, feedback, objects
-from broker.web.parameters import CLASSES as CLASS_NAMES
 from broker.web.parameters import SearchParameters, without_empty
 from broker.web.search import Cone, Query, SearchError, search
 from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
@@ -77,7 +76,7 @@ def live(request: Request, parts: Parts) -> Response:
         request,
         "live.html",
         422 if problem else 200,
-        classes=CLASS_NAMES,
+        classes=OUTPUT_NAMES,
         parents=PARENT_CLASSES,
         opened=bool(given.keys() - _FIRST),
         **values,

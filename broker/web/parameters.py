@@ -8,13 +8,12 @@ from fastapi import HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker import sky
-from broker.taxonomy import CLASS_NAMES, NOT_CLASSIFIED, OTHER, PARENTS
+from broker.taxonomy import OUTPUT_NAMES, PARENTS
 from broker.times import moment_of
 from broker.web import search
 from broker.web.search import Cone, Sort
 
-CLASSES: Final = (*CLASS_NAMES, OTHER.name, NOT_CLASSIFIED.name)
-_BY_LOWER_CLASS: Final = {name.lower(): name for name in CLASSES}
+_BY_LOWER_CLASS: Final = {name.lower(): name for name in OUTPUT_NAMES}
 _BY_LOWER_PARENT: Final = {name.lower(): name for name in PARENTS}
 _DEFAULT_RADIUS: Final = 60.0
 
@@ -26,7 +25,7 @@ class SearchParameters(BaseModel):
 
     survey: str | None = Field(None, max_length=32, description="ztf, lsst or elasticc.")
     class_: str | None = Field(
-        None, alias="class", description=f"The most probable class: {', '.join(CLASSES)}.", max_length=32
+        None, alias="class", description=f"The most probable class: {', '.join(OUTPUT_NAMES)}.", max_length=32
     )
     parent: str | None = Field(None, description=f"The most probable parent: {', '.join(PARENTS)}.", max_length=32)
     min_probability: float | None = Field(

@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_and_gives_what_plain_classify_says(catalogue: Path
     for file, stat in before.items():
         assert (file.stat().st_mtime_ns, file.stat().st_ino) == (stat.st_mtime_ns, stat.st_ino)
 
-    # Mended, it alone is done.
+    # Fixed, it alone is done.
     held.write_bytes(content)
     shell, python = re.findall(r"```(?:console|python)\n(.*?)```", DOCS.read_text(), re.DOTALL)
     documented, _, last = shell.splitlines()

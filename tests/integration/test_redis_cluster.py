@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,6 @@ from broker.state.redis import RedisStore
 from broker.streaming.peers import Peers
 from deploy.local.redis_cluster import RedisCluster
 from tests.integration.test_redis_store import point
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    with RedisCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def nodes(cluster: RedisCluster) -> Iterator[Any]:
-    """redis-py's client of the cluster, which is empty."""
-    with cluster.client() as client:
-        client.flushall(target_nodes="primaries")
-        yield client
 
 
 def test_commands_and_scripts_go_to_the_nodes_of_their_keys(cluster: RedisCluster, nodes: Any) -> None:

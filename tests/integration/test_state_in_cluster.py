@@ -28,20 +28,6 @@ from tests.integration.test_redis_store import ALERTS, point, spectrum_of
 from tests.unit.state.test_merge import same
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RedisCluster]:
-    with RedisCluster() as cluster:
-        yield cluster
-
-
-@pytest.fixture
-def nodes(cluster: RedisCluster) -> Iterator[Any]:
-    """redis-py's client of the cluster, which is empty."""
-    with cluster.client() as client:
-        client.flushall(target_nodes="primaries")
-        yield client
-
-
 @pytest.fixture
 def store(cluster: RedisCluster, nodes: Any) -> Iterator[RedisStore]:
     with closing(RedisStore(cluster.address)) as store:

@@ -247,7 +247,7 @@ def test_a_batch_counts_as_read_as_a_whole_when_the_next_is_asked_for(kafka: Kaf
             for batch in first.batches(size=3):
                 taken.append([annotation.alert_id for annotation in batch])
                 if len(taken) == 2:
-                    raise RuntimeError("the database is away")
+                    raise RuntimeError("the database is unavailable")
 
     taken: list[list[int]] = []
     with pytest.raises(RuntimeError, match="away"):

@@ -62,7 +62,8 @@ class server_of:  # noqa: N801 - used as a function
 
     def __init__(self, parts: Services) -> None:
         self._server = server(parts)
-        self._thread = threading.Thread(target=self._server.run)
+        # A test that fails before it stops the server must not keep pytest from ending.
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
         while not self._server.started:
             assert self._thread.is_alive()

@@ -36,7 +36,7 @@ def _two_threads() -> Iterator[None]:
     with threadpool_limits(2, user_api="blas"):
         assert _blas_threads() == {2}
         yield
-        assert _blas_threads() == {2}  # and they are given back
+        assert _blas_threads() == {2}  # and they are restored
 
 
 def test_the_search_of_neighbours() -> None:
