@@ -90,6 +90,7 @@ class _Name(click.ParamType[str]):
 @click.option("--ra", callback=options.ra, help="Of a cone, ICRS: degrees, or hours such as 17:57:48.5.")
 @click.option("--dec", callback=options.dec, help="ICRS: degrees, or such as +04:41:36.")
 @click.option("--radius", type=options.POSITIVE, metavar="ARCSEC", help="Of the cone.")
+@click.option("--where", "condition", metavar="EXPRESSION", help="Such as 'period < 0.3 and detections > 50'.")
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many annotations.")
 @click.option("--idle", type=options.POSITIVE, metavar="SECONDS", help="End when nothing has come for so long.")
 @click.option(
@@ -118,6 +119,7 @@ def subscribe(
     ra: float | None,
     dec: float | None,
     radius: float | None,
+    condition: str | None,
     limit: int | None,
     idle: float | None,
     timeout: float,
@@ -130,13 +132,15 @@ def subscribe(
     takes the Mira stars of all surveys. Dead letters are left out. --class and --parent stand for their topics:
     --parent RRLyrae --survey ztf is trifid.ztf.rrlyrae. An annotation that is in several of the topics is printed once.
 
+    --where takes an expression over the fields of annotations (docs/watchlists.md), beside the other options.
+
     With --group, each line that was printed is read, whatever ended the command; only one killed outright prints the
     lines of its last second again. Messages that are no annotations are named on stderr and passed over.
 
     Exit codes: 0 after --limit or --idle; 1 where Kafka does not answer; 2 where a topic does not exist or holds no
     annotations.
     """
-    from broker.client import Cone, Filter, Subscription
+    from broker.client import Cone, Expression, Filter, Subscription
     from broker.config import load_settings
     from broker.errors import ConfigurationError
     from broker.publish.annotation import published_record, to_json
@@ -158,21 +162,23 @@ def subscribe(
         raise click.UsageError("give a topic, --class or --parent")
     _refuse_inputs(topics, settings)
     kafka = settings.kafka
+    wanted = Filter(
+        # Of one class or parent its own probability counts; an annotation of several topics has passed one of them.
+        parent=parents[0] if len(parents) == 1 and not classes and not given else None,
+        min_probability=min_probability,
+        min_anomaly_score=min_anomaly,
+        min_detections=min_points,
+        known=known,
+        cone=None if ra is None or dec is None or radius is None else Cone(ra, dec, radius),
+    )
+    expression = None if condition is None else Expression(condition)
     foreign = _Foreign()
     subscription = Subscription(
         topics,
         bootstrap_servers or kafka.bootstrap_servers,
         group_id=group,
         start=since or ("earliest" if from_beginning else "latest"),
-        where=Filter(
-            # Of one class or parent its own probability counts; an annotation of several topics has passed one of them.
-            parent=parents[0] if len(parents) == 1 and not classes and not given else None,
-            min_probability=min_probability,
-            min_anomaly_score=min_anomaly,
-            min_detections=min_points,
-            known=known,
-            cone=None if ra is None or dec is None or radius is None else Cone(ra, dec, radius),
-        ),
+        where=lambda annotation: wanted(annotation) and (expression is None or expression(annotation)),
         idle_timeout=idle,
         timeout=timeout,
         on_foreign=foreign,
