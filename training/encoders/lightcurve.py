@@ -88,13 +88,18 @@ class PointsEncoder(nn.Module):
             time_angle.sin(), time_angle.cos(), phase_angle.sin(), phase_angle.cos(),
         ]  # fmt: skip
         x = self.embed(torch.cat(columns, dim=2))
-        batch, length, width = x.shape
+        # A score is linear in a point's key, and what a query gathers in the points' values: so the queries are brought
+        # to the points' space once, and only what was gathered goes through the values' weights. The keys' bias adds
+        # the same to all scores of a query, which softmax does not see.
+        width = x.shape[2]
         size = width // self.heads
-        key, value_ = self.key_value(x).view(batch, length, 2, self.heads, size).unbind(dim=2)
-        query = self.queries.view(-1, self.heads, size)
-        attention = torch.einsum("qhd,blhd->bhql", query, key) / math.sqrt(size)
-        attention = attention.masked_fill(~mask[:, None, None, :], -1e4).softmax(dim=-1)
-        pooled = torch.einsum("bhql,blhd->bqhd", attention, value_).reshape(batch, -1)
+        key, value_ = self.key_value.weight.view(2, self.heads, size, width)
+        query = self.queries.view(-1, self.heads, size).transpose(0, 1) / math.sqrt(size)
+        scores = torch.matmul((query @ key).flatten(0, 1), x.transpose(1, 2))
+        attention = scores.masked_fill(~mask[:, None, :], -1e4).softmax(dim=-1)
+        gathered = torch.matmul(attention, x).view(-1, self.heads, len(self.queries), width)
+        pooled = torch.matmul(gathered, value_.transpose(1, 2)).transpose(1, 2).flatten(2)
+        pooled = (pooled + self.key_value.bias[width:]).flatten(1)
         mixed: Tensor = self.mix(pooled)
         return mixed
 

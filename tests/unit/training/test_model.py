@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 from broker.assemble.lightcurve import (
     FOLDED_CHANNELS,
@@ -19,6 +23,7 @@ from broker.assemble.metadata import MODEL_FEATURES
 from broker.inference.manifest import CALIBRATION_BINS
 from training.config import load_settings
 from training.encoders.build import build_model
+from training.encoders.lightcurve import PointsEncoder
 from training.encoders.trimodal import Batch, Trimodal
 from training.export import check_export, export_models
 
@@ -37,6 +42,17 @@ def batch(size: int, seed: int = 0) -> Batch:
         present=torch.rand(size, 3) < 0.6,
         detections=length.float(),
     )
+
+
+class Constant(nn.Module):
+    """Gives the same tensor for any input."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.value
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +118,20 @@ def test_the_export_gives_the_same_numbers_for_any_batch_size(model: Trimodal, t
     export_models(model, tmp_path)
     for size in (1, 3, 17):
         assert check_export(model, tmp_path, batch(size), tolerance=1e-4) < 1e-4
+    operations = Counter(node.op_type for node in onnx.load(tmp_path / "light_curve_encoder/1/model.onnx").graph.node)
+    assert operations["Gelu"] == 12
+    assert operations["Erf"] == 0
+
+
+@torch.no_grad()
+def test_points_are_attended_to_as_by_keys_and_values_of_each() -> None:
+    torch.manual_seed(3)
+    encoder = PointsEncoder(width=48, queries=8, heads=4, dropout=0.0).double().eval()
+    embedded = torch.randn(3, 20, 48, dtype=torch.float64)
+    encoder.embed, encoder.mix = Constant(embedded), nn.Identity()
+    mask = torch.arange(20)[None] < torch.tensor([[20], [7], [1]])
+    got = encoder(torch.zeros(3, 20, POINT_CHANNELS, dtype=torch.float64), mask)
+    key, value = encoder.key_value(embedded).view(3, 20, 2, 4, 12).permute(2, 0, 3, 1, 4)
+    query = encoder.queries.view(8, 4, 12).transpose(0, 1).expand(3, -1, -1, -1)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+    assert torch.allclose(got, expected.transpose(1, 2).flatten(1), rtol=0, atol=1e-12)
