@@ -147,8 +147,12 @@ def _reference_file(settings: Settings) -> tuple[Manifest, Path, str | None]:
 def build_publisher(settings: Settings) -> Publisher:
     """What turns annotations into messages; raises ConfigurationError where a survey's module cannot be used."""
     surveys = tuple(survey.name for survey in load_surveys(settings.surveys))
-    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold, surveys)
-    return Publisher(topics, settings.publish.broker_name, settings.publish.dead_letter_max_bytes)
+    publish = settings.publish
+    for name in publish.elasticc_surveys:
+        if name not in surveys:
+            raise ConfigurationError(f"publish.elasticc_surveys: {name} is none of {', '.join(surveys)}")
+    topics = Topics(publish.topic_prefix, settings.anomaly.threshold, surveys, publish.elasticc_surveys)
+    return Publisher(topics, publish.broker_name, publish.dead_letter_max_bytes)
 
 
 def reference_set_in_redis(settings: Settings) -> ReferenceSet:

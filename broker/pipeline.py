@@ -27,6 +27,7 @@ from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
 from broker.state import Store
 from broker.surveys import Decoder
 from broker.surveys.decoder import Decoded
+from broker.times import mjd_of_unix
 
 T = TypeVar("T")
 
@@ -171,7 +172,8 @@ class Pipeline:
         if not latest:
             return []
         annotations = self._annotate_updated([r for r, _ in latest.values()], [s for _, s in latest.values()])
-        return [replace(annotation, trigger="spectrum") for annotation in annotations]
+        # The message was the spectrum's; when the alert was written is not remembered.
+        return [replace(annotation, trigger="spectrum", alert_publish_mjd=None) for annotation in annotations]
 
     def annotate_states(self, received: Sequence[Received], states: Sequence[ObjectState]) -> list[Annotation]:
         """Annotate each alert from the state of its object, whatever was found in it before."""
@@ -230,9 +232,15 @@ class Pipeline:
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
             annotations = annotate(
                 alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold,
-                self._confidence,
+                self._confidence, [_published_mjd(r.message) for r in received],
             )  # fmt: skip
         return annotations, predictions.embeddings
+
+
+def _published_mjd(message: IncomingMessage) -> float | None:
+    """When a message was written to its topic, MJD UTC; None where it is of no topic, or Kafka does not know."""
+    origin = message.origin
+    return None if origin is None or origin.timestamp_ms <= 0 else mjd_of_unix(origin.timestamp_ms / 1000)
 
 
 def _sort(

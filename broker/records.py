@@ -315,6 +315,9 @@ class Annotation:
     model_version: str = ""
     ingest_mjd: float = 0.0
     """When the broker received the alert, MJD UTC."""
+    alert_publish_mjd: float | None = None
+    """When the alert was written to the topic that it was read from, MJD UTC; None where it came from no topic, and
+    where a spectrum had the object classified again."""
     reason: str | None = None
     """Why the alert is NotClassified, or Other without the model; or what was left out of one that is classified."""
     real_bogus: float | None = None

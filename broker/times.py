@@ -39,8 +39,13 @@ def mjd_of(time: datetime) -> float:
 
 
 def datetime_of(mjd: float) -> datetime:
-    """An MJD UTC as a time of the zone UTC; raises OverflowError outside of the years 1 to 9999, ValueError for NaN."""
-    return _MJD_0 + timedelta(days=mjd)
+    """An MJD UTC as a time of the zone UTC; raises OverflowError outside of the years 1 to 9999, ValueError for NaN.
+
+    To the nearest 10 microseconds: an MJD of our time is a multiple of 0.6, and a time in whole milliseconds would else
+    lose one where they are cut off, as they are in Avro.
+    """
+    time = timedelta(days=mjd)
+    return _MJD_0 + timedelta(time.days, time.seconds, 10 * round(time.microseconds / 10))
 
 
 def moment_of(text: str) -> float:

@@ -14,6 +14,10 @@ KINDS: Final[tuple[str, ...]] = ("all", *OUTPUT_NAMES, *PARENTS, "anomaly")
 """Of the topics of one survey, see ``topic_of``."""
 DEAD_LETTER_ENDING: Final = ".deadletter"
 """Of the topic of dead letters, whatever the prefix: a subscriber is told only names."""
+ELASTICC_ENDING: Final = ".brokerclassification"
+"""Of the topic in ELAsTiCC's schema, whatever the prefix."""
+NO_ANNOTATIONS: Final = (DEAD_LETTER_ENDING, ELASTICC_ENDING)
+"""Endings of topics that a subscriber to annotations has no use for."""
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _IN_NAMES: Final = string.ascii_letters + string.digits + "._-"
 """All characters that a topic's name may have."""
@@ -45,6 +49,11 @@ def topic_of(prefix: str, survey: str, kind: str) -> str:
 def dead_letter_topic(prefix: str) -> str:
     """The topic of what could not be processed: ``trifid.deadletter``."""
     return f"{prefix}{DEAD_LETTER_ENDING}"
+
+
+def elasticc_topic(prefix: str) -> str:
+    """The topic of classifications in ELAsTiCC's schema: ``trifid.brokerclassification``."""
+    return f"{prefix}{ELASTICC_ENDING}"
 
 
 def pattern_of(prefix: str, kind: str) -> str:

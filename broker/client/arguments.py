@@ -10,7 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from broker.errors import ConfigurationError
-from broker.topic_names import DEAD_LETTER_ENDING, check_topic
+from broker.topic_names import DEAD_LETTER_ENDING, ELASTICC_ENDING, NO_ANNOTATIONS, check_topic
 
 _OWN: Final = (
     "bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store",
@@ -35,6 +35,10 @@ def check_topics(topics: Sequence[str]) -> None:
             raise ConfigurationError(str(error)) from error
         if topic.endswith(DEAD_LETTER_ENDING):
             raise ConfigurationError(f"{topic} holds dead letters, no annotations: `trifid deadletter show` reads them")
+        if topic.endswith(ELASTICC_ENDING):
+            raise ConfigurationError(
+                f"{topic} holds what ELAsTiCC's schema reads, no annotations: those are in <prefix>.<survey>.all"
+            )
 
 
 def check_seconds(**arguments: float | None) -> None:
@@ -81,7 +85,7 @@ def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | N
         "auto.commit.interval.ms": _COMMIT_MS,
         "enable.auto.offset.store": False,
         "isolation.level": "read_committed",
-        "topic.blacklist": rf"^.*\{DEAD_LETTER_ENDING}$,^__.*",
+        "topic.blacklist": ",".join([*(rf"^.*\{ending}$" for ending in NO_ANNOTATIONS), "^__.*"]),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from broker.config.section import Int32, Seconds, Section
+from broker.config.section import Int32, Names, Seconds, Section
 from broker.state.merge import MAX_POINTS
 
 _OF_WHEEL: Final = Path(__file__).parents[1] / "model_repo"
@@ -101,6 +101,9 @@ class PublishSettings(Section):
 
     topic_prefix: str = Field(default="trifid", pattern=r"^[A-Za-z0-9._-]+$")
     broker_name: str = "Trifid"
+    elasticc_surveys: Names = ()
+    """Surveys, such as ``elasticc``, whose annotations go to ``<topic_prefix>.brokerclassification`` as well, in
+    ELAsTiCC's own schema (docs/annotation.md); none where it is left out."""
     disagreement_probability: float = Field(default=0.95, gt=0.5, le=1)
     """Probability of the leading parent, or class, from which the model is said to disagree with a catalogue of known
     variable stars (docs/catalogs.md)."""

@@ -27,7 +27,7 @@ from broker.config.section import Names, in_clear
 from broker.config.servers import RedisSettings, TritonSettings
 from broker.config.web import WebSettings
 from broker.errors import ConfigurationError
-from broker.topic_names import KINDS, dead_letter_topic, matches, topic_of
+from broker.topic_names import KINDS, dead_letter_topic, elasticc_topic, matches, topic_of
 
 CONFIG_VARIABLE = "TRIFID_CONFIG"
 """Environment variable that names the TOML file where ``--config`` does not."""
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
         kafka = self.kafka
         surveys = ["ztf", "lsst", "elasticc", *(name.rpartition(".")[2] for name in self.surveys)]
         written = [topic_of(self.publish.topic_prefix, survey, kind) for survey in surveys for kind in KINDS]
-        written.append(dead_letter_topic(self.publish.topic_prefix))
+        written += [dead_letter_topic(self.publish.topic_prefix), elasticc_topic(self.publish.topic_prefix)]
         for topic in kafka.input_topics:
             if kafka.spectra_topic and matches(topic, kafka.spectra_topic):
                 raise ValueError(f"kafka.input_topics: {topic!r} takes kafka.spectra_topic, which holds no alerts")

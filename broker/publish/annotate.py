@@ -37,8 +37,11 @@ def annotate(
     manifest: Manifest,
     other_threshold: float | None = None,
     confidence: float = CONFIDENCE,
+    published_mjd: Sequence[float | None] | None = None,
 ) -> list[Annotation]:
     """What is published about each alert; all arguments are of the same length.
+
+    ``published_mjd`` is when each alert was written to its topic, MJD UTC; None where that is not known.
 
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
     zeros), is NotClassified, with the reason. One whose ``predictions.other`` is at least ``other_threshold`` (None for
@@ -77,7 +80,7 @@ def annotate(
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
         Annotation(
-            **_of_alert(alert, states[row], received),
+            **_of_alert(alert, states[row], received, None if published_mjd is None else published_mjd[row]),
             class_names=named[row][0],
             probabilities=named[row][1],
             modalities=tuple(compress(MODALITIES, inputs.present[row])),
@@ -126,6 +129,7 @@ class _OfAlert(TypedDict):
     dec: float
     mjd: float
     ingest_mjd: float
+    alert_publish_mjd: float | None
     real_bogus: float | None
     solar_system: bool
     star_score: float | None
@@ -137,7 +141,7 @@ class _OfAlert(TypedDict):
     time_system: str
 
 
-def _of_alert(alert: Alert, state: ObjectState, received_mjd: float) -> _OfAlert:
+def _of_alert(alert: Alert, state: ObjectState, received_mjd: float, published_mjd: float | None = None) -> _OfAlert:
     return {
         "survey": alert.survey,
         "alert_id": alert.alert_id,
@@ -147,6 +151,7 @@ def _of_alert(alert: Alert, state: ObjectState, received_mjd: float) -> _OfAlert
         "dec": alert.dec,
         "mjd": alert.mjd,
         "ingest_mjd": received_mjd,
+        "alert_publish_mjd": published_mjd,
         "real_bogus": alert.real_bogus,
         "solar_system": alert.solar_system,
         "star_score": alert.star_score,

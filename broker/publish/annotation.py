@@ -71,6 +71,11 @@ def _neighbour_record(neighbour: Neighbour) -> dict[str, Any]:
     return {name: getattr(neighbour, attribute) for name, attribute in _NEIGHBOUR.items()}
 
 
+def _optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same conversion, of which None is left as it is."""
+    return lambda value: None if value is None else convert(value)
+
+
 _NEIGHBOUR: Final = {"objectId": "object_id", "className": "class_name", "distance": "distance"}
 _KNOWN: Final = {
     "catalogue": "catalogue",
@@ -86,6 +91,7 @@ _FIELDS: Final[dict[str, _Field]] = {
     "diaSourceId": _Field("source_id"),
     "objectId": _Field("object_id"),
     "brokerIngestTimestamp": _Field("ingest_mjd", datetime_of, mjd_of),
+    "alertPublishTimestamp": _Field("alert_publish_mjd", _optional(datetime_of), _optional(mjd_of)),
     "classifierName": _Field("classifier_name"),
     "survey": _Field("survey"),
     "ra": _Field("ra"),

@@ -9,6 +9,7 @@ from typing import Final
 from broker.avro.container import ContainerWriter
 from broker.batch import BatchResult, DeadLetter
 from broker.publish.annotation import SCHEMA_TEXT, to_record
+from broker.publish.elasticc import classification
 from broker.publish.topics import Topics
 from broker.times import mjd_now
 
@@ -41,7 +42,10 @@ class Publisher:
         self._write = ContainerWriter(SCHEMA_TEXT)
 
     def messages(self, result: BatchResult) -> Iterator[OutgoingMessage]:
-        """One message for each topic of each annotation, keyed by object id, and one for each dead letter."""
+        """One message for each topic of each annotation, keyed by object id, and one for each dead letter.
+
+        Where asked for, one in ELAsTiCC's schema for each annotation of an alert whose time of publication is known.
+        """
         now = mjd_now()
         for annotation in result.annotations:
             topics = self.topics.of(annotation)
@@ -49,6 +53,8 @@ class Publisher:
             key = annotation.object_id.encode()
             for topic in topics:
                 yield OutgoingMessage(topic, value, key)
+            if annotation.survey in self.topics.elasticc_surveys and annotation.alert_publish_mjd is not None:
+                yield OutgoingMessage(self.topics.elasticc, classification(annotation, self._broker_name), key)
         for letter in result.dead_letters:
             yield self._dead_letter(letter)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import fastavro
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 from pydantic import SecretStr
 
 from broker.batch import BatchResult
@@ -27,6 +28,7 @@ from broker.streaming.worker import worker
 from broker.surveys.simulator import simulate_alerts
 from broker.taxonomy import CLASS_NAMES, PARENT_OF, PARENTS
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from tests.elasticc_schema import read_classification
 from tests.random_models import build_random_repository
 
 THRESHOLD = 0.5
@@ -54,6 +56,10 @@ class Published:
     accounting: Accounting
     topics: dict[str, list[PublishedAnnotation]]
     """All annotations of each topic, from beginning to end."""
+    elasticc: list[Message]
+    """All messages in ELAsTiCC's schema."""
+    sent: Counter[int]
+    """How many messages of the input topic have which of Kafka's timestamps, milliseconds since 1970."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
             ),
             redis=RedisSettings(url=SecretStr(redis.url)),
             inference=InferenceSettings(model_repository=models, threads=1),
-            publish=PublishSettings(topic_prefix="r.t"),
+            publish=PublishSettings(topic_prefix="r.t", elasticc_surveys=("ztf",)),
         )
         with Replay(settings.kafka, "in") as replay:
             for payload in payloads:
@@ -89,32 +95,41 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
             thread.start()
             thread.join(120)
             assert not thread.is_alive()
-        yield Published(kafka, service.accounting, _all(kafka.bootstrap))
+        found = {topic: _all(kafka.bootstrap, topic) for topic in _topics(kafka.bootstrap)}
+        annotations = {
+            topic.removeprefix("r.t.ztf."): [a for m in messages for a in read(m.value() or b"", topic)]
+            for topic, messages in found.items()
+            if topic.startswith("r.t.ztf.")
+        }
+        sent = Counter(message.timestamp()[1] for message in found["in"])
+        yield Published(kafka, service.accounting, annotations, found["r.t.brokerclassification"], sent)
 
 
-def _all(bootstrap: str) -> dict[str, list[PublishedAnnotation]]:
+def _topics(bootstrap: str) -> list[str]:
+    topics = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=10).topics
+    return [topic for topic in topics if topic == "in" or topic.startswith("r.t.")]
+
+
+def _all(bootstrap: str, topic: str) -> list[Message]:
     consumer = Consumer(
         {"bootstrap.servers": bootstrap, "group.id": "test", "isolation.level": "read_committed",
          "enable.partition.eof": True}
     )  # fmt: skip
     # A transaction's mark is written after its commit has returned: until then what is committed seems to end sooner.
     plain = Consumer({"bootstrap.servers": bootstrap, "group.id": "test", "isolation.level": "read_uncommitted"})
-    found: dict[str, list[PublishedAnnotation]] = {}
-    for topic, metadata in consumer.list_topics(timeout=10).topics.items():
-        if not topic.startswith("r.t.ztf."):
+    found: list[Message] = []
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    left = {p: plain.get_watermark_offsets(TopicPartition(topic, p), 30)[1] for p in partitions}
+    while left:
+        message = consumer.poll(60)
+        assert message is not None
+        if (error := message.error()) is not None:
+            assert error.code() == KafkaError._PARTITION_EOF
+            if message.offset() >= left[message.partition()]:
+                del left[message.partition()]
             continue
-        found[topic.removeprefix("r.t.ztf.")] = own = []
-        consumer.assign([TopicPartition(topic, p, 0) for p in metadata.partitions])
-        left = {p: plain.get_watermark_offsets(TopicPartition(topic, p), 30)[1] for p in metadata.partitions}
-        while left:
-            message = consumer.poll(60)
-            assert message is not None
-            if (error := message.error()) is not None:
-                assert error.code() == KafkaError._PARTITION_EOF
-                if message.offset() >= left[message.partition()]:
-                    del left[message.partition()]
-                continue
-            own += read(message.value() or b"", topic)
+        found.append(message)
     consumer.close()
     plain.close()
     return found
@@ -167,6 +182,25 @@ def test_parents_topics_hold_what_has_this_parent_whatever_its_class(published: 
             by_hand[sums.most_common(1)[0][0]] += 1
     assert by_hand == {p: n for p in PARENTS if (n := len(published.topics[p.lower()]))}
     assert len(by_hand) > 2
+
+
+def test_elasticcs_topic_has_every_annotation_in_the_official_schema(published: Published) -> None:
+    """In the same transactions: read_committed sees as many of both, and no alert twice."""
+    numbers = {"Eclipsing": 2325, "RRLyrae": 2323, "DeltaScuti": 2324, "LongPeriod": 2326, "Rotational": 2321}
+    records = {(r := read_classification(m.value() or b""))["alertId"]: r for m in published.elasticc}
+    assert len(records) == len(published.elasticc) == len(published.topics["all"])
+    milliseconds: Counter[int] = Counter()
+    for annotation in published.topics["all"]:
+        record = records[annotation.alert_id]
+        assert record["diaSourceId"] == annotation.source_id
+        expected = {numbers[parent]: probability for parent, probability in annotation.parents.items()}
+        if annotation.best_class == "Other":
+            expected[100] = annotation.best_probability
+        found = {c["classId"]: c["probability"] for c in record["classifications"]}
+        assert found == pytest.approx(expected or {300: 1.0}, abs=1e-6)
+        assert len(found) == len(record["classifications"])
+        milliseconds[round(1000 * record["elasticcPublishTimestamp"].timestamp())] += 1
+    assert all(published.sent[ms] >= count for ms, count in milliseconds.items())
 
 
 def test_a_subscriber_of_several_topics_has_each_annotation_once(published: Published) -> None:

@@ -202,7 +202,7 @@ DISTINCT = Annotation(
     reason="reason 14", real_bogus=0.6875, solar_system=True, star_score=0.5625, associated=("ztf:15",),
     remembered_points=16, history_start=58_017.5, survey_detections=18, photometric_period=4.25,
     period_ambiguous=True, time_system="BMJD", history="missing", trigger="spectrum",
-    known_as=(KnownObject("vsx", "AB Xyz", "RRC", 0.3125, 1.25, "RRC", "class"),),
+    known_as=(KnownObject("vsx", "AB Xyz", "RRC", 0.3125, 1.25, "RRC", "class"),), alert_publish_mjd=61_012.75,
 )  # fmt: skip
 """Of which no two fields have one value, and none its default."""
 
@@ -231,7 +231,7 @@ def test_each_field_of_a_message_is_named_as_the_schema_says() -> None:
             {"catalogue": "vsx", "name": "AB Xyz", "type": "RRC", "class": "RRC", "period": 0.3125, "distance": 1.25,
              "disagrees": "class"},
         ],
-        "catalogueDisagrees": True,
+        "catalogueDisagrees": True, "alertPublishTimestamp": datetime(2025, 12, 3, 18, tzinfo=UTC),
     }  # fmt: skip
 
 
