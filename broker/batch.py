@@ -59,7 +59,7 @@ class BatchResult:
     alerts_in: Counter[str] = field(default_factory=Counter)
     """Alerts by survey; a message that cannot be decoded counts as one alert of survey ``unknown``."""
     points_left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Points of packets that were not used, by survey and reason (``surveys.columns.LeftOut``)."""
+    """Points of packets that were not used, by survey and reason (``surveys.columns.PointFlaw``)."""
     spectra_in: int = 0
     spectra_stored: int = 0
     """Spectra that were stored, whether their object was seen yet or not."""

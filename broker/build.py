@@ -15,7 +15,7 @@ from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.redis_client import RedisConnection
 from broker.state import Store
 from broker.state.admin import StateAdmin
@@ -151,7 +151,7 @@ def build_publisher(settings: Settings) -> Publisher:
     for name in publish.elasticc_surveys:
         if name not in surveys:
             raise ConfigurationError(f"publish.elasticc_surveys: {name} is none of {', '.join(surveys)}")
-    topics = Topics(publish.topic_prefix, settings.anomaly.threshold, surveys, publish.elasticc_surveys)
+    topics = OutputTopics(publish.topic_prefix, settings.anomaly.threshold, surveys, publish.elasticc_surveys)
     return Publisher(topics, publish.broker_name, publish.dead_letter_max_bytes)
 
 

@@ -23,7 +23,7 @@ from broker.client import PublishedAnnotation, Subscription
 from broker.config import KafkaSettings, PipelineSettings, RedisSettings, Settings
 from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
 from broker.embedded.redis import RedisServer
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.sources import iter_packets
 from broker.streaming.accounting import Accounting
 from broker.streaming.replay import Replay
@@ -140,7 +140,7 @@ def run_demo(
             pipeline=PipelineSettings(batch_size=64, batch_wait_s=0.1),
             redis=RedisSettings(url=SecretStr(redis.url)),
         )
-        topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
+        topics = OutputTopics(settings.publish.topic_prefix, settings.anomaly.threshold)
         kafka.create_topics([INPUT_TOPIC, settings.kafka.spectra_topic, *topics.every()])
         if metrics_port:
             server, thread = start_http_server(metrics_port, "127.0.0.1")
@@ -172,7 +172,7 @@ def _watch(
 ) -> DemoProgress:
     progress = DemoProgress(accounting=service.accounting)
     over = threading.Event()
-    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold).all_alerts()
+    topics = OutputTopics(settings.publish.topic_prefix, settings.anomaly.threshold).all_alerts()
     subscription = Subscription(topics, settings.kafka.bootstrap_servers, start="earliest", idle_timeout=_SHOW_EVERY_S)
     sending = threads.submit(_send, settings.kafka, packets, progress, over)
     start = time.monotonic()

@@ -181,7 +181,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     """Labelled metrics with the values of their labels."""
     # These import Numba, which readers of the metrics' names can do without.
     from broker.assemble.kept import Reason
-    from broker.surveys.columns import LeftOut
+    from broker.surveys.columns import PointFlaw
 
     yield ALERTS_IN, ((survey,) for survey in (*surveys, UNDECODED))
     yield ALERTS_OUT, product(surveys, ("classified", "not_classified", "dead_lettered"))
@@ -189,7 +189,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield CLASSIFIED, ((name,) for name in (*CLASS_NAMES, OTHER.name))
     yield HISTORY, product(surveys, ("remembered", "packet", "missing"))
     yield KNOWN_OBJECTS, product(KNOWN_CATALOGUES, ("no", "class", "parent"))
-    yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in LeftOut if reason))
+    yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in PointFlaw if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)
     yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)

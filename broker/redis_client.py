@@ -78,7 +78,7 @@ class RedisConnection:
                 self.close()
                 raise
 
-    def execute(self, queue: Callable[[Pipeline], None], *, write: bool = False, where: str = "") -> list[Any]:
+    def execute(self, queue: Callable[[CommandPipeline], None], *, write: bool = False, where: str = "") -> list[Any]:
         """The answers to what ``queue`` asks for: one round trip to each node, to all at once.
 
         What a cluster did not answer is sent again, so that it must not matter how often it is done. With ``write`` the
@@ -86,7 +86,7 @@ class RedisConnection:
         """
 
         def run(client: Any) -> list[Any]:
-            pipeline = Pipeline(client, self.is_cluster)
+            pipeline = CommandPipeline(client, self.is_cluster)
             queue(pipeline)
             replicas = self._replicas if write else 0
             try:
@@ -100,7 +100,7 @@ class RedisConnection:
     def commands(self, commands: Iterable[Sequence[Any]], *, write: bool = False) -> list[Any]:
         """The answers to single commands, as ``execute``."""
 
-        def queue(pipeline: Pipeline) -> None:
+        def queue(pipeline: CommandPipeline) -> None:
             for words in commands:
                 pipeline.command(*words)
 
@@ -131,7 +131,7 @@ class RedisConnection:
         return RedisCluster.from_url(self._url, startup_nodes=others, retry=retry, **self._options)
 
 
-class Pipeline:
+class CommandPipeline:
     """Commands for one round trip to each node; ``execute`` gives one answer for each call that asked for something."""
 
     def __init__(self, client: Any, is_cluster: bool) -> None:

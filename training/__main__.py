@@ -33,7 +33,7 @@ from training.periods import period_table
 from training.prepare import VERSIONS
 from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
-from training.run import Run, metadata_against_astrom3
+from training.run import TrainingRun, metadata_against_astrom3
 from training.spectrum_encoder import train_spectrum_encoder
 from training.stream import train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
@@ -94,7 +94,7 @@ def train(
     """
     with join_workers() as workers:
         with workers.in_turn():
-            run = Run(load_settings(config), shared, output, seed, CONSOLE.log, light_curve_only)
+            run = TrainingRun(load_settings(config), shared, output, seed, CONSOLE.log, light_curve_only)
         model = run.train(workers, pretraining=not (no_pretrain or light_curve_only), resume=resume)
     if workers.rank == 0 and not light_curve_only:
         run.calibrate_and_evaluate(model)
@@ -139,7 +139,7 @@ def reproduce(
 @click.option("--seed", type=int, default=None)
 def evaluate(config: str, shared: Path, output: Path, seed: int | None) -> None:
     """Score the model in the run folder on its held-out stars and write tables and figures."""
-    run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
+    run = TrainingRun(load_settings(config), shared, output, seed, CONSOLE.log)
     run.calibrate_and_evaluate(run.load_model())
     click.echo((output / "evaluation.md").read_text())
 
@@ -187,8 +187,8 @@ def table(
     pretrained = {"both": (False, True), "yes": (True,), "no": (False,)}[pretrain]
     plan = Plan(seeds, fractions, pretrained, train_survey, light_curve_only)
 
-    def make_run(seed: int) -> Run:
-        return Run(settings, shared, output, seed, CONSOLE.log, light_curve_only)
+    def make_run(seed: int) -> TrainingRun:
+        return TrainingRun(settings, shared, output, seed, CONSOLE.log, light_curve_only)
 
     text = table_markdown(run_table(make_run, settings, plan, output, CONSOLE))
     (output / "table.md").write_text(text)
@@ -212,7 +212,7 @@ def _shortened(settings: ModelSettings, epochs: int | None, pretrain_epochs: int
 @click.option("--seed", type=int, default=None)
 def baseline(config: str, shared: Path, output: Path, seed: int | None) -> None:
     """Score a random forest on the same light curves, labels and split: what the model has to beat."""
-    run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
+    run = TrainingRun(load_settings(config), shared, output, seed, CONSOLE.log)
     click.echo(markdown(run.baseline()))
 
 
@@ -231,7 +231,7 @@ def export(
     config: str, shared: Path, output: Path, seed: int | None, repository: Path, figures: Path, version: str
 ) -> None:
     """Write ONNX models, manifest and reference set of the model in the run folder."""
-    run = Run(load_settings(config), shared, output, seed, CONSOLE.log)
+    run = TrainingRun(load_settings(config), shared, output, seed, CONSOLE.log)
     run.export(run.load_model(), repository, version, figures)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from broker.taxonomy import CLASS_INDEX, CLASSES
 from training.datasets.vsx import DISPUTED
-from training.encoders.trimodal import Batch
+from training.encoders.trimodal import TensorBatch
 from training.prepare import PreparedLightCurves
 
 WEAK_LABEL_WEIGHT = 0.5
@@ -123,12 +123,12 @@ class TrainingSet:
         """Versions of each light curve; 0 is the whole one."""
         return int(self.points.shape[0])
 
-    def batch(self, rows: NDArray[np.intp], version: NDArray[np.intp] | int = 0) -> Batch:
+    def batch(self, rows: NDArray[np.intp], version: NDArray[np.intp] | int = 0) -> TensorBatch:
         """Inputs of ``rows`` with the given light-curve version for each, as float32 tensors."""
         index = torch.from_numpy(np.asarray(rows, np.int64))
         v = torch.as_tensor(np.broadcast_to(np.asarray(version, np.int64), len(rows)).copy())
         sample = v.numpy() % self.spectra.shape[0]
-        return Batch(
+        return TensorBatch(
             points=self.points[v, index].float(),
             points_mask=self.points_mask[v, index],
             folded=self.folded[v, index].float(),
@@ -152,6 +152,6 @@ class TrainingSet:
         )
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: TensorBatch, device: torch.device) -> TensorBatch:
     """The same batch with all its tensors on ``device``; no copies where they are there already."""
-    return Batch(**{field.name: getattr(batch, field.name).to(device) for field in fields(Batch)})
+    return TensorBatch(**{field.name: getattr(batch, field.name).to(device) for field in fields(TensorBatch)})

@@ -22,7 +22,7 @@ from training.calibrate import Encoded, probabilities
 from training.crops import first_detections
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, Trimodal
-from training.evaluate import score
+from training.evaluate import score_probabilities
 
 DETECTIONS: tuple[int | None, ...] = (5, 10, 20, 50, 100, 200, None)
 """Numbers of first detections; None stands for all of them."""
@@ -80,7 +80,7 @@ def accuracy_by_detections(
         predicted, present = all_predicted[own], all_present[own]
         accuracy = macro_f1 = error = float("nan")
         if present.any():
-            scored = score("", MODALITIES[0], predicted[present], label[present], threshold=0.5)
+            scored = score_probabilities("", MODALITIES[0], predicted[present], label[present], threshold=0.5)
             accuracy, macro_f1, error = scored.accuracy, scored.macro_f1, scored.expected_calibration_error
         shorter = 0 if n is None else int(np.sum(size < n))
         results.append(DetectionScore(n, len(curves), shorter, int(np.sum(~present)), accuracy, macro_f1, error))

@@ -47,7 +47,7 @@ class Score:
     class_counts: dict[str, int]
 
 
-def score(
+def score_probabilities(
     test_set: str,
     modalities: str,
     predicted: NDArray[np.float64],
@@ -85,7 +85,7 @@ def score_subsets(
         name = subset_name(subset)
         predicted = probabilities(model.classifier, encoded, subset)[chosen]
         number = np.searchsorted(CALIBRATION_BINS[1:], encoded.detections[chosen], side="right")
-        scores.append(score(test_set, name, predicted, label[chosen], np.array(thresholds[name])[number]))
+        scores.append(score_probabilities(test_set, name, predicted, label[chosen], np.array(thresholds[name])[number]))
     return scores
 
 

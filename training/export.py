@@ -17,7 +17,7 @@ from broker.assemble.metadata import MODEL_FEATURES, SCALER_FILE, Scaler
 from broker.assemble.spectrum import GRID
 from broker.taxonomy import CLASS_NAMES
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import Batch, Trimodal
+from training.encoders.trimodal import TensorBatch, Trimodal
 
 CLASSIFIER_NAME = "trifid-astrom3"
 OPSET = 20
@@ -146,7 +146,7 @@ def _checksums(repository: Path) -> dict[str, str]:
     return {str(p.relative_to(repository)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def check_export(model: Trimodal, repository: Path, batch: Batch, tolerance: float) -> float:
+def check_export(model: Trimodal, repository: Path, batch: TensorBatch, tolerance: float) -> float:
     """Largest difference between torch and ONNX Runtime over the four models; raises if above ``tolerance``."""
     import onnxruntime
 

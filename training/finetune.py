@@ -14,7 +14,7 @@ from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from training.config import FinetuneSettings
 from training.data import Labels, TrainingSet, to_device
 from training.encoders.lightcurve import EMBEDDING
-from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Batch, Trimodal
+from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, TensorBatch, Trimodal
 from training.loop import Context, fit
 from training.losses import label_cross_entropy
 from training.workers import Workers
@@ -103,7 +103,7 @@ class Goal(NamedTuple):
 
 def subsets_loss(
     model: Trimodal,
-    batch: Batch,
+    batch: TensorBatch,
     alone: Goal,
     together: Goal,
     with_spectrum: int,
@@ -141,7 +141,7 @@ def subsets_loss(
     return (torch.stack(losses) * workers.share(torch.stack(weights))).sum()
 
 
-def augment(batch: Batch) -> Batch:
+def augment(batch: TensorBatch) -> TensorBatch:
     """Turn the phase by a few bins, hide one point in ten, lend surveys, blur catalogue values and hide some of them.
 
     The catalogue values come from a few hundred donors, which would otherwise be learned by heart. What only tells how
@@ -160,7 +160,7 @@ def augment(batch: Batch) -> Batch:
     features[:, _SURVEY] = features[lender][:, _SURVEY]
     louder = (features[:, _NOISE] / batch.features[:, _NOISE].clamp(min=1e-3)).clamp(0.1, 10.0)
     points[..., 2] *= louder[:, None]
-    return Batch(
+    return TensorBatch(
         points, mask, batch.folded.roll(turn, dims=2), features,
         batch.spectra, batch.values + METADATA_BLUR * torch.randn_like(batch.values),
         batch.known & (torch.rand(batch.known.shape) > METADATA_HIDDEN), batch.present, batch.detections,

@@ -30,7 +30,7 @@ from training.datasets.tables import ObjectTable, load_objects
 from training.detections import accuracy_by_detections, detections_markdown, save_detections
 from training.encoders.build import build_model, new_model
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, SUBSETS, Trimodal
-from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score
+from training.evaluate import TEST_SETS, Evaluation, Score, calibrate_and_score, save, score_probabilities
 from training.export import check_export, export_models, save_scaler, write_manifest
 from training.figures import plot_confusion, plot_detections, plot_reliability, plot_umap
 from training.finetune import finetune
@@ -57,7 +57,7 @@ simulated**: position and mean V are the star's own, most of the rest is a real 
 would do if such spectra and catalogue values came with the star, and are optimistic by construction."""
 
 
-class Run:
+class TrainingRun:
     """Loads everything once; each step can be called by itself."""
 
     def __init__(
@@ -320,7 +320,11 @@ class Run:
             rows = rows[present[rows]]
             train_rows = self.train_rows[present[self.train_rows] & (self.table.survey[self.train_rows] == survey)]
             predicted = forest_probabilities(features, self.labels, train_rows, rows, self.seed)
-            scores.append(score(name, "light_curve, random forest", predicted, self.labels.index[rows], threshold=0.5))
+            scores.append(
+                score_probabilities(
+                    name, "light_curve, random forest", predicted, self.labels.index[rows], threshold=0.5
+                )
+            )
         return scores
 
     def _light_curve_figures(self, model: Trimodal, found: Evaluation) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.avro.layout import NOTHING, Layout, Place
+from broker.avro.layout import NOTHING, Layout, RecordPlan
 from broker.avro.machine import MAX_DEPTH, Kind, Op
 from broker.avro.schema import AvroSchema, WriterSchema
 from broker.errors import DecodeError
@@ -150,7 +150,7 @@ class _Compiler:
             self._least[name] = min(size, 1 << 40)
         return self._least[name]
 
-    def record(self, schema: Any, place: Place | None, path: str, depth: int) -> None:
+    def record(self, schema: Any, place: RecordPlan | None, path: str, depth: int) -> None:
         """Read a record: what ``place`` wants of it, or nothing."""
         self._step(path, depth)
         here = {f["name"] for f in schema["fields"]}
@@ -277,7 +277,7 @@ class _Compiler:
             given = " or ".join(sorted(types - {"null"}))
             raise DecodeError(f"field {path[:_MAX_PATH]} is of type {given}, which is no {_NAMES[kind]}")
 
-    def _sub_record(self, schema: Any, place: Place, path: str, depth: int) -> None:
+    def _sub_record(self, schema: Any, place: RecordPlan, path: str, depth: int) -> None:
         def read(branch: Any) -> None:
             if branch == "null":
                 self._nulls(place)
@@ -288,7 +288,7 @@ class _Compiler:
 
         self._one_of(schema, _is_record, "record", read, path)
 
-    def _sub_array(self, schema: Any, place: Place, path: str, depth: int) -> None:
+    def _sub_array(self, schema: Any, place: RecordPlan, path: str, depth: int) -> None:
         def read_array(branch: Any) -> None:
             if _is_array(branch):
                 self._items(branch, path, lambda items: self._sub_record(items, place, path, depth + 1))
@@ -309,7 +309,7 @@ class _Compiler:
         else:
             read(resolved)
 
-    def _nulls(self, place: Place) -> None:
+    def _nulls(self, place: RecordPlan) -> None:
         for table, column, kind in place.nulls():
             self.emit(Op.NULL, table, column, kind)
 

@@ -23,7 +23,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class RowTable:
     """Rows of one kind, from one or more places of a record."""
 
     paths: tuple[str, ...]
@@ -34,22 +34,22 @@ class Table:
 
 
 @dataclass(slots=True)
-class Place:
+class RecordPlan:
     """What is wanted of the record type at one place."""
 
     row: tuple[int, int] | None = None
     """The table and the number of its path that a row begins for."""
     wanted: list[tuple[tuple[str, ...], int, int, Kind]] = field(default_factory=list)
     """Names, table, column and kind of each field."""
-    records: dict[str, Place] = field(default_factory=dict)
-    arrays: dict[str, Place] = field(default_factory=dict)
+    records: dict[str, RecordPlan] = field(default_factory=dict)
+    arrays: dict[str, RecordPlan] = field(default_factory=dict)
 
-    def of(self, path: str) -> Place:
+    def of(self, path: str) -> RecordPlan:
         """The place at a path such as ``a.b`` or ``a.b[]`` from here."""
         place = self
         for part in filter(None, path.split(".")):
             places = place.arrays if part.endswith("[]") else place.records
-            place = places.setdefault(part.removesuffix("[]"), Place())
+            place = places.setdefault(part.removesuffix("[]"), RecordPlan())
         return place
 
     def nulls(self, begun: frozenset[int] = frozenset()) -> Iterator[tuple[int, int, Kind]]:
@@ -64,7 +64,7 @@ class Place:
 class Layout:
     """Tables laid out for the machine: which column is where."""
 
-    def __init__(self, tables: dict[str, Table]) -> None:
+    def __init__(self, tables: dict[str, RowTable]) -> None:
         """The first of ``tables`` has one row a record. Raises ConfigurationError where they cannot be filled."""
         self.names: Final = tuple(tables)
         self.widths: Final = tuple(
@@ -73,7 +73,7 @@ class Layout:
         """Cells of a row, one number a table."""
         self.columns: Final[list[dict[str, tuple[int, Kind]]]] = []
         """Where each column begins, and its kind, one dictionary a table."""
-        self.root: Final = Place()
+        self.root: Final = RecordPlan()
         if next(iter(tables.values())).paths != ("",):
             raise ConfigurationError("the first table must be that of the records themselves")
         taken: set[str] = set()
@@ -114,5 +114,5 @@ class Layout:
             place.of(parents.pop()).wanted.append((names, table, *cells[name]))
 
 
-NOTHING: Final = Layout({"record": Table(("",), {})})
+NOTHING: Final = Layout({"record": RowTable(("",), {})})
 """No field at all, to find out where records end."""

@@ -65,7 +65,7 @@ class Message(NamedTuple):
     blocks: Sequence[Block]
 
 
-class Rows:
+class FilledTable:
     """One table that the machine filled."""
 
     def __init__(self, cells: NDArray[np.int64], columns: dict[str, tuple[int, Kind]]) -> None:
@@ -112,7 +112,7 @@ class Records:
 
     def __init__(
         self,
-        tables: dict[str, Rows],
+        tables: dict[str, FilledTable],
         cells: NDArray[np.int64],
         messages: Sequence[Message],
         programs: Sequence[Program],
@@ -150,7 +150,7 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ReadMessages:
     """What came of some messages."""
 
     records: Records
@@ -160,7 +160,7 @@ class Run:
     """The number of the first message that was not read any more, since there were too many rows already."""
 
 
-def run(programs: Sequence[Program], layout: Layout, messages: Sequence[Message], first: int = 0) -> Run:
+def run(programs: Sequence[Program], layout: Layout, messages: Sequence[Message], first: int = 0) -> ReadMessages:
     """Read all records of ``messages`` from number ``first`` on."""
     code, starts = lay_out(programs)
     entries = np.stack([starts, np.array([p.least_size for p in programs], np.int64)], axis=1)
@@ -202,12 +202,13 @@ def run(programs: Sequence[Program], layout: Layout, messages: Sequence[Message]
         for number, width in enumerate(widths)
     ]
     tables = {
-        name: Rows(part, layout.columns[n]) for n, (name, part) in enumerate(zip(layout.names, filled, strict=True))
+        name: FilledTable(part, layout.columns[n])
+        for n, (name, part) in enumerate(zip(layout.names, filled, strict=True))
     }
     errors = {
         int(message): _error(status[message].tolist(), starts, programs) for message in np.flatnonzero(status[:, 0])
     }
-    return Run(Records(tables, filled[0], messages, programs), errors, first)
+    return ReadMessages(Records(tables, filled[0], messages, programs), errors, first)
 
 
 def _empty(widths: Sequence[int], capacity: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

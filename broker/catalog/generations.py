@@ -26,7 +26,7 @@ from broker.catalog.layout import (
 from broker.catalog.plausible import Counts
 from broker.catalog.tables import Chunk
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.redis_client import Pipeline, RedisConnection, literally
+from broker.redis_client import CommandPipeline, RedisConnection, literally
 from broker.redis_errors import redis_errors
 
 _APPEND: Final = resources.files(__package__).joinpath("append.lua").read_text("utf-8")
@@ -202,7 +202,7 @@ class Generations:
         ends = np.cumsum(packed.sizes).tolist()
         sizes = self._redis.commands(("STRLEN", key) for key in keys)
 
-        def extend(pipeline: Pipeline) -> None:
+        def extend(pipeline: CommandPipeline) -> None:
             for key, size, first, end in zip(keys, sizes, [0, *ends[:-1]], ends, strict=True):
                 pipeline.script(_EXTEND, [key], [size, packed.rows[first:end]])
 

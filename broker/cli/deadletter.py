@@ -62,9 +62,9 @@ def show(
 ) -> None:
     """Print dead letters: when, where from, how large and why; with --json the traceback as well."""
     from broker.config import load_settings
-    from broker.streaming.deadletter_replay import Filter
+    from broker.streaming.deadletter_replay import LetterFilter
 
-    wanted = Filter(reason, survey)
+    wanted = LetterFilter(reason, survey)
     with closing(_dead_letters(load_settings(config))) as letters:
         found = islice(letters.first(wanted), limit) if from_beginning else letters.latest(wanted, limit or _LATEST)
         count = 0
@@ -104,18 +104,18 @@ def replay(
     still has it. The messages have the header 'replayed'.
     """
     from broker.config import load_settings
-    from broker.streaming.deadletter_replay import Filter
+    from broker.streaming.deadletter_replay import LetterFilter
 
     with closing(_dead_letters(load_settings(config))) as letters:
-        counts = letters.replay(Filter(reason, survey), limit, to_topic)
+        counts = letters.replay(LetterFilter(reason, survey), limit, to_topic)
     text.echo(counts)
 
 
 def _dead_letters(settings: Settings) -> DeadLetters:
-    from broker.publish.topics import Topics
+    from broker.publish.topics import OutputTopics
     from broker.streaming.deadletter_replay import DeadLetters
 
-    topics = Topics(settings.publish.topic_prefix, settings.anomaly.threshold)
+    topics = OutputTopics(settings.publish.topic_prefix, settings.anomaly.threshold)
     return DeadLetters(settings.kafka, topics.dead_letter)
 
 

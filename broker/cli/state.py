@@ -12,7 +12,7 @@ from broker.cli import options, text
 
 if TYPE_CHECKING:
     from broker.redis_client import RedisConnection
-    from broker.state.admin import Repair, StateAdmin, StoredObject
+    from broker.state.admin import ObjectContents, Repair, StateAdmin
     from broker.state.keys import ObjectName
 
 _KINDS = ("detection", "forced", "limit")
@@ -246,7 +246,7 @@ def _left(repair: Repair) -> str:
     return f"{repair.left} of {repair.points} points left, MJD {repair.first:.5f} to {repair.last:.5f}"
 
 
-def _describe(stored: StoredObject) -> None:
+def _describe(stored: ObjectContents) -> None:
     import numpy as np
 
     from broker.records import BANDS
@@ -281,7 +281,7 @@ def _describe(stored: StoredObject) -> None:
         text.echo("  set aside:  an earlier value that could not be read, under :lc:damaged")
 
 
-def _list_points(stored: StoredObject) -> None:
+def _list_points(stored: ObjectContents) -> None:
     from broker.records import BANDS
 
     curve = stored.light_curve

@@ -110,7 +110,7 @@ def _check_shapes(model: str, signature: Signature, feed: Tensors) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
+class RequestBatch:
     """What goes to the models of one batch: the objects that have any modality, and no tensor without a row."""
 
     present: NDArray[np.bool_]
@@ -123,7 +123,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.present)
 
-    def part(self, start: int, stop: int) -> Batch:
+    def part(self, start: int, stop: int) -> RequestBatch:
         """The objects from ``start`` to before ``stop``."""
         feeds: dict[str, Tensors] = {}
         for column, encoder in enumerate(_ENCODERS):
@@ -132,7 +132,7 @@ class Batch:
                 last = first + int(self.present[start:stop, column].sum())
                 if last > first:
                     feeds[encoder] = {name: array[first:last] for name, array in self.feeds[encoder].items()}
-        return Batch(self.present[start:stop], self.detections[start:stop], feeds)
+        return RequestBatch(self.present[start:stop], self.detections[start:stop], feeds)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """All of it by tensor name, as the server's model GATEWAY takes it."""
@@ -142,7 +142,7 @@ class Batch:
         return everything
 
 
-Classify = Callable[[Batch], Tensors]
+Classify = Callable[[RequestBatch], Tensors]
 """Encodes and classifies a batch of at least one object: the classifier's outputs by name."""
 
 
@@ -152,7 +152,7 @@ def classify_by(run_models: RunModels, width: int) -> Classify:
     ``width`` is the number of values of an embedding. Raises what ``run_models`` raises.
     """
 
-    def classify(batch: Batch) -> Tensors:
+    def classify(batch: RequestBatch) -> Tensors:
         encoded = run_models(batch.feeds)
         feed: dict[str, NDArray[Any]] = {"present": batch.present, "detections": batch.detections}
         for encoder, rows, name in zip(_ENCODERS, batch.present.T, _CLASSIFIER_INPUTS, strict=True):
@@ -169,7 +169,7 @@ def _rows(array: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
     return array if rows.all() else array[rows]
 
 
-def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> Batch:
+def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> RequestBatch:
     present = inputs.present
     light_curve = inputs.light_curve
     arrays: Sequence[Tensors] = (
@@ -189,7 +189,7 @@ def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> Batc
             _check_shapes(encoder, signatures[encoder], feeds[encoder])
     any_present = present.any(axis=1)
     detections = light_curve.detections[any_present, None].astype(np.float32)
-    return Batch(present[any_present], detections, feeds)
+    return RequestBatch(present[any_present], detections, feeds)
 
 
 def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], classify: Classify) -> Predictions:

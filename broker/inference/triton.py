@@ -19,8 +19,8 @@ from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
 from broker.inference.encode import (
-    Batch,
     Classify,
+    RequestBatch,
     Signature,
     Tensors,
     TensorSpec,
@@ -230,7 +230,7 @@ class TritonEngine:
             self._shared.look()
         return _Served(signatures, max_batch, gateway)
 
-    def _classify_in_one(self, most: int, outputs: Sequence[str], batch: Batch) -> Tensors:
+    def _classify_in_one(self, most: int, outputs: Sequence[str], batch: RequestBatch) -> Tensors:
         """``Classify`` by the server's GATEWAY: a request for each ``most`` objects, all of them at once."""
         versions = {model: self.manifest.version_of(model) for model in MODELS}
         requests = [

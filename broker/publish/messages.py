@@ -10,7 +10,7 @@ from broker.avro.container import ContainerWriter
 from broker.batch import BatchResult, DeadLetter
 from broker.publish.annotation import SCHEMA_TEXT, to_record
 from broker.publish.elasticc import classification
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.times import mjd_now
 
 CUT_FROM: Final = "cut-from-bytes"
@@ -34,7 +34,7 @@ class OutgoingMessage:
 class Publisher:
     """Makes the messages of a batch."""
 
-    def __init__(self, topics: Topics, broker_name: str, dead_letter_max_bytes: int) -> None:
+    def __init__(self, topics: OutputTopics, broker_name: str, dead_letter_max_bytes: int) -> None:
         """``dead_letter_max_bytes``: a longer payload of a dead letter is cut, and a header says so."""
         self.topics = topics
         self._broker_name = broker_name

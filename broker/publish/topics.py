@@ -10,7 +10,7 @@ from broker.topic_names import KINDS, dead_letter_topic, elasticc_topic, topic_o
 
 
 @dataclass(frozen=True, slots=True)
-class Topics:
+class OutputTopics:
     """Output topics: ``<prefix>.<survey>.all``, ``.<class>``, ``.<parent>``, ``.other``, ``.notclassified``,
     ``.anomaly``, and ``<prefix>.deadletter``; where asked for ``<prefix>.brokerclassification``, too."""
 

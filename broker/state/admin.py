@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from broker.errors import TrifidError
 from broker.records import Alert, KeptSearch, LightCurve
-from broker.redis_client import Pipeline, RedisConnection, literally
+from broker.redis_client import CommandPipeline, RedisConnection, literally
 from broker.state.encoding import STAMP_BYTES, StateError, decode_object, decode_search, encode_object
 from broker.state.keys import NO_HOME, ObjectName, base, object_key, sky_key, split_object_key
 from broker.state.objects import is_moving
-from broker.state.places import Place, own_cells
+from broker.state.places import StoredPlace, own_cells
 from broker.state.scripts import WRITE
-from broker.surveys.columns import ANY_TIME, LeftOut, TimeRange, implausible
+from broker.surveys.columns import ANY_TIME, PointFlaw, TimeRange, implausible
 
 _TRIES: Final = 20
 _REQUESTED: Final = "requested"
@@ -30,7 +30,7 @@ class UnknownObjectError(TrifidError):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
+class ObjectContents:
     """All that is stored of one object."""
 
     survey: str
@@ -44,7 +44,7 @@ class StoredObject:
     """The latest alert, without its light curve; None where there is none or it cannot be read."""
     problem: str | None
     """Why the value cannot be read."""
-    place: Place | None
+    place: StoredPlace | None
     """Where other surveys' alerts and spectra find it."""
     has_spectrum: bool
     """Whether a spectrum is stored under its name."""
@@ -133,7 +133,7 @@ class StateAdmin:
                 self._homes[name] = home
                 yield name
 
-    def read(self, name: ObjectName) -> StoredObject:
+    def read(self, name: ObjectName) -> ObjectContents:
         """What is stored of an object; raises UnknownObjectError where nothing is."""
         value, spectrum, damaged, search = self._values(name)
         if not any((value, spectrum, damaged)):
@@ -144,7 +144,7 @@ class StateAdmin:
                 curve, latest = decode_object(value, *name)
             except StateError as error:
                 problem = str(error)
-        return StoredObject(
+        return ObjectContents(
             *name,
             version=None if not value else value[0],
             size=len(value or b""),
@@ -230,11 +230,11 @@ class StateAdmin:
     ) -> tuple[Repair, LightCurve, Alert]:
         times = self._times.get(name[0], ANY_TIME)
         why = implausible(curve, times, latest)
-        requested = selected(curve) & (why == LeftOut.NOT)
-        removed = Counter(LeftOut(code).name.lower() for code in why[why != LeftOut.NOT].tolist())
+        requested = selected(curve) & (why == PointFlaw.NONE)
+        removed = Counter(PointFlaw(code).name.lower() for code in why[why != PointFlaw.NONE].tolist())
         if requested.any():
             removed[_REQUESTED] = int(requested.sum())
-        keep = np.flatnonzero((why == LeftOut.NOT) & ~requested)
+        keep = np.flatnonzero((why == PointFlaw.NONE) & ~requested)
         kept = LightCurve(
             curve.mjd[keep], curve.flux[keep], curve.flux_error[keep],
             curve.reference_flux[keep], curve.band[keep], curve.kind[keep],
@@ -246,7 +246,7 @@ class StateAdmin:
 
     def _write(self, name: ObjectName, curve: LightCurve, latest: Alert, before: Alert, value: bytes) -> bool:
         """Whether the object was written; not so where a worker has written it meanwhile."""
-        place = self._place(name, before) or Place(latest.ra, latest.dec, latest.mjd)
+        place = self._place(name, before) or StoredPlace(latest.ra, latest.dec, latest.mjd)
         place = replace(place, mjd=latest.mjd)
         home = self._home(name)
         arguments: Sequence[str | int | bytes] = [
@@ -254,7 +254,7 @@ class StateAdmin:
             b"" if is_moving(latest, curve) else place.pack(), own_cells([latest])[0], "",
         ]  # fmt: skip
 
-        def write(pipeline: Pipeline) -> None:
+        def write(pipeline: CommandPipeline) -> None:
             pipeline.script(WRITE, [base(self._prefix, home)], arguments)
 
         if self._redis.execute(write, write=True)[0]:
@@ -283,10 +283,10 @@ class StateAdmin:
         curve, search = (object_key(self._prefix, home, name, kind) for kind in ("lc", "ps"))
         return self._redis.get_many([curve, f"{self._prefix}:{':'.join(name)}:sp", f"{curve}:damaged", search])
 
-    def _place(self, name: ObjectName, latest: Alert) -> Place | None:
+    def _place(self, name: ObjectName, latest: Alert) -> StoredPlace | None:
         key = sky_key(self._prefix, self._home(name), "objects", own_cells([latest])[0])
         found = self._redis.call(lambda client: client.hget(key, ":".join(name)))
-        return Place.unpack(found) if isinstance(found, bytes) else None
+        return StoredPlace.unpack(found) if isinstance(found, bytes) else None
 
 
 def _search(value: bytes | None) -> KeptSearch | None:

@@ -21,7 +21,7 @@ from broker.state.encoding import (
 )
 from broker.state.keys import ObjectName, base
 from broker.state.objects import Limits, Objects, has_no_object
-from broker.state.places import Place, own_cells
+from broker.state.places import StoredPlace, own_cells
 
 LOG: Final = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Copy:
     """Its period search."""
 
 
-class Batch:
+class StoredBatch:
     """Objects of one batch, with what was stored of them.
 
     An object has one home, but may be found in two for a moment: where workers began it on both sides of a border,
@@ -100,7 +100,7 @@ class Batch:
         for name, place in places:
             latest = self.objects.known[name].latest
             # An entry of another time is left from before the object moved, when its value could not be read.
-            if latest is not None and (at := Place.unpack(place)).mjd == latest.mjd:
+            if latest is not None and (at := StoredPlace.unpack(place)).mjd == latest.mjd:
                 self.objects.places.put(name, at, name[0])
 
     def add_named_spectrum(self, name: ObjectName, value: bytes) -> None:
@@ -112,7 +112,7 @@ class Batch:
         """One spectrum that ``read.lua`` found."""
         spectrum = self._read(f"{base(self._prefix, home)}:spectrum:{name.decode()}", value, decode_spectrum)
         if spectrum is not None:
-            at = Place.unpack(place)
+            at = StoredPlace.unpack(place)
             self.objects.add_spectra([ObservedSpectrum(name.decode(), at.ra, at.dec, at.mjd, spectrum)])
 
     def _read(self, key: str, value: bytes | None, decode: Callable[[bytes], T]) -> T | None:

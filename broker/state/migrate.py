@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Final
 
 from broker.records import ObservedSpectrum
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import CommandPipeline, RedisConnection
 from broker.state.batch import Copy
 from broker.state.encoding import NewerStateError, StateError, decode_object, decode_spectrum, of_later_release
 from broker.state.keys import (
@@ -21,7 +21,7 @@ from broker.state.keys import (
     split_object_key,
     untagged_keys,
 )
-from broker.state.places import Place, own_cells
+from broker.state.places import StoredPlace, own_cells
 from broker.state.redis import HOMES, RedisStore
 from broker.state.scripts import REMOVE, removal
 from broker.state.stored_spectra import put_spectra
@@ -159,7 +159,7 @@ class Migration:
         together = not self._target.is_cluster
         rows = [removal(self._prefix, name, home, copy) for name, home, copy, _ in done.values()]
 
-        def delete(pipeline: Pipeline) -> None:
+        def delete(pipeline: CommandPipeline) -> None:
             for keys, given in rows:
                 pipeline.script(REMOVE, keys if together else keys[:1], given)
 
@@ -192,7 +192,7 @@ class Migration:
                     if not self._copying:
                         self._target.commands([("SET", f"{stored}:damaged", value)])
                 else:
-                    at = Place.unpack(place)
+                    at = StoredPlace.unpack(place)
                     observed = ObservedSpectrum(spectrum_id, at.ra, at.dec, at.mjd, spectrum)
                     put_spectra(self._target, self._prefix, [observed])
                     self.counts.spectra += 1

@@ -24,7 +24,7 @@ from broker.records import (
 )
 from broker.state.keys import ObjectName
 from broker.state.merge import MAX_POINTS, merge
-from broker.state.places import Place, SkyIndex, place_of
+from broker.state.places import SkyIndex, StoredPlace, place_of
 
 ANOTHER_NIGHT: Final = 0.5
 """Days: detections farther apart are of two nights, between which all but the most distant bodies have moved on."""
@@ -170,7 +170,7 @@ class Objects:
                 self.spectra.pop(spectrum.spectrum_id, None)
             else:
                 self.spectra[spectrum.spectrum_id] = spectrum
-                place = Place(spectrum.ra, spectrum.dec, spectrum.mjd)
+                place = StoredPlace(spectrum.ra, spectrum.dec, spectrum.mjd)
                 self.spectra_places.put(spectrum.spectrum_id, place)
 
     def objects_of(self, spectrum: ObservedSpectrum) -> list[ObjectName]:

@@ -51,7 +51,7 @@ _Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoredPlace:
     """A position at a time, and how it moves."""
 
     ra: float
@@ -84,10 +84,10 @@ class Place:
         return math.degrees(math.sqrt((x - x0) ** 2 + (y - y0) ** 2 + (z - z0) ** 2)) * sky.ARCSEC
 
 
-def place_of(alert: Alert, metadata: SourceMetadata | None) -> Place:
+def place_of(alert: Alert, metadata: SourceMetadata | None) -> StoredPlace:
     """Where an alert's object is, with the proper motion among its catalogue values."""
     motion = [0.0, 0.0] if metadata is None else np.nan_to_num(metadata.values[list(_PM)]).tolist()
-    return Place(alert.ra, alert.dec, alert.mjd, *motion)
+    return StoredPlace(alert.ra, alert.dec, alert.mjd, *motion)
 
 
 def search_cells(positions: Sequence[Alert | ObservedSpectrum], radius: float) -> list[list[int]]:
@@ -140,12 +140,12 @@ class SkyIndex(Generic[Name]):
     """
 
     def __init__(self) -> None:
-        self._bins: defaultdict[_Bin, defaultdict[str, dict[Name, tuple[Place, _Vector]]]] = defaultdict(
+        self._bins: defaultdict[_Bin, defaultdict[str, dict[Name, tuple[StoredPlace, _Vector]]]] = defaultdict(
             lambda: defaultdict(dict)
         )
         self._where: dict[Name, tuple[_Bin, str]] = {}
 
-    def put(self, name: Name, place: Place, group: str = "") -> None:
+    def put(self, name: Name, place: StoredPlace, group: str = "") -> None:
         """Say where something is; where it was before is removed."""
         x, y, z = vector = _vector(place.ra, place.dec)
         where = (math.floor(x / BIN), math.floor(y / BIN), math.floor(z / BIN)), group
@@ -161,7 +161,7 @@ class SkyIndex(Generic[Name]):
         if where is not None:
             del self._bins[where[0]][where[1]][name]
 
-    def place(self, name: Name) -> Place | None:
+    def place(self, name: Name) -> StoredPlace | None:
         """Where something is; None where it is not known."""
         where = self._where.get(name)
         return None if where is None else self._bins[where[0]][where[1]][name][0]

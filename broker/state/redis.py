@@ -20,9 +20,9 @@ import numpy as np
 from broker.catalog.match import CatalogReader
 from broker.errors import ConfigurationError
 from broker.records import Alert, Catalogued, KeptSearch, ObjectState, ObservedSpectrum
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import CommandPipeline, RedisConnection
 from broker.sky import ARCSEC
-from broker.state.batch import Batch, Copy, catalogue_position
+from broker.state.batch import Copy, StoredBatch, catalogue_position
 from broker.state.encoding import STAMP_BYTES, StateError, encode_object, encode_search
 from broker.state.keys import (
     NO_HOME,
@@ -43,7 +43,7 @@ from broker.state.places import (
     MARGIN,
     MAX_YEARS,
     NEAREST,
-    Place,
+    StoredPlace,
     near_homes,
     own_cells,
     own_homes,
@@ -103,7 +103,7 @@ class RedisStore:
         """See ``Store.update``."""
         if not alerts:
             return []
-        batch = Batch(self._limits, self._prefix)
+        batch = StoredBatch(self._limits, self._prefix)
         names = [(alert.survey, alert.object_id) for alert in alerts]
         catalogued = self._read(batch, alerts, self._where(alerts), names, self._limits.association_radius)
         for name in names:
@@ -127,7 +127,7 @@ class RedisStore:
         if not kept:
             return
 
-        def queue(pipeline: Pipeline) -> None:
+        def queue(pipeline: CommandPipeline) -> None:
             for name, search in kept:
                 key = object_key(self._prefix, self._home_of[name], name, "ps")
                 pipeline.command("SET", key, encode_search(search), "EX", self._expiry)
@@ -142,7 +142,7 @@ class RedisStore:
         """See ``Store.objects_of``."""
         if not spectra:
             return []
-        batch = Batch(self._limits, self._prefix)
+        batch = StoredBatch(self._limits, self._prefix)
         given = [(s.survey, s.object_id) if s.survey and s.object_id else _NOBODY for s in spectra]
         where = self._where(spectra)
         for row, (spectrum, name) in enumerate(zip(spectra, given, strict=True)):
@@ -157,7 +157,7 @@ class RedisStore:
         latest = [alert for name in wanted if (alert := batch.objects.known[name].latest) is not None]
         if not latest:
             return [[] for _ in spectra]
-        batch = Batch(self._limits, self._prefix)
+        batch = StoredBatch(self._limits, self._prefix)
         catalogued = self._read(batch, latest, self._where(latest), wanted, self._limits.association_radius)
         states = dict(zip(wanted, batch.objects.latest_states(wanted, catalogued), strict=True))
         return [[states[name] for name in several if name in states] for several in names]
@@ -180,7 +180,7 @@ class RedisStore:
         ``places`` are theirs, as far as they have any. Returns the objects that were not written, since another worker
         has written them meanwhile: they are to be tried again. Values that cannot be read are passed over.
         """
-        batch = Batch(self._limits, self._prefix)
+        batch = StoredBatch(self._limits, self._prefix)
         batch.add_objects(
             (":".join(name).encode(), NO_HOME, places.get(name, b""), copy.value, None, copy.search)
             for name, copy in objects.items()
@@ -196,7 +196,7 @@ class RedisStore:
         for name, alert in latest.items():
             known = batch.objects.known[name]
             if batch.objects.places.place(name) is None and not is_moving(alert, known.light_curve):
-                batch.objects.places.put(name, Place(alert.ra, alert.dec, alert.mjd), name[0])
+                batch.objects.places.put(name, StoredPlace(alert.ra, alert.dec, alert.mjd), name[0])
         return self._write(batch, [name for name in latest if name not in batch.newer], keep=True)
 
     def _prime(self) -> None:
@@ -252,7 +252,7 @@ class RedisStore:
 
     def _read(
         self,
-        batch: Batch,
+        batch: StoredBatch,
         positions: Sequence[Alert | ObservedSpectrum],
         where: Sequence[tuple[Sequence[str], Sequence[int]]],
         objects: Sequence[ObjectName],
@@ -280,7 +280,7 @@ class RedisStore:
         request = self._catalogs.request(at[0], at[1])
         named = named_spectra_key(self._prefix)
 
-        def first(pipeline: Pipeline) -> None:
+        def first(pipeline: CommandPipeline) -> None:
             self._ask(pipeline, settings, calls)
             pipeline.get_many(request.keys)
             if not single:
@@ -298,18 +298,18 @@ class RedisStore:
         request, values = self._catalogs.read(at[0], at[1], self._mget, (request, values))
         return self._catalogs.match(request, values, *at)
 
-    def _ask(self, pipeline: Pipeline, settings: Sequence[str | float], calls: Sequence[Call]) -> None:
+    def _ask(self, pipeline: CommandPipeline, settings: Sequence[str | float], calls: Sequence[Call]) -> None:
         for homes, rows in calls:
             pipeline.script(READ, [base(self._prefix, h) for h in homes], [*settings, *chain.from_iterable(rows)])
 
-    def _read_named_spectra(self, batch: Batch) -> None:
+    def _read_named_spectra(self, batch: StoredBatch) -> None:
         names = list(batch.objects.known)
         values = self._mget([f"{self._prefix}:{':'.join(name)}:sp" for name in names])
         for name, value in zip(names, values, strict=True):
             if value is not None:
                 batch.add_named_spectrum(name, value)
 
-    def _write(self, batch: Batch, names: Iterable[ObjectName], *, keep: bool = False) -> set[ObjectName]:
+    def _write(self, batch: StoredBatch, names: Iterable[ObjectName], *, keep: bool = False) -> set[ObjectName]:
         """Write changed objects, renew the others' expiry, set damaged values aside, in one round trip.
 
         Copies that are elsewhere by now are deleted in a second one, but with ``keep`` those without a home. Returns
@@ -341,7 +341,7 @@ class RedisStore:
         rows.sort(key=lambda row: row[0])
         calls = calls_of(rows, together=not self.connection.is_cluster)
 
-        def write(pipeline: Pipeline) -> None:
+        def write(pipeline: CommandPipeline) -> None:
             for of, objects in calls:
                 keys = [base(self._prefix, home) for home in of]
                 pipeline.script(WRITE, keys, [self._expiry, *chain.from_iterable(objects)])
@@ -366,7 +366,7 @@ class RedisStore:
             self._remove(gone)
         return changed
 
-    def _homes(self, batch: Batch, known: Sequence[tuple[ObjectName, Alert]]) -> list[str]:
+    def _homes(self, batch: StoredBatch, known: Sequence[tuple[ObjectName, Alert]]) -> list[str]:
         """Where each object is to be: where it is, as long as its latest position is in or near that cell."""
         homes = own_homes([latest for _, latest in known])
         elsewhere = []
@@ -384,7 +384,7 @@ class RedisStore:
     def _remove(self, gone: Sequence[tuple[ObjectName, str, Copy]]) -> None:
         """Delete copies that were merged into another, unless they were written meanwhile."""
 
-        def queue(pipeline: Pipeline) -> None:
+        def queue(pipeline: CommandPipeline) -> None:
             for name, home, copy in gone:
                 pipeline.script(REMOVE, *removal(self._prefix, name, home, copy))
 

@@ -7,7 +7,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any, Final
 
-from broker.state.batch import Batch, Copy
+from broker.state.batch import Copy, StoredBatch
 from broker.state.encoding import STAMP_BYTES
 from broker.state.keys import ObjectName, object_key, sky_key
 
@@ -46,7 +46,7 @@ def removal(prefix: str, name: ObjectName, home: str, copy: Copy) -> tuple[list[
     return keys, [(copy.value or b"")[:STAMP_BYTES], ":".join(name)]
 
 
-def left_of(batch: Batch, calls: Sequence[Call], found: Sequence[Any]) -> list[Call]:
+def left_of(batch: StoredBatch, calls: Sequence[Call], found: Sequence[Any]) -> list[Call]:
     """Take in the answers to calls of READ; gives those for what was left."""
     left = []
     for (homes, rows), answer in zip(calls, found, strict=True):

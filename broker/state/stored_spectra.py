@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker.records import ObservedSpectrum
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import CommandPipeline, RedisConnection
 from broker.state.encoding import encode_spectrum
 from broker.state.keys import NO_HOME, base, named_spectra_key, sky_key
-from broker.state.places import Place, own_cells, own_homes
+from broker.state.places import StoredPlace, own_cells, own_homes
 
 
 def put_spectra(connection: RedisConnection, prefix: str, spectra: Sequence[ObservedSpectrum]) -> None:
@@ -31,7 +31,7 @@ def put_spectra(connection: RedisConnection, prefix: str, spectra: Sequence[Obse
     last = {spectrum.spectrum_id: spectrum for spectrum in spectra}
     before = dict(zip(last, connection.get_many([f"{prefix}:where:{s}" for s in last]), strict=True))
 
-    def put(pipeline: Pipeline) -> None:
+    def put(pipeline: CommandPipeline) -> None:
         for spectrum_id, spectrum in last.items():
             kind, _, rest = where[spectrum_id].partition(":")
             value = encode_spectrum(spectrum.spectrum)
@@ -42,7 +42,7 @@ def put_spectra(connection: RedisConnection, prefix: str, spectra: Sequence[Obse
             else:
                 home, _, cell = rest.partition(":")
                 pipeline.command("SET", f"{base(prefix, home)}:spectrum:{spectrum_id}", value)
-                place = Place(spectrum.ra, spectrum.dec, spectrum.mjd).pack()
+                place = StoredPlace(spectrum.ra, spectrum.dec, spectrum.mjd).pack()
                 pipeline.command("HSET", sky_key(prefix, home, "spectra", cell), spectrum_id, place)
 
     connection.execute(put, write=True)
@@ -58,7 +58,7 @@ def _remove(connection: RedisConnection, prefix: str, left: dict[str, str]) -> N
     owners = connection.get_many([f"{prefix}:spectrum-of:{name}" for name in named.values()])
     still = {s for s, owner in zip(named, owners, strict=True) if owner == s.encode()}
 
-    def remove(pipeline: Pipeline) -> None:
+    def remove(pipeline: CommandPipeline) -> None:
         for spectrum_id, was in left.items():
             if spectrum_id in still:
                 pipeline.command("DEL", f"{prefix}:{was[3:]}:sp")

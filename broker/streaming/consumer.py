@@ -21,7 +21,7 @@ from broker.streaming import clients
 from broker.streaming.delivery import WorkerFencedError
 from broker.streaming.health import Health
 from broker.streaming.partitions import Partitions, position
-from broker.streaming.topics import Topics
+from broker.streaming.topics import TopicAdmin
 from broker.topic_names import matches
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class GroupConsumer:
     """A member of a consumer group, with the partitions that it has at present. For one thread."""
 
     def __init__(
-        self, kafka: KafkaSettings, group_id: str, names: Sequence[str], check: str, topics: Topics, health: Health
+        self, kafka: KafkaSettings, group_id: str, names: Sequence[str], check: str, topics: TopicAdmin, health: Health
     ) -> None:
         """``names`` are topics or regular expressions; ``check`` is what readiness calls the membership.
 

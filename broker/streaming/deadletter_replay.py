@@ -77,7 +77,7 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class LetterFilter:
     """Which dead letters are meant."""
 
     reason: re.Pattern[str] | None = None
@@ -92,7 +92,7 @@ class Filter:
 
 
 @dataclass(slots=True)
-class Counts:
+class ReplayCounts:
     """What became of the dead letters that were there when a replay began."""
 
     replayed: int = 0
@@ -150,12 +150,12 @@ class DeadLetters:
         for message in _messages(self.reader, self.topic, partition, max(low, start), high):
             yield _letter(message)
 
-    def first(self, wanted: Filter) -> Iterator[Letter]:
+    def first(self, wanted: LetterFilter) -> Iterator[Letter]:
         """All letters, partition by partition."""
         for partition in self.bounds:
             yield from filter(wanted, self.read(partition))
 
-    def latest(self, wanted: Filter, limit: int) -> list[Letter]:
+    def latest(self, wanted: LetterFilter, limit: int) -> list[Letter]:
         """Up to ``limit`` letters with the latest times, oldest first."""
         span = _FIRST_SPAN * limit
         while True:
@@ -167,7 +167,7 @@ class DeadLetters:
                 return sorted(found, key=_time)
             span *= 4
 
-    def replay(self, wanted: Filter, limit: int | None = None, to_topic: str | None = None) -> Counts:
+    def replay(self, wanted: LetterFilter, limit: int | None = None, to_topic: str | None = None) -> ReplayCounts:
         """Send letters back, each for good only once, whenever this is interrupted and by whoever it is called.
 
         Raises DependencyUnavailableError, WorkerFencedError where another replay takes over, and
@@ -178,7 +178,7 @@ class DeadLetters:
 
 class _Replay:
     def __init__(
-        self, kafka: KafkaSettings, letters: DeadLetters, wanted: Filter, limit: int | None, to_topic: str | None
+        self, kafka: KafkaSettings, letters: DeadLetters, wanted: LetterFilter, limit: int | None, to_topic: str | None
     ) -> None:
         self._letters, self._wanted, self._limit, self._to_topic = letters, wanted, limit, to_topic
         # One name for every replay of the group: a second one fences the first one.
@@ -190,9 +190,9 @@ class _Replay:
             ExactlyOnceDelivery(connect, stop, as_member=False) if transactional else AtLeastOnceDelivery(connect, stop)
         )
         self._sources = clients.reader(kafka, letters.group_id)
-        self._counts = Counts()
+        self._counts = ReplayCounts()
 
-    def run(self) -> Counts:
+    def run(self) -> ReplayCounts:
         try:
             # First of all: what an earlier replay left open is aborted, and no other can commit from here on.
             self._delivery.start()

@@ -16,7 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 from broker.config import KafkaSettings
 from broker.metrics import CONSUMER_LAG, TOPICS_RECREATED
 from broker.streaming import clients
-from broker.streaming.topics import Asked, TopicIds, Topics
+from broker.streaming.topics import Asked, TopicAdmin, TopicIds
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class BatchAbandonedError(Exception):
 class Partitions:
     """The partitions that a consumer has at present. For one thread."""
 
-    def __init__(self, consumer: Consumer, group_id: str, kafka: KafkaSettings, topics: Topics) -> None:
+    def __init__(self, consumer: Consumer, group_id: str, kafka: KafkaSettings, topics: TopicAdmin) -> None:
         """``topics`` is asked which topics are still those that were read from."""
         self.lost = False
         """Whether partitions went, or messages were passed over, since this was last set to False."""

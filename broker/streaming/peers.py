@@ -14,7 +14,7 @@ from typing import Final, cast
 
 from broker.errors import DependencyUnavailableError
 from broker.metrics import MIXED_MODELS
-from broker.redis_client import Pipeline, RedisConnection
+from broker.redis_client import CommandPipeline, RedisConnection
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Peers:
         self._count += 1
         try:
 
-            def queue(pipeline: Pipeline) -> None:
+            def queue(pipeline: CommandPipeline) -> None:
                 pipeline.command("HSET", self._key, self._worker, f"{self._count} {version}")
                 pipeline.command("HGETALL", self._key)
 

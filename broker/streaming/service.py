@@ -38,7 +38,7 @@ from broker.streaming.handling import Process, handle
 from broker.streaming.health import Health
 from broker.streaming.limit import BatchSize, DeadLetterLimit
 from broker.streaming.partitions import BatchAbandonedError
-from broker.streaming.topics import Asked, Topics
+from broker.streaming.topics import Asked, TopicAdmin
 from broker.streaming.work_thread import WorkThread
 from broker.times import mjd_now
 from broker.topic_names import is_pattern
@@ -91,7 +91,7 @@ class Service:
         self._limit = DeadLetterLimit(pacing)
         self._size = BatchSize(pacing.batch_size)
         self._work_thread = WorkThread()
-        self._topics = Topics(kafka)
+        self._topics = TopicAdmin(kafka)
         self._asked: Asked = {}
         self._next_look = 0.0
         self._consumers: list[GroupConsumer] = []

@@ -38,7 +38,7 @@ class _Described:
     topic_id: str = _NO_ID
 
 
-class Topics:
+class TopicAdmin:
     """Asks about topics and groups with a client of its own; for one thread."""
 
     def __init__(self, settings: KafkaSettings) -> None:

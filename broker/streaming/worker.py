@@ -26,7 +26,7 @@ from broker.streaming.handling import Process
 from broker.streaming.health import Health, Probe, Probes, wrong_device
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
-from broker.streaming.topics import Topics
+from broker.streaming.topics import TopicAdmin
 from broker.topic_names import dead_letter_topic, is_pattern
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _kafka_probe(settings: Settings) -> Probe:
 
 def _topics_probe(settings: KafkaSettings) -> Probe:
     """Whether all that is to be read exists: of what does not, Kafka only says nothing."""
-    topics = Topics(settings)
+    topics = TopicAdmin(settings)
     names = [*settings.input_topics, *([settings.spectra_topic] if settings.spectra_topic else [])]
 
     def probe() -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.avro.machine import NULL, OTHER
-from broker.avro.reader import Rows
+from broker.avro.reader import FilledTable
 from broker.records import BAND_CODE, BANDS, SOURCE_FEATURES, LightCurve, PhotometryKind, SourceMetadata
 
 Numbers = NDArray[np.float64]
@@ -59,10 +59,10 @@ class TimeRange:
 ANY_TIME: Final = TimeRange()
 
 
-class LeftOut(IntEnum):
+class PointFlaw(IntEnum):
     """Why a point of a packet is not used."""
 
-    NOT = 0
+    NONE = 0
     """It is used."""
     NO_VALUE = 1
     """No time, flux or positive error: nulls, NaN and the survey's codes for a missing value."""
@@ -123,9 +123,9 @@ def light_curves(
     reference[~(np.abs(reference) <= MAX_FLUX)] = np.nan
     why = _why_left_out(points, flux, error, limit, times, detected, latest)
     if left_out is not None:
-        found = np.bincount(why, minlength=len(LeftOut)).tolist()
-        left_out.update({reason.name.lower(): found[reason] for reason in LeftOut if reason and found[reason]})
-    kept = np.flatnonzero(why == LeftOut.NOT)
+        found = np.bincount(why, minlength=len(PointFlaw)).tolist()
+        left_out.update({reason.name.lower(): found[reason] for reason in PointFlaw if reason and found[reason]})
+    kept = np.flatnonzero(why == PointFlaw.NONE)
     owner = points.owner[kept]
     order = np.lexsort((points.mjd[kept], owner))
     kept = kept[order]
@@ -145,19 +145,19 @@ def _why_left_out(
     mjd, owner = points.mjd, points.owner
     checks = [
         # What is assigned last wins.
-        (LeftOut.FLUX, (np.abs(flux) > MAX_FLUX) | (error > MAX_FLUX)),
-        (LeftOut.AFTER_DETECTION, None if detected is None else mjd > (detected + HISTORY_ALLOWANCE)[owner]),
-        (LeftOut.AFTER_RECEIPT, mjd > (times.last if latest is None else times.bound(latest)[owner])),
-        (LeftOut.BEFORE_SURVEY, mjd < times.first),
-        (LeftOut.BAND, points.band == UNKNOWN_BAND),
+        (PointFlaw.FLUX, (np.abs(flux) > MAX_FLUX) | (error > MAX_FLUX)),
+        (PointFlaw.AFTER_DETECTION, None if detected is None else mjd > (detected + HISTORY_ALLOWANCE)[owner]),
+        (PointFlaw.AFTER_RECEIPT, mjd > (times.last if latest is None else times.bound(latest)[owner])),
+        (PointFlaw.BEFORE_SURVEY, mjd < times.first),
+        (PointFlaw.BAND, points.band == UNKNOWN_BAND),
     ]
     why = np.zeros(len(mjd), np.uint8)
     for reason, wrong in checks:
         if wrong is not None:
             why[wrong] = reason
     if points.left_out is not None:
-        np.copyto(why, points.left_out, where=points.left_out != LeftOut.NOT)
-    why[~((mjd > 0) & (mjd < MAX_MJD) & (error > 0) & (limit | ~np.isnan(flux)))] = LeftOut.NO_VALUE
+        np.copyto(why, points.left_out, where=points.left_out != PointFlaw.NONE)
+    why[~((mjd > 0) & (mjd < MAX_MJD) & (error > 0) & (limit | ~np.isnan(flux)))] = PointFlaw.NO_VALUE
     return why
 
 
@@ -248,7 +248,7 @@ class Checks:
                 filled = (v[row].item() if isinstance(v, np.ndarray) else v[row] for v in values)
                 self.reasons[row] = reason.format(*filled)
 
-    def position(self, packet: Rows) -> tuple[Numbers, Numbers]:
+    def position(self, packet: FilledTable) -> tuple[Numbers, Numbers]:
         """The columns ``ra`` and ``dec``; refused where they are missing or are no ICRS degrees."""
         ra, dec = packet.numbers("ra"), packet.numbers("dec")
         self.refuse(packet.is_null("ra"), "the packet has no ra")

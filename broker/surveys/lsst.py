@@ -13,8 +13,8 @@ from broker.records import Alert, PhotometryKind, SourceMetadata
 from broker.surveys import columns
 from broker.surveys.columns import (
     Checks,
-    LeftOut,
     Numbers,
+    PointFlaw,
     Points,
     TimeRange,
     band_codes,
@@ -22,7 +22,7 @@ from broker.surveys.columns import (
     label_text,
     or_none,
 )
-from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
+from broker.surveys.survey import NULL, Column, FilledTable, Kind, Records, RowTable
 from broker.times import utc_of_tai
 
 BANDS: Final = {**{band: f"lsst:{band}" for band in "ugrizy"}, "Y": "lsst:y"}
@@ -70,7 +70,7 @@ class Lsst:
     times: TimeRange = TIMES
     # Second names are those of schemas before 5.0.
     tables: Final = {
-        "packet": Table(
+        "packet": RowTable(
             ("",),
             {
                 "alertId": _integer("alertId"),
@@ -94,7 +94,7 @@ class Lsst:
                 "pmdec_error": _number("diaObject.pmDecErr", "diaObject.pmDeclErr"),
             },
         ),
-        "points": Table(
+        "points": RowTable(
             ("diaSource", "prvDiaSources[]", "prvDiaForcedSources[]", "prvDiaNondetectionLimits[]"),
             {
                 "mjd": _number("midpointMjdTai", "midPointTai"),
@@ -188,7 +188,7 @@ class Lsst:
             ))
         ]  # fmt: skip
 
-    def _points(self, points: Rows, mjd: Numbers) -> Points:
+    def _points(self, points: FilledTable, mjd: Numbers) -> Points:
         unit, path = self.flux_unit, points.path
         kind = _KINDS[path]
         flux = points.numbers("flux")
@@ -204,7 +204,7 @@ class Lsst:
         flagged = points.numbers("withdrawn") > 0
         for name in _FLAGS:
             flagged |= points.integers(name) == 1
-        left_out = np.where(flagged, np.uint8(LeftOut.FLAGGED), np.uint8(LeftOut.NOT))
+        left_out = np.where(flagged, np.uint8(PointFlaw.FLAGGED), np.uint8(PointFlaw.NONE))
         return Points(
             points.owner[order], mjd[order], flux[order], error[order], reference[order], band[order], kind[order],
             left_out[order],
@@ -229,7 +229,7 @@ def _object_id(object_id: int | None, moving: int | None, source_id: int) -> str
     return f"source:{source_id}"
 
 
-def _metadata(packet: Rows) -> list[SourceMetadata | None]:
+def _metadata(packet: FilledTable) -> list[SourceMetadata | None]:
     """Parallax and proper motion of the DIA object, which schemas before 8.0 have (mas, mas a year), and its history.
 
     A parallax or motion counts with its error only: nulls, zeros and NaN stand for what was not measured.

@@ -16,7 +16,7 @@ MAX_SCHEMA_BYTES: Final = 4_000_000
 """Largest answer taken from a registry, and largest file from the disk: LSST's schema 11.1 is 15 kB there."""
 
 
-class TooLargeError(Exception):
+class AnswerTooLargeError(Exception):
     """An answer of more than MAX_SCHEMA_BYTES."""
 
 
@@ -99,7 +99,7 @@ class _BoundedStream(httpx.SyncByteStream):
         for chunk in self._stream:
             size += len(chunk)
             if size > MAX_SCHEMA_BYTES:
-                raise TooLargeError(f"the answer has more than {MAX_SCHEMA_BYTES} bytes")
+                raise AnswerTooLargeError(f"the answer has more than {MAX_SCHEMA_BYTES} bytes")
             yield chunk
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ from broker.avro.compiler import check_schema
 from broker.avro.schema import AvroSchema, read_schema
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.surveys.lsst_schemas import lsst_schema
-from broker.surveys.registry_http import MAX_SCHEMA_BYTES, Exchange, TooLargeError, guard
+from broker.surveys.registry_http import MAX_SCHEMA_BYTES, AnswerTooLargeError, Exchange, guard
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class SchemaRegistry:
             if (error.http_status_code, error.error_code) == _NOT_FOUND:
                 raise _NoSuchIdError(said) from error
             raise _UnavailableError(said) from error
-        except TooLargeError as error:
+        except AnswerTooLargeError as error:
             raise self._refusal(schema_id, str(error)) from error
         except Exception as error:  # the client lets through what HTTP, TLS, JSON and its own parsing raise
             raise _UnavailableError(f"{type(error).__name__}: {_shortened(error)}") from error

@@ -10,13 +10,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Final, Protocol, runtime_checkable
 
-from broker.avro.layout import Column, Table
+from broker.avro.layout import Column, RowTable
 from broker.avro.machine import NULL, Kind
-from broker.avro.reader import Records, Rows
+from broker.avro.reader import FilledTable, Records
 from broker.errors import ConfigurationError, DecodeError
 from broker.records import Alert
 
-__all__ = ["MODULES", "NULL", "Column", "Kind", "Records", "Rows", "Survey", "Table", "load_surveys"]
+__all__ = ["MODULES", "NULL", "Column", "FilledTable", "Kind", "Records", "RowTable", "Survey", "load_surveys"]
 
 MODULES: Final = ("broker.surveys.ztf", "broker.surveys.lsst", "broker.surveys.elasticc")
 """Modules of the surveys that are decoded where the settings name no others. Later ones are asked first, so that
@@ -35,7 +35,7 @@ class Survey(Protocol):
         """Lower-case, as in names of topics."""
 
     @property
-    def tables(self) -> Mapping[str, Table]:
+    def tables(self) -> Mapping[str, RowTable]:
         """What is read of a packet. The first table has one row a record."""
 
     def recognises(self, schema_name: str, fields: frozenset[str]) -> bool:

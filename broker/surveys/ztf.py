@@ -17,15 +17,15 @@ from broker.surveys.columns import (
     UNKNOWN_BAND,
     Checks,
     Integers,
-    LeftOut,
     Numbers,
+    PointFlaw,
     Points,
     TimeRange,
     band_codes,
     label,
     label_text,
 )
-from broker.surveys.survey import NULL, Column, Kind, Records, Rows, Table
+from broker.surveys.survey import NULL, Column, FilledTable, Kind, Records, RowTable
 from broker.times import mjd_of_jd
 
 BANDS: Final = {1: "ztf:g", 2: "ztf:r", 3: "ztf:i"}
@@ -66,7 +66,7 @@ class Ztf:
     name: Final = "ztf"
     times: Final = TIMES
     tables: Final = {
-        "packet": Table(
+        "packet": RowTable(
             ("",),
             {
                 "objectId": Column(Kind.TEXT, ("objectId",)),
@@ -76,7 +76,7 @@ class Ztf:
                 **{name: Column(Kind.NUMBER, (f"candidate.{name}",)) for name in _NUMBERS},
             },
         ),
-        "candidates": Table(
+        "candidates": RowTable(
             ("candidate", "prv_candidates[]"),
             {
                 **_numbers("jd", "magpsf", "sigmapsf", "diffmaglim", "distnr", "magnr", "nbad"),
@@ -84,7 +84,7 @@ class Ztf:
                 "isdiffpos": Column(Kind.LABEL, ("isdiffpos",)),
             },
         ),
-        "forced": Table(
+        "forced": RowTable(
             ("fp_hists[]",),
             {
                 **_numbers("jd", "forcediffimflux", "forcediffimfluxunc", "magzpsci", "distnr", "magnr"),
@@ -181,7 +181,7 @@ class Ztf:
 SURVEY: Final = Ztf()
 
 
-def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8]) -> Points:
+def _points(candidates: FilledTable, forced: FilledTable, mjd: Numbers, band: NDArray[np.uint8]) -> Points:
     """All points of a batch: the candidates first, then earlier detections, earlier limits and forced photometry."""
     own = candidates.path == _CANDIDATE
     limit = candidates.is_null("magpsf")
@@ -191,8 +191,8 @@ def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8
     forced_flux, forced_error = _forced_flux(forced)
     kind = np.where(limit, np.uint8(PhotometryKind.LIMIT), np.uint8(PhotometryKind.DETECTION))
     signs = _signs(candidates.integers("isdiffpos"))
-    left_out = np.where(~limit & np.isnan(signs), np.uint8(LeftOut.SIGN), np.uint8(LeftOut.NOT))
-    left_out[~limit & (candidates.numbers("nbad") > 0)] = LeftOut.FLAGGED
+    left_out = np.where(~limit & np.isnan(signs), np.uint8(PointFlaw.SIGN), np.uint8(PointFlaw.NONE))
+    left_out[~limit & (candidates.numbers("nbad") > 0)] = PointFlaw.FLAGGED
     processed = _texts_are(forced.integers("procstatus"), _PROCESSED)
     return Points(
         owner=np.concatenate([candidates.owner[order], forced.owner]),
@@ -205,7 +205,7 @@ def _points(candidates: Rows, forced: Rows, mjd: Numbers, band: NDArray[np.uint8
         band=np.concatenate([band[order], band_codes(forced.integers("fid"), BANDS)]),
         kind=np.concatenate([kind[order], np.full(len(forced), PhotometryKind.FORCED, np.uint8)]),
         left_out=np.concatenate(
-            [left_out[order], np.where(processed, np.uint8(LeftOut.NOT), np.uint8(LeftOut.FLAGGED))]
+            [left_out[order], np.where(processed, np.uint8(PointFlaw.NONE), np.uint8(PointFlaw.FLAGGED))]
         ),
     )
 
@@ -237,7 +237,7 @@ def _texts_are(labels: Integers, text: str) -> NDArray[np.bool_]:
     return same
 
 
-def _reference_flux(rows: Rows) -> Numbers:
+def _reference_flux(rows: FilledTable) -> Numbers:
     """Flux of the star in the reference image, NaN where none is near."""
     magnitude = rows.numbers("magnr")
     flux, _ = magnitude_to_flux(magnitude, np.zeros(len(rows)))
@@ -245,7 +245,7 @@ def _reference_flux(rows: Rows) -> Numbers:
     return np.where(own, flux, np.nan)
 
 
-def _forced_flux(forced: Rows) -> tuple[Numbers, Numbers]:
+def _forced_flux(forced: FilledTable) -> tuple[Numbers, Numbers]:
     """Forced photometry: counts of the difference image, with the zero point of its science image."""
     flux, error = forced.numbers("forcediffimflux"), forced.numbers("forcediffimfluxunc")
     with np.errstate(over="ignore", invalid="ignore"):  # absurd zero points become infinite, and nothing worse
@@ -253,7 +253,7 @@ def _forced_flux(forced: Rows) -> tuple[Numbers, Numbers]:
         return np.where(flux <= -99_999.0, np.nan, flux) * unit, error * unit
 
 
-def _metadata(packet: Rows, ps1: NDArray[np.bool_]) -> list[SourceMetadata | None]:
+def _metadata(packet: FilledTable, ps1: NDArray[np.bool_]) -> list[SourceMetadata | None]:
     """What the packet says of the source: see ``broker.assemble.metadata.PACKET_FEATURES``.
 
     V is that of the PS1 source at the position (Tonry et al. 2012, ApJ 750, 99, table 6).

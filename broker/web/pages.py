@@ -16,11 +16,12 @@ from markupsafe import Markup
 from pydantic import ValidationError
 
 from broker import __version__, sky
+from broker.client.filters import Cone
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
 from broker.times import datetime_of
 from broker.web import api, feedback, objects
 from broker.web.parameters import SearchParameters, without_empty
-from broker.web.search import Cone, Query, SearchError, search
+from broker.web.search import Query, SearchError, search
 from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
 
 static: Final = StaticFiles(directory=FilePath(__file__).with_name("static"))

@@ -8,10 +8,11 @@ from fastapi import HTTPException, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from broker import sky
+from broker.client.filters import Cone
 from broker.taxonomy import OUTPUT_NAMES, PARENTS
 from broker.times import moment_of
 from broker.web import search
-from broker.web.search import Cone, Sort
+from broker.web.search import Sort
 
 _BY_LOWER_CLASS: Final = {name.lower(): name for name in OUTPUT_NAMES}
 _BY_LOWER_PARENT: Final = {name.lower(): name for name in PARENTS}

@@ -11,6 +11,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from broker import sky
+from broker.client.filters import Cone
 from broker.web.index import ORDER, Index
 from broker.web.tables import OBJECTS
 
@@ -25,15 +26,6 @@ Sort = Literal["published", "mjd", "probability", "anomaly", "distance"]
 
 class SearchError(ValueError):
     """What was asked for cannot be answered; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cone:
-    """A circle on the sky: ICRS degrees, and arcsec."""
-
-    ra: float
-    dec: float
-    radius: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from broker.state.encoding import decode_object, encode_spectrum, is_current
 from broker.state.memory import MemoryStore
 from broker.state.merge import merge
 from broker.state.migrate import Migration
-from broker.state.places import Place, own_cells, own_homes
+from broker.state.places import StoredPlace, own_cells, own_homes
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.surveys.lsst_schemas import lsst_schema
@@ -350,7 +350,7 @@ def test_a_spectrum_sent_again_is_where_it_was_sent_last(
         if written_by == "this release":
             store.put_observed([sent])
         else:
-            place = Place(sent.ra, sent.dec, sent.mjd).pack()
+            place = StoredPlace(sent.ra, sent.dec, sent.mjd).pack()
             old_spectrum(client, sent, encode_spectrum(sent.spectrum), place)
         for at, others in ((there, [here, nearby]), (nearby, [here, there]), (here, [there, nearby])):
             store.put_observed([replace(sent, ra=at.ra, dec=at.dec)])

@@ -37,7 +37,7 @@ from broker.embedded.redis import RedisServer
 from broker.metrics import BATCHES_ABANDONED
 from broker.publish.annotation import read
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.streaming import clients
 from broker.streaming.accounting import Accounting
 from broker.streaming.health import Health
@@ -291,7 +291,7 @@ class Threads:
             self.settings.model_copy(update={"worker_id": worker_id}),
             PipelineSettings(batch_size=20, batch_wait_s=0.1, first_backoff_s=0.1, max_dead_letter_ratio=1.0),
             lambda: self.process,
-            Publisher(Topics(self.name, 0.9), "Trifid", 1000),
+            Publisher(OutputTopics(self.name, 0.9), "Trifid", 1000),
             Control(Health(MetricsSettings())),
         )
         thread = threading.Thread(target=service.run)

@@ -350,17 +350,17 @@ def test_a_cell_with_more_than_is_looked_at(server: RedisServer, monkeypatch: py
 
 def test_a_crowd_in_memory_is_compared_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search compares at most CROWD objects of each survey in a bin, of 4,000 that are there."""
-    from broker.state.places import Place
+    from broker.state.places import StoredPlace
 
     compared = 0
-    distance = Place.distance
+    distance = StoredPlace.distance
 
-    def counted(place: Place, ra: float, dec: float, mjd: float) -> float:
+    def counted(place: StoredPlace, ra: float, dec: float, mjd: float) -> float:
         nonlocal compared
         compared += 1
         return distance(place, ra, dec, mjd)
 
-    monkeypatch.setattr(Place, "distance", counted)
+    monkeypatch.setattr(StoredPlace, "distance", counted)
     store = MemoryStore()
     store.update([alert("ztf", n) for n in range(4000)])
     assert compared == 0  # of one survey none is another's counterpart

@@ -23,7 +23,7 @@ from broker.state.encoding import decode_object, encode_object, encode_search, e
 from broker.state.keys import NO_HOME, sky_key
 from broker.state.memory import MemoryStore
 from broker.state.migrate import Migration
-from broker.state.places import Place, own_cells
+from broker.state.places import StoredPlace, own_cells
 from broker.state.redis import RedisStore
 from broker.surveys.columns import ANY_TIME
 from deploy.local.redis_cluster import RedisCluster
@@ -45,7 +45,7 @@ def write_old(client: Any, alerts: list[Alert]) -> None:
     for alert, cell in zip(alerts, own_cells(alerts), strict=True):
         client.set(old_key("ztf", alert.object_id), encode_object(alert.light_curve, alert))
         client.set(old_key("ztf", alert.object_id, "ps"), encode_search(SEARCH))
-        place = Place(alert.ra, alert.dec, alert.mjd, 5.0, -3.0)
+        place = StoredPlace(alert.ra, alert.dec, alert.mjd, 5.0, -3.0)
         client.hset(sky_key("trifid", NO_HOME, "objects", cell), f"ztf:{alert.object_id}", place.pack())
     client.set("trifid:marker", b"old")
 
@@ -90,7 +90,7 @@ def test_killed_in_the_middle_beside_a_worker_nothing_is_lost(server: RedisServe
         f"{key_at(alerts[8]).rpartition(':ztf')[0]}:sky:objects:{own_cells(alerts[8:9])[0]}", "ztf:ZTF000008"
     )
     assert isinstance(moved, bytes)
-    assert Place.unpack(moved).pmra == 5.0
+    assert StoredPlace.unpack(moved).pmra == 5.0
 
 
 def test_a_spectrum_that_cannot_be_read_is_set_aside_and_the_migration_ends(
@@ -100,7 +100,7 @@ def test_a_spectrum_that_cannot_be_read_is_set_aside_and_the_migration_ends(
     write_old(client, alerts)
     sent = [spectrum_of(alert) for alert in alerts]
     for one, value in zip(sent, (encode_spectrum(sent[0].spectrum), b"no spectrum"), strict=True):
-        old_spectrum(client, one, value, Place(one.ra, one.dec, one.mjd).pack())
+        old_spectrum(client, one, value, StoredPlace(one.ra, one.dec, one.mjd).pack())
     with closing(RedisStore(server.url)) as store:
         migration = Migration(store)
         list(migration.run())
@@ -139,7 +139,9 @@ def test_another_redis_is_copied_into_a_cluster(server: RedisServer, client: red
     alerts = objects(600)
     write_old(client, alerts[:300])
     sent = [spectrum_of(alert) for alert in alerts[:6]]
-    old_spectrum(client, sent[0], encode_spectrum(sent[0].spectrum), Place(sent[0].ra, sent[0].dec, sent[0].mjd).pack())
+    old_spectrum(
+        client, sent[0], encode_spectrum(sent[0].spectrum), StoredPlace(sent[0].ra, sent[0].dec, sent[0].mjd).pack()
+    )
     with closing(RedisStore(server.url)) as single:
         single.update(alerts[300:])
         single.put_observed([*sent[1:4], replace(sent[4], ra=3.0, survey="ztf", object_id=alerts[4].object_id)])

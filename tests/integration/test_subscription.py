@@ -26,7 +26,7 @@ from broker.client import Filter, ForeignMessage, Subscription
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import Annotation
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
@@ -51,7 +51,7 @@ def payload(alert_id: int) -> bytes:
     star = replace(A_STAR, alert_id=alert_id, object_id=f"star-{alert_id}")
     result = BatchResult()
     result.annotations.append(star)
-    return next(Publisher(Topics("x", 1.0), "Trifid", 1000).messages(result)).value
+    return next(Publisher(OutputTopics("x", 1.0), "Trifid", 1000).messages(result)).value
 
 
 def fill(kafka: KafkaServer, topic: str, counts: Sequence[int], first: int = 0) -> list[int]:
@@ -386,7 +386,7 @@ def test_patterns_leave_dead_letters_out(kafka: KafkaServer) -> None:
 def test_a_pattern_does_not_wait_for_copies_in_topics_that_cannot_be_seen(kafka: KafkaServer) -> None:
     """A user with rights to one class's topic only has its annotations, though the same are in ``all``."""
     kafka.create_topics(["seen.ztf.m"], partitions=1)
-    publisher = Publisher(Topics("seen", 1.0), "Trifid", 1000)
+    publisher = Publisher(OutputTopics("seen", 1.0), "Trifid", 1000)
     result = BatchResult(annotations=[replace(A_STAR, alert_id=number) for number in (1, 2)])
     messages = [message for message in publisher.messages(result) if message.topic == "seen.ztf.m"]
     send(kafka, "seen.ztf.m", *(message.value for message in messages))

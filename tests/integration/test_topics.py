@@ -17,7 +17,7 @@ from confluent_kafka.cimpl import NewPartitions
 from broker.config import KafkaSettings
 from broker.embedded.ports import free_port
 from broker.metrics import TOPICS_RECREATED
-from broker.streaming.topics import Topics
+from broker.streaming.topics import TopicAdmin
 from deploy.local.kafka_server import KafkaServer
 from tests.faults.proxy import BadNetwork
 from tests.integration.test_service import (
@@ -172,10 +172,10 @@ def test_offsets_of_a_topic_of_the_same_name_are_not_taken(servers: Servers, cap
         assert Counter(group.out()) == Counter(payloads)
         assert "id AbcdefghijklmnopqrstuQ" not in caplog.text
         assert "before AbcdefghijklmnopqrstuQ" in caplog.text
-        (committed,) = Topics(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).committed(
+        (committed,) = TopicAdmin(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).committed(
             name, [TopicPartition(topic, 0)]
         )
-        now = Topics(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).ids([topic])[topic]
+        now = TopicAdmin(KafkaSettings(bootstrap_servers=servers.kafka.bootstrap)).ids([topic])[topic]
         assert (committed.offset, committed.metadata) == (100, f"topic-id={now}")
 
 

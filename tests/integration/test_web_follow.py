@@ -14,7 +14,7 @@ from broker.batch import BatchResult
 from broker.config import Settings
 from broker.errors import DependencyUnavailableError
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import Annotation
 from broker.web.follow import Follower
 from broker.web.index import Index
@@ -43,7 +43,7 @@ def send(kafka: KafkaServer, numbers: Sequence[int], *, commit: bool, survey: st
     producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": f"worker-{commit}-{survey}"})
     producer.init_transactions(30)
     producer.begin_transaction()
-    for message in Publisher(Topics("trifid", 1.0), "Trifid", 1000).messages(result):
+    for message in Publisher(OutputTopics("trifid", 1.0), "Trifid", 1000).messages(result):
         if message.topic in ("trifid.ztf.all", "trifid.ztf.m", "trifid.lsst.all"):
             producer.produce(message.topic, message.value, message.key)
     producer.flush(30)

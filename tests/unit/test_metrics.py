@@ -22,7 +22,7 @@ from broker.embedded.ports import free_port
 from broker.inference.onnx import OnnxEngine
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.state.memory import MemoryStore
 from broker.streaming.accounting import Accounting
 from broker.streaming.handling import handle
@@ -114,7 +114,7 @@ def test_nothing_that_happens_brings_other_values() -> None:
     engine = OnnxEngine(MODEL_REPO)
     reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
     pipeline = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference)
-    result, _ = handle(pipeline.process, Publisher(Topics("trifid", 0.9), "Trifid", 1000), messages)
+    result, _ = handle(pipeline.process, Publisher(OutputTopics("trifid", 0.9), "Trifid", 1000), messages)
     Accounting().add(result, len(messages), 1)
     engine.close()
     after = labels()

@@ -138,7 +138,7 @@ class HeadsClassifier(Classifier):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TensorBatch:
     """Tensors of one batch; ``present`` (batch, 3) says which modalities each object really has."""
 
     points: Tensor
@@ -172,11 +172,11 @@ class Trimodal(nn.Module):
         self.classifier = classifier
         self.log_scale = nn.Parameter(scale.log())
 
-    def encode(self, batch: Batch) -> Tensor:
+    def encode(self, batch: TensorBatch) -> Tensor:
         """Embeddings of the three modalities, (batch, 3, 512)."""
         return torch.stack([self.encode_one(batch, i) for i in range(len(MODALITIES))], dim=1)
 
-    def encode_one(self, batch: Batch, modality: int) -> Tensor:
+    def encode_one(self, batch: TensorBatch, modality: int) -> Tensor:
         """Embedding (batch, 512) of one modality, by its place in MODALITIES."""
         if modality == 0:
             embedding: Tensor = self.light_curve_encoder(batch.points, batch.points_mask, batch.folded, batch.features)

@@ -23,7 +23,7 @@ from broker.build import REFERENCE_SET_FILE
 from broker.errors import DecodeError
 from broker.inference.onnx import OnnxEngine
 from broker.pipeline import Pipeline, Received
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import METADATA_FEATURES, SOURCE_FEATURES, Alert, Annotation, ObjectState, SourceMetadata, Spectrum
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
@@ -163,7 +163,7 @@ def test_real_alerts_with_catalogue_values_do_not_fill_the_anomaly_topic(pipelin
             donor[METADATA_FEATURES.index(name)] *= 10 ** (-0.2 * fainter)
         values[gaia] = donor[gaia]
         catalogued.append(replace(state, metadata=SourceMetadata(np.where(np.isnan(values), packet, values))))
-    topics = Topics("trifid", THRESHOLD)
+    topics = OutputTopics("trifid", THRESHOLD)
     labels = pq.read_table(shared / "data" / "multiband" / "ztf_alert_labels.parquet", columns=["name"])
     stars = set(labels["name"].to_pylist())
     variable = np.array([state.object_id in stars for state in states])

@@ -20,7 +20,7 @@ from broker.config import Settings
 from broker.config.settings import _secrets
 from broker.embedded.ports import free_port
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.streaming.handling import handle
 
 
@@ -142,7 +142,7 @@ def test_dead_letters_are_logged_by_reason_with_where_the_first_came_from(caplog
 
     letters = [DeadLetter(message(5 + n), "ztf", "no flux", alert_id=700 + n) for n in range(3)]
     letters += [DeadLetter(message(20 + n), "unknown", f"reason {n}") for n in range(9)]
-    publisher = Publisher(Topics("trifid", 0.99, ("ztf",)), "Trifid", 1000)
+    publisher = Publisher(OutputTopics("trifid", 0.99, ("ztf",)), "Trifid", 1000)
     with caplog.at_level(logging.WARNING, "broker"):
         handle(lambda some: BatchResult(len(some), dead_letters=letters), publisher, [message(4)])
     first, *others = caplog.records

@@ -14,7 +14,7 @@ from broker.assemble import assemble
 from broker.inference import Predictions
 from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS, Manifest, load_manifest
 from broker.publish.annotate import annotate
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import Alert, Annotation, KnownObject, LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX, PARENTS
 from tests.random_models import MODEL_REPO
@@ -70,7 +70,7 @@ def say(
 
 
 def topics(annotation: Annotation) -> Sequence[str]:
-    return [name.removeprefix("trifid.ztf.") for name in Topics("trifid", 0.9).of(annotation)]
+    return [name.removeprefix("trifid.ztf.") for name in OutputTopics("trifid", 0.9).of(annotation)]
 
 
 def test_parents_are_sums() -> None:
@@ -212,7 +212,7 @@ def test_bands_that_are_not_known_are_named() -> None:
 
 
 def test_every_parent_has_a_topic() -> None:
-    every = Topics("trifid", 0.9, ("ztf",)).every()
+    every = OutputTopics("trifid", 0.9, ("ztf",)).every()
     for kind in (*PARENTS, "Other", "NotClassified", "RRAB", "all", "anomaly"):
         assert f"trifid.ztf.{kind.lower()}" in every
     assert len(every) == len(set(every)) == 10 + 5 + 4 + 1

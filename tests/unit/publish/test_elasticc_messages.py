@@ -11,7 +11,7 @@ from broker.client import Subscription
 from broker.config import PublishSettings, Settings
 from broker.errors import ConfigurationError
 from broker.publish.messages import OutgoingMessage, Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import Annotation
 from tests.elasticc_schema import read_classification
 from tests.unit.publish.test_messages import ANNOTATION, NOT_CLASSIFIED, OTHER
@@ -26,7 +26,7 @@ SIMULATED = replace(
 
 
 def messages(*annotations: Annotation, surveys: tuple[str, ...] = ("elasticc",)) -> list[OutgoingMessage]:
-    publisher = Publisher(Topics("trifid", 0.9, elasticc_surveys=surveys), "Trifid", 100)
+    publisher = Publisher(OutputTopics("trifid", 0.9, elasticc_surveys=surveys), "Trifid", 100)
     found = publisher.messages(BatchResult(annotations=list(annotations)))
     return [message for message in found if message.topic == TOPIC]
 
@@ -67,8 +67,8 @@ def test_only_alerts_of_the_surveys_that_were_asked_for() -> None:
     assert messages(SIMULATED, surveys=()) == []
     assert messages(replace(SIMULATED, survey="ztf"), again) == []
     assert len(messages(replace(SIMULATED, survey="ztf"), surveys=("ztf", "elasticc"))) == 1
-    assert TOPIC not in Topics("trifid", 0.9).every()
-    assert Topics("trifid", 0.9, elasticc_surveys=("ztf",)).every()[-2:] == [TOPIC, "trifid.deadletter"]
+    assert TOPIC not in OutputTopics("trifid", 0.9).every()
+    assert OutputTopics("trifid", 0.9, elasticc_surveys=("ztf",)).every()[-2:] == [TOPIC, "trifid.deadletter"]
 
 
 def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:

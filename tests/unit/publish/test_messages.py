@@ -12,7 +12,7 @@ from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import DecodeError
 from broker.publish.annotation import SCHEMA, PublishedAnnotation, published_record, read, to_json, to_record
 from broker.publish.messages import OutgoingMessage, Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import Annotation, KnownObject, Neighbour
 from broker.taxonomy import CLASS_NAMES
 
@@ -47,7 +47,7 @@ UNSCORED = replace(
 
 
 def publish(*annotations: Annotation, letters: tuple[DeadLetter, ...] = (), limit: int = 100) -> list[OutgoingMessage]:
-    publisher = Publisher(Topics("trifid", 0.9), "Trifid", limit)
+    publisher = Publisher(OutputTopics("trifid", 0.9), "Trifid", limit)
     return list(publisher.messages(BatchResult(annotations=list(annotations), dead_letters=list(letters))))
 
 
@@ -68,7 +68,7 @@ def test_topics_of_an_annotation() -> None:
     assert {m.key for m in publish(ANNOTATION)} == {b"ZTF18abcdefg"}
     for message in publish(strange):
         assert one(message).topics == tuple(m.topic for m in publish(strange))
-        assert message.topic in Topics("trifid", 0.9).every()
+        assert message.topic in OutputTopics("trifid", 0.9).every()
 
 
 @pytest.mark.parametrize("annotation", [ANNOTATION, NOT_CLASSIFIED, UNSCORED, OTHER])

@@ -19,7 +19,7 @@ from broker.errors import DecodeError
 from broker.inference import Predictions
 from broker.publish.annotate import annotate, not_classified
 from broker.publish.annotation import published_record, read, to_json, to_record
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.records import (
     Alert,
     Annotation,
@@ -111,9 +111,14 @@ def test_a_score_is_the_percentile_and_a_distance_the_distance(annotations: list
     assert (fourth.anomaly_score, fourth.anomaly_distance, fourth.anomaly_reason) == (None, None, None)
     assert [a.neighbours for a in annotations] == [NEIGHBOURS, (), NEIGHBOURS[:1], ()]
     assert [a.reference_set_version for a in annotations] == ["set 9", "set 9", "set 9", None]
-    assert [name.split(".")[-1] for name in Topics("trifid", 0.9).of(first)] == ["all", "ea", "eclipsing", "anomaly"]
-    assert "trifid.ztf.anomaly" not in Topics("trifid", 0.97).of(first)
-    assert "trifid.ztf.anomaly" in Topics("trifid", 0.96875).of(first)
+    assert [name.split(".")[-1] for name in OutputTopics("trifid", 0.9).of(first)] == [
+        "all",
+        "ea",
+        "eclipsing",
+        "anomaly",
+    ]
+    assert "trifid.ztf.anomaly" not in OutputTopics("trifid", 0.97).of(first)
+    assert "trifid.ztf.anomaly" in OutputTopics("trifid", 0.96875).of(first)
 
 
 def test_what_identifies_the_alert_is_its_own(annotations: list[Annotation]) -> None:
@@ -280,7 +285,7 @@ def test_headers_of_a_dead_letter() -> None:
 
 
 def test_all_topics() -> None:
-    topics = Topics("p", 0.9, ("ztf", "lsst"))
+    topics = OutputTopics("p", 0.9, ("ztf", "lsst"))
     assert topics.dead_letter == "p.deadletter"
     assert topics.all_alerts() == ["p.ztf.all", "p.lsst.all"]
     assert len(topics.every()) == 2 * 19 + 1

@@ -22,7 +22,7 @@ from broker.records import (
 )
 from broker.state.memory import MemoryStore
 from broker.state.objects import Limits
-from broker.state.places import Place
+from broker.state.places import StoredPlace
 from broker.times import JULIAN_YEAR
 
 RNG = np.random.default_rng(20261124)
@@ -133,7 +133,7 @@ def test_the_place_does_not_depend_on_which_alert_came_first() -> None:
         for one in order:
             store.update([one])
         places.append(store._objects.places.place(("ztf", "ZTF18a")))
-    assert places[0] == places[1] == Place(10.0, 0.0001, 61000.0)
+    assert places[0] == places[1] == StoredPlace(10.0, 0.0001, 61000.0)
 
 
 def test_a_fast_star_is_found_where_it_has_gone() -> None:
@@ -153,11 +153,11 @@ def test_a_fast_star_is_found_where_it_has_gone() -> None:
 
 
 def test_a_place_moves_as_the_sky_says() -> None:
-    place = Place(200.0, -45.0, 58000.0, 300.0, -2000.0)
+    place = StoredPlace(200.0, -45.0, 58000.0, 300.0, -2000.0)
     ra, dec = sky.move(*(np.array([v]) for v in (200.0, -45.0, 300.0, -2000.0, 10.0)))
     assert place.distance(float(ra[0]), float(dec[0]), 58000.0 + 3652.5) < 1e-3
-    assert Place.unpack(place.pack()) == place
-    assert Place(1.0, 1.0, float("nan")).distance(1.0, 1.0, 60000.0) == 0.0
+    assert StoredPlace.unpack(place.pack()) == place
+    assert StoredPlace(1.0, 1.0, float("nan")).distance(1.0, 1.0, 60000.0) == 0.0
 
 
 def test_a_spectrum_joins_what_is_at_its_place_before_or_after() -> None:

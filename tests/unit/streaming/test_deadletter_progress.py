@@ -7,8 +7,8 @@ import pytest
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.errors import ConfigurationError
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
-from broker.streaming.deadletter_replay import Filter, Letter, _Progress
+from broker.publish.topics import OutputTopics
+from broker.streaming.deadletter_replay import Letter, LetterFilter, _Progress
 
 
 def again(progress: _Progress) -> _Progress:
@@ -52,15 +52,15 @@ def test_too_scattered_to_be_recorded() -> None:
 def test_letters_as_a_worker_writes_them() -> None:
     message = IncomingMessage(b"x" * 50, 61000.0)
     letters = [DeadLetter(message, "ztf", "\ud800 " + "é" * 9000, 5)]
-    (out,) = Publisher(Topics("trifid", 0.9), "Trifid", 20).messages(BatchResult(dead_letters=letters))
+    (out,) = Publisher(OutputTopics("trifid", 0.9), "Trifid", 20).messages(BatchResult(dead_letters=letters))
     headers = {name: value.decode("utf-8", "replace") for name, value in out.headers}
     assert all(len(value) <= 8100 for _, value in out.headers)
     letter = Letter(out.topic, 0, 0, 0, out.value, headers)
     assert (letter.cut_from, letter.survey, letter.source) == (50, "ztf", None)
     assert letter.reason.startswith("\\ud800 é")
-    assert Filter(re.compile("é"), "ztf")(letter)
-    assert not Filter(re.compile("nothing"))(letter)
-    assert not Filter(survey="lsst")(letter)
+    assert LetterFilter(re.compile("é"), "ztf")(letter)
+    assert not LetterFilter(re.compile("nothing"))(letter)
+    assert not LetterFilter(survey="lsst")(letter)
 
 
 def test_a_source_that_is_no_position_is_none() -> None:

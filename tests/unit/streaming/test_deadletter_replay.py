@@ -16,10 +16,10 @@ from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import OutgoingMessage
 from broker.streaming import clients, deadletter_replay
 from broker.streaming.deadletter_replay import (
-    Counts,
     DeadLetters,
-    Filter,
     Letter,
+    LetterFilter,
+    ReplayCounts,
     _letter,
     _messages,
     _Progress,
@@ -125,10 +125,10 @@ def test_what_a_letter_says() -> None:
 
 def test_which_letters_are_meant() -> None:
     letter = Letter("t", 0, 0, 0, b"", {"reason": "no schema 17", "survey": "ztf"})
-    assert Filter()(letter)
-    assert Filter(re.compile(r"schema \d+"), "ztf")(letter)
-    assert not Filter(re.compile(r"schema \d+"), "lsst")(letter)
-    assert not Filter(re.compile("^schema"), "ztf")(letter)
+    assert LetterFilter()(letter)
+    assert LetterFilter(re.compile(r"schema \d+"), "ztf")(letter)
+    assert not LetterFilter(re.compile(r"schema \d+"), "lsst")(letter)
+    assert not LetterFilter(re.compile("^schema"), "ztf")(letter)
 
 
 def letters_of(partitions: dict[int, list[Message | None]], bounds: dict[int, tuple[int, int]]) -> DeadLetters:
@@ -142,25 +142,25 @@ def test_the_latest_letters_of_all_partitions_oldest_first() -> None:
     first: list[Message | None] = [Message(at, when=10 * at) for at in range(40)]
     second: list[Message | None] = [Message(at, when=385 + at, partition_=1) for at in range(3)]
     letters = letters_of({0: first, 1: second}, {0: (0, 40), 1: (0, 3)})
-    found = [(letter.partition, letter.offset) for letter in letters.latest(Filter(), 4)]
+    found = [(letter.partition, letter.offset) for letter in letters.latest(LetterFilter(), 4)]
     # Times 380, 385, 386, 387 and 390: the last four of these.
     assert found == [(1, 0), (1, 1), (1, 2), (0, 39)]
     assert cast(Any, letters.reader).assigned == [(0, 32), (1, 0)]  # no more than twice as many of each
-    assert len(letters.latest(Filter(), 100)) == 43
-    assert [letter.offset for letter in letters.first(Filter())] == [*range(40), 0, 1, 2]
+    assert len(letters.latest(LetterFilter(), 100)) == 43
+    assert [letter.offset for letter in letters.first(LetterFilter())] == [*range(40), 0, 1, 2]
     assert [letter.offset for letter in letters.read(0, 38)] == [38, 39]
 
 
 def test_letters_that_are_far_back_are_looked_for() -> None:
     there: list[Message | None] = [Message(at, when=at, reason="rare" if at in (1, 3) else "why") for at in range(100)]
     letters = letters_of({0: there}, {0: (0, 100)})
-    assert [letter.offset for letter in letters.latest(Filter(re.compile("rare")), 2)] == [1, 3]
+    assert [letter.offset for letter in letters.latest(LetterFilter(re.compile("rare")), 2)] == [1, 3]
     assert [start for _, start in cast(Any, letters.reader).assigned] == [96, 84, 36, 0]
-    assert [letter.offset for letter in letters.first(Filter(re.compile("rare")))] == [1, 3]
+    assert [letter.offset for letter in letters.first(LetterFilter(re.compile("rare")))] == [1, 3]
 
 
 def test_every_letter_is_accounted_for() -> None:
-    assert str(Counts(replayed=1, earlier=2, left_out=3, not_replayable=4)) == (
+    assert str(ReplayCounts(replayed=1, earlier=2, left_out=3, not_replayable=4)) == (
         "dead letters 10 = replayed 1 + replayed before 2 + left out 3 + not replayable 4"
     )
 
@@ -235,7 +235,7 @@ def of(at: int, source: int | None, cut: int | None = None, reason: str = "why")
 
 def replay(
     limit: int | None = None, to_topic: str | None = None, sources: Sources | None = None
-) -> tuple[Counts, Sent]:
+) -> tuple[ReplayCounts, Sent]:
     """Of letters of which the first was replayed before, and what each of the others is stands beside it."""
     there: list[Message | None] = [
         of(0, 11), of(1, 11, reason="other"), of(2, 11), of(3, 12, cut=112),
@@ -248,8 +248,8 @@ def replay(
     letters.reader = reader
     sent, one = Sent(), object.__new__(_Replay)
     sources = sources or Sources({0: [Original(at) for at in range(10, 20)]})
-    one._letters, one._wanted, one._limit, one._to_topic = letters, Filter(re.compile("why")), limit, to_topic
-    one._delivery, one._sources, one._counts = cast(Any, sent), cast(Any, sources), Counts()
+    one._letters, one._wanted, one._limit, one._to_topic = letters, LetterFilter(re.compile("why")), limit, to_topic
+    one._delivery, one._sources, one._counts = cast(Any, sent), cast(Any, sources), ReplayCounts()
     cast(Any, sources).close = lambda: sent.calls.append("sources closed")
     return one.run(), sent
 
@@ -360,8 +360,8 @@ def test_letters_are_read_and_sent_back_by_librdkafka() -> None:
             try:
                 assert (letters.topic, letters.group_id) == (LETTERS, "g-deadletter-replay")
                 assert letters.bounds == {0: (0, 0), 1: (0, 3), 2: (0, 0), 3: (0, 0)}
-                assert [letter.payload for letter in letters.latest(Filter(), 2)] == [b"letter 1", b"letter 2"]
-                counts = letters.replay(Filter(), limit=2)
+                assert [letter.payload for letter in letters.latest(LetterFilter(), 2)] == [b"letter 1", b"letter 2"]
+                counts = letters.replay(LetterFilter(), limit=2)
                 assert (counts.replayed, counts.earlier, counts.left_out) == expected
             finally:
                 letters.close()
@@ -418,7 +418,7 @@ def test_replays_of_a_group_share_one_transactional_id() -> None:
         kafka.create_topics([LETTERS])
         for delivery, kind in (("exactly-once", ExactlyOnceDelivery), ("at-least-once", AtLeastOnceDelivery)):
             letters = DeadLetters(settings_of(kafka, delivery), LETTERS)  # type: ignore[arg-type]
-            one = _Replay(settings_of(kafka, delivery), letters, Filter(), None, None)  # type: ignore[arg-type]
+            one = _Replay(settings_of(kafka, delivery), letters, LetterFilter(), None, None)  # type: ignore[arg-type]
             assert type(one._delivery) is kind
             one._sources.close()
             letters.close()

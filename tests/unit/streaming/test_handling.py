@@ -9,11 +9,11 @@ from prometheus_client import REGISTRY
 from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import Publisher
-from broker.publish.topics import Topics
+from broker.publish.topics import OutputTopics
 from broker.streaming.handling import Handled, Process, handle
 from broker.streaming.work_thread import WorkThread
 
-PUBLISHER = Publisher(Topics("trifid", 0.9), "Trifid", 1000)
+PUBLISHER = Publisher(OutputTopics("trifid", 0.9), "Trifid", 1000)
 
 
 def messages(*payloads: bytes) -> list[IncomingMessage]:
@@ -68,7 +68,7 @@ def test_an_annotation_that_cannot_be_written_is_a_dead_letter() -> None:
                 raise OverflowError("int too big")
             return super().messages(result)
 
-    broken = Broken(Topics("trifid", 0.9), "Trifid", 1000)
+    broken = Broken(OutputTopics("trifid", 0.9), "Trifid", 1000)
     result, outgoing = handle_all(process, broken, messages(b"a", b"big", b"b"))
     assert [m.value for m in outgoing] == [b"a", b"big", b"b"]
     assert result.alerts_in == {"ztf": 2, "unknown": 1}

@@ -15,9 +15,9 @@ import pytest
 from broker.avro import reader
 from broker.avro.compiler import check_schema, compile_schema
 from broker.avro.container import Block, read_blocks, read_header, write_long
-from broker.avro.layout import NOTHING, Column, Layout, Table
+from broker.avro.layout import NOTHING, Column, Layout, RowTable
 from broker.avro.machine import MAX_DEPTH, MAX_RECORDS, MAX_ROWS, NULL, OTHER, Kind
-from broker.avro.reader import Message, Rows, Run, run
+from broker.avro.reader import FilledTable, Message, ReadMessages, run
 from broker.avro.schema import WriterSchema
 from broker.avro.wire import read_confluent_header
 from broker.errors import ConfigurationError, DecodeError
@@ -38,7 +38,7 @@ def encode(schema: Any, records: list[dict[str, Any]]) -> bytes:
     return out.getvalue()
 
 
-def read(schema: Any, tables: Mapping[str, Table], data: bytes, count: int = 1) -> Run:
+def read(schema: Any, tables: Mapping[str, RowTable], data: bytes, count: int = 1) -> ReadMessages:
     layout = Layout(dict(tables))
     program = compile_schema(WriterSchema.parse(schema), layout)
     return run([program], layout, [Message(0, [Block(count, data, 0, len(data))])])
@@ -96,11 +96,11 @@ def same(kind: Kind, value: Any, cell: Any, is_null: bool) -> bool:
     return bool(cell == (int.from_bytes(raw.ljust(8, b"\0"), "little", signed=True) if len(raw) <= 8 else OTHER))
 
 
-def cells(rows: Rows, name: str, kind: Kind) -> Any:
+def cells(rows: FilledTable, name: str, kind: Kind) -> Any:
     return rows.numbers(name) if kind is Kind.NUMBER else rows.integers(name)
 
 
-def assert_same(tables: Mapping[str, Table], records: list[dict[str, Any]], found: Run, data: bytes) -> int:
+def assert_same(tables: Mapping[str, RowTable], records: list[dict[str, Any]], found: ReadMessages, data: bytes) -> int:
     """Everything in the tables is what fastavro reads at that place; returns how many values were compared."""
     assert not found.errors
     compared = 0
@@ -232,10 +232,10 @@ class Generator:
                 return {f"k{k}": self.value(schema["values"], named) for k in range(int(rng.integers(4)))}
         return {f["name"]: self.value(f["type"], named) for f in schema["fields"]}
 
-    def tables(self, schema: Any) -> dict[str, Table]:
+    def tables(self, schema: Any) -> dict[str, RowTable]:
         """Tables of some of all that can be wanted of a record type."""
         columns: dict[str, Column] = {}
-        others: dict[str, Table] = {}
+        others: dict[str, RowTable] = {}
         for name, kind in self.wanted(schema):
             columns[name] = Column(kind, (name,))
         columns["missing"] = Column(self.pick(list(Kind)), ("no_such_field", "nor_this"))
@@ -256,8 +256,8 @@ class Generator:
                 for name, kind in wanted:
                     columns[f"{path}.{name}"] = Column(kind, (f"{path}.{name}",))
             else:
-                others[path] = Table((path,), {name: Column(kind, (name,)) for name, kind in wanted})
-        return {"record": Table(("",), columns), **others}
+                others[path] = RowTable((path,), {name: Column(kind, (name,)) for name, kind in wanted})
+        return {"record": RowTable(("",), columns), **others}
 
     def wanted(self, record: Any) -> Iterator[tuple[str, Kind]]:
         for f in record["fields"]:
@@ -286,7 +286,7 @@ def test_random_records_of_random_schemas_are_read_as_fastavro_reads_them() -> N
         plain: list[Any] = [fastavro.schemaless_reader(stream, parsed, None) for _ in records]
         tables = generator.tables(schema)
         compared += assert_same(tables, plain, read(schema, tables, data, len(records)), data)
-        ends = read(schema, {"record": Table(("",), {})}, data, len(records)).records.ends
+        ends = read(schema, {"record": RowTable(("",), {})}, data, len(records)).records.ends
         assert ends[-1] == len(data)
         assert [len(encode(schema, records[: k + 1])) for k in range(len(records))] == ends.tolist()
     assert compared > 10_000
@@ -353,8 +353,8 @@ SCHEMA = {
     ],
 }
 TABLES = {
-    "thing": Table(("",), {"flag": Column(Kind.INTEGER, ("flag",)), "name": Column(Kind.TEXT, ("name",))}),
-    "points": Table(("points[]",), {"x": Column(Kind.NUMBER, ("x",))}),
+    "thing": RowTable(("",), {"flag": Column(Kind.INTEGER, ("flag",)), "name": Column(Kind.TEXT, ("name",))}),
+    "points": RowTable(("points[]",), {"x": Column(Kind.NUMBER, ("x",))}),
 }
 GOOD = {
     "flag": b"\x01", "name": b"\x04ab", "unwanted": b"\x02z", "maybe": b"\x02\x08", "color": b"\x02",
@@ -531,7 +531,7 @@ def test_a_schema_of_no_use_is_refused_with_the_reason(schema: Any, reason: str)
 )
 def test_a_wanted_field_of_a_type_that_cannot_serve_is_named(kind: Kind, type_name: Any, reason: str) -> None:
     with pytest.raises(DecodeError, match=reason):
-        read(record("a", x=type_name), {"a": Table(("",), {"x": Column(kind, ("x",))})}, b"")
+        read(record("a", x=type_name), {"a": RowTable(("",), {"x": Column(kind, ("x",))})}, b"")
 
 
 @pytest.mark.parametrize(
@@ -546,14 +546,14 @@ def test_a_wanted_place_of_another_type_is_named(path: str, type_name: Any, reas
     with pytest.raises(DecodeError, match=f"field x is of type .*{reason}"):
         read(
             record("a", x=type_name),
-            {"a": Table(("",), {}), "b": Table((path,), {"y": Column(Kind.NUMBER, ("y",))})},
+            {"a": RowTable(("",), {}), "b": RowTable((path,), {"y": Column(Kind.NUMBER, ("y",))})},
             b"",
         )
 
 
 def test_a_union_may_hold_a_branch_that_cannot_serve_until_it_comes() -> None:
     schema = record("a", x=["null", "string", "float"])
-    tables = {"a": Table(("",), {"x": Column(Kind.NUMBER, ("x",))})}
+    tables = {"a": RowTable(("",), {"x": Column(Kind.NUMBER, ("x",))})}
     assert read(schema, tables, encode(schema, [{"x": 1.5}])).records.tables["a"].numbers("x") == 1.5
     found = read(schema, tables, encode(schema, [{"x": "1.5"}]))
     assert "a value of a type that cannot be read (x, at byte 1)" in str(found.errors[0])
@@ -562,21 +562,21 @@ def test_a_union_may_hold_a_branch_that_cannot_serve_until_it_comes() -> None:
 @pytest.mark.parametrize(
     ("tables", "reason"),
     [
-        ({"a": Table(("x",), {})}, "the first table"),
-        ({"a": Table(("",), {}), "b": Table(("x", "x"), {})}, "two tables want the rows"),
-        ({"a": Table(("",), {}), "b": Table(("",), {})}, "two tables want the rows"),
+        ({"a": RowTable(("x",), {})}, "the first table"),
+        ({"a": RowTable(("",), {}), "b": RowTable(("x", "x"), {})}, "two tables want the rows"),
+        ({"a": RowTable(("",), {}), "b": RowTable(("",), {})}, "two tables want the rows"),
         (
             {
-                "a": Table(("",), {"y": Column(Kind.NUMBER, ("x.y",))}),
-                "b": Table(("x",), {"y": Column(Kind.NUMBER, ("y",))}),
+                "a": RowTable(("",), {"y": Column(Kind.NUMBER, ("x.y",))}),
+                "b": RowTable(("x",), {"y": Column(Kind.NUMBER, ("y",))}),
             },
             "x.y is wanted twice",
         ),
-        ({"a": Table(("",), {"y": Column(Kind.NUMBER, ("x.y", "z.y"))})}, "not fields of one record"),
-        ({"a": Table(("",), {"y": Column(Kind.NUMBER, ("x[].y",))})}, "not fields of one record"),
+        ({"a": RowTable(("",), {"y": Column(Kind.NUMBER, ("x.y", "z.y"))})}, "not fields of one record"),
+        ({"a": RowTable(("",), {"y": Column(Kind.NUMBER, ("x[].y",))})}, "not fields of one record"),
     ],
 )
-def test_tables_that_cannot_be_filled_are_refused(tables: dict[str, Table], reason: str) -> None:
+def test_tables_that_cannot_be_filled_are_refused(tables: dict[str, RowTable], reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         Layout(tables)
 
@@ -590,10 +590,10 @@ def test_a_message_of_too_many_records_is_refused() -> None:
 
 def test_what_is_told_of_a_schema_is_not_endless() -> None:
     with pytest.raises(DecodeError) as error:
-        read(record("a", **{"x" * 10_000: ["null", "b"], "b": "int"}), {"a": Table(("",), {})}, b"")
+        read(record("a", **{"x" * 10_000: ["null", "b"], "b": "int"}), {"a": RowTable(("",), {})}, b"")
     assert len(str(error.value)) < 1000
     schema = record("a", **{"x" * 10_000: "string", "y": "string"})
-    assert len(str(read(schema, {"a": Table(("",), {})}, b"??").errors[0])) < 1000
+    assert len(str(read(schema, {"a": RowTable(("",), {})}, b"??").errors[0])) < 1000
 
 
 def test_nothing_at_all_may_be_wanted() -> None:

@@ -15,7 +15,7 @@ from broker.errors import DecodeError
 from broker.records import LightCurve, PhotometryKind
 from broker.sources import iter_packets
 from broker.surveys import Decoder
-from broker.surveys.columns import MAX_FLUX, LeftOut, TimeRange, implausible
+from broker.surveys.columns import MAX_FLUX, PointFlaw, TimeRange, implausible
 from broker.surveys.elasticc import SURVEY as ELASTICC
 from broker.surveys.lsst_schemas import lsst_schema
 from broker.times import JD_OF_MJD_0
@@ -234,8 +234,9 @@ def test_what_is_plausible_of_a_stored_light_curve() -> None:
         np.array(band, np.uint8), np.array(kind, np.uint8),
     )  # fmt: skip
     assert implausible(curve, TimeRange(58_000.0), NOW).tolist() == [
-        LeftOut.NOT, LeftOut.AFTER_RECEIPT, LeftOut.BEFORE_SURVEY, LeftOut.FLUX, LeftOut.NO_VALUE, LeftOut.NOT,
-        LeftOut.NO_VALUE, LeftOut.BAND, LeftOut.BAND,
+        PointFlaw.NONE, PointFlaw.AFTER_RECEIPT, PointFlaw.BEFORE_SURVEY, PointFlaw.FLUX, PointFlaw.NO_VALUE,
+        PointFlaw.NONE,
+        PointFlaw.NO_VALUE, PointFlaw.BAND, PointFlaw.BAND,
     ]  # fmt: skip
 
 

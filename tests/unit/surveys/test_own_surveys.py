@@ -12,12 +12,12 @@ from tests.unit.surveys.test_decoder import PAYLOAD, alerts_of, container
 
 MODULE = """
 from broker.records import Alert, LightCurve
-from broker.avro.layout import Column, Table
+from broker.avro.layout import Column, RowTable
 from broker.avro.machine import Kind
 
 class Mine:
     name = "mine"
-    tables = {"record": Table(("",), {"x": Column(Kind.NUMBER, ("x",))})}
+    tables = {"record": RowTable(("",), {"x": Column(Kind.NUMBER, ("x",))})}
 
     def recognises(self, schema_name, fields):
         return schema_name == "mine.alert"
@@ -71,7 +71,7 @@ def test_a_module_that_is_no_surveys_is_named(names: list[str], reason: str) -> 
 
 def test_tables_of_ones_own_that_cannot_be_filled_are_named(own_module: str, tmp_path: Path) -> None:
     module = tmp_path / f"{own_module}.py"
-    module.write_text(MODULE.replace('Table(("",)', 'Table(("y",)').replace('"mine"', '"other"', 1))
+    module.write_text(MODULE.replace('RowTable(("",)', 'RowTable(("y",)').replace('"mine"', '"other"', 1))
     module.rename(tmp_path / "trifid_test_other_survey.py")
     with pytest.raises(ConfigurationError, match="survey 'other': the first table"):
         Decoder(surveys=["trifid_test_other_survey"])

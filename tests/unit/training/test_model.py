@@ -24,14 +24,14 @@ from broker.inference.manifest import CALIBRATION_BINS
 from training.config import load_settings
 from training.encoders.build import build_model
 from training.encoders.lightcurve import PointsEncoder
-from training.encoders.trimodal import Batch, Trimodal
+from training.encoders.trimodal import TensorBatch, Trimodal
 from training.export import check_export, export_models
 
 
-def batch(size: int, seed: int = 0) -> Batch:
+def batch(size: int, seed: int = 0) -> TensorBatch:
     torch.manual_seed(seed)
     length = torch.randint(5, POINTS + 1, (size, 1))
-    return Batch(
+    return TensorBatch(
         points=torch.rand(size, POINTS, POINT_CHANNELS) * 4 - 2,
         points_mask=torch.arange(POINTS)[None] < length,
         folded=torch.randn(size, FOLDED_CHANNELS, PHASE_BINS),
@@ -72,7 +72,7 @@ def assert_what_is_absent_has_no_say(model: Trimodal) -> None:
     first = batch(4)
     points = torch.where(first.points_mask[..., None], first.points, torch.full_like(first.points, 9.0))
     values = torch.where(first.known, first.values, torch.full_like(first.values, 9.0))
-    second = Batch(
+    second = TensorBatch(
         points,
         first.points_mask,
         first.folded,

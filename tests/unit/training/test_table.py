@@ -16,7 +16,7 @@ from training.config import ModelSettings, load_settings
 from training.encoders.build import new_model
 from training.encoders.trimodal import SUBSETS, Trimodal, subset_name
 from training.evaluate import Score
-from training.run import Run
+from training.run import TrainingRun
 from training.table import (
     Cell,
     CellResult,
@@ -130,12 +130,12 @@ def settings() -> ModelSettings:
 class Counted:
     """Makes runs, and counts them and the cells they train."""
 
-    def __init__(self, make: Callable[[int], Run]) -> None:
+    def __init__(self, make: Callable[[int], TrainingRun]) -> None:
         self.make = make
         self.seeds: list[int] = []
         self.cells: list[tuple[float, str | None, bool]] = []
 
-    def __call__(self, seed: int) -> Run:
+    def __call__(self, seed: int) -> TrainingRun:
         self.seeds.append(seed)
         run = self.make(seed)
         train = run.train_cell
@@ -155,9 +155,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(small: Path, settings: ModelSettings, runs: Path) -> Run:
+def alone(small: Path, settings: ModelSettings, runs: Path) -> TrainingRun:
     """A run on light curves alone."""
-    return Run(settings, small, runs / "alone", 0, silent, light_curve_only=True)
+    return TrainingRun(settings, small, runs / "alone", 0, silent, light_curve_only=True)
 
 
 def silent(*_: object) -> None:
@@ -166,7 +166,7 @@ def silent(*_: object) -> None:
 
 def test_cells_from_end_to_end_and_resumed(small: Path, settings: ModelSettings, runs: Path) -> None:
     folder = runs / "table"
-    make = Counted(lambda seed: Run(settings, small, folder, seed, silent))
+    make = Counted(lambda seed: TrainingRun(settings, small, folder, seed, silent))
     results = run_table(make, settings, Plan((0,), (1.0, 0.5)), folder, QUIET)
     assert make.cells == [(1.0, None, False), (0.5, None, False), (1.0, None, True), (0.5, None, True)]
     assert [r.labels for r in results[:2]] == [r.labels for r in results[2:]]
@@ -194,7 +194,7 @@ def test_cells_from_end_to_end_and_resumed(small: Path, settings: ModelSettings,
 
 
 def test_light_curves_alone_need_no_spectra_and_leave_the_other_encoders_as_they_are(
-    alone: Run, settings: ModelSettings
+    alone: TrainingRun, settings: ModelSettings
 ) -> None:
     run, folder = alone, alone.output
     model = run.train_cell(1.0, None, False)
@@ -215,7 +215,7 @@ def test_light_curves_alone_need_no_spectra_and_leave_the_other_encoders_as_they
     assert not list(folder.glob("spectra*"))
 
 
-def test_an_evaluation_leaves_tables_and_figures(alone: Run) -> None:
+def test_an_evaluation_leaves_tables_and_figures(alone: TrainingRun) -> None:
     folder = alone.output
     alone.calibrate_and_evaluate(alone.train_cell(1.0, None, False))
     names = {"evaluation.md", "evaluation.json", "calibration.json", "detections.json", "detections.png", "umap.png"}
