@@ -19,8 +19,9 @@ from broker.lightcurves.files import read_light_curves
 from broker.lightcurves.objects import NamedLightCurve
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotate import not_classified
-from broker.records import BANDS, Alert, Annotation, ObjectState, TimeSystem
+from broker.records import BANDS, Alert, Annotation, ObjectState, Spectrum, TimeSystem
 from broker.sources import Remark, iter_packets
+from broker.spectra.places import Spectra
 from broker.times import mjd_now
 
 T = TypeVar("T")
@@ -70,8 +71,12 @@ def classify_curves(
     curves: Iterable[NamedLightCurve],
     batch_size: int,
     catalogs: MemoryCatalogs | None = None,
+    spectra: Spectra | None = None,
 ) -> Iterator[tuple[Annotation, NDArray[np.float32] | None]]:
-    """Classify each light curve; its embedding (width,) comes with it, None where there was nothing to embed."""
+    """Classify each light curve; its embedding (width,) comes with it, None where there was nothing to embed.
+
+    ``spectra`` are used of the stars at whose places they are.
+    """
     number = 0
     for batch in batched(curves, batch_size):
         message = IncomingMessage(b"", mjd_now())
@@ -85,6 +90,7 @@ def classify_curves(
                     curve.ra,
                     curve.dec,
                     curve.light_curve,
+                    spectrum=_spectrum(spectra, curve),
                     time_system=curve.time_system,
                     known_as=there.known_as,
                 ),
@@ -97,6 +103,11 @@ def classify_curves(
             if not annotation.classified and curve.problem is not None:
                 annotation = replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
             yield annotation, embedding
+
+
+def _spectrum(spectra: Spectra | None, curve: NamedLightCurve) -> Spectrum | None:
+    found = None if spectra is None else spectra.at(curve.ra, curve.dec)
+    return None if found is None else found.spectrum
 
 
 def _annotate(pipeline: Pipeline, items: Sequence[tuple[Received, ObjectState]]) -> list[_Result]:

@@ -15,6 +15,8 @@ import torch
 from broker.errors import TrifidError
 from broker.inference.onnx import OnnxEngine
 from broker.publish.disagreement import CONFIDENCE
+from training.audit_precision import PARTS, audit_precision
+from training.audit_precision import markdown as audit_table
 from training.config import ModelSettings, StageSettings, load_settings, trifid_recipe
 from training.data import Labels
 from training.datasets.astrom3 import load_astrom3
@@ -278,6 +280,22 @@ def disagreements_command(shared: Path, repository: Path, folds: Path | None, co
     """Count stars whose type in VSX the model contradicts with confidence, and who is right by a third source."""
     classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
     click.echo(disagreements_table(disagreements(classify, shared / "data", confidence)))
+
+
+@main.command("audit-precision")
+@_shared
+@_repository("Triton model repository whose answers are used.")
+@click.option(
+    "--folds", type=click.Path(path_type=Path, exists=True, file_okay=False), help="As that of `evaluate-live`."
+)
+@click.option("--part", type=click.Choice(PARTS), default="test", show_default=True, help="Of ASAS's and Catalina's.")
+@click.option("--seeds", type=click.IntRange(min=2), default=20, show_default=True, help="Draws of wrong labels.")
+def audit_precision_command(shared: Path, repository: Path, folds: Path | None, part: str, seeds: int) -> None:
+    """Score `trifid audit`: wrong labels that are planted, and labels that another catalogue contradicts."""
+    classify = Repository(repository) if folds is None else CrossValidated(repository, folds)
+    planted, real = audit_precision(classify, shared / "data", part, seeds)
+    click.echo(audit_table(planted))
+    click.echo(audit_table(real))
 
 
 @main.command("spectrum-encoder")

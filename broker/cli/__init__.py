@@ -10,6 +10,7 @@ import click
 
 from broker import __version__
 from broker.cli import text
+from broker.cli.audit import audit
 from broker.cli.catalog import catalog
 from broker.cli.classify import classify
 from broker.cli.deadletter import deadletter
@@ -91,5 +92,5 @@ def main() -> None:
     """
 
 
-for _command in (catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe, web):
+for _command in (audit, catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe, web):
     main.add_command(_command)

@@ -33,7 +33,7 @@ def _roles(columns: tuple[str, ...]) -> dict[str, str]:
     return roles
 
 
-def _refuse_output(output: Path, inputs: Sequence[Path]) -> None:
+def refuse_output(output: Path, inputs: Sequence[Path]) -> None:
     """Raise UsageError where results would replace what is read, or could not be written in the end."""
     if output.is_dir():
         raise click.UsageError(f"--output {output}: a folder, give the name of a file")
@@ -170,7 +170,7 @@ def classify(
     if output is not None and as_json:
         raise click.UsageError("--json is for the terminal: --output FILE.jsonl writes the same records")
     if output is not None:
-        _refuse_output(output, [*paths, *tables, *(file for _, file in map(_named, known))])
+        refuse_output(output, [*paths, *tables, *(file for _, file in map(_named, known))])
     catalogs = MemoryCatalogs()
     for name, file in map(_named, known):
         text.echo(f"{name}: {catalogs.load(name, file, KNOWN):,} known stars", err=True)

@@ -1,0 +1,1 @@
+"""Which labels of a table of variable stars are doubtful, and why."""

@@ -1,0 +1,116 @@
+"""``trifid audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from broker.cli import options, text
+from broker.cli.classify import refuse_output
+
+
+@click.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option(
+    "--lightcurves",
+    "tables",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Light curves of the stars, as `trifid classify` reads them. May be given several times.",
+)
+@click.option(
+    "--spectra",
+    "spectra_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Spectra of the stars, as `trifid spectra show` reads them, matched by position. May be given several times.",
+)
+@click.option("--radius", type=options.Number(min=0.1, max=60), default=2.0, show_default=True, help="Arcsec.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Which column of TABLE is what, where its name does not tell: ra, dec, name, type, period.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=30, show_default=True, help="Labels on the terminal and in the report."
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="FILE", help="All labels: .csv, .parquet, .json or .jsonl."
+)
+@click.option(
+    "--times",
+    type=click.Choice(["utc", "heliocentric", "barycentric"]),
+    help="What the times of the light curves are, where their column's name does not tell.",
+)
+@options.json_lines
+@options.config
+def audit(
+    table: Path,
+    tables: tuple[Path, ...],
+    spectra_files: tuple[Path, ...],
+    radius: float,
+    columns: tuple[str, ...],
+    top: int,
+    output: Path | None,
+    times: str | None,
+    as_json: bool,
+    config: Path | None,
+) -> None:
+    """List the most doubtful labels of a table of variable stars, without any server.
+
+    TABLE has names, positions and classes: VSX, the GCVS, or a list of one's own, with types as VSX and the GCVS write
+    them or Trifid's classes. Its stars are found among the light curves and spectra by name, else by position. What
+    is audited, how, and how well that works: docs/discovery.md.
+    """
+    from itertools import chain
+
+    from broker.audit import output as audited
+    from broker.audit.claims import Claims
+    from broker.audit.run import audit as run
+    from broker.audit.run import spectra_alone
+    from broker.build import local_pipeline
+    from broker.config import load_settings
+    from broker.files import require_file
+    from broker.lightcurves.files import read_light_curves
+    from broker.records import TimeSystem
+    from broker.spectra.files import read_spectra
+    from broker.spectra.places import Spectra
+
+    def say(message: str) -> None:
+        text.echo(text.printable(message), err=True)
+
+    if not tables and not spectra_files:
+        raise click.UsageError("give the stars' light curves with --lightcurves FILE, or spectra with --spectra FILE")
+    for file in (table, *tables, *spectra_files):
+        require_file(file)
+    if output is not None:
+        refuse_output(output, [table, *tables, *spectra_files])
+        audited.check_ending(output)
+    settings = load_settings(config)
+    claims = Claims(table, radius, columns)
+    say(f"{table.name}: {claims.count:,} stars with a position")
+    time_system = None if times is None else TimeSystem[times.upper()]
+    curves = chain.from_iterable(read_light_curves(file, say, time_system) for file in tables)
+    spectra = Spectra(chain.from_iterable(map(read_spectra, spectra_files)), radius)
+    found = run(
+        local_pipeline(settings), spectra_alone(spectra, curves), claims, settings.pipeline.batch_size,
+        spectra if spectra.all else None,
+    )  # fmt: skip
+    if output is not None:
+        audited.write(output, found.rows)
+    if not as_json:
+        text.echo(audited.HEADER)
+    for rank, row in enumerate(found.rows[:top], 1):
+        if as_json:
+            click.echo(audited.as_json(row.record(rank)))
+        else:
+            text.echo(text.printable(audited.line(row, rank)))
+    for reason, count in sorted(found.left_out.items(), key=lambda item: -item[1]):
+        say(f"{count} not audited: {reason}")
+    wrong = sum(row.likely_wrong for row in found.rows)
+    say(f"{found.total} stars = {len(found.rows)} audited + {found.left_out.total()} not audited; {wrong} likely wrong")
