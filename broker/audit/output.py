@@ -75,14 +75,14 @@ def write(path: Path, rows: Sequence[Audited]) -> None:
             elif path.suffix == ".csv":
                 pa_csv.write_csv(_flat(records), partial)
             elif path.suffix == ".json":
-                partial.write_text("[\n" + ",\n".join(map(as_json, records)) + "\n]\n", "utf-8")
+                partial.write_text("[\n" + ",\n".join(map(to_json, records)) + "\n]\n", "utf-8")
             else:
-                partial.write_text("".join(f"{as_json(record)}\n" for record in records), "utf-8")
+                partial.write_text("".join(f"{to_json(record)}\n" for record in records), "utf-8")
     except OSError as error:
         raise InputFileError(f"{path}: {reason(error)}") from error
 
 
-def as_json(record: dict[str, Any]) -> str:
+def to_json(record: dict[str, Any]) -> str:
     """A record as JSON, in one line; numbers that are none are null."""
     return json.dumps({name: None if value != value else value for name, value in record.items()}, allow_nan=False)
 

@@ -71,6 +71,7 @@ def audit(
 
     from broker.audit import output as audited
     from broker.audit.claims import Claims
+    from broker.audit.output import to_json
     from broker.audit.run import audit as run
     from broker.audit.run import spectra_alone
     from broker.build import local_pipeline
@@ -107,7 +108,7 @@ def audit(
         text.echo(audited.HEADER)
     for rank, row in enumerate(found.rows[:top], 1):
         if as_json:
-            click.echo(audited.as_json(row.record(rank)))
+            click.echo(to_json(row.record(rank)))
         else:
             text.echo(text.printable(audited.line(row, rank)))
     for reason, count in sorted(found.left_out.items(), key=lambda item: -item[1]):
