@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.build import REFERENCE_SET_FILE
 from broker.errors import DecodeError
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.records import Alert, ObjectState
 from broker.sources import iter_packets

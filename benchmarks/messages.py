@@ -22,10 +22,10 @@ import redis
 from broker.anomaly.reference_set import ReferenceSet
 from broker.avro.wire import confluent_message
 from broker.batch import IncomingMessage
-from broker.build import REFERENCE_SET_FILE
 from broker.config import Settings
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, LightCurve
 from broker.state.encoding import encode_object

@@ -13,6 +13,7 @@ from broker.errors import ConfigurationError
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
+from broker.models.repository import reference_set_path
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics
@@ -26,24 +27,32 @@ from broker.surveys import Decoder, load_surveys
 from broker.surveys.columns import ANY_TIME
 from broker.surveys.schema_registry import SchemaRegistry
 
-REFERENCE_SET_FILE = "reference_set.npz"
-"""Name of the reference set in a model repository."""
 
+def build_engine(
+    inference: InferenceSettings, triton: TritonSettings, version: str | None = None, *, retries: int | None = None
+) -> OnnxEngine | TritonEngine:
+    """The engine that ``inference.engine`` names, of a version in the repository, the served one where None.
 
-def build_engine(inference: InferenceSettings, triton: TritonSettings) -> OnnxEngine | TritonEngine:
-    """The engine that ``inference.engine`` names; raises ConfigurationError where it cannot be used."""
+    ``retries`` wins over ``triton.retries``. Raises ConfigurationError where the engine cannot be used.
+    """
     if inference.engine == "onnx":
-        return OnnxEngine(inference.model_repository, threads=inference.threads)
-    tls = TritonTls(triton.root_certificates, triton.private_key, triton.certificate_chain)
+        return OnnxEngine(inference.model_repository, version=version, threads=inference.threads)
     return TritonEngine(
         triton.url,
         inference.model_repository,
+        version=version,
         timeout=triton.timeout_s,
-        retries=triton.retries,
-        tls=tls if triton.tls else None,
+        retries=triton.retries if retries is None else retries,
+        tls=triton_tls(triton),
         one_request=triton.one_request == "auto",
         shared_memory=triton.shared_memory == "auto",
     )
+
+
+def triton_tls(triton: TritonSettings) -> TritonTls | None:
+    """The files of a TLS connection to Triton; None where it is to be without."""
+    tls = TritonTls(triton.root_certificates, triton.private_key, triton.certificate_chain)
+    return tls if triton.tls else None
 
 
 def local_pipeline(settings: Settings | None = None, catalogs: MemoryCatalogs | None = None) -> Pipeline:
@@ -128,20 +137,21 @@ def load_reference_set(settings: Settings) -> ReferenceSet:
     return ReferenceSet.load_npz(path, sha256)
 
 
-def _reference_file(settings: Settings) -> tuple[Manifest, Path, str | None]:
-    """The manifest, where the reference set's file should be, and the checksum that it must have.
+def _reference_file(settings: Settings, version: str | None = None) -> tuple[Manifest, Path, str | None]:
+    """The manifest of a version, where its reference set's file should be, and the checksum that it must have.
 
     A set that the operator names has no checksum but its own; that it is the model's is checked in any case.
     """
-    manifest = load_manifest(settings.inference.model_repository, verify_models=False)
+    repository = settings.inference.model_repository
+    manifest = load_manifest(repository, version, verify_models=False)
     if settings.anomaly.reference_set is not None:
         return manifest, settings.anomaly.reference_set, None
     if manifest.reference_set_sha256 is None:
         raise ConfigurationError(
-            f"the manifest of {manifest.identity} in {settings.inference.model_repository} names no reference set: "
+            f"the manifest of {manifest.identity} in {repository} names no reference set: "
             f"make one with `python -m training reference-set`"
         )
-    return manifest, settings.inference.model_repository / REFERENCE_SET_FILE, manifest.reference_set_sha256
+    return manifest, reference_set_path(repository, manifest), manifest.reference_set_sha256
 
 
 def build_publisher(settings: Settings) -> Publisher:
@@ -155,12 +165,12 @@ def build_publisher(settings: Settings) -> Publisher:
     return Publisher(topics, publish.broker_name, publish.dead_letter_max_bytes)
 
 
-def reference_set_in_redis(settings: Settings) -> ReferenceSet:
-    """The model's reference set in Redis; where that is missing or another, the file's, which is put there for all.
+def reference_set_in_redis(settings: Settings, version: str | None = None) -> ReferenceSet:
+    """A version's reference set in Redis; where that is missing or another, the file's, which is put there for all.
 
     Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError where no set can be used.
     """
-    manifest, path, sha256 = _reference_file(settings)
+    manifest, path, sha256 = _reference_file(settings, version)
     return stored.shared(settings.redis.address(), manifest.identity, path, sha256)
 
 

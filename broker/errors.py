@@ -27,3 +27,7 @@ class InputFileError(TrifidError):
 
 class DeadLetterLimitError(TrifidError):
     """Too many alerts would become dead letters: more likely the service or the stream is at fault than the alerts."""
+
+
+class ModelCheckError(TrifidError):
+    """A model version that answers otherwise than the reference implementation, or cannot be asked."""

@@ -24,8 +24,8 @@ from broker.assemble.lightcurve import (
     POINTS,
 )
 from broker.assemble.metadata import MODEL_FEATURES
-from broker.build import REFERENCE_SET_FILE
 from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.taxonomy import CLASS_NAMES
 
 MODEL_REPO = Path(__file__).resolve().parents[1] / "model_repo"

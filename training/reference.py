@@ -22,9 +22,9 @@ from broker.anomaly.strata import DETECTION_BINS, known_values, strata_of
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
 from broker.assemble.lightcurve import assemble_light_curves, usable_points
-from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.records import LightCurve
 from broker.taxonomy import CLASS_NAMES
 from training.reference_stars import QUOTAS, ReferenceStars, chunks

@@ -79,6 +79,14 @@ class ModelInputs:
         """The batch as if it had but one of MODALITIES: the rows of the others are absent, and zero."""
         return replace(self, **{name: _absent(getattr(self, name)) for name in MODALITIES if name != modality})
 
+    def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> ModelInputs:
+        """The batch of some of the objects: a mask (batch,), or row numbers."""
+        return replace(self, **{name: _rows(getattr(self, name), rows) for name in MODALITIES})
+
+
+def _rows(inputs: Any, rows: NDArray[Any]) -> Any:
+    return replace(inputs, **{field.name: getattr(inputs, field.name)[rows] for field in fields(inputs)})
+
 
 def _absent(inputs: Any) -> Any:
     return replace(inputs, **{field.name: np.zeros_like(getattr(inputs, field.name)) for field in fields(inputs)})

@@ -16,6 +16,7 @@ from broker.cli.classify import classify
 from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
 from broker.cli.logs import log_to_stderr
+from broker.cli.models import models
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
@@ -92,5 +93,8 @@ def main() -> None:
     """
 
 
-for _command in (audit, catalog, classify, deadletter, demo, reference, replay, run, spectra, state, subscribe, web):
+_COMMANDS = (
+    audit, catalog, classify, deadletter, demo, models, reference, replay, run, spectra, state, subscribe, web,
+)  # fmt: skip
+for _command in _COMMANDS:
     main.add_command(_command)

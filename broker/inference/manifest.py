@@ -40,6 +40,32 @@ _SUBSET_CODE: Final[dict[str, int]] = {
 }
 
 
+class Provenance(BaseModel):
+    """Where the files of a version come from; written by ``trifid models build``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    built_at: str
+    """ISO 8601, UTC."""
+    source: str
+    """Folder that training had written, as it was named."""
+    code: str
+    """Release of Trifid that built it, and the commit of its checkout where it was one."""
+    data_sha256: dict[str, str] = Field(default_factory=dict)
+    """Checksums of the files that it was trained on, by their names."""
+
+
+class Promotion(BaseModel):
+    """When a version became the served one, and which were served before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: str
+    """ISO 8601, UTC."""
+    before: tuple[str, ...]
+    """Versions that were served before and not rolled back, the latest last."""
+
+
 class Manifest(BaseModel):
     """What ``model_repo/manifest.json`` says; written by ``training.export``."""
 
@@ -65,6 +91,11 @@ class Manifest(BaseModel):
     """Checksum of the repository's ``reference_set.npz``; None where there is none for this model yet."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained and what it scored, for people to read."""
+    variant: str = "auto"
+    """Of ``broker.models.variants``: for which hardware the repository's ``config.pbtxt`` are."""
+    provenance: Provenance | None = None
+    promotion: Promotion | None = None
+    """In ``manifest.json`` alone."""
 
     @model_validator(mode="after")
     def _fits_this_release(self) -> Self:
@@ -160,19 +191,29 @@ def _of_cells(
     return values
 
 
-def load_manifest(model_repository: Path, *, verify_models: bool = True) -> Manifest:
-    """Read ``manifest.json`` of a model repository and, unless told otherwise, check the models against it.
+def manifest_name(version: str) -> str:
+    """Name of the file that describes one of several versions in a repository; ``manifest.json`` is the served one."""
+    return f"manifest-{version}.json"
 
-    ``verify_models=False`` is for a service whose models are served elsewhere. Raises ConfigurationError
-    where the manifest or a model is missing, unreadable, of another release, or not the exported file.
+
+def load_manifest(model_repository: Path, version: str | None = None, *, verify_models: bool = True) -> Manifest:
+    """Read the manifest of a version in a model repository and, unless told otherwise, check the models against it.
+
+    The served version, ``manifest.json``, where None is named. ``verify_models=False`` is for a service whose models
+    are served elsewhere. Raises ConfigurationError where the manifest or a model is missing, unreadable, of another
+    release, or not the exported file.
     """
     path = model_repository / "manifest.json"
+    if version is not None and (model_repository / manifest_name(version)).exists():
+        path = model_repository / manifest_name(version)
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"no model manifest: {error}") from error
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
+    if version is not None and manifest.model_version != version:
+        raise ConfigurationError(f"{model_repository} has no version {version}: {path} is of {manifest.model_version}")
     if verify_models:
         for name, expected in manifest.sha256.items():
             model = model_repository / name

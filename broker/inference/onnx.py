@@ -45,14 +45,22 @@ def _specs(nodes: Sequence[Any]) -> dict[str, TensorSpec]:
 class OnnxEngine:
     """Runs the models of a repository in this process."""
 
-    def __init__(self, model_repository: Path, *, threads: int = 0, providers: Sequence[str] | None = None) -> None:
-        """Check and load the repository's models.
+    def __init__(
+        self,
+        model_repository: Path,
+        *,
+        version: str | None = None,
+        threads: int = 0,
+        providers: Sequence[str] | None = None,
+        provider_options: Sequence[Mapping[str, str]] | None = None,
+    ) -> None:
+        """Check and load the models of one ``version`` in the repository, the served one where None.
 
         ``threads`` is the number of CPU threads within one operation, 0 for one a core; ``providers`` are
-        ONNX Runtime execution providers in order of preference, the CPU's by default. Raises
-        ConfigurationError where a model or provider cannot be used.
+        ONNX Runtime execution providers in order of preference, the CPU's by default, and ``provider_options`` are
+        theirs, in the same order. Raises ConfigurationError where a model or provider cannot be used.
         """
-        self.manifest: Final[Manifest] = load_manifest(model_repository)
+        self.manifest: Final[Manifest] = load_manifest(model_repository, version)
         providers = list(providers or ("CPUExecutionProvider",))
         missing = set(providers) - set(onnxruntime.get_available_providers())
         if missing:
@@ -69,7 +77,9 @@ class OnnxEngine:
         for model in MODELS:
             path = model_repository / self.manifest.path_of(model)
             try:
-                self._sessions[model] = onnxruntime.InferenceSession(path, options, providers=providers)
+                self._sessions[model] = onnxruntime.InferenceSession(
+                    path, options, providers=providers, provider_options=provider_options
+                )
             except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
                 raise ConfigurationError(f"{path} cannot be loaded: {error}") from error
         self._signatures = {

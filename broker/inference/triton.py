@@ -92,6 +92,49 @@ class _Request:
     """More arguments of ``async_infer``; of outputs the names."""
 
 
+def connect(url: str, tls: TritonTls | None) -> Any:
+    """A client of the server at ``url``; it connects when it is used. Raises ConfigurationError for a missing file."""
+    files = tls or TritonTls()
+    paths = (files.root_certificates, files.private_key, files.certificate_chain)
+    for path in paths:
+        if path is not None and not path.is_file():
+            raise ConfigurationError(f"TLS file {path} does not exist")
+    root, key, chain = (None if path is None else str(path) for path in paths)
+    return tritongrpc.InferenceServerClient(
+        url,
+        ssl=tls is not None,
+        root_certificates=root,
+        private_key=key,
+        certificate_chain=chain,
+        channel_args=list(_CHANNEL_OPTIONS),
+    )
+
+
+def load_models(url: str, tls: TritonTls | None, timeout: float) -> None:
+    """Have a server with explicit model control load what its repository's configuration says, beside what it serves.
+
+    Each model has ``timeout`` seconds. Requests in flight, and versions that stay, are not interrupted. Raises
+    DependencyUnavailableError where the server is unavailable, ConfigurationError where it refuses.
+    """
+    client = connect(url, tls)
+    try:
+        for model in MODELS:
+            client.load_model(model, client_timeout=timeout)
+    except InferenceServerException as error:
+        if error.status() in _AWAY - {"StatusCode.UNAVAILABLE"} or not _answers(client, timeout):
+            raise DependencyUnavailableError(f"Triton at {url}: {error}") from error
+        raise ConfigurationError(f"Triton at {url} does not load {model}: {error}") from error
+    finally:
+        client.close()
+
+
+def _answers(client: Any, timeout: float) -> bool:
+    try:
+        return bool(client.is_server_live(client_timeout=timeout))
+    except InferenceServerException:
+        return False
+
+
 class TritonEngine:
     """Runs the models on a Triton server. One engine may be used by several threads."""
 
@@ -100,6 +143,7 @@ class TritonEngine:
         url: str,
         model_repository: Path,
         *,
+        version: str | None = None,
         timeout: float = 10.0,
         retries: int = 2,
         tls: TritonTls | None = None,
@@ -108,30 +152,18 @@ class TritonEngine:
     ) -> None:
         """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
 
-        ``model_repository`` needs to hold ``manifest.json`` only. A request is abandoned after ``timeout``
+        ``model_repository`` needs to hold its manifests only; ``version`` is one of its versions, the served one where
+        None. A request is abandoned after ``timeout``
         seconds, and tried again up to ``retries`` times. With ``one_request`` a batch is one request where the server
         has the model ``trifid``, else one for each encoder and one for the classifier. With ``shared_memory`` the
         server reads inputs from there where it is seen to be on this host. Raises ConfigurationError where the
         manifest or a TLS file cannot be used.
         """
-        self.manifest: Final[Manifest] = load_manifest(model_repository, verify_models=False)
+        self.manifest: Final[Manifest] = load_manifest(model_repository, version, verify_models=False)
         self._url = url
         self._timeout = timeout
         self._retries = retries
-        files = tls or TritonTls()
-        paths = (files.root_certificates, files.private_key, files.certificate_chain)
-        for path in paths:
-            if path is not None and not path.is_file():
-                raise ConfigurationError(f"TLS file {path} does not exist")
-        root, key, chain = (None if path is None else str(path) for path in paths)
-        self._client = tritongrpc.InferenceServerClient(
-            url,
-            ssl=tls is not None,
-            root_certificates=root,
-            private_key=key,
-            certificate_chain=chain,
-            channel_args=list(_CHANNEL_OPTIONS),
-        )
+        self._client = connect(url, tls)
         self._one_request = one_request
         self._shared = SharedMemory(self._client, timeout) if shared_memory else None
         self._served: _Served | None = None

@@ -12,10 +12,10 @@ import redis
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import IncomingMessage
-from broker.build import REFERENCE_SET_FILE
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import PERIOD_SEARCHES
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline, Received
 from broker.records import BAND_CODE, Alert, Annotation, LightCurve
 from broker.state import Store

@@ -13,11 +13,12 @@ import redis
 from click.testing import CliRunner
 
 from broker.anomaly import stored
-from broker.build import REFERENCE_SET_FILE, reference_set_in_redis
+from broker.build import reference_set_in_redis
 from broker.cli import main
 from broker.config import Settings
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError
+from broker.models.repository import REFERENCE_SET_FILE
 from tests.random_models import build_random_repository
 
 OLD, NEW = "trifid-random 0.0.0", "trifid-random 0.0.1"

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult, IncomingMessage
-from broker.build import REFERENCE_SET_FILE
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import CROWDED_SEARCHES
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, Annotation, LightCurve
 from broker.state import Store

@@ -17,9 +17,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker import metrics
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import IncomingMessage, Origin
-from broker.build import REFERENCE_SET_FILE
 from broker.embedded.ports import free_port
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics

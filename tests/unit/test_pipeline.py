@@ -14,11 +14,11 @@ import pytest
 from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble.inputs import ModelInputs
 from broker.batch import SPECTRA, IncomingMessage, Origin
-from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.inference import Predictions
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import POINTS_LEFT_OUT
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.records import Alert, ObjectState, ObservedSpectrum, Spectrum
 from broker.spectra.message import write

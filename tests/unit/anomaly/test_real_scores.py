@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import IncomingMessage
-from broker.build import REFERENCE_SET_FILE
 from broker.errors import DecodeError
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline, Received
 from broker.publish.topics import OutputTopics
 from broker.records import METADATA_FEATURES, SOURCE_FEATURES, Alert, Annotation, ObjectState, SourceMetadata, Spectrum

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
-from broker.build import REFERENCE_SET_FILE
 from broker.errors import ConfigurationError
 from broker.inference.manifest import load_manifest
+from broker.models.repository import REFERENCE_SET_FILE
 from tests.random_models import MODEL_REPO
 from tests.unit.anomaly.sets import MODEL, reference_set, unit
 
