@@ -7,6 +7,8 @@ from pathlib import Path
 
 from broker.anomaly import stored
 from broker.anomaly.reference_set import ReferenceSet
+from broker.avro.compiler import check_schema
+from broker.avro.registry import SchemaRegistry
 from broker.catalog.memory import MemoryCatalogs
 from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
 from broker.errors import ConfigurationError
@@ -16,6 +18,7 @@ from broker.inference.triton import TritonEngine, TritonTls
 from broker.models.repository import reference_set_path
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
+from broker.publish.registered import RegisteredWriter, annotation_registry
 from broker.publish.topics import OutputTopics
 from broker.redis_client import RedisConnection
 from broker.state import Store
@@ -25,7 +28,7 @@ from broker.state.objects import Limits
 from broker.state.redis import DAY, RedisStore
 from broker.surveys import Decoder, load_surveys
 from broker.surveys.columns import ANY_TIME
-from broker.surveys.schema_registry import SchemaRegistry
+from broker.surveys.lsst_schemas import lsst_schema
 
 
 def build_engine(
@@ -102,6 +105,8 @@ def build_decoder(settings: Settings) -> Decoder:
         key_location=registry.key_location,
         key_password=in_clear(registry.key_password),
         timeout_s=registry.timeout_s,
+        fallback=lsst_schema,
+        check=check_schema,
     )
     return Decoder(
         settings.surveys,
@@ -162,7 +167,17 @@ def build_publisher(settings: Settings) -> Publisher:
         if name not in surveys:
             raise ConfigurationError(f"publish.elasticc_surveys: {name} is none of {', '.join(surveys)}")
     topics = OutputTopics(publish.topic_prefix, settings.anomaly.threshold, surveys, publish.elasticc_surveys)
-    return Publisher(topics, publish.broker_name, publish.dead_letter_max_bytes)
+    return Publisher(topics, publish.broker_name, publish.dead_letter_max_bytes, _registered_writer(settings))
+
+
+def _registered_writer(settings: Settings) -> RegisteredWriter | None:
+    """What writes annotations by a registered schema; None where the settings name no registry."""
+    registry = annotation_registry(settings.annotation_registry)
+    if registry is None:
+        return None
+    return RegisteredWriter(
+        registry, settings.annotation_registry.subject, write=settings.annotation_registry.register_schema
+    )
 
 
 def reference_set_in_redis(settings: Settings, version: str | None = None) -> ReferenceSet:

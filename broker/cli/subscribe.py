@@ -101,6 +101,12 @@ class _Name(click.ParamType[str]):
     show_default=True,
     help="How long to wait for Kafka and the topics at the beginning. Later outages are waited for.",
 )
+@click.option(
+    "--schema-registry",
+    type=options.TEXT,
+    metavar="URL",
+    help="Schema registry of messages that only name their schema; the settings' annotation_registry.url without.",
+)
 @options.json_lines
 def subscribe(
     topics: tuple[str, ...],
@@ -123,6 +129,7 @@ def subscribe(
     limit: int | None,
     idle: float | None,
     timeout: float,
+    schema_registry: str | None,
     as_json: bool,
 ) -> None:
     r"""Print annotations as they are published.
@@ -141,9 +148,11 @@ def subscribe(
     annotations.
     """
     from broker.client import Cone, Expression, Filter, Subscription
+    from broker.client.schemas import schemas_of
     from broker.config import load_settings
     from broker.errors import ConfigurationError
     from broker.publish.annotation import published_record, to_json
+    from broker.publish.registered import annotation_registry
 
     if since is not None and from_beginning:
         raise click.UsageError("give --since or --from-beginning")
@@ -173,6 +182,7 @@ def subscribe(
     )
     expression = None if condition is None else Expression(condition)
     foreign = _Foreign()
+    registry = annotation_registry(settings.annotation_registry, schema_registry)
     subscription = Subscription(
         topics,
         bootstrap_servers or kafka.bootstrap_servers,
@@ -182,6 +192,7 @@ def subscribe(
         idle_timeout=idle,
         timeout=timeout,
         on_foreign=foreign,
+        schema_registry=None if registry is None else schemas_of(registry),
         options={k: v for k, v in kafka.client_options().items() if k != "bootstrap.servers"},
     )
     printed = 0

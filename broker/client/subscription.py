@@ -32,8 +32,9 @@ from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
 from broker.client.outage import Outage
 from broker.client.positions import CALL_S, Position, Start, after, place_of, starting_points, weakly
+from broker.client.schemas import schemas_of
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.publish.annotation import PublishedAnnotation, read
+from broker.publish.annotation import PublishedAnnotation, Schemas, read
 from broker.streaming import clients
 from broker.topic_names import any_matches, is_pattern
 
@@ -84,6 +85,7 @@ class Subscription:
         timeout: float = 30.0,
         on_foreign: Literal["warn", "raise"] | Callable[[ForeignMessage], None] = "warn",
         options: dict[str, str | int | float | bool] | None = None,
+        schema_registry: str | Schemas | None = None,
     ) -> None:
         """Subscribe to one or several topics; one that begins with ``^`` is a regular expression.
 
@@ -94,14 +96,16 @@ class Subscription:
         and for the topics at the beginning; later outages are waited for. ``on_foreign`` is what to do with a message
         that is no annotation: ``warn`` logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises
         DecodeError before it counts as read; a function is called with it and may raise likewise. ``options`` are
-        further librdkafka properties, such as those for TLS and passwords. Raises ConfigurationError where an
-        argument cannot be meant.
+        further librdkafka properties, such as those for TLS and passwords. ``schema_registry`` is for messages that
+        only name their schema: the address of the registry, or what gives a parsed schema by its id. Raises
+        ConfigurationError where an argument cannot be meant.
         """
         self._topics = list(dict.fromkeys([topics] if isinstance(topics, str) else topics))
         self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
         self._where = where or (lambda _: True)
         self._idle_timeout, self._on_foreign = idle_timeout, on_foreign
         self._has_group = group_id is not None
+        self._schemas = schemas_of(schema_registry) if isinstance(schema_registry, str) else schema_registry
         options = options or {}
         self._check(group_id, options)
         self.skipped = 0
@@ -339,7 +343,7 @@ class Subscription:
         """The annotations of a message; none where it is foreign, which is dealt with as asked for."""
         payload = message.value() or b""
         try:
-            return read(payload, message.topic() or "")
+            return self._patiently_read(message, payload)
         except DecodeError as error:
             topic, partition, offset = place_of(message)
             foreign = ForeignMessage(topic, partition, offset, str(error), payload)
@@ -351,6 +355,22 @@ class Subscription:
         else:
             log.warning("skipped %s", foreign)
         return []
+
+    def _patiently_read(self, message: Message, payload: bytes) -> list[PublishedAnnotation]:
+        """As ``read``; an unavailable schema registry is waited for, and the message comes again where that fails."""
+        end = time.monotonic() + self._timeout
+        waiting = False
+        while True:
+            try:
+                return read(payload, message.topic() or "", self._schemas)
+            except DependencyUnavailableError as error:
+                if time.monotonic() >= end:
+                    self._consumer.seek(TopicPartition(*place_of(message)))
+                    raise
+                if not waiting:
+                    log.warning("%s", error)
+                waiting = True
+                time.sleep(_RETRY_S)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""

@@ -13,7 +13,7 @@ environment.
 
 from __future__ import annotations
 
-from broker.config.kafka import KafkaSettings, SchemaRegistrySettings
+from broker.config.kafka import AnnotationRegistrySettings, KafkaSettings, SchemaRegistrySettings
 from broker.config.processing import (
     MODEL_REPOSITORY,
     AnomalySettings,
@@ -31,6 +31,7 @@ from broker.config.web import WebSettings
 __all__ = [
     "CONFIG_VARIABLE",
     "MODEL_REPOSITORY",
+    "AnnotationRegistrySettings",
     "AnomalySettings",
     "InferenceSettings",
     "KafkaSettings",

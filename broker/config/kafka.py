@@ -160,13 +160,11 @@ class KafkaSettings(Section):
         return {name: str(value) for name, value in given.items() if value is not None} | self.options
 
 
-class SchemaRegistrySettings(Section):
-    """Where the schemas of LSST's alerts are looked up (docs/schemas.md)."""
+class _RegistrySettings(Section):
+    """How a Confluent schema registry is reached."""
 
     url: str | None = None
-    """``https://host/path`` of a Confluent schema registry; None for the schemas of lsst-alert-packet alone."""
-    cache_dir: Path | None = None
-    """Folder in which schemas are kept over restarts; None for memory only."""
+    """``https://host/path`` of the registry; None for none."""
     username: str | None = None
     password: SecretStr | None = None
     ca_location: Path | None = None
@@ -190,3 +188,20 @@ class SchemaRegistrySettings(Section):
         if parts is not None and "@" in parts.netloc:
             raise ValueError("has a login, which would be printed: give username and password as settings of their own")
         return url
+
+
+class SchemaRegistrySettings(_RegistrySettings):
+    """Where LSST's schemas are looked up (docs/schemas.md); without ``url`` in lsst-alert-packet alone."""
+
+    cache_dir: Path | None = None
+    """Folder in which schemas are kept over restarts; None for memory only."""
+
+
+class AnnotationRegistrySettings(_RegistrySettings):
+    """Where the schema of annotations is registered (docs/annotation.md); without ``url`` each message carries it."""
+
+    subject: str = "org.trifid.annotation.v1.BrokerClassification"
+    """Under which name: the record's own (Confluent's RecordNameStrategy), since all topics hold the same record."""
+    register_schema: bool = True
+    """Whether a worker that starts registers its schema; false where it may only look it up, and somebody else
+    registers ``broker/publish/annotation.avsc``."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from broker.config.kafka import KafkaSettings, SchemaRegistrySettings
+from broker.config.kafka import AnnotationRegistrySettings, KafkaSettings, SchemaRegistrySettings
 from broker.config.processing import (
     AnomalySettings,
     InferenceSettings,
@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     """Modules that decode the packets of one survey each; yours may be among them (broker/surveys/elasticc.py)."""
     kafka: KafkaSettings = KafkaSettings()
     schema_registry: SchemaRegistrySettings = SchemaRegistrySettings()
+    annotation_registry: AnnotationRegistrySettings = AnnotationRegistrySettings()
     redis: RedisSettings = RedisSettings()
     state: StateSettings = StateSettings()
     triton: TritonSettings = TritonSettings()

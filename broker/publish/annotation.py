@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple
 import fastavro
 
 from broker import __version__
-from broker.errors import DecodeError
+from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
+from broker.errors import DecodeError, TrifidError
 from broker.records import Annotation, KnownObject, Neighbour
 from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER
 from broker.times import datetime_of, mjd_of
@@ -234,13 +235,19 @@ def _iso(time: datetime) -> str:
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:
+Schemas = Callable[[int], Any]
+"""The schema of an id, as fastavro parses it: raises DecodeError where there is none, DependencyUnavailableError where
+that cannot be told now."""
+
+
+def read(message: bytes, topic: str = "", schemas: Schemas | None = None) -> list[PublishedAnnotation]:
     """Annotations of one message, by any version of the schema that this release can read.
 
-    Raises DecodeError where the bytes are not such a message.
+    ``schemas`` are those of a registry, for messages that only name theirs. Raises DecodeError where the bytes are not
+    such a message, and what ``schemas`` raises.
     """
     try:
-        annotations = [from_record(record, topic) for record in read_records(message)]
+        annotations = [from_record(record, topic) for record in read_records(message, schemas)]
     except (KeyError, TypeError) as error:
         raise DecodeError(f"not an annotation of Trifid: {error!r}") from error
     if not all(annotation.class_names for annotation in annotations):
@@ -248,20 +255,41 @@ def read(message: bytes, topic: str = "") -> list[PublishedAnnotation]:
     return annotations
 
 
-def read_records(message: bytes) -> list[dict[str, Any]]:
+def read_records(message: bytes, schemas: Schemas | None = None) -> list[dict[str, Any]]:
     """The same as plain records, timestamps as datetimes."""
-    if not message.startswith(b"Obj\x01"):
-        raise DecodeError("not an annotation of Trifid: no Avro object container")
     try:
-        reader = fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)
-        if (name := _full_name(reader.writer_schema)) != SCHEMA["name"]:
-            raise DecodeError(f"not an annotation of Trifid: its schema is {name[:_REASON]}")
-        return [dict(record) for record in reader]  # type: ignore[arg-type]
-    except DecodeError:
+        if message.startswith(b"Obj\x01"):
+            reader = fastavro.reader(io.BytesIO(message), reader_schema=SCHEMA)
+            _check_name(reader.writer_schema)
+            return [dict(record) for record in reader]  # type: ignore[arg-type]
+        if message[:1] == bytes([CONFLUENT_MAGIC]):
+            return [_read_registered(message, schemas)]
+        raise DecodeError("not an annotation of Trifid: no Avro object container")
+    except TrifidError:
         raise
     except Exception as error:  # fastavro lets many kinds through on damaged bytes
         # Of incompatible schemas fastavro's message quotes both in full.
         raise DecodeError(f"not an annotation of Trifid: {repr(error)[:_REASON]}") from error
+
+
+def _read_registered(message: bytes, schemas: Schemas | None) -> dict[str, Any]:
+    """The record of a message in Confluent's wire format."""
+    schema_id, start = read_confluent_header(message)
+    if schemas is None:
+        raise DecodeError(f"its schema has id {schema_id} in a schema registry, of which no address is given")
+    writer = schemas(schema_id)
+    _check_name(writer)
+    body = io.BytesIO(message)
+    body.seek(start)
+    record = fastavro.schemaless_reader(body, writer, SCHEMA)
+    if body.tell() != len(message) or not isinstance(record, dict):
+        raise DecodeError(f"not an annotation of Trifid: not one record of schema id {schema_id}")
+    return record
+
+
+def _check_name(writer: Any) -> None:
+    if (name := _full_name(writer)) != SCHEMA["name"]:
+        raise DecodeError(f"not an annotation of Trifid: its schema is {name[:_REASON]}")
 
 
 def _full_name(schema: Any) -> str:

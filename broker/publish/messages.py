@@ -10,6 +10,7 @@ from broker.avro.container import ContainerWriter
 from broker.batch import BatchResult, DeadLetter
 from broker.publish.annotation import SCHEMA_TEXT, to_record
 from broker.publish.elasticc import classification
+from broker.publish.registered import RegisteredWriter
 from broker.publish.topics import OutputTopics
 from broker.times import mjd_now
 
@@ -34,12 +35,27 @@ class OutgoingMessage:
 class Publisher:
     """Makes the messages of a batch."""
 
-    def __init__(self, topics: OutputTopics, broker_name: str, dead_letter_max_bytes: int) -> None:
-        """``dead_letter_max_bytes``: a longer payload of a dead letter is cut, and a header says so."""
+    def __init__(
+        self,
+        topics: OutputTopics,
+        broker_name: str,
+        dead_letter_max_bytes: int,
+        registered: RegisteredWriter | None = None,
+    ) -> None:
+        """``dead_letter_max_bytes``: a longer payload of a dead letter is cut, and a header says so.
+
+        Annotations are containers with their schema; with ``registered`` they have the id of a registered one.
+        """
         self.topics = topics
         self._broker_name = broker_name
         self._limit = dead_letter_max_bytes
-        self._write = ContainerWriter(SCHEMA_TEXT)
+        self._registered = registered
+        self._write = registered or ContainerWriter(SCHEMA_TEXT)
+
+    def prepare(self) -> None:
+        """To be called before the first messages; raises as ``RegisteredWriter.prepare``."""
+        if self._registered is not None:
+            self._registered.prepare()
 
     def messages(self, result: BatchResult) -> Iterator[OutgoingMessage]:
         """One message for each topic of each annotation, keyed by object id, and one for each dead letter.

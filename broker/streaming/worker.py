@@ -61,6 +61,7 @@ def worker(
             if device := wrong_device(settings.inference.device, engine.device()):
                 where = ", ".join(f"{model} on {what}" for model, what in engine.placement().items())
                 raise ConfigurationError(f"{device} ({where})")
+            publisher.prepare()
             reference = reference_set_in_redis(settings)
             progress = control.health.progress if control is not None else lambda: None
             pipeline = build_pipeline(settings, decoder, store, engine, reference, progress)

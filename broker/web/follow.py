@@ -8,9 +8,11 @@ import time
 from typing import Final, Self
 
 from broker.client import Subscription
+from broker.client.schemas import schemas_of
 from broker.config import Settings
 from broker.errors import TrifidError
 from broker.metrics import WEB_FOLLOW_FAILURES, WEB_INDEXED
+from broker.publish.registered import annotation_registry
 from broker.times import mjd_now
 from broker.topic_names import pattern_of
 from broker.web.index import Index
@@ -86,6 +88,7 @@ class Follower:
     def _subscription(self) -> Subscription:
         options = self._settings.kafka.client_options()
         servers = str(options.pop("bootstrap.servers"))
+        registry = annotation_registry(self._settings.annotation_registry)
         return Subscription(
             pattern_of(self._settings.publish.topic_prefix, "all"),
             servers,
@@ -93,6 +96,7 @@ class Follower:
             start="earliest",
             idle_timeout=1.0,
             options=options,
+            schema_registry=None if registry is None else schemas_of(registry),
         )
 
     def _prune(self) -> None:

@@ -9,9 +9,11 @@ import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import fastavro
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -19,8 +21,16 @@ from pydantic import SecretStr
 
 from broker.batch import BatchResult
 from broker.client import PublishedAnnotation, Subscription
-from broker.config import InferenceSettings, KafkaSettings, PublishSettings, RedisSettings, Settings
+from broker.config import (
+    AnnotationRegistrySettings,
+    InferenceSettings,
+    KafkaSettings,
+    PublishSettings,
+    RedisSettings,
+    Settings,
+)
 from broker.embedded.redis import RedisServer
+from broker.errors import DependencyUnavailableError
 from broker.publish.annotation import read
 from broker.streaming.accounting import Accounting
 from broker.streaming.replay import Replay
@@ -30,6 +40,7 @@ from broker.taxonomy import CLASS_NAMES, PARENT_OF, PARENTS
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from tests.elasticc_schema import read_classification
 from tests.random_models import build_random_repository
+from tests.schema_registry_server import SchemaRegistryServer
 
 THRESHOLD = 0.5
 ASTEROIDS = 7
@@ -60,6 +71,8 @@ class Published:
     """All messages in ELAsTiCC's schema."""
     sent: Counter[int]
     """How many messages of the input topic have which of Kafka's timestamps, milliseconds since 1970."""
+    registry: SchemaRegistryServer
+    """Where the schema of the topics of ``registered`` is."""
 
 
 @pytest.fixture(scope="module")
@@ -82,32 +95,47 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         with Replay(settings.kafka, "in") as replay:
             for payload in payloads:
                 replay.send(payload)
-        done = 0
-
-        def delivered(result: BatchResult) -> None:
-            nonlocal done
-            done += result.messages
-            if done == len(payloads):
-                service.stop()
-
-        with worker(settings, delivered) as service:
-            thread = threading.Thread(target=service.run)
-            thread.start()
-            thread.join(120)
-            assert not thread.is_alive()
-        found = {topic: _all(kafka.bootstrap, topic) for topic in _topics(kafka.bootstrap)}
-        annotations = {
-            topic.removeprefix("r.t.ztf."): [a for m in messages for a in read(m.value() or b"", topic)]
-            for topic, messages in found.items()
-            if topic.startswith("r.t.ztf.")
-        }
-        sent = Counter(message.timestamp()[1] for message in found["in"])
-        yield Published(kafka, service.accounting, annotations, found["r.t.brokerclassification"], sent)
+        accounting = _serve(settings, len(payloads))
+        with SchemaRegistryServer() as registry:
+            again = settings.model_copy(
+                update={
+                    "kafka": settings.kafka.model_copy(update={"group_id": "registered"}),
+                    "publish": PublishSettings(topic_prefix="registered"),
+                    "annotation_registry": AnnotationRegistrySettings(url=registry.url),
+                }
+            )
+            _serve(again, len(payloads))
+            yield _published(kafka, accounting, registry)
 
 
-def _topics(bootstrap: str) -> list[str]:
-    topics = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=10).topics
-    return [topic for topic in topics if topic == "in" or topic.startswith("r.t.")]
+def _serve(settings: Settings, messages: int) -> Accounting:
+    """Run a worker until it has delivered what so many messages came to."""
+    done = 0
+
+    def delivered(result: BatchResult) -> None:
+        nonlocal done
+        done += result.messages
+        if done == messages:
+            service.stop()
+
+    with worker(settings, delivered) as service:
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        thread.join(120)
+        assert not thread.is_alive()
+    return service.accounting
+
+
+def _published(kafka: KafkaServer, accounting: Accounting, registry: SchemaRegistryServer) -> Published:
+    topics = AdminClient({"bootstrap.servers": kafka.bootstrap}).list_topics(timeout=10).topics
+    found = {t: _all(kafka.bootstrap, t) for t in topics if t == "in" or t.startswith("r.t.")}
+    annotations = {
+        topic.removeprefix("r.t.ztf."): [a for m in messages for a in read(m.value() or b"", topic)]
+        for topic, messages in found.items()
+        if topic.startswith("r.t.ztf.")
+    }
+    sent = Counter(message.timestamp()[1] for message in found["in"])
+    return Published(kafka, accounting, annotations, found["r.t.brokerclassification"], sent, registry)
 
 
 def _all(bootstrap: str, topic: str) -> list[Message]:
@@ -229,6 +257,60 @@ def test_members_of_a_group_and_later_calls_repeat_nothing(published: Published)
                 if len(found) == number:
                     break
     assert sorted(found) == sorted(annotation.alert_id for annotation in published.topics["all"])
+
+
+def test_annotations_by_a_registered_schema(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:
+    bootstrap, topic = published.kafka.bootstrap, "registered.ztf.all"
+    sizes = [len(message.value() or b"") for message in _all(bootstrap, topic)]
+    containers = [len(message.value() or b"") for message in _all(bootstrap, "r.t.ztf.all")]
+    assert len(sizes) == len(containers)
+    assert np.mean(containers) - np.mean(sizes) > 2_000
+    with Subscription(
+        topic, bootstrap, start="earliest", idle_timeout=IDLE, schema_registry=published.registry.url
+    ) as subscription:
+        found = {annotation.alert_id for annotation in subscription}
+    assert found == {annotation.alert_id for annotation in published.topics["all"]}
+    assert subscription.skipped == 0
+    command = [
+        sys.executable,
+        "-m",
+        "broker.cli",
+        "subscribe",
+        topic,
+        "--json",
+        "--from-beginning",
+        "--idle",
+        str(IDLE),
+    ]
+    command += ["--bootstrap-servers", bootstrap]
+    done = subprocess.run(
+        [*command, "--schema-registry", published.registry.url], capture_output=True, text=True, timeout=90
+    )
+    assert {json.loads(line)["alertId"] for line in done.stdout.splitlines()} == found
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2
+    assert "its schema has id 1 in a schema registry, of which no address is given" in done.stderr
+
+
+def test_an_annotation_comes_again_where_its_schema_could_not_be_asked_for(published: Published) -> None:
+    bootstrap, registry = published.kafka.bootstrap, published.registry
+    registry.broken = True
+    try:
+        with Subscription(
+            "registered.ztf.all", bootstrap, start="earliest", idle_timeout=IDLE, timeout=1.0,
+            schema_registry=registry.url,
+        ) as subscription:  # fmt: skip
+            with pytest.raises(DependencyUnavailableError, match="nothing else knows schema id 1"):
+                next(iter(subscription))
+            registry.broken = False
+            found = set()
+            for _ in range(20):  # the registry is left alone for some seconds
+                with suppress(DependencyUnavailableError):
+                    found |= {annotation.alert_id for annotation in subscription}
+                    break
+    finally:
+        registry.broken = False
+    assert found == {annotation.alert_id for annotation in published.topics["all"]}
 
 
 def test_the_command_by_class_and_parent(published: Published, monkeypatch: pytest.MonkeyPatch) -> None:

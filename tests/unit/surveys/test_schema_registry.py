@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ import fastavro
 import numpy as np
 import pytest
 
+from broker.avro import registry as schema_registry
+from broker.avro import registry_http
+from broker.avro.compiler import check_schema
 from broker.avro.wire import confluent_message, read_confluent_header
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.records import Alert
-from broker.surveys import Decoder, registry_http, schema_registry
+from broker.surveys import Decoder
 from broker.surveys.lsst_schemas import lsst_schema
-from broker.surveys.schema_registry import SchemaRegistry
 from tests.busy import slowness
 
+SchemaRegistry = partial(schema_registry.SchemaRegistry, fallback=lsst_schema, check=check_schema)
+"""As the service reads LSST's alerts."""
 PATH = "/schema-registry"
 FOREIGN = 54
 """An id that is not 100 major + minor of anything."""
@@ -227,7 +232,7 @@ def test_lsst_s_package_stands_in_with_one_warning(gone: str, caplog: pytest.Log
     warned = [r.getMessage() for r in caplog.records if r.name == schema_registry.__name__]
     assert len(warned) == 2
     assert "schema id 1101 (ConnectError" in warned[0]
-    assert "read with LSST's published schema 11.1" in warned[0]
+    assert "read with lsst.v11_1.alert" in warned[0]
     assert gone in warned[0]
 
 

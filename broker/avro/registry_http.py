@@ -5,39 +5,43 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
 
 MAX_SCHEMA_BYTES: Final = 4_000_000
 """Largest answer taken from a registry, and largest file from the disk: LSST's schema 11.1 is 15 kB there."""
 
 
+T = TypeVar("T")
+
+
 class AnswerTooLargeError(Exception):
     """An answer of more than MAX_SCHEMA_BYTES."""
 
 
-class Exchange(threading.Thread):
+class Exchange(threading.Thread, Generic[T]):
     """One question to the registry, which is abandoned where the answer takes too long in all.
 
     The client's timeout is one for each read: an answer whose headers or body come byte by byte never meets it, and
     neither does the resolution of a name. Hence a thread, whose connections are shut down where it is late.
     """
 
-    def __init__(self, client: SchemaRegistryClient, schema_id: int) -> None:
+    def __init__(self, ask: Callable[[], T]) -> None:
+        """``ask`` calls the registry's client, with which ``guard`` was called."""
         super().__init__(name="schema registry", daemon=True)  # a late one must not hold up the end of the process
-        self._client, self._schema_id = client, schema_id
+        self._ask = ask
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._abandoned = False
-        self._found: Schema | None = None
+        self._found: list[T] = []
         self._error: Exception | None = None
 
-    def result(self, timeout_s: float) -> Schema:
+    def result(self, timeout_s: float) -> T:
         """The answer; raises what the client raises, and TimeoutError after so many seconds."""
         self.start()
         if not self._done.wait(timeout_s):
@@ -48,13 +52,12 @@ class Exchange(threading.Thread):
             raise TimeoutError(f"no whole answer within {timeout_s:g} s")
         if self._error is not None:
             raise self._error
-        assert self._found is not None
-        return self._found
+        return self._found[0]
 
     def run(self) -> None:
         """Ask, and end the connections afterwards; what the client raises is for ``result``."""
         try:
-            self._found = self._client.get_schema(self._schema_id)
+            self._found.append(self._ask())
         except Exception as error:
             self._error = error
         finally:

@@ -1,7 +1,8 @@
-"""Schemas by id from a Confluent schema registry, with two fallbacks: a folder on disk, and LSST's package.
+"""Schemas by id from a Confluent schema registry, with two fallbacks: a folder on disk, and a source such as LSST's
+package.
 
 The registry's REST API: https://docs.confluent.io/platform/current/schema-registry/develop/api.html. What
-happens when it is unavailable, and LSST's own addresses: docs/schemas.md.
+happens when it is unavailable, and LSST's own addresses: docs/schemas.md. One's own schemas are registered here.
 """
 
 from __future__ import annotations
@@ -13,22 +14,27 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
-from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
 
-from broker.avro.compiler import check_schema
-from broker.avro.schema import AvroSchema, read_schema
-from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.surveys.lsst_schemas import lsst_schema
-from broker.surveys.registry_http import MAX_SCHEMA_BYTES, AnswerTooLargeError, Exchange, guard
+from broker.avro.registry_http import MAX_SCHEMA_BYTES, AnswerTooLargeError, Exchange, guard
+from broker.avro.schema import AvroSchema, WriterSchema, read_schema
+from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError, TrifidError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _LARGEST_ID: Final = 2**31 - 1  # ids are Java's int in the registry; the wire format leaves room for 2**32
 _NOT_FOUND: Final = (404, 40403)  # HTTP status and the registry's own code; another 404 is a wrong address
+_NOT_REGISTERED: Final = (40401, 40402, 40403)  # no such subject, version, or schema in it
+_INCOMPATIBLE: Final = 409
+_REFUSED: Final = (401, 403, 404, 405, 422)  # what asking again does not change
 _TRIES: Final = 2
 _RETRY_PAUSE_MS: Final = 200
 _SLACK_S: Final = 0.5  # for the pause, so that two tries that time out by themselves are told as such
@@ -47,7 +53,7 @@ class _NoSuchIdError(Exception):
 
 
 class SchemaRegistry:
-    """Gives the schema of an id: from memory, else from disk, else from the registry, else from LSST's package.
+    """Gives the schema of an id: from memory, else from disk, else from the registry, else from ``fallback``.
 
     An id means one schema for ever, so what was found is kept for ever. For several threads: one asks the
     registry at a time, the others wait.
@@ -65,14 +71,22 @@ class SchemaRegistry:
         key_location: Path | None = None,
         key_password: str | None = None,
         timeout_s: float = 5.0,
+        fallback: Callable[[int], AvroSchema] | None = None,
+        check: Callable[[AvroSchema], object] = WriterSchema.parse,
     ) -> None:
-        """Set up a client, which connects when it is first asked; without ``url`` LSST's package is all there is.
+        """Set up a client, which connects when it is first asked; without ``url`` the ``fallback`` is all there is.
+
+        ``fallback`` gives the schema of an id, or raises DecodeError; ``check`` raises DecodeError for a schema that is
+        of no use.
 
         ``cache_dir`` None is for no files on disk. ``ca_location`` is PEM, a file or a folder; None for the
         authorities of ``certifi``. A call waits for the registry for at most twice ``timeout_s`` (seconds) in all,
         name resolution, connection, headers and body; it is asked a second time where that is left. Raises
         ConfigurationError, without naming a secret, where a setting is wrong.
         """
+        if url is None and fallback is None:
+            raise ConfigurationError("schema registry: no address")
+        self._fallback, self._check = fallback, check
         self._client: SchemaRegistryClient | None = None
         self._folder: Path | None = None
         self._address = ""
@@ -113,13 +127,14 @@ class SchemaRegistry:
         guard(self._client)
 
     def __call__(self, schema_id: int) -> AvroSchema:
-        """The schema of an id, as ``broker.surveys.lsst_schemas.lsst_schema`` gives it.
+        """The schema of an id.
 
         Raises DecodeError, naming the id, where there is no such schema or it is of no use, and
         DependencyUnavailableError where only the registry can say and it is unavailable.
         """
         if self._client is None:
-            return lsst_schema(schema_id)
+            assert self._fallback is not None
+            return self._fallback(schema_id)
         schema = self._known.get(schema_id)
         if schema is not None:
             return schema
@@ -135,7 +150,7 @@ class SchemaRegistry:
                     schema = self._from_registry(self._client, schema_id)
                 except (_UnavailableError, _NoSuchIdError) as error:
                     # Not kept: what the registry will say counts more.
-                    return self._from_package(schema_id, error)
+                    return self._from_fallback(schema_id, error)
             self._known[schema_id] = schema
         return schema
 
@@ -164,7 +179,7 @@ class SchemaRegistry:
             self._unavailable = (time.monotonic() + _UNAVAILABLE_FOR_S, str(error))
             raise
         try:
-            schema = _parsed(text)
+            schema = self._parsed(text)
         except ValueError as error:
             raise self._refusal(schema_id, str(error)) from error
         self._to_disk(schema_id, text)
@@ -177,7 +192,7 @@ class SchemaRegistry:
         where what it has is of no use.
         """
         try:
-            found = Exchange(client, schema_id).result(self._total_s)
+            found = Exchange(lambda: client.get_schema(schema_id)).result(self._total_s)
         except SchemaRegistryError as error:
             said = f"{_shortened(error.error_message)} (HTTP {error.http_status_code})"
             if (error.http_status_code, error.error_code) == _NOT_FOUND:
@@ -197,6 +212,74 @@ class SchemaRegistry:
             raise self._refusal(schema_id, "refers to other schemas, where LSST's are whole; that is not supported")
         return found.schema_str
 
+    def _parsed(self, text: str | bytes) -> AvroSchema:
+        """The schema in a text; raises ValueError, with the reason, where it is not a valid one of a record."""
+        schema = read_schema(text, MAX_SCHEMA_BYTES)
+        try:
+            self._check(schema)
+        except DecodeError as error:
+            raise ValueError(f"is of no use: {_shortened(error)}") from error
+        return schema
+
+    def register(self, subject: str, schema_text: str, *, write: bool = True) -> int:
+        """The id of a schema as the next version of ``subject``, which the registry checks by its own rule.
+
+        Asked again with the same schema, the registry gives the same id. Without ``write`` it has to be there already.
+        Raises ConfigurationError where the registry says no, with its reason: above all that readers of the versions
+        before would not be able to read the next one, or the other way round, as the subject's compatibility asks;
+        DependencyUnavailableError where it is unavailable.
+        """
+        client, schema = self._client, Schema(schema_text, "AVRO")
+        assert client is not None
+        with self._lock:
+            try:
+                if write:
+                    found = self._ask(lambda: client.register_schema(subject, schema))
+                else:
+                    found = self._ask(lambda: int(client.lookup_schema(subject, schema).schema_id or 0))
+            except SchemaRegistryError as error:
+                raise self._no(client, subject, error) from error
+        if not 0 < found <= _LARGEST_ID:
+            raise ConfigurationError(f"schema registry {self._address}: gives {found} as the id of {subject}")
+        return found
+
+    def _no(self, client: SchemaRegistryClient, subject: str, error: SchemaRegistryError) -> TrifidError:
+        """What to raise for a refusal to register, or to find, a schema."""
+        said = f"{_shortened(error.error_message)} (HTTP {error.http_status_code})"
+        where = f"schema registry {self._address}: subject {subject}"
+        if error.http_status_code == _INCOMPATIBLE:
+            return ConfigurationError(
+                f"{where}: the schema is not compatible with its versions before, as {self._rule(client, subject)} "
+                f"asks: {said}"
+            )
+        if error.error_code in _NOT_REGISTERED:
+            return ConfigurationError(f"{where} does not have this release's schema, and may not be written: {said}")
+        if error.http_status_code in _REFUSED:
+            return ConfigurationError(f"{where}: {said}")
+        return DependencyUnavailableError(f"{where}: {said}")
+
+    def _rule(self, client: SchemaRegistryClient, subject: str) -> str:
+        """The compatibility of a subject, or where it has none the registry's, as the registry calls it."""
+        for name in (subject, None):
+            try:
+                return f"{self._ask(partial(client.get_compatibility, name))} compatibility"
+            except (SchemaRegistryError, DependencyUnavailableError):
+                continue
+        return "its compatibility"
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """The registry's answer; raises SchemaRegistryError for its no, DependencyUnavailableError for silence."""
+        assert self._client is not None
+        try:
+            return Exchange(question).result(self._total_s)
+        except SchemaRegistryError:
+            raise
+        except Exception as error:  # the client lets through what HTTP, TLS, JSON and its own parsing raise
+            said = f"{type(error).__name__}: {_shortened(error)}"
+            raise DependencyUnavailableError(f"schema registry {self._address}: {said}") from error
+        finally:
+            self._client.clear_caches()  # type: ignore[no-untyped-call]
+
     def _from_disk(self, schema_id: int) -> AvroSchema | None:
         if self._folder is None:
             return None
@@ -204,7 +287,7 @@ class SchemaRegistry:
         try:
             with path.open("rb") as file:
                 content = file.read(MAX_SCHEMA_BYTES + 1)
-            return _parsed(content)
+            return self._parsed(content)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -231,10 +314,12 @@ class SchemaRegistry:
         except OSError as error:
             log.warning("schema registry: schema id %d cannot be kept on disk: %s", schema_id, error)
 
-    def _from_package(self, schema_id: int, why: _UnavailableError | _NoSuchIdError) -> AvroSchema:
-        """LSST's published schema, also where the registry has none: LSST's is emptied at every deployment."""
+    def _from_fallback(self, schema_id: int, why: _UnavailableError | _NoSuchIdError) -> AvroSchema:
+        """The fallback's schema, also where the registry has none: LSST's is emptied at every deployment."""
         try:
-            schema = lsst_schema(schema_id)
+            if self._fallback is None:
+                raise DecodeError("no fallback")
+            schema = self._fallback(schema_id)
         except DecodeError:
             if isinstance(why, _NoSuchIdError):
                 raise self._refusal(schema_id, str(why)) from why
@@ -244,23 +329,13 @@ class SchemaRegistry:
         if schema_id not in self._warned:
             self._warned.add(schema_id)
             log.warning(
-                "schema registry %s does not give schema id %d (%s): read with LSST's published schema %d.%d",
+                "schema registry %s does not give schema id %d (%s): read with %s",
                 self._address,
                 schema_id,
                 why,
-                *divmod(schema_id, 100),
+                schema.get("name"),
             )
         return schema
-
-
-def _parsed(text: str | bytes) -> AvroSchema:
-    """The schema in a text; raises ValueError, with the reason, where it is not a valid one of a record."""
-    schema = read_schema(text, MAX_SCHEMA_BYTES)
-    try:
-        check_schema(schema)
-    except DecodeError as error:
-        raise ValueError(f"is of no use: {_shortened(error)}") from error
-    return schema
 
 
 def _address(url: str) -> tuple[str, str]:
