@@ -21,6 +21,9 @@ from broker.publish.messages import Publisher
 from broker.publish.registered import RegisteredWriter, annotation_registry
 from broker.publish.topics import OutputTopics
 from broker.redis_client import RedisConnection
+from broker.similar.keeper import Keeper
+from broker.similar.search import Similar
+from broker.similar.sets import Sets
 from broker.state import Store
 from broker.state.admin import StateAdmin
 from broker.state.memory import MemoryStore
@@ -32,11 +35,17 @@ from broker.surveys.lsst_schemas import lsst_schema
 
 
 def build_engine(
-    inference: InferenceSettings, triton: TritonSettings, version: str | None = None, *, retries: int | None = None
+    inference: InferenceSettings,
+    triton: TritonSettings,
+    version: str | None = None,
+    *,
+    retries: int | None = None,
+    by_modality: bool = False,
 ) -> OnnxEngine | TritonEngine:
     """The engine that ``inference.engine`` names, of a version in the repository, the served one where None.
 
-    ``retries`` wins over ``triton.retries``. Raises ConfigurationError where the engine cannot be used.
+    ``retries`` wins over ``triton.retries``; ``by_modality`` is whether Triton is asked for the embeddings of each
+    modality, which are there anyhow without it. Raises ConfigurationError where the engine cannot be used.
     """
     if inference.engine == "onnx":
         return OnnxEngine(inference.model_repository, version=version, threads=inference.threads)
@@ -49,6 +58,7 @@ def build_engine(
         tls=triton_tls(triton),
         one_request=triton.one_request == "auto",
         shared_memory=triton.shared_memory == "auto",
+        by_modality=by_modality,
     )
 
 
@@ -76,6 +86,7 @@ def build_pipeline(
     engine: OnnxEngine | TritonEngine,
     reference: ReferenceSet,
     progress: Callable[[], None] = lambda: None,
+    similar: Keeper | None = None,
 ) -> Pipeline:
     """A pipeline of these parts, with all that the settings say of it; raises ConfigurationError as ``Pipeline``."""
     return Pipeline(
@@ -88,6 +99,7 @@ def build_pipeline(
         period_search_growth=settings.pipeline.period_search_growth,
         other_threshold=settings.inference.other_threshold,
         disagreement_probability=settings.publish.disagreement_probability,
+        similar=similar,
         progress=progress,
     )
 
@@ -134,6 +146,31 @@ def build_state_admin(settings: Settings) -> StateAdmin:
     connection = RedisConnection(settings.redis.address(), replicas=settings.redis.wait_replicas)
     times = {survey.name: getattr(survey, "times", ANY_TIME) for survey in load_surveys(settings.surveys)}
     return StateAdmin(connection, times, max(1, int(settings.state.expiry_days * DAY)))
+
+
+def build_keeper(settings: Settings, model: str) -> Keeper | None:
+    """What keeps the embeddings of the stream in vector sets, not yet started; None where the settings want none.
+
+    ``model`` is ``Manifest.identity`` of the engine's.
+    """
+    if not settings.similar.enabled:
+        return None
+    return Keeper(
+        RedisConnection(settings.redis.address()), model,
+        expiry_days=settings.state.expiry_days, growth=settings.similar.growth,
+    )  # fmt: skip
+
+
+def build_similar(settings: Settings) -> Similar:
+    """What finds similar objects by the model of the settings; it connects when it is used.
+
+    Raises ConfigurationError where the model's manifest cannot be read, or the settings keep no embeddings.
+    """
+    if not settings.similar.enabled:
+        raise ConfigurationError("similar.enabled is false: the service keeps no embeddings to compare with")
+    manifest = load_manifest(settings.inference.model_repository, verify_models=False)
+    sets = Sets(RedisConnection(settings.redis.address()), manifest.identity)
+    return Similar(sets, settings.state.expiry_days)
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:

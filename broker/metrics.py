@@ -104,6 +104,12 @@ ANOMALY_UNSCORED: Final = Counter(
     "trifid_anomaly_unscored_total",
     "Classified alerts without an anomaly score: the reference set has too little of their modalities and length.",
 )
+SIMILAR_WRITES: Final = Counter(
+    "trifid_similar_writes_total",
+    "Objects whose embeddings were to be kept for similarity, by outcome: written, unchanged (which need no writing), "
+    "failed, dropped (too many waited) or expired (docs/similar.md).",
+    ["outcome"],
+)
 DEPENDENCY_WAITS: Final = Counter(
     "trifid_dependency_waits_total", "Times the service waited for a dependency that was unavailable.", ["dependency"]
 )
@@ -147,6 +153,7 @@ STAGES: Final = (
 DEPENDENCIES: Final = ("kafka", "redis", "triton", "registry")
 KNOWN_CATALOGUES: Final = ("vsx", "gcvs")
 """Usual names of catalogues of known variable stars; others have series from their first match on."""
+SIMILAR_OUTCOMES: Final = ("written", "unchanged", "failed", "dropped", "expired")
 UNDECODED: Final = "unknown"
 """The survey of what could not be decoded."""
 
@@ -195,4 +202,5 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)
     yield STAGE_SECONDS, ((stage,) for stage in STAGES)
     yield STAGE_CPU_SECONDS, ((stage,) for stage in STAGES)
+    yield SIMILAR_WRITES, ((outcome,) for outcome in SIMILAR_OUTCOMES)
     yield DEPENDENCY_WAITS, ((dependency,) for dependency in DEPENDENCIES)

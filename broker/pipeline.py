@@ -18,12 +18,13 @@ from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_
 from broker.batch import SPECTRA, BatchResult, IncomingMessage
 from broker.dead_letters import dead_letter, isolate
 from broker.errors import DecodeError, DependencyUnavailableError
-from broker.inference import Engine
+from broker.inference import Engine, Predictions
 from broker.inference.manifest import Manifest
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, PERIOD_SEARCHES, stage_timer
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
+from broker.similar.keeper import Keeper
 from broker.state import Store
 from broker.surveys import Decoder
 from broker.surveys.decoder import Decoded
@@ -77,11 +78,13 @@ class Pipeline:
         other_threshold: float | None = None,
         disagreement_probability: float = CONFIDENCE,
         period_search_growth: float = 0.2,
+        similar: Keeper | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``batch_size``: no more alerts than this are assembled and classified at once; ``other_threshold`` is that
         of ``annotate``, and ``disagreement_probability`` its ``confidence``. ``period_search_growth`` is the fraction
         by which a remembered light curve grows before its period is searched anew (``broker.assemble.kept``).
+        ``similar`` is offered the embeddings of what comes in the stream.
 
         ``progress`` is called after each of these batches, of which one message may hold many. Raises
         ConfigurationError where the reference set was made by another model than the engine runs.
@@ -91,7 +94,7 @@ class Pipeline:
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
         self._other_threshold, self._confidence = other_threshold, disagreement_probability
-        self._growth = period_search_growth
+        self._growth, self._similar = period_search_growth, similar
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
@@ -185,8 +188,16 @@ class Pipeline:
         """As ``annotate_states``, each with the embedding (width,) that the neighbours and the score were found by."""
         with _stage("assemble"):
             inputs = assemble(states)
-        annotations, embeddings = self._annotate_and_embed(received, states, inputs)
-        return list(zip(annotations, embeddings, strict=True))
+        annotations, predictions = self._annotate_and_embed(received, states, inputs)
+        return list(zip(annotations, predictions.embeddings, strict=True))
+
+    def embed(self, states: Sequence[ObjectState]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Fused embeddings (n, width) of objects and those by modality (n, 3, width), as ``Predictions`` has them."""
+        with _stage("assemble"):
+            inputs = assemble(states)
+        with _stage("infer"):
+            predictions = self._engine.predict(inputs)
+        return predictions.embeddings, predictions.by_modality
 
     def annotate_by_modality(self, received: Received, state: ObjectState) -> dict[str, Annotation]:
         """What each modality of one object says by itself, and all together under ``all``; absent ones are left out.
@@ -213,7 +224,10 @@ class Pipeline:
                     if search is not None
                 }
             )
-        return self._annotate_inputs(received, states, inputs)
+        annotations, predictions = self._annotate_and_embed(received, states, inputs)
+        if self._similar is not None:
+            self._similar.offer(annotations, states, predictions.embeddings, predictions.by_modality)
+        return annotations
 
     def _annotate_inputs(
         self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
@@ -222,8 +236,8 @@ class Pipeline:
 
     def _annotate_and_embed(
         self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
-    ) -> tuple[list[Annotation], NDArray[np.float32]]:
-        """An annotation of each alert, and the embeddings (n, width); zeros where there was nothing to embed."""
+    ) -> tuple[list[Annotation], Predictions]:
+        """An annotation of each alert, and the predictions with the embeddings."""
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):
@@ -234,7 +248,7 @@ class Pipeline:
                 alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold,
                 self._confidence, [_published_mjd(r.message) for r in received],
             )  # fmt: skip
-        return annotations, predictions.embeddings
+        return annotations, predictions
 
 
 def _published_mjd(message: IncomingMessage) -> float | None:

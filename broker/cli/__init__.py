@@ -20,6 +20,7 @@ from broker.cli.models import models
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
+from broker.cli.similar import similar
 from broker.cli.spectra import spectra
 from broker.cli.state import state
 from broker.cli.subscribe import subscribe
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 _COMMANDS = (
-    audit, catalog, classify, deadletter, demo, models, reference, replay, run, spectra, state, subscribe, web,
+    audit, catalog, classify, deadletter, demo, models, reference, replay, run, similar, spectra, state, subscribe, web,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -54,6 +54,16 @@ class AnomalySettings(Section):
     """Anomaly score from which an object is published to the anomaly topic."""
 
 
+class SimilarSettings(Section):
+    """Similar objects (docs/similar.md)."""
+
+    enabled: bool = True
+    """Whether the embeddings of all objects are kept in Redis's vector sets: some 4.5 kB an object."""
+    growth: float = Field(default=0.2, ge=0, le=10)
+    """An object's embeddings are written again where its light curve has grown by this fraction since, or its class or
+    modalities are others; 0 for at every new point."""
+
+
 class PipelineSettings(Section):
     """How alerts are put together into batches, and how long to wait for what is unavailable."""
 

@@ -21,6 +21,7 @@ from broker.config.processing import (
     MetricsSettings,
     PipelineSettings,
     PublishSettings,
+    SimilarSettings,
     StateSettings,
 )
 from broker.config.section import Names, in_clear
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     triton: TritonSettings = TritonSettings()
     inference: InferenceSettings = InferenceSettings()
     anomaly: AnomalySettings = AnomalySettings()
+    similar: SimilarSettings = SimilarSettings()
     pipeline: PipelineSettings = PipelineSettings()
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()

@@ -24,6 +24,9 @@ class Predictions:
     other: NDArray[np.float32]
     """(batch,) probability that the object is none of the ten classes, to which ``probabilities`` then do not apply;
     NaN where the model does not say."""
+    by_modality: NDArray[np.float32] | None = None
+    """(batch, 3, 512) of MODALITIES, the embeddings that ``embeddings`` are the mean of, L2-normalised; zero where
+    absent. None where the engine was not asked for them, or the server cannot give them."""
 
 
 class Engine(Protocol):

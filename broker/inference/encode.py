@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +42,8 @@ _TENSORS: Final[dict[str, tuple[dict[str, str], dict[str, str]]]] = {
     ),
 }
 """Names and Triton data types of the inputs and outputs of each model."""
+BY_MODALITY: Final = "by_modality"
+"""What ``Classify`` may give beside the classifier's outputs: (batch, 3, width), the encoders' embeddings."""
 _OPTIONAL_OUTPUTS: Final[dict[str, dict[str, str]]] = {CLASSIFIER: {"other": "FP32"}}
 """Outputs that a model may have beside these."""
 
@@ -143,7 +145,7 @@ class RequestBatch:
 
 
 Classify = Callable[[RequestBatch], Tensors]
-"""Encodes and classifies a batch of at least one object: the classifier's outputs by name."""
+"""Encodes and classifies a batch of at least one object: the classifier's outputs by name, perhaps BY_MODALITY."""
 
 
 def classify_by(run_models: RunModels, width: int) -> Classify:
@@ -155,12 +157,13 @@ def classify_by(run_models: RunModels, width: int) -> Classify:
     def classify(batch: RequestBatch) -> Tensors:
         encoded = run_models(batch.feeds)
         feed: dict[str, NDArray[Any]] = {"present": batch.present, "detections": batch.detections}
-        for encoder, rows, name in zip(_ENCODERS, batch.present.T, _CLASSIFIER_INPUTS, strict=True):
+        by_modality = np.zeros((len(batch), len(_ENCODERS), width), np.float32)
+        for column, (encoder, name) in enumerate(zip(_ENCODERS, _CLASSIFIER_INPUTS, strict=True)):
             embeddings = np.zeros((len(batch), width), np.float32)
             if encoder in encoded:
-                embeddings[rows] = encoded[encoder]["embedding"]
-            feed[name] = embeddings
-        return run_models({CLASSIFIER: feed})[CLASSIFIER]
+                embeddings[batch.present[:, column]] = encoded[encoder]["embedding"]
+            feed[name] = by_modality[:, column] = embeddings
+        return {**run_models({CLASSIFIER: feed})[CLASSIFIER], BY_MODALITY: by_modality}
 
     return classify
 
@@ -210,6 +213,10 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], clas
     if not any_present.any():
         return predictions
     outputs = classify(_to_models(inputs, signatures))
+    if BY_MODALITY in outputs:
+        predictions = replace(
+            predictions, by_modality=np.zeros((len(inputs), *outputs[BY_MODALITY].shape[1:]), np.float32)
+        )
 
     finite = np.isfinite(outputs["probabilities"]).all(axis=1) & np.isfinite(outputs["embedding"]).all(axis=1)
     rows = np.flatnonzero(any_present)[finite]
@@ -217,4 +224,6 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], clas
     predictions.embeddings[rows] = outputs["embedding"][finite]
     if "other" in outputs:
         predictions.other[rows] = outputs["other"][finite, 0]
+    if predictions.by_modality is not None:
+        predictions.by_modality[rows] = outputs[BY_MODALITY][finite]
     return predictions

@@ -19,6 +19,7 @@ from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions
 from broker.inference.encode import (
+    BY_MODALITY,
     Classify,
     RequestBatch,
     Signature,
@@ -79,6 +80,8 @@ class _Served:
     """Largest batch of one request; 0 where any size is taken."""
     gateway: bool
     """Whether the server has GATEWAY."""
+    by_modality: bool
+    """Whether GATEWAY is to be asked for the encoders' embeddings, and gives them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +152,7 @@ class TritonEngine:
         tls: TritonTls | None = None,
         one_request: bool = True,
         shared_memory: bool = True,
+        by_modality: bool = False,
     ) -> None:
         """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
 
@@ -156,7 +160,8 @@ class TritonEngine:
         None. A request is abandoned after ``timeout``
         seconds, and tried again up to ``retries`` times. With ``one_request`` a batch is one request where the server
         has the model ``trifid``, else one for each encoder and one for the classifier. With ``shared_memory`` the
-        server reads inputs from there where it is seen to be on this host. Raises ConfigurationError where the
+        server reads inputs from there where it is seen to be on this host. With ``by_modality`` predictions have the
+        embeddings of each modality, 6 kB an object more from the server. Raises ConfigurationError where the
         manifest or a TLS file cannot be used.
         """
         self.manifest: Final[Manifest] = load_manifest(model_repository, version, verify_models=False)
@@ -164,7 +169,7 @@ class TritonEngine:
         self._timeout = timeout
         self._retries = retries
         self._client = connect(url, tls)
-        self._one_request = one_request
+        self._one_request, self._by_modality = one_request, by_modality
         self._shared = SharedMemory(self._client, timeout) if shared_memory else None
         self._served: _Served | None = None
 
@@ -230,7 +235,8 @@ class TritonEngine:
         if not served.gateway:
             return classify_by(partial(self._run_models, served.max_batch), embedding_width(served.signatures))
         most = min((size for size in served.max_batch.values() if size), default=_UNLIMITED)
-        return partial(self._classify_in_one, most, tuple(served.signatures[CLASSIFIER].outputs))
+        outputs = (*served.signatures[CLASSIFIER].outputs, *([BY_MODALITY] if served.by_modality else []))
+        return partial(self._classify_in_one, most, outputs)
 
     def _what_is_served(self) -> _Served:
         served = self._served
@@ -245,6 +251,15 @@ class TritonEngine:
             if not self._client.is_server_ready(client_timeout=self._timeout):
                 raise DependencyUnavailableError(f"Triton at {self._url} is still loading its models")
             gateway = self._one_request and self._client.is_model_ready(GATEWAY, client_timeout=self._timeout)
+            by_modality = False
+            if gateway and self._by_modality:
+                given = self._client.get_model_metadata(GATEWAY, client_timeout=self._timeout).outputs
+                by_modality = BY_MODALITY in {output.name for output in given}
+                if not by_modality:
+                    log.warning(
+                        "the model %s of Triton at %s is of an earlier release: no embeddings by modality", GATEWAY,
+                        self._url,
+                    )  # fmt: skip
             for model in MODELS:
                 version = self.manifest.version_of(model)
                 metadata = self._client.get_model_metadata(model, version, client_timeout=self._timeout)
@@ -260,7 +275,7 @@ class TritonEngine:
             log.warning("Triton at %s has no model %s: a batch takes up to four requests", self._url, GATEWAY)
         if self._shared is not None:
             self._shared.look()
-        return _Served(signatures, max_batch, gateway)
+        return _Served(signatures, max_batch, gateway, by_modality)
 
     def _classify_in_one(self, most: int, outputs: Sequence[str], batch: RequestBatch) -> Tensors:
         """``Classify`` by the server's GATEWAY: a request for each ``most`` objects, all of them at once."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from broker.errors import TrifidError
 from broker.records import Alert, KeptSearch, LightCurve
 from broker.redis_client import CommandPipeline, RedisConnection, literally
+from broker.similar.sets import remove_from_all
 from broker.state.encoding import STAMP_BYTES, StateError, decode_object, decode_search, encode_object
 from broker.state.keys import NO_HOME, ObjectName, base, object_key, sky_key, split_object_key
 from broker.state.objects import is_moving
@@ -192,6 +193,7 @@ class StateAdmin:
             key for key, value in zip(elsewhere, self._redis.get_many(elsewhere), strict=True) if value is not None
         ]
         self._redis.commands(("DEL", key) for key in there)
+        remove_from_all(self._redis, self._prefix, name)
         if not found and not there:
             raise UnknownObjectError(f"nothing is stored of {text}")
         return [*found, *there]
@@ -261,6 +263,8 @@ class StateAdmin:
             return False
         # Workers would see that it is of other points; that none is kept is plainer to whoever looks.
         self._redis.commands([("DEL", object_key(self._prefix, home, name, "ps"))])
+        # Its embeddings are of what it was; the next alert brings the new ones.
+        remove_from_all(self._redis, self._prefix, name)
         return True
 
     def _home(self, name: ObjectName) -> str:

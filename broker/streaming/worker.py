@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -14,6 +14,7 @@ from broker.batch import BatchResult
 from broker.build import (
     build_decoder,
     build_engine,
+    build_keeper,
     build_pipeline,
     build_publisher,
     build_store,
@@ -49,9 +50,13 @@ def worker(
     named = (topic for topic in settings.kafka.input_topics if not is_pattern(topic))
     metrics.initialise(publisher.topics.surveys, named)
     with (
-        closing(build_engine(settings.inference, settings.triton)) as engine,
+        closing(build_engine(settings.inference, settings.triton, by_modality=settings.similar.enabled)) as engine,
         closing(build_store(settings)) as store,
+        ExitStack() as stack,
     ):
+        keeper = build_keeper(settings, engine.model_version)
+        if keeper is not None:
+            stack.callback(keeper.close)
         versions: list[str] = []
 
         def prepare() -> Process:
@@ -64,7 +69,9 @@ def worker(
             publisher.prepare()
             reference = reference_set_in_redis(settings)
             progress = control.health.progress if control is not None else lambda: None
-            pipeline = build_pipeline(settings, decoder, store, engine, reference, progress)
+            if keeper is not None:
+                keeper.start()
+            pipeline = build_pipeline(settings, decoder, store, engine, reference, progress, keeper)
             versions[:] = [f"{engine.model_version} with reference set {reference.version}"]
             loaded = {"model": engine.model_version, "reference_set": reference.version, "device": engine.device()}
             log.info("model %s, on %s", versions[0], loaded["device"], extra=loaded)

@@ -32,6 +32,10 @@ class CountingProxy:
         for thread in self._threads:
             thread.join()
 
+    def rewrite(self, data: bytes) -> bytes:
+        """What the server gets of what the client sends; for tests that change it."""
+        return data
+
     def _accept(self) -> None:
         while True:
             try:
@@ -51,5 +55,5 @@ class CountingProxy:
                 if client_speaks and not self._client_speaks:
                     self.round_trips += 1
                 self._client_speaks = client_speaks
-                sink.sendall(data)
+                sink.sendall(self.rewrite(data) if client_speaks else data)
             sink.shutdown(socket.SHUT_WR)

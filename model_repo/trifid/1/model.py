@@ -23,6 +23,7 @@ ENCODERS = (
     ("metadata_encoder", ("values", "known"), "metadata"),
 )
 CLASSIFIER = "classifier"
+BY_MODALITY = "by_modality"
 LATEST = -1  # Triton's number for the latest version
 
 
@@ -73,7 +74,9 @@ async def _classified(request: Any) -> list[Any]:
     inputs = [present_tensor, pb_utils.get_input_tensor_by_name(request, "detections")]
     width = next(iter(embeddings.values()))[0].shape()[1]
     rows_of = dict(wanted)
-    for _, _, name in ENCODERS:
+    outputs = list(request.requested_output_names())
+    by_modality = np.zeros((len(present), len(ENCODERS), width), np.float32) if BY_MODALITY in outputs else None
+    for column, (_, _, name) in enumerate(ENCODERS):
         full: Any = np.zeros((len(present), width), np.float32)
         if name in embeddings:
             (some,) = embeddings[name]
@@ -81,8 +84,13 @@ async def _classified(request: Any) -> list[Any]:
                 full = some
             else:
                 full[rows_of[name]] = np.from_dlpack(some)
+        if by_modality is not None and name in embeddings:
+            by_modality[:, column] = full if isinstance(full, np.ndarray) else np.from_dlpack(full)
         inputs.append(pb_utils.Tensor.from_dlpack(name, full))
-    return await _call(request, CLASSIFIER, versions, inputs, request.requested_output_names())
+    answers = await _call(request, CLASSIFIER, versions, inputs, [name for name in outputs if name != BY_MODALITY])
+    if by_modality is not None:
+        answers.append(pb_utils.Tensor.from_dlpack(BY_MODALITY, by_modality))
+    return answers
 
 
 async def _call(request: Any, model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
