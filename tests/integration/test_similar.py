@@ -363,8 +363,8 @@ def test_the_users_of_the_example_have_the_rights_for_it(tmp_path: Path, caplog:
         for user, password in (("trifid-web", "WEB"), ("trifid-operator", "OPERATOR")):
             with closing(Similar(Sets(connection(user, password), MODEL), 1000.0)) as found:
                 assert len(like_object(found, ("ztf", "ZTF00001"), "all", None, among([]), 5).matches) == 2
-        with closing(StateAdmin(connection("trifid-operator", "OPERATOR"), {}, 100)) as admin:
-            with pytest.raises(TrifidError, match="nothing is stored"):
-                admin.forget(("ztf", "ZTF00001"))
+        admin = StateAdmin(connection("trifid-operator", "OPERATOR"), {}, 100)
+        with closing(admin), pytest.raises(TrifidError, match="nothing is stored"):
+            admin.forget(("ztf", "ZTF00001"))
         with closing(Similar(Sets(connection("trifid-web", "WEB"), MODEL), 1000.0)) as found:
             assert {m.object_id for m in found.search(vectors(1, 1)[0], "all", 5).matches} == {"ZTF00000", "ZTF00002"}

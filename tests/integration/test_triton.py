@@ -84,6 +84,27 @@ def test_gives_what_onnx_runtime_gives_in_process(
         assert shared_memory == (engine._shared is not None and engine._shared.used)
 
 
+@pytest.mark.parametrize("one_request", [True, False])
+def test_embeddings_by_modality_are_those_that_the_fused_one_is_the_mean_of(
+    server: TritonServer, repository: Path, onnx: OnnxEngine, one_request: bool
+) -> None:
+    """By default one request does not bring them; what is absent is zero, and what is there alone is the fused one."""
+    present = mixed_presence(13, seed=3)
+    inputs = random_inputs(present, seed=3)
+    expected = onnx.predict(inputs).by_modality
+    assert expected is not None
+    np.testing.assert_array_equal(expected.any(axis=2), present)
+    with closing(TritonEngine(server.grpc_url, repository, one_request=one_request, by_modality=True)) as engine:
+        found = engine.predict(inputs)
+    assert found.by_modality is not None
+    np.testing.assert_allclose(found.by_modality, expected, atol=1e-4, rtol=0)
+    alone = np.flatnonzero(present.sum(axis=1) == 1)
+    np.testing.assert_allclose(found.by_modality[alone].sum(axis=1), found.embeddings[alone], atol=1e-4)
+    if one_request:
+        with closing(TritonEngine(server.grpc_url, repository)) as engine:
+            assert engine.predict(inputs).by_modality is None
+
+
 def test_answers_belong_to_their_requests_where_the_server_batches_them(
     triton: TritonEngine, onnx: OnnxEngine, server: TritonServer
 ) -> None:
