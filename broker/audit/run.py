@@ -34,7 +34,7 @@ class Audited:
     """One label and what speaks for and against it."""
 
     annotation: Annotation
-    light_curve: LightCurve
+    star: NamedLightCurve
     claim: KnownObject
     """What the table says; ``disagrees`` where the model contradicts it with confidence."""
     claimed: tuple[str, ...]
@@ -145,7 +145,7 @@ def audit(
     the table is not classified. Whatever is given is a row or is counted.
     """
     result = Audit()
-    kept: list[tuple[Annotation, LightCurve, KnownObject]] = []
+    kept: list[tuple[Annotation, NamedLightCurve, KnownObject]] = []
     for batch in batched(curves, batch_size):
         own: list[tuple[NamedLightCurve, KnownObject]] = []
         for curve, claim in zip(batch, claims.of(batch), strict=True):
@@ -157,7 +157,7 @@ def audit(
         found = classify_curves(pipeline, [curve for curve, _ in own], batch_size, spectra=spectra)
         for (curve, claim), (annotation, _) in zip(own, found, strict=True):
             if annotation.classified:
-                kept.append((annotation, curve.light_curve, claim))
+                kept.append((annotation, curve, claim))
             else:
                 result.left_out[f"{NOT_CLASSIFIED}: {_short(annotation.reason)}"] += 1
     result.rows = _ranked(kept)
@@ -177,7 +177,7 @@ def _short(reason: str | None) -> str:
     return (reason or "").partition(" (")[0].strip()
 
 
-def _ranked(kept: Sequence[tuple[Annotation, LightCurve, KnownObject]]) -> list[Audited]:
+def _ranked(kept: Sequence[tuple[Annotation, NamedLightCurve, KnownObject]]) -> list[Audited]:
     if not kept:
         return []
     # Of the ten alone, which all labels are of: whether a star is none of them is less certain (docs/discovery.md).
@@ -195,7 +195,7 @@ def _ranked(kept: Sequence[tuple[Annotation, LightCurve, KnownObject]]) -> list[
                 tuple(name for name in CLASS_NAMES if name in kind.classes), not kind.comparable,
                 float(confidence[number]), CLASS_NAMES[int(probabilities[number].argmax())],
                 float(probabilities[number].max()), float(doubt[number]), others,
-                len(others) < len(annotation.neighbours), amplitude(curve),
+                len(others) < len(annotation.neighbours), amplitude(curve.light_curve),
             )
         )  # fmt: skip
     return sorted(rows, key=lambda row: (-row.doubt, row.p_claimed, row.annotation.object_id))

@@ -17,6 +17,7 @@ from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
 from broker.cli.logs import log_to_stderr
 from broker.cli.models import models
+from broker.cli.night import night
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
@@ -95,7 +96,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    audit, catalog, classify, deadletter, demo, models, reference, replay, run, similar, spectra, state, subscribe, web,
+    audit, catalog, classify, deadletter, demo, models, night, reference, replay, run, similar, spectra, state,
+    subscribe, web,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

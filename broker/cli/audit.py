@@ -8,6 +8,7 @@ import click
 
 from broker.cli import options, text
 from broker.cli.classify import refuse_output
+from broker.cli.web import require_extra
 
 
 @click.command()
@@ -43,6 +44,12 @@ from broker.cli.classify import refuse_output
     "--output", type=click.Path(path_type=Path), metavar="FILE", help="All labels: .csv, .parquet, .json or .jsonl."
 )
 @click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.html",
+    help="One HTML file of the most doubtful, with light curves in time and phase. Needs the extra web.",
+)
+@click.option(
     "--times",
     type=click.Choice(["utc", "heliocentric", "barycentric"]),
     help="What the times of the light curves are, where their column's name does not tell.",
@@ -57,6 +64,7 @@ def audit(
     columns: tuple[str, ...],
     top: int,
     output: Path | None,
+    report: Path | None,
     times: str | None,
     as_json: bool,
     config: Path | None,
@@ -79,6 +87,7 @@ def audit(
     from broker.files import require_file
     from broker.lightcurves.files import read_light_curves
     from broker.records import TimeSystem
+    from broker.replaced import Replaced
     from broker.spectra.files import read_spectra
     from broker.spectra.places import Spectra
 
@@ -92,6 +101,9 @@ def audit(
     if output is not None:
         refuse_output(output, [table, *tables, *spectra_files])
         audited.check_ending(output)
+    if report is not None:
+        require_extra()
+        refuse_output(report, [table, *tables, *spectra_files])
     settings = load_settings(config)
     claims = Claims(table, radius, columns)
     say(f"{table.name}: {claims.count:,} stars with a position")
@@ -104,6 +116,11 @@ def audit(
     )  # fmt: skip
     if output is not None:
         audited.write(output, found.rows)
+    if report is not None:
+        from broker.web.audit_report import page
+
+        with Replaced(report) as partial:
+            partial.write_text(page(found, table.name, top), "utf-8")
     if not as_json:
         text.echo(audited.HEADER)
     for rank, row in enumerate(found.rows[:top], 1):

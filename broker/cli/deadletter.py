@@ -65,7 +65,7 @@ def show(
     from broker.streaming.deadletter_replay import LetterFilter
 
     wanted = LetterFilter(reason, survey)
-    with closing(_dead_letters(load_settings(config))) as letters:
+    with closing(dead_letters(load_settings(config))) as letters:
         found = islice(letters.first(wanted), limit) if from_beginning else letters.latest(wanted, limit or _LATEST)
         count = 0
         for count, letter in enumerate(found, 1):  # noqa: B007 the last count is that of all
@@ -106,12 +106,13 @@ def replay(
     from broker.config import load_settings
     from broker.streaming.deadletter_replay import LetterFilter
 
-    with closing(_dead_letters(load_settings(config))) as letters:
+    with closing(dead_letters(load_settings(config))) as letters:
         counts = letters.replay(LetterFilter(reason, survey), limit, to_topic)
     text.echo(counts)
 
 
-def _dead_letters(settings: Settings) -> DeadLetters:
+def dead_letters(settings: Settings) -> DeadLetters:
+    """The service's dead letters; raises DependencyUnavailableError, and ConfigurationError without their topic."""
     from broker.publish.topics import OutputTopics
     from broker.streaming.deadletter_replay import DeadLetters
 

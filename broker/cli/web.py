@@ -36,7 +36,8 @@ def require_extra() -> None:
             raise ConfigurationError(f"{package} is not installed: pip install 'trifid[web]'")
 
 
-def _index(settings: Settings) -> Index:
+def open_index(settings: Settings) -> Index:
+    """The index of annotations; raises ConfigurationError where the extra is missing or the database cannot be used."""
     require_extra()
     from broker.config import in_clear
     from broker.web.index import Index
@@ -48,7 +49,7 @@ def _index(settings: Settings) -> Index:
 
 @contextmanager
 def _tokens(config: Path | None) -> Iterator[Tokens]:
-    with closing(_index(_load(config))) as index:
+    with closing(open_index(_load(config))) as index:
         from broker.web.tokens import Tokens
 
         yield Tokens(index.engine)
@@ -90,7 +91,7 @@ def web(
     except ValidationError as error:
         raise refusal_of(error) from error
     settings = settings.model_copy(update={"web": web})
-    index = _index(settings)
+    index = open_index(settings)
     from broker.web.app import metrics_server, parts_of, server
     from broker.web.tokens import Tokens
 

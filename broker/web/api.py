@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, File, HTTPException, Path, Query, Request, Response, UploadFile
@@ -15,9 +14,10 @@ from pydantic import BaseModel, Field
 from broker import __version__
 from broker.errors import InputFileError, TrifidError
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
-from broker.times import mjd_now, mjd_of
+from broker.times import mjd_now
 from broker.web import feedback, objects
 from broker.web.model import BusyError
+from broker.web.night import bounds_of
 from broker.web.objects import Known
 from broker.web.parameters import SearchQuery
 from broker.web.scopes import SCOPES
@@ -189,12 +189,11 @@ def night(parts: Parts, night: Annotated[str, Path(max_length=10)]) -> dict[str,
 def statistics(parts: Services, night: str) -> dict[str, Any]:
     """As ``night``."""
     try:
-        day = (datetime.now(UTC) - timedelta(hours=12)).date() if night == "tonight" else date.fromisoformat(night)
-    except ValueError:
-        raise HTTPException(422, f"night: {night!r} is neither tonight nor such as 2026-11-28") from None
-    noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
-    start = mjd_of(noon)
-    return {"night": day.isoformat(), "startMjd": start, "endMjd": start + 1.0, **parts.index.night(start, start + 1)}
+        bounds = bounds_of(night)
+    except ValueError as error:
+        raise HTTPException(422, f"night: {error}") from None
+    found = parts.index.night(bounds.start, bounds.end)
+    return {"night": bounds.day, "startMjd": bounds.start, "endMjd": bounds.end, **found}
 
 
 @api.get("/status", summary="How the service is")

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from pydantic import ValidationError
 
-from broker import __version__, sky
+from broker import sky
 from broker.client.filters import Cone
-from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
-from broker.times import datetime_of
+from broker.taxonomy import OUTPUT_NAMES, PARENT_CLASSES
 from broker.web import api, feedback, objects
 from broker.web.parameters import SearchParameters, without_empty
 from broker.web.search import Query, SearchError, search
 from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
+from broker.web.templating import STATIC, page_address, render
 
-static: Final = StaticFiles(directory=FilePath(__file__).with_name("static"))
+static: Final = StaticFiles(directory=STATIC)
 router = APIRouter(include_in_schema=False)
 Reader = Depends(requires("read", page=True))
 
@@ -32,16 +29,13 @@ _NEIGHBOURS_ARCSEC: Final = 120.0
 _COOKIE_DAYS: Final = 30
 _FIRST: Final = {"class", "parent", "min_probability", "min_anomaly", "sort", "limit", "cursor"}
 """Conditions that are seen without opening the others."""
-_WORDS: Final = {c.name: c.description for c in (*CLASSES, OTHER, NOT_CLASSIFIED)} | {
-    p.name: p.description for p in PARENT_CLASSES
-}
 
 
 def page(request: Request, template: str, code: int = 200, **values: Any) -> HTMLResponse:
     """A rendered page."""
     web = request.app.state.services.settings.web
     given = {"path": request.url.path, "tokens": web.tokens_required, "signed_in": COOKIE in request.cookies}
-    return HTMLResponse(_templates.get_template(template).render(given | values), code)
+    return HTMLResponse(render(template, **given | values), code)
 
 
 def is_page(request: Request) -> bool:
@@ -90,9 +84,9 @@ def go(parts: Parts, q: str = "") -> Response:
     text = q.strip()[:256]
     survey, colon, name = text.partition(":")
     if colon and parts.index.record(survey, name) is not None:
-        return RedirectResponse(_address(survey, name), 303)
+        return RedirectResponse(page_address(survey, name), 303)
     if surveys := parts.index.surveys_of(text):
-        return RedirectResponse(_address(surveys[0], text), 303)
+        return RedirectResponse(page_address(surveys[0], text), 303)
     if (place := _place(text)) is not None:
         return RedirectResponse("/?" + urlencode({"ra": place[0], "dec": place[1], "radius": "60"}), 303)
     raise HTTPException(404, f"{text!r} is no object of this index, and no position such as 17:57:48.5 +04:41:36")
@@ -166,7 +160,7 @@ def object_feedback(
 ) -> Response:
     """What somebody says the object is."""
     api.give_feedback(parts, survey, object_id, api.NewFeedback(label=label, comment=comment), token)
-    return RedirectResponse(_address(survey, object_id) + "#feedback", 303)
+    return RedirectResponse(page_address(survey, object_id) + "#feedback", 303)
 
 
 @router.get("/classify", dependencies=[Reader])
@@ -240,48 +234,3 @@ def logout() -> Response:
 def _local(address: str) -> str:
     """An address on this server; the front page for any other."""
     return address if address.startswith("/") and not address.startswith(("//", "/\\")) else "/"
-
-
-def _address(survey: str, object_id: str) -> str:
-    return f"/object/{quote(survey, safe='')}/{quote(object_id, safe='')}"
-
-
-def _utc(mjd: float | None, form: str = "%Y-%m-%d %H:%M") -> str:
-    try:
-        return "" if mjd is None else f"{datetime_of(mjd):{form}}"
-    except (OverflowError, ValueError):
-        return ""
-
-
-def _number(value: float | None, digits: int) -> str:
-    """With a minus sign that is one, and a dash for nothing."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
-
-
-def _period(days: float | None) -> str:
-    return "–" if days is None else f"{days:.6f}" if days < 1 else f"{days:.5f}" if days < 10 else f"{days:.2f}"
-
-
-def _sexagesimal(degrees: float, hours: bool) -> str:
-    """``17:57:48.50`` or ``+04:41:36.2``."""
-    unit = 15.0 if hours else 1.0
-    ticks = round(abs(degrees) / unit * 3600 * (100 if hours else 10))
-    scale = 100 if hours else 10
-    seconds, part = divmod(ticks, scale)
-    sign = "" if hours else "−" if degrees < 0 else "+"
-    first = seconds // 3600 % 24 if hours else seconds // 3600
-    return f"{sign}{first:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{part:0{2 if hours else 1}d}"
-
-
-def _words(name: str | None) -> str:
-    return _WORDS.get(name or "", "")
-
-
-_templates: Final = Environment(
-    loader=PackageLoader("broker.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-_templates.globals.update(version=__version__, Markup=Markup, address_of=_address)
-_templates.globals["parent_of"] = PARENT_OF.get
-_templates.filters.update(
-    utc=_utc, number=_number, period=_period, sexagesimal=_sexagesimal, words=_words, quoted=lambda s: quote(s, safe="")
-)
