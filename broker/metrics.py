@@ -100,6 +100,12 @@ REDIS_MAY_EVICT: Final = Gauge(
 MIXED_MODELS: Final = Gauge(
     "trifid_mixed_models", "Whether other workers of the group run another model or reference set: 1 or 0."
 )
+MODEL_SWITCHES: Final = Counter(
+    "trifid_model_switches_total",
+    "Changes to a promoted version of the model without a restart, by outcome: done, or failed, where the version "
+    "could not be used and the one at hand went on (docs/serving.md).",
+    ["outcome"],
+)
 ANOMALY_UNSCORED: Final = Counter(
     "trifid_anomaly_unscored_total",
     "Classified alerts without an anomaly score: the reference set has too little of their modalities and length.",
@@ -198,6 +204,7 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield KNOWN_OBJECTS, product(KNOWN_CATALOGUES, ("no", "class", "parent"))
     yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in PointFlaw if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]
+    yield MODEL_SWITCHES, [("done",), ("failed",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)
     yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)
     yield STAGE_SECONDS, ((stage,) for stage in STAGES)

@@ -39,6 +39,9 @@ class InferenceSettings(Section):
     """CPU threads of ``onnx``; 0 for one a core."""
     device: Literal["any", "cpu", "gpu"] = "any"
     """Where the model has to run; ``/readyz`` says no where it runs elsewhere."""
+    follow_promotions: bool = True
+    """Whether workers change over to the version that ``trifid models promote`` or ``rollback`` has made the served
+    one, between two batches; otherwise at their next start."""
     other_threshold: float | None = Field(default=None, gt=0, le=1)
     """Probability of being none of the ten classes from which an alert is published as ``Other`` (docs/annotation.md);
     the model's own, by modalities and number of detections, where None, 1 for never. Known bodies of the solar system,

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
 
 from broker import metrics
+from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult
 from broker.build import (
     build_decoder,
-    build_engine,
-    build_keeper,
     build_pipeline,
     build_publisher,
     build_store,
-    reference_set_in_redis,
 )
 from broker.config import KafkaSettings, Settings
-from broker.errors import ConfigurationError
+from broker.pipeline import Pipeline
+from broker.similar.keeper import Keeper
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.health import Health, Probe, Probes, wrong_device
 from broker.streaming.peers import Peers
 from broker.streaming.service import Control, Service
+from broker.streaming.serving import AnyEngine, Serving
 from broker.streaming.topics import TopicAdmin
 from broker.topic_names import dead_letter_topic, is_pattern
 
@@ -49,40 +49,33 @@ def worker(
     publisher, decoder = build_publisher(settings), build_decoder(settings)
     named = (topic for topic in settings.kafka.input_topics if not is_pattern(topic))
     metrics.initialise(publisher.topics.surveys, named)
-    with (
-        closing(build_engine(settings.inference, settings.triton, by_modality=settings.similar.enabled)) as engine,
-        closing(build_store(settings)) as store,
-        ExitStack() as stack,
-    ):
-        keeper = build_keeper(settings, engine.model_version)
-        if keeper is not None:
-            stack.callback(keeper.close)
-        versions: list[str] = []
+    versions: list[str] = []
+    progress = control.health.progress if control is not None else lambda: None
+
+    def pipeline(engine: AnyEngine, reference: ReferenceSet, keeper: Keeper | None) -> Pipeline:
+        return build_pipeline(settings, decoder, store, engine, reference, progress, keeper)
+
+    def on_model(name: str) -> None:
+        versions[:] = [name]
+
+    def note(text: str | None) -> None:
+        if control is not None:
+            control.health.note("promotion", text)
+
+    with closing(build_store(settings)) as store, closing(Serving(settings, pipeline, on_model, note)) as serving:
 
         def prepare() -> Process:
             # Before the group assigns partitions: a worker that cannot work should not hold any.
             store.check()
-            engine.check()
-            if device := wrong_device(settings.inference.device, engine.device()):
-                where = ", ".join(f"{model} on {what}" for model, what in engine.placement().items())
-                raise ConfigurationError(f"{device} ({where})")
             publisher.prepare()
-            reference = reference_set_in_redis(settings)
-            progress = control.health.progress if control is not None else lambda: None
-            if keeper is not None:
-                keeper.start()
-            pipeline = build_pipeline(settings, decoder, store, engine, reference, progress, keeper)
-            versions[:] = [f"{engine.model_version} with reference set {reference.version}"]
-            loaded = {"model": engine.model_version, "reference_set": reference.version, "device": engine.device()}
-            log.info("model %s, on %s", versions[0], loaded["device"], extra=loaded)
-            return pipeline.process_next
+            return serving.prepare()
 
         probes: dict[str, Probe] = {
             "redis": store.check,
-            settings.inference.engine: engine.check,
+            settings.inference.engine: serving.check,
             "kafka": _kafka_probe(settings),
             "topics": _topics_probe(settings.kafka),
-            "device": lambda: wrong_device(settings.inference.device, engine.device()),
+            "device": lambda: wrong_device(settings.inference.device, serving.device()),
         }
         if control is None:
             yield Service(

@@ -50,7 +50,7 @@ def test_what_triton_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     inference = InferenceSettings(engine="triton", model_repository=tmp_path)
     given = {"url": "triton:9", "timeout_s": 3.5, "retries": 5}
     build.build_engine(inference, TritonSettings.model_validate(given))
-    auto = {"one_request": True, "shared_memory": True, "by_modality": False}
+    auto = {"version": None, "one_request": True, "shared_memory": True, "by_modality": False}
     assert told == [(("triton:9", tmp_path), {"timeout": 3.5, "retries": 5, "tls": None, **auto})]
     files = {"root_certificates": tmp_path / "a", "private_key": tmp_path / "b", "certificate_chain": tmp_path / "c"}
     build.build_engine(inference, TritonSettings.model_validate({**given, "tls": True, **files}))

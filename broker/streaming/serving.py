@@ -1,0 +1,225 @@
+"""The model that a worker runs, and its change for another version that was promoted, without a stop.
+
+A thread of its own looks at the repository's ``manifest.json``, which ``trifid models promote`` and ``rollback``
+replace. It loads the other version while the one at hand goes on; between two batches the work thread then takes the
+new one. So a batch has one version, with its own thresholds and its own reference set, and each annotation says which.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from broker.anomaly.reference_set import ReferenceSet
+from broker.batch import BatchResult, IncomingMessage
+from broker.build import build_engine, build_keeper, reference_set_in_redis
+from broker.config import Settings
+from broker.errors import ConfigurationError, TrifidError
+from broker.inference.manifest import Manifest, load_manifest
+from broker.inference.onnx import OnnxEngine
+from broker.inference.triton import TritonEngine
+from broker.metrics import MODEL_SWITCHES
+from broker.pipeline import Pipeline
+from broker.similar.keeper import Keeper
+from broker.streaming.health import wrong_device
+
+log = logging.getLogger(__name__)
+
+_LOOK_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 5.0
+"""Before a version that cannot be loaded is tried again; doubled each time."""
+_MAX_PAUSE_S: Final = 120.0
+
+AnyEngine = OnnxEngine | TritonEngine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """One version, ready to be used."""
+
+    engine: AnyEngine
+    reference: ReferenceSet
+    keeper: Keeper | None
+    """Of the embeddings that this version makes."""
+
+    @property
+    def name(self) -> str:
+        """The version with that of its reference set."""
+        return f"{self.engine.model_version} with reference set {self.reference.version}"
+
+    def close(self) -> None:
+        """Release the models; embeddings that wait to be written are written first."""
+        _close(self.engine, self.keeper)
+
+
+class Serving:
+    """The version in use. ``prepare`` and ``process`` are for the work thread, the rest for any."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        pipeline: Callable[[AnyEngine, ReferenceSet, Keeper | None], Pipeline],
+        on_model: Callable[[str], None],
+        note: Callable[[str | None], None],
+    ) -> None:
+        """Load the models of the served version; raises ConfigurationError where they cannot be used.
+
+        ``pipeline`` makes one of a version; ``on_model`` is told which is in use, ``note`` what keeps a promoted one
+        from it.
+        """
+        self._settings, self._make, self._on_model, self._note = settings, pipeline, on_model, note
+        self._path = settings.inference.model_repository / "manifest.json"
+        self._seen = _fingerprint(self._path)
+        self._engine, self._keeper = self._build()
+        self._pipeline: Pipeline | None = None
+        self._next: Model | None = None
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._watch: threading.Thread | None = None
+
+    def prepare(self) -> Callable[[Sequence[IncomingMessage]], BatchResult]:
+        """Make the pipeline of the served version, and watch for others from then on.
+
+        Raises DependencyUnavailableError where Redis or Triton is unavailable, ConfigurationError where the version
+        cannot be used.
+        """
+        model = self._complete(self._engine, self._keeper)
+        self._use(model)
+        if self._settings.inference.follow_promotions and self._watch is None:
+            self._watch = threading.Thread(target=self._look, name="promotions", daemon=True)
+            self._watch.start()
+        return self.process
+
+    def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
+        """``Pipeline.process_next`` of the version in use, which may be another one each time."""
+        if self._next is not None:
+            self._change()
+        assert self._pipeline is not None  # ``prepare`` gave this method
+        return self._pipeline.process_next(messages)
+
+    def check(self) -> None:
+        """``Engine.check`` of the version in use."""
+        self._engine.check()
+
+    def device(self) -> str | None:
+        """``Engine.device`` of the version in use."""
+        return self._engine.device()
+
+    def close(self) -> None:
+        """Release the models; a version that is being loaded is dropped when it is."""
+        self._end.set()
+        with self._lock:
+            waiting, self._next = self._next, None
+        if waiting is not None:
+            waiting.close()
+        _close(self._engine, self._keeper)
+
+    def _build(self, version: str | None = None) -> tuple[AnyEngine, Keeper | None]:
+        settings = self._settings
+        engine = build_engine(settings.inference, settings.triton, version, by_modality=settings.similar.enabled)
+        return engine, build_keeper(settings, engine.model_version)
+
+    def _complete(self, engine: AnyEngine, keeper: Keeper | None) -> Model:
+        """The engine's version with its reference set, both seen to be usable."""
+        engine.check()
+        if device := wrong_device(self._settings.inference.device, engine.device()):
+            where = ", ".join(f"{model} on {what}" for model, what in engine.placement().items())
+            raise ConfigurationError(f"{device} ({where})")
+        reference = reference_set_in_redis(self._settings, engine.manifest.model_version)
+        reference.check_model(engine.model_version, engine.embedding_width())
+        if keeper is not None:
+            keeper.start()
+        return Model(engine, reference, keeper)
+
+    def _use(self, model: Model) -> None:
+        self._pipeline = self._make(model.engine, model.reference, model.keeper)
+        self._engine, self._keeper = model.engine, model.keeper
+        device = model.engine.device()
+        loaded = {"model": model.engine.model_version, "reference_set": model.reference.version, "device": device}
+        log.info("model %s, on %s", model.name, device, extra=loaded)
+        self._on_model(model.name)
+
+    def _change(self) -> None:
+        with self._lock:
+            model, self._next = self._next, None
+        if model is None:
+            return
+        before = self._engine, self._keeper
+        try:
+            self._use(model)
+        except TrifidError as error:
+            self._refuse(model.engine.model_version, error)
+            model.close()
+            return
+        # Not here: what it has to write of its embeddings may take seconds.
+        threading.Thread(target=_close, args=before, name="replaced", daemon=True).start()
+        MODEL_SWITCHES.labels("done").inc()
+        self._note(None)
+
+    def _refuse(self, version: str, error: Exception) -> None:
+        MODEL_SWITCHES.labels("failed").inc()
+        text = f"{version} was promoted and cannot be used, {self._engine.model_version} goes on: {error}"
+        log.error("%s", text)
+        self._note(text)
+
+    def _look(self) -> None:
+        """Watch ``manifest.json`` until the end."""
+        pause = _FIRST_PAUSE_S
+        while not self._end.wait(_LOOK_S):
+            found = _fingerprint(self._path)
+            if found is None or found == self._seen:
+                continue
+            version = "a version"
+            try:
+                manifest = load_manifest(self._settings.inference.model_repository, verify_models=False)
+                version = manifest.identity
+                self._load(manifest)
+            except Exception as error:  # whatever it is, the version at hand goes on
+                self._refuse(version, error)
+                self._end.wait(pause)
+                pause = min(2 * pause, _MAX_PAUSE_S)
+            else:
+                self._seen, pause = found, _FIRST_PAUSE_S
+
+    def _load(self, manifest: Manifest) -> None:
+        """Load a version that was promoted, for the work thread to take."""
+        with self._lock:
+            waiting, self._next = self._next, None
+        if waiting is not None:  # of an earlier promotion, since which no batch has come
+            waiting.close()
+        current = self._engine.manifest
+        if manifest.model_version == current.model_version:
+            if manifest.sha256 != current.sha256 or manifest.reference_set_sha256 != current.reference_set_sha256:
+                raise ConfigurationError("its files have changed under the same version: give them another one")
+            self._note(None)
+            return
+        engine, keeper = self._build(manifest.model_version)
+        try:
+            model = self._complete(engine, keeper)
+        except BaseException:
+            _close(engine, keeper)
+            raise
+        with self._lock:
+            if self._end.is_set():
+                model.close()
+            else:
+                self._next = model
+
+
+def _close(engine: AnyEngine, keeper: Keeper | None) -> None:
+    if keeper is not None:
+        keeper.close()
+    engine.close()
+
+
+def _fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What is another one after a file was replaced; None while it is not there."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
