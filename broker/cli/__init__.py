@@ -15,6 +15,7 @@ from broker.cli.catalog import catalog
 from broker.cli.classify import classify
 from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
+from broker.cli.discover import discover
 from broker.cli.logs import log_to_stderr
 from broker.cli.models import models
 from broker.cli.night import night
@@ -96,8 +97,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    audit, catalog, classify, deadletter, demo, models, night, reference, replay, run, similar, spectra, state,
-    subscribe, web,
+    audit, catalog, classify, deadletter, demo, discover, models, night, reference, replay, run, similar, spectra,
+    state, subscribe, web,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -1,0 +1,1 @@
+"""Subclasses: whether the embeddings of one class fall into groups, and what tells them apart. Needs scikit-learn."""

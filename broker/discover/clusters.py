@@ -1,0 +1,159 @@
+"""Clusters of one class's embeddings, and whether they are more than noise.
+
+A Gaussian mixture in the space of the first principal components; the number of its components by the Bayesian
+information criterion (Fraley & Raftery 2002, JASA 97, 611). That criterion also cuts one skewed cloud in pieces, so
+three questions are asked of what it finds:
+
+- *stable*: fitted to bootstrap samples, does each cluster come again? Mean Jaccard similarity (Hennig 2007, CSDA 52,
+  258).
+- *beyond one cloud*: are the clusters farther apart than those that the same fit finds in samples of one Gaussian with
+  the same covariance? Silhouettes (the idea of Liu et al. 2008, JASA 103, 1281).
+- *gap*: is the density between two clusters lower than within either? Without a gap they are ends of a continuum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from sklearn.mixture import GaussianMixture
+
+STABLE: Final = 0.75
+"""Mean Jaccard similarity from which Hennig calls a cluster stable."""
+SIGNIFICANCE: Final = 0.05
+GAP: Final = 0.5
+"""Density in the valley between two clusters, of that of the lower peak, below which there is a gap. A uniform arc that
+is cut in pieces has valleys of 0.7, since its ends are seen at an angle."""
+LEAST: Final = 60
+"""Objects, below which nothing is clustered."""
+_COMPONENTS: Final = 8
+_MOST: Final = 5
+Verdict = Literal["subclasses", "continuum", "noise", "one cloud"]
+"""``subclasses``: stable, beyond one cloud, with gaps; ``continuum``: without gaps; ``noise``: not stable, or no more
+than one cloud gives; ``one cloud``: the criterion prefers a single component."""
+_MEANINGS: Final[dict[str, str]] = {
+    "subclasses": "groups with gaps between them, which come again in bootstrap samples",
+    "continuum": "a stable division without a gap: ends of a continuum, no separate kinds",
+    "noise": "a division that does not come again in bootstrap samples, or is no better than one of a single cloud",
+    "one cloud": "a single cloud",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """What was found among n embeddings."""
+
+    label: NDArray[np.intp]
+    """(n,) cluster of each, the largest is 0; all 0 for one cloud."""
+    place: NDArray[np.float64]
+    """(n, 2) first two principal components, for drawing."""
+    stability: tuple[float, ...]
+    """Of each cluster, mean Jaccard similarity over bootstrap samples."""
+    silhouette: float
+    p_value: float
+    """Share of samples of one Gaussian whose silhouette is as large; NaN for one cloud."""
+    valley: float
+    """Highest, over pairs of clusters, of the density between them relative to the lower peak; NaN for one cloud."""
+    verdict: Verdict
+    pca: PCA
+
+    @property
+    def meaning(self) -> str:
+        """The verdict in words."""
+        return _MEANINGS[self.verdict]
+
+    def project(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(m, 2) places of other embeddings (m, d) on the same map."""
+        result: NDArray[np.float64] = self.pca.transform(embeddings.astype(np.float64))[:, :2]
+        return result
+
+
+def find_clusters(embeddings: NDArray[np.float32], seed: int = 0, draws: int = 50) -> Clusters:
+    """Clusters of ``embeddings`` (n, d); raises ValueError for fewer than LEAST."""
+    if len(embeddings) < LEAST:
+        raise ValueError(f"{len(embeddings)} objects, {LEAST} are needed")
+    pca = PCA(min(_COMPONENTS, embeddings.shape[1]), random_state=seed)
+    x = pca.fit_transform(embeddings.astype(np.float64))
+    label = _fit(x, seed)
+    count = int(label.max()) + 1
+    if count == 1:
+        return Clusters(label, x[:, :2], (1.0,), float("nan"), float("nan"), float("nan"), "one cloud", pca)
+    rng = np.random.default_rng(seed)
+    overlap = np.array([_jaccard(x, label, rng, seed) for _ in range(draws)])
+    stability = tuple(overlap.mean(axis=0).tolist())
+    silhouette = _silhouette(x, label)
+    cloud = [_silhouette(one, _divided(one, count, seed)) for one in _one_gaussian(x, rng, draws)]
+    p_value = (1 + sum(other >= silhouette for other in cloud)) / (1 + draws)
+    valley = max(_valley(x, label, a, b) for a in range(count) for b in range(a))
+    verdict: Verdict = "subclasses" if valley < GAP else "continuum"
+    if min(stability) < STABLE or p_value > SIGNIFICANCE:
+        verdict = "noise"
+    return Clusters(label, x[:, :2], stability, silhouette, p_value, valley, verdict, pca)
+
+
+def _fit(x: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+    """The best number of components, each of which has at least a twentieth of the objects."""
+    best, least = np.zeros(len(x), np.intp), np.inf
+    for count in range(1, _MOST + 1):
+        mixture = _mixture(count, seed).fit(x)
+        label = _by_size(mixture.predict(x))
+        enough = len(np.unique(label)) == count and np.bincount(label).min() >= max(10, len(x) // 20)
+        if enough and (criterion := mixture.bic(x)) < least:
+            best, least = label, criterion
+    return best
+
+
+def _mixture(count: int, seed: int) -> GaussianMixture:
+    return GaussianMixture(count, covariance_type="full", reg_covar=1e-4, n_init=2, random_state=seed)
+
+
+def _divided(x: NDArray[np.float64], count: int, seed: int) -> NDArray[np.intp]:
+    return np.asarray(_mixture(count, seed).fit_predict(x), np.intp)
+
+
+def _by_size(label: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Numbers of clusters anew, the largest first."""
+    values, index, count = np.unique(label, return_inverse=True, return_counts=True)
+    rank = np.empty(len(values), np.intp)
+    rank[np.argsort(-count, kind="stable")] = np.arange(len(values))
+    return rank[index]
+
+
+def _jaccard(x: NDArray[np.float64], label: NDArray[np.intp], rng: np.random.Generator, seed: int) -> list[float]:
+    """Of each cluster the best Jaccard similarity with one of a bootstrap sample, over the objects in the sample."""
+    drawn = np.unique(rng.integers(len(x), size=len(x)))
+    own, other = label[drawn], _divided(x[drawn], int(label.max()) + 1, seed)
+    best = []
+    for cluster in range(int(label.max()) + 1):
+        mine = own == cluster
+        best.append(max(float(np.sum(mine & (other == o)) / np.sum(mine | (other == o))) for o in np.unique(other)))
+    return best
+
+
+def _silhouette(x: NDArray[np.float64], label: NDArray[np.intp]) -> float:
+    if len(np.unique(label)) < 2:
+        return -1.0
+    return float(silhouette_score(x, label, sample_size=min(len(x), 1000), random_state=0))
+
+
+def _one_gaussian(x: NDArray[np.float64], rng: np.random.Generator, draws: int) -> list[NDArray[np.float64]]:
+    centre, covariance = x.mean(axis=0), np.cov(x.T)
+    return [rng.multivariate_normal(centre, covariance, size=len(x)) for _ in range(draws)]
+
+
+def _valley(x: NDArray[np.float64], label: NDArray[np.intp], a: int, b: int) -> float:
+    """Lowest density between two clusters, relative to the lower peak, along the axis that separates them best."""
+    one, other = x[label == a], x[label == b]
+    within = np.cov(one.T) * len(one) + np.cov(other.T) * len(other)
+    axis = np.linalg.solve(within + 1e-9 * np.eye(x.shape[1]) * np.trace(within), other.mean(0) - one.mean(0))
+    first, second = one @ axis, other @ axis
+    ends = np.median(first), np.median(second)
+    grid = np.linspace(*ends, 100)
+    # Each cluster counts the same: a small one is no smaller peak.
+    density = gaussian_kde(first)(grid) + gaussian_kde(second)(grid)
+    return float(density.min() / min(density[0], density[-1]))
