@@ -7,15 +7,17 @@ and archives publish that or the time at the Sun's or the barycentre (which diff
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import erfa
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
+from broker.compiled import compiled
 from broker.records import LightCurve, ObjectState, TimeSystem
 
 LIGHT_DAYS_OF_AU: Final = erfa.AULT / erfa.DAYSEC
@@ -34,48 +36,72 @@ def light_travel_time(
     ``mjd`` (n,) UTC; ``ra``, ``dec`` (n,) ICRS degrees. The Earth's centre stands for the observatory (21 ms at
     most), and the light's front is taken as plane. Times before 1900 or after 2100 get 0, unknown positions NaN.
     """
-    return _delay(mjd, *_direction(ra, dec))
+    return _delay(np.ascontiguousarray(mjd, np.float64), np.arange(len(mjd) + 1), _direction(ra, dec))
 
 
-def _direction(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
-    """Unit vectors (x, y, z) of positions in degrees."""
+def _direction(ra: NDArray[np.float64], dec: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unit vectors (n, 3) of positions in degrees."""
     ra, dec = np.radians(ra), np.radians(dec)
     across = np.cos(dec)
-    return across * np.cos(ra), across * np.sin(ra), np.sin(dec)
+    return np.stack([across * np.cos(ra), across * np.sin(ra), np.sin(dec)], axis=-1)
 
 
-def _delay(
-    mjd: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64], z: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """``light_travel_time`` for unit vectors (n,) towards the star."""
-    node = (mjd + (_TDB_MINUS_UTC - _FIRST)) / _STEP
-    nodes = _earth()
-    with np.errstate(invalid="ignore"):
-        known = (node >= 0) & (node < nodes.shape[2] - 1)
-    number = np.where(known, node, 0.0).astype(np.intp)
-    t = np.where(known, node - number, 0.0)
-    # Cubic Hermite interpolation between the nodes' positions and velocities. One coordinate after another: arrays of
-    # all three would not stay in the cache.
-    left, right = 1.0 - t, t * t
-    weights = (1.0 + 2.0 * t) * left * left, t * left * left, right * (3.0 - 2.0 * t), right * (t - 1.0)
-    following = number + 1
-    delay = np.zeros(len(mjd))
-    for (position, velocity), toward in zip(nodes, (x, y, z), strict=True):
-        earth = weights[0] * position[number] + weights[1] * velocity[number]
-        earth += weights[2] * position[following] + weights[3] * velocity[following]
-        delay += earth * toward
-    return np.where(known, delay * LIGHT_DAYS_OF_AU, 0.0)
+def _delay(mjd: NDArray[np.float64], start: NDArray[np.intp], towards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``light_travel_time`` of times (n,), of which those of each star begin at ``start`` (g + 1,); ``towards`` (g, 3)
+    are unit vectors."""
+    delay = np.empty(len(mjd))
+    _kernel()(mjd, start, towards, _earth(), delay)
+    return delay
+
+
+def warm_up() -> None:
+    """Compile now and not at the first light curve."""
+    _kernel()
+
+
+def _delays(
+    mjd: NDArray[np.float64],
+    start: NDArray[np.intp],
+    towards: NDArray[np.float64],
+    nodes: NDArray[np.float64],
+    delay: NDArray[np.float64],
+) -> None:  # pragma: no mutate block - Numba compiles it, and cannot compile a choice between mutants
+    """Fill ``delay`` (n,) from ``nodes`` as of ``_earth``."""
+    for star in range(len(towards)):
+        for i in range(start[star], start[star + 1]):
+            node = (mjd[i] + (_TDB_MINUS_UTC - _FIRST)) / _STEP
+            if not (node >= 0 and node < len(nodes) - 1):
+                delay[i] = 0.0
+                continue
+            number = int(node)
+            t = node - number
+            # Cubic Hermite interpolation between the nodes' positions and velocities.
+            left, right = 1.0 - t, t * t
+            a, b = (1.0 + 2.0 * t) * left * left, t * left * left
+            c, d = right * (3.0 - 2.0 * t), right * (t - 1.0)
+            total = 0.0
+            for axis in range(3):
+                earth = a * nodes[number, 0, axis] + b * nodes[number, 1, axis]
+                earth += c * nodes[number + 1, 0, axis] + d * nodes[number + 1, 1, axis]
+                total += earth * towards[star, axis]
+            delay[i] = total * LIGHT_DAYS_OF_AU
+
+
+@cache
+def _kernel() -> Callable[..., Any]:
+    column, starts = types.Array(types.float64, 1, "C"), types.Array(types.intp, 1, "C")
+    table, nodes = types.Array(types.float64, 2, "C"), types.Array(types.float64, 3, "C")
+    return compiled(_delays, types.void(column, starts, table, nodes, column))
 
 
 @cache
 def _earth() -> NDArray[np.float64]:
-    """(3, 2, nodes) x, y and z of the Earth's barycentric position, au, and of its velocity, au a _STEP.
+    """(nodes, 2, 3) the Earth's barycentric position, au, and velocity, au a _STEP.
 
     Every four days, which interpolates to 0.1 ms of light; the ephemeris itself (``epv00``) is good to 0.1 ms, too.
     """
     _, barycentric = erfa.epv00(erfa.DJM0, np.arange(_FIRST, _LAST + _STEP / 2, _STEP))
-    columns: NDArray[np.float64] = np.stack([barycentric["p"].T, _STEP * barycentric["v"].T], axis=1)
-    return columns
+    return np.ascontiguousarray(np.stack([barycentric["p"], _STEP * barycentric["v"]], axis=1))
 
 
 def barycentric_light_curves(states: Sequence[ObjectState]) -> list[LightCurve]:
@@ -92,10 +118,10 @@ def barycentric_light_curves(states: Sequence[ObjectState]) -> list[LightCurve]:
     ]
     if not rows:
         return curves
-    length = [len(curves[row]) for row in rows]
+    edges = np.cumsum([0, *(len(curves[row]) for row in rows)])
     mjd = np.concatenate([curves[row].mjd for row in rows])
     ra, dec = (np.array([getattr(states[row], name) for row in rows], np.float64) for name in ("ra", "dec"))
-    corrected = mjd + _delay(mjd, *(np.repeat(each, length) for each in _direction(ra, dec)))
-    for row, part in zip(rows, np.split(corrected, np.cumsum(length)[:-1]), strict=True):
-        curves[row] = replace(curves[row], mjd=part)
+    corrected = mjd + _delay(mjd, edges, _direction(ra, dec))
+    for row, first, last in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        curves[row] = replace(curves[row], mjd=corrected[first:last])
     return curves

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from broker.assemble import chromatic, harmonics
+from broker import barycentre
+from broker.assemble import chromatic, harmonics, passes
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, ModelInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
@@ -23,6 +24,8 @@ def warm_up() -> None:
     """Compile what a light curve needs now and not at the first one."""
     harmonics.warm_up()
     chromatic.warm_up()
+    passes.warm_up()
+    barycentre.warm_up()
 
 
 def assemble(states: Sequence[ObjectState]) -> ModelInputs:

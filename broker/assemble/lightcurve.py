@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.assemble import passes
 from broker.assemble.chromatic import (
     AMPLITUDE_EXPONENT,
     LAG_DEVIATION,
@@ -70,6 +71,8 @@ _CHROMATIC: Final = [
 _TRIED: Final = np.array([0.5, 1.0, 2.0, 4.0])
 """Of the best frequency, where the light curve is fitted to describe it."""
 _SAME_EXPOSURE: Final = 1e-5  # days
+_MOST_ROUGHNESS: Final = 4.0
+"""Of von Neumann's ratio, which is 2 for noise and at most 4 but for few points."""
 _MAX_MJD: Final = 200_000.0
 """Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
 
@@ -115,8 +118,13 @@ class _Points:
     total: NDArray[np.bool_]
 
     @property
+    def edges(self) -> NDArray[np.intp]:
+        """(size + 1,) where each object's begin, and the end."""
+        return np.concatenate([[0], np.cumsum(self.count)]).astype(np.intp)
+
+    @property
     def start(self) -> NDArray[np.intp]:
-        return np.concatenate([[0], np.cumsum(self.count)[:-1]]).astype(np.intp)
+        return self.edges[:-1]
 
 
 def assemble_light_curves(light_curves: Sequence[LightCurve]) -> LightCurveInputs:
@@ -167,8 +175,7 @@ def _assemble(usable: UsablePoints, earlier: KeptSearches | None) -> tuple[Light
     )
     searches = None
     if earlier is not None:
-        start = np.concatenate([[0], np.cumsum(points.count)]).astype(np.intp)
-        searches = PeriodSearches(earlier, points.index, start, points.total)
+        searches = PeriodSearches(earlier, points.index, points.edges, points.total)
     if not present.any():
         return inputs, searches
     center, scale = _center_and_scale(points)
@@ -253,10 +260,7 @@ def _brightness(points: UsablePoints) -> _Points:
 
 def _center_and_scale(points: _Points) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of each object's points, each (batch,); the latter 1 where they are all alike."""
-    size = len(points.count)
-    count = np.maximum(points.count, 1)
-    center = np.bincount(points.row, points.value, size) / count
-    std = np.sqrt(np.bincount(points.row, (points.value - center[points.row]) ** 2, size) / count)
+    center, std = passes.center_and_scale(points.value, points.edges)
     return center, np.where(std > 1e-6, std, 1.0)
 
 
@@ -265,14 +269,9 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
     size = len(points.count)
     row, value, some = points.row, points.value, points.count > 0
     count = np.maximum(points.count, 1)
-
-    def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(row, x, size) / count
-
     center, std = _center_and_scale(points)
-    deviation = value - center[row]
-    standard = deviation / std[row]
-    squared = standard * standard
+    skewness, kurtosis, roughness = passes.moments(value, points.edges, center, std)
+    tone, tone_spread = passes.center_and_scale(_TONE[points.band], points.edges)
     levels = group_quantiles(value, row, size, (0.01, 0.05, 0.25, 0.4, 0.5, 0.6, 0.75, 0.95, 0.99, 0.025, 0.975))
     mad = group_median(np.abs(value - levels[4][row]), row, size)
     error = group_median(points.error, row, size)
@@ -287,28 +286,20 @@ def _shape_features(points: _Points, features: NDArray[np.float32]) -> tuple[NDA
         "log10_points": np.log10(count),
         "is_total_flux": points.total.astype(np.float64),
         "noise_to_std": np.clip(error / std, 0, 3),
-        "skewness": np.clip(mean(squared * standard), -5, 5),
-        "kurtosis": np.log10(np.maximum(mean(squared * squared), 0.1)),
+        "skewness": np.clip(skewness, -5, 5),
+        "kurtosis": np.log10(np.maximum(kurtosis, 0.1)),
         "log10_range_90": np.log10(np.maximum(range_90, 1e-4)),
         "log10_range_95": np.log10(np.maximum(levels[10] - levels[9], 1e-4)),
         "bright_share_90": (levels[7] - levels[4]) / range_90,
         "range_50_to_90": (levels[6] - levels[2]) / range_90,
         "range_20_to_90": (levels[5] - levels[3]) / range_90,
         "range_98_to_90": np.clip((levels[8] - levels[0]) / range_90, 0, 10),
-        "von_neumann_time": _von_neumann(standard, row, size),
-        "tone": (tone := mean(_TONE[points.band])),
-        "tone_spread": np.sqrt(mean((_TONE[points.band] - tone[row]) ** 2)),
+        "von_neumann_time": np.clip(roughness, 0, _MOST_ROUGHNESS),
+        "tone": tone,
+        "tone_spread": tone_spread,
     }.items():
         features[:, _FEATURE[name]] = np.where(some, feature, 0.0)
     return center, std
-
-
-def _von_neumann(value: NDArray[np.float64], row: NDArray[np.intp], size: int) -> NDArray[np.float64]:
-    """Mean squared successive difference of unit-variance values in the order given, (size,), at most 4."""
-    same = row[1:] == row[:-1]
-    squared = np.where(same, np.diff(value) ** 2, 0.0)
-    pairs = np.bincount(row[1:], same, size)
-    return np.clip(np.bincount(row[1:], squared, size) / np.maximum(pairs, 1), 0, 4)
 
 
 def _period_features(
@@ -439,47 +430,11 @@ def _fold(
     points: _Points, value: NDArray[np.float64], frequency: NDArray[np.float64], inputs: LightCurveInputs
 ) -> NDArray[np.float64]:
     """Fold at twice the period, faintest bin at phase 0; fills ``folded``; returns phase (n,), 0 without one."""
-    size = len(points.count)
-    folds = np.isfinite(frequency)
-    row = points.row
-    first_time = np.zeros(size)
-    first_time[points.count > 0] = points.time[points.start[points.count > 0]]
-    turn = (points.time - first_time[row]) * np.where(folds, frequency, 0.0)[row]
-    phase = np.mod(0.5 * turn, 1.0)
-    mean, _, _ = _bin(phase, value, row, size, PHASE_BINS // 4)
-    smooth = (np.roll(mean, 1, axis=1) + mean + np.roll(mean, -1, axis=1)) / 3.0
-    zero = (np.argmin(smooth, axis=1) + 0.5) / (PHASE_BINS // 4)
-    phase = np.where(folds[row], np.mod(phase - zero[row] + 0.5 / PHASE_BINS, 1.0), 0.0)
-    mean, scatter, count = _bin(phase, value, row, size, PHASE_BINS)
-    single, _, _ = _bin(np.mod(2.0 * phase, 1.0), value, row, size, PHASE_BINS // 2)
-    folded = np.stack([mean, scatter, np.log10(1.0 + count), np.tile(single, (1, 2))], axis=1)
-    inputs.folded[folds] = np.clip(folded[folds], -10, 10)
-    ratio = _von_neumann(value[order_within(phase, points.count)], row, size)
-    inputs.features[:, _FEATURE["von_neumann_phase"]] = np.where(folds, ratio, 0.0)
+    phase, folded, ratio = passes.fold(points.time, value, points.edges, frequency, PHASE_BINS)
+    folded[:, 2] = np.log10(1.0 + folded[:, 2])
+    inputs.folded[:] = np.clip(folded, -10, 10)
+    inputs.features[:, _FEATURE["von_neumann_phase"]] = np.clip(ratio, 0, _MOST_ROUGHNESS)
     return phase
-
-
-def _bin(
-    phase: NDArray[np.float64], value: NDArray[np.float64], row: NDArray[np.intp], size: int, bins: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean, standard deviation and count of each phase bin, each (size, bins); empty bins interpolated."""
-    cell = row * bins + np.minimum((phase * bins).astype(np.intp), bins - 1)
-    count = np.bincount(cell, minlength=size * bins).reshape(size, bins)
-    divisor = np.maximum(count, 1)
-    mean = np.bincount(cell, value, size * bins).reshape(size, bins) / divisor
-    square = np.bincount(cell, value**2, size * bins).reshape(size, bins) / divisor
-    scatter = np.sqrt(np.maximum(square - mean**2, 0.0))
-    # Linear interpolation round the circle between the nearest filled bins on either side.
-    filled = np.tile(count > 0, (1, 3))
-    index = np.arange(3 * bins)
-    before = np.maximum.accumulate(np.where(filled, index, -1), axis=1)[:, bins : 2 * bins]
-    after = np.minimum.accumulate(np.where(filled, index, 3 * bins)[:, ::-1], axis=1)[:, ::-1]
-    after = after[:, bins : 2 * bins]
-    here = index[bins : 2 * bins]
-    share = (here - before) / np.maximum(after - before, 1)
-    left = np.take_along_axis(mean, before % bins, axis=1)
-    right = np.take_along_axis(mean, after % bins, axis=1)
-    return left + share * (right - left), scatter, count.astype(np.float64)
 
 
 def _fill_points(points: _Points, phase: NDArray[np.float64], inputs: LightCurveInputs) -> None:

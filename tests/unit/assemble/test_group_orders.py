@@ -24,6 +24,7 @@ def test_orders_within_groups_are_those_of_a_sort_of_all(seed: int) -> None:
         rng.normal(size=len(group)),
         rng.integers(0, 5, len(group)).astype(np.float64),  # many are equal: these stay as they were
         np.where(rng.random(len(group)) < 0.2, np.nan, rng.choice([np.inf, -np.inf, 1.0], len(group))),
+        np.arange(len(group)) * np.where(group % 2, 1.0, -1.0),  # every other group is in order
     ):
         whole = np.lexsort((value, group))
         np.testing.assert_array_equal(order_within(value, count), whole)
