@@ -150,6 +150,35 @@ WEB_FOLLOW_FAILURES: Final = Counter(
     "trifid_web_follow_failures_total",
     "Times `trifid web` could not read annotations or store them in its index, and tried again.",
 )
+NOTIFY_READ: Final = Counter("trifid_notify_read_total", "Annotations that `trifid notify` matched with users' lists.")
+NOTIFY_MATCHES: Final = Counter("trifid_notify_matches_total", "Matches of users' lists that were kept to be sent.")
+NOTIFY_LEFT_OUT: Final = Counter(
+    "trifid_notify_left_out_total", "Matches of users' lists that were left out, beyond notify.matches_per_day."
+)
+NOTIFY_MATCH_SECONDS: Final = Histogram(
+    "trifid_notify_match_seconds",
+    "Seconds to match a batch of annotations with all lists.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5),
+)
+NOTIFY_FAILURES: Final = Counter(
+    "trifid_notify_failures_total",
+    "Times `trifid notify` could not read annotations, or reach Kafka or its database, and tried again.",
+)
+NOTIFY_SENT: Final = Counter(
+    "trifid_notify_sent_total", "Messages of users' lists that were sent: topic, email, webhook.", ["to"]
+)
+NOTIFY_REFUSED: Final = Counter(
+    "trifid_notify_refused_total", "Attempts to send a list's message that failed; each is tried again.", ["to"]
+)
+NOTIFY_DEAD: Final = Counter(
+    "trifid_notify_dead_total",
+    "Messages of users' lists, and their topics, that were given up after notify.max_attempts.",
+    ["to"],
+)
+NOTIFY_WAITING: Final = Gauge("trifid_notify_waiting", "Matches of users' lists that are not in their topic yet.")
+for _to in ("topic", "email", "webhook"):
+    for _counter in (NOTIFY_SENT, NOTIFY_REFUSED, NOTIFY_DEAD):
+        _counter.labels(_to)
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
 

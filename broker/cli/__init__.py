@@ -19,6 +19,7 @@ from broker.cli.discover import discover
 from broker.cli.logs import log_to_stderr
 from broker.cli.models import models
 from broker.cli.night import night
+from broker.cli.notify import notify
 from broker.cli.reference import reference
 from broker.cli.replay import replay
 from broker.cli.run import run
@@ -97,8 +98,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    audit, catalog, classify, deadletter, demo, discover, models, night, reference, replay, run, similar, spectra,
-    state, subscribe, web,
+    audit, catalog, classify, deadletter, demo, discover, models, night, notify, reference, replay, run, similar,
+    spectra, state, subscribe, web,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

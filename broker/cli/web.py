@@ -98,7 +98,7 @@ def web(
     if settings.web.tokens_required and not Tokens(index.engine).all():
         text.echo("no token yet: trifid web token create NAME --scope read", err=True)
     try:
-        with metrics_server(settings.web), parts_of(settings, index) as parts:
+        with metrics_server(settings.web.address, settings.web.metrics_port), parts_of(settings, index) as parts:
             text.echo(f"http://{settings.web.address}:{settings.web.port}/", err=True)
             server(parts).run()
     except OSError as error:

@@ -7,13 +7,14 @@ names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/r
 Values that cannot be meant are refused: empty texts, infinite numbers, a login or files for TLS where it is off.
 
 A module for each group of sections: ``kafka`` (also the schema registry), ``servers`` (Redis, Triton), ``processing``
-(state, model, batches, output, metrics), ``web`` (page and API); ``settings`` puts them together, and reads file and
-environment.
+(state, model, batches, output, metrics), ``web`` (page and API), ``notify`` (users' lists); ``settings`` puts them
+together, and reads file and environment.
 """
 
 from __future__ import annotations
 
 from broker.config.kafka import AnnotationRegistrySettings, KafkaSettings, SchemaRegistrySettings
+from broker.config.notify import NotifySettings
 from broker.config.processing import (
     MODEL_REPOSITORY,
     AnomalySettings,
@@ -36,6 +37,7 @@ __all__ = [
     "InferenceSettings",
     "KafkaSettings",
     "MetricsSettings",
+    "NotifySettings",
     "PipelineSettings",
     "PublishSettings",
     "RedisSettings",

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from broker.config.kafka import AnnotationRegistrySettings, KafkaSettings, SchemaRegistrySettings
+from broker.config.notify import NotifySettings
 from broker.config.processing import (
     AnomalySettings,
     InferenceSettings,
@@ -62,6 +63,7 @@ class Settings(BaseSettings):
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()
     web: WebSettings = WebSettings()
+    notify: NotifySettings = NotifySettings()
 
     def secrets(self) -> Iterator[str]:
         """All passwords in clear, that of Redis's URL among them, to keep them out of logs; never print them."""

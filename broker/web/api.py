@@ -74,7 +74,7 @@ class NewToken(BaseModel):
     """A token to be made."""
 
     name: str = Field(min_length=1, max_length=128)
-    scopes: set[Literal["read", "feedback", "admin"]] = Field(min_length=1)
+    scopes: set[Literal["read", "feedback", "watch", "admin"]] = Field(min_length=1)
     days: float | None = Field(None, gt=0, le=36_500, description="Until it expires; null for never.")
 
 

@@ -23,9 +23,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from broker import __version__
 from broker.build import build_store
-from broker.config import Settings, WebSettings
+from broker.config import Settings
 from broker.state import Store
-from broker.web import pages
+from broker.web import pages, watch_api, watch_pages
 from broker.web.api import admin, api
 from broker.web.follow import Follower
 from broker.web.guard import Guard, RateLimit
@@ -82,7 +82,9 @@ def application(parts: Services) -> ASGIApp:
     app.state.services = parts
     app.include_router(api)
     app.include_router(admin)
+    app.include_router(watch_api.api)
     app.include_router(pages.router)
+    app.include_router(watch_pages.router)
     app.mount("/static", pages.static)
 
     @app.get("/healthz", include_in_schema=False)
@@ -153,12 +155,12 @@ def _refused(request: Request, error: StarletteHTTPException) -> Response:
 
 
 @contextmanager
-def metrics_server(web: WebSettings) -> Iterator[None]:
-    """Serve the metrics alone at ``web.metrics_port``, if there is one; raises OSError where the port is taken."""
-    if not web.metrics_port:
+def metrics_server(address: str, port: int) -> Iterator[None]:
+    """Serve the metrics alone, unless ``port`` is 0; raises OSError where it is taken."""
+    if not port:
         yield
         return
-    http, thread = start_http_server(web.metrics_port, web.address)
+    http, thread = start_http_server(port, address)
     try:
         yield
     finally:

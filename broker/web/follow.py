@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from broker.client import Subscription
 from broker.client.schemas import schemas_of
@@ -71,7 +71,7 @@ class Follower:
         """Read until it is stopped, or something fails."""
         self._prune()
         pruned = time.monotonic()
-        with self._subscription() as subscription:
+        with all_annotations(self._settings, self._settings.web.group_id) as subscription:
             while not self._stopped.is_set():
                 for batch in subscription.batches(_BATCH):
                     self._index.add(batch)
@@ -85,21 +85,25 @@ class Follower:
                     self._prune()
                     pruned = time.monotonic()
 
-    def _subscription(self) -> Subscription:
-        options = self._settings.kafka.client_options()
-        servers = str(options.pop("bootstrap.servers"))
-        registry = annotation_registry(self._settings.annotation_registry)
-        return Subscription(
-            pattern_of(self._settings.publish.topic_prefix, "all"),
-            servers,
-            group_id=self._settings.web.group_id,
-            start="earliest",
-            idle_timeout=1.0,
-            options=options,
-            schema_registry=None if registry is None else schemas_of(registry),
-        )
-
     def _prune(self) -> None:
         deleted = self._index.prune(mjd_now() - self._settings.web.retention_days)
         if deleted:
             log.info("%d annotations deleted after %g days", deleted, self._settings.web.retention_days)
+
+
+def all_annotations(
+    settings: Settings, group_id: str, start: Literal["earliest", "latest"] = "earliest"
+) -> Subscription:
+    """A subscription to the annotations of all surveys, whose iterations end after a second without any."""
+    options = settings.kafka.client_options()
+    servers = str(options.pop("bootstrap.servers"))
+    registry = annotation_registry(settings.annotation_registry)
+    return Subscription(
+        pattern_of(settings.publish.topic_prefix, "all"),
+        servers,
+        group_id=group_id,
+        start=start,
+        idle_timeout=1.0,
+        options=options,
+        schema_registry=None if registry is None else schemas_of(registry),
+    )

@@ -76,9 +76,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._max_upload if scope["path"].startswith("/api/v1/classify/") or (
-            scope["path"] == "/classify" and scope["method"] == "POST"
-        ) else _BODYLESS_BYTES  # fmt: skip
+        limit = self._max_upload if _may_upload(scope) else _BODYLESS_BYTES
         status, begun, started = 500, time.perf_counter(), False
         read, admitted = 0, True
 
@@ -125,6 +123,14 @@ class Guard:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             WEB_REQUEST_SECONDS.labels(route, f"{status // 100}xx").observe(time.perf_counter() - begun)
+
+
+def _may_upload(scope: Scope) -> bool:
+    path: str = scope["path"]
+    if path.startswith("/api/v1/classify/") or (path.startswith("/api/v1/watches/") and path.endswith("/content")):
+        return True
+    pages = path in ("/classify", "/watches") or path.startswith("/watches/")
+    return bool(pages and scope["method"] == "POST")
 
 
 def _refusal(scope: Scope, limit: int) -> tuple[int, str] | None:

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from typing import Final
 
-SCOPES: Final = ("read", "feedback", "admin")
-"""To look at everything, to say what an object is, to make and revoke tokens."""
+SCOPES: Final = ("read", "feedback", "watch", "admin")
+"""To look at everything, to say what an object is, to keep lists of one's own, to make and revoke tokens."""

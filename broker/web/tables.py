@@ -1,11 +1,23 @@
-"""The tables of the index, in SQLite or PostgreSQL."""
+"""The tables of the index and of what users keep beside it, in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    UniqueConstraint,
+)
 
 from broker.errors import ConfigurationError
 
@@ -92,6 +104,103 @@ FEEDBACK: Final = sa.Table(
     Index("trifid_feedback_by_object", "survey", "object_id"),
 )
 """What people say an object is."""
+
+WATCHES: Final = sa.Table(
+    "trifid_watches",
+    METADATA,
+    Column("id", _KEY, primary_key=True),
+    Column("owner", String(128), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("topic", String(249), nullable=False, unique=True),
+    Column("expression", Text),
+    Column("radius", Float(53), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("regions", Integer, nullable=False),
+    Column("email", String(254)),
+    Column("webhook", Text),
+    Column("every_hours", Float(53), nullable=False),
+    Column("next_message", Float(53), nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("created", Float(53), nullable=False),
+    Column("changed", Float(53), nullable=False),
+    Column("left_out", BigInteger, nullable=False),
+    Column("problem", Text),
+    Column("topic_attempts", Integer, nullable=False),
+    Column("topic_given_up", Boolean, nullable=False),
+    Column("topic_due", Float(53), nullable=False),
+    UniqueConstraint("owner", "name"),
+)
+"""Users' lists and filters. ``owner``: a token's name; ``radius``: arcsec; ``size``: positions and names; ``regions``:
+ranges of its MOC; ``left_out``: matches beyond a quota; ``problem``, ``topic_attempts``, ``topic_due``: of its topic,
+which is tried again when that is due. Times are MJD UTC."""
+
+WATCH_CONTENTS: Final = sa.Table(
+    "trifid_watch_contents",
+    METADATA,
+    Column("watch", _KEY, ForeignKey(WATCHES.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("places", LargeBinary, nullable=False),
+    Column("texts", LargeBinary, nullable=False),
+    Column("region", LargeBinary, nullable=False),
+)
+"""What a list holds, as arrays (``watch.content``): they are only ever read as a whole."""
+
+DELIVERIES: Final = sa.Table(
+    "trifid_deliveries",
+    METADATA,
+    Column("id", _KEY, primary_key=True),
+    Column("watch", _KEY, ForeignKey(WATCHES.c.id, ondelete="CASCADE"), nullable=False),
+    Column("number", String(32), nullable=False, unique=True),
+    Column("created", Float(53), nullable=False),
+    Column("matches", Integer, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Float(53), nullable=False),
+    Column("problem", Text),
+    Index("trifid_deliveries_by_state", "state", "due"),
+    Index("trifid_deliveries_by_watch", "watch", "created"),
+)
+"""Mails and calls of webhooks: ``pending``, ``sent``, or ``dead`` after the last attempt; ``number`` is the same in
+each attempt, for receivers to tell what came twice."""
+
+MATCHES: Final = sa.Table(
+    "trifid_matches",
+    METADATA,
+    Column("id", _KEY, primary_key=True),
+    Column("watch", _KEY, ForeignKey(WATCHES.c.id, ondelete="CASCADE"), nullable=False),
+    Column("event", String(32), nullable=False),
+    Column("created", Float(53), nullable=False),
+    Column("survey", String(32), nullable=False),
+    Column("object_id", Text, nullable=False),
+    Column("class_name", String(32), nullable=False),
+    Column("probability", Float(53), nullable=False),
+    Column("anomaly_score", Float(53)),
+    Column("ra", Float(53)),
+    Column("dec", Float(53)),
+    Column("label", String(128), nullable=False),
+    Column("unsent", Boolean, nullable=False),
+    Column("payload", LargeBinary),
+    Column("waiting", Boolean, nullable=False),
+    Column("delivery", _KEY, ForeignKey(DELIVERIES.c.id, ondelete="SET NULL")),
+    UniqueConstraint("watch", "event"),
+    Index("trifid_matches_by_watch", "watch", "created"),
+    Index("trifid_matches_by_time", "created"),
+    Index("trifid_matches_by_delivery", "delivery"),
+    Index("trifid_matches_unsent", "id", sqlite_where=sa.text("unsent"), postgresql_where=sa.text("unsent")),
+    Index(
+        "trifid_matches_waiting", "watch", "id", sqlite_where=sa.text("waiting"), postgresql_where=sa.text("waiting")
+    ),
+)
+"""What a list has found, once by list and annotation (``event``). ``payload``: the annotation, until it is in the
+list's topic (``unsent``); ``waiting``: it is to be in the next mail or call."""
+
+LEASES: Final = sa.Table(
+    "trifid_leases",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("holder", String(32), nullable=False),
+    Column("until", Float(53), nullable=False),
+)
+"""Which of several processes does what only one should at a time."""
 
 
 def connect(url: str) -> sa.Engine:

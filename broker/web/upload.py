@@ -30,10 +30,11 @@ from broker.records import ObservedSpectrum
 from broker.spectra.files import read_raw
 from broker.spectra.normalise import UnusableSpectrumError, summary, to_observed
 from broker.tables.files import open_table
+from broker.watch.content import Content, of_file
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["lightcurve", "spectrum"]
+Kind = Literal["lightcurve", "spectrum", "list"]
 MAX_OBJECTS: Final = 100
 """Objects of one file that are classified."""
 MAX_POINTS: Final = 200_000
@@ -59,6 +60,8 @@ class Upload:
     curves: list[NamedLightCurve] = field(default_factory=list)
     spectra: list[tuple[ObservedSpectrum, dict[str, Any]]] = field(default_factory=list)
     """Each with what was understood of it (``summary``)."""
+    content: Content = field(default_factory=Content)
+    """Of a user's list."""
     remarks: list[str] = field(default_factory=list)
 
 
@@ -86,8 +89,8 @@ def read(kind: Kind, name: str, content: bytes) -> Upload:
 
 def _refused_apart(kind: Kind, path: Path, shown: str) -> str | None:
     """Why nothing of a file can be used, by a process of its own; raises InputFileError where it takes too much."""
-    too_much = f"{shown}: takes more than {MEMORY >> 20:,} MiB of memory or {CPU_S} s to read, the most here: " + (
-        "use trifid classify --lightcurves" if kind == "lightcurve" else "use trifid spectra"
+    too_much = (
+        f"{shown}: takes more than {MEMORY >> 20:,} MiB of memory or {CPU_S} s to read, the most here: {_INSTEAD[kind]}"
     )
     # What is unpacked goes where it is deleted whatever becomes of the process; it needs no secrets.
     own = {"TMPDIR": str(path.parent), "OMP_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -111,6 +114,11 @@ def _refused_apart(kind: Kind, path: Path, shown: str) -> str | None:
 
 
 _NO_MEMORY: Final = 3
+_INSTEAD: Final[dict[Kind, str]] = {
+    "lightcurve": "use trifid classify --lightcurves",
+    "spectrum": "use trifid spectra",
+    "list": "give several lists",
+}
 
 
 def main(kind: Kind, path: Path) -> int:
@@ -180,8 +188,17 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
 
 
-_READERS: Final[dict[Kind, Callable[[Path], Upload]]] = {"lightcurve": _light_curves, "spectrum": _spectra}
+def _list(path: Path) -> Upload:
+    content = of_file(path, MAX_UNPACKED)
+    return Upload(content=content, remarks=content.remarks)
+
+
+_READERS: Final[dict[Kind, Callable[[Path], Upload]]] = {
+    "lightcurve": _light_curves,
+    "spectrum": _spectra,
+    "list": _list,
+}
 
 
 if __name__ == "__main__":
-    sys.exit(main("lightcurve" if sys.argv[1] == "lightcurve" else "spectrum", Path(sys.argv[2])))
+    sys.exit(main(next(kind for kind in _READERS if kind == sys.argv[1]), Path(sys.argv[2])))

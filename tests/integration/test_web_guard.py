@@ -386,10 +386,10 @@ def test_answers_have_security_headers_and_are_measured(http: TestClient) -> Non
 
 def test_prometheus_has_the_metrics_at_a_port_of_their_own() -> None:
     port = free_port()
-    with metrics_server(WebSettings(metrics_port=port)):
+    with metrics_server("127.0.0.1", port):
         with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             told = answer.read().decode()
-        with pytest.raises(OSError, match="in use"), metrics_server(WebSettings(metrics_port=port)):
+        with pytest.raises(OSError, match="in use"), metrics_server("127.0.0.1", port):
             pass
     assert "# TYPE trifid_web_request_seconds histogram" in told
     with pytest.raises(URLError, match="refused"):

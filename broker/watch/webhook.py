@@ -1,0 +1,147 @@
+"""Calls of users' webhooks: bounded in time and size, and never to an address inside the operator's network.
+
+Whoever may keep a list names a host; without a guard the server would fetch from databases and metadata services that
+only it can reach. So the name is resolved here, each address it has must be public, and the connection goes to the very
+address that was looked at: a name that resolves to another one a moment later changes nothing. Redirects are not
+followed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+_LONGEST: Final = 2000
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_ANSWER: Final = 4096
+
+
+class WebhookError(Exception):
+    """A call that failed; the message has nothing of the URL but its host."""
+
+
+def check_url(url: str, networks: Sequence[str]) -> SplitResult:
+    """The parts of a URL that may be called; raises ValueError. Its host is looked at when it is called."""
+    if len(url) > _LONGEST or not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"a URL has at most {_LONGEST} characters of ASCII, without spaces")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and networks):
+        raise ValueError("give a URL that begins with https://")
+    if not parts.hostname or parts.username is not None or parts.password is not None or parts.port == 0:
+        raise ValueError("a URL has a host, and no login")
+    if "\\" in url or parts.fragment:
+        raise ValueError("a URL has no \\ and no #")
+    literal = _literal(parts.hostname)
+    if literal is not None and not is_allowed(literal, networks):
+        raise ValueError(f"{literal} is no public address")
+    return parts
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_allowed(address: Address, networks: Sequence[str]) -> bool:
+    """Whether an address is public, or in a network that the operator allows."""
+    inner = _inner(address)
+    if any(inner in ipaddress.ip_network(network) for network in networks):
+        return True
+    return inner.is_global and not (inner.is_multicast or inner.is_reserved or inner.is_unspecified)
+
+
+def _inner(address: Address) -> Address:
+    """The IPv4 address that a gateway would make of an IPv6 one."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1] or address
+
+
+def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str], timeout: float) -> None:
+    """Send JSON; raises WebhookError unless the answer is 2xx.
+
+    ``number`` is told in ``Idempotency-Key`` and ``X-Trifid-Delivery``, the same in each attempt. ``timeout`` is in
+    seconds, for all of it.
+    """
+    try:
+        parts = check_url(url, networks)
+    except ValueError as error:
+        raise WebhookError(str(error)) from None
+    host, secure = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    address = _resolved(host, port, networks)
+    if not secure and not any(_inner(address) in ipaddress.ip_network(network) for network in networks):
+        raise WebhookError(f"{host}: http is for allowed networks only, use https")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    connection = _Connection(host, port, str(address), secure, timeout)
+    # A socket's own timeout begins anew with each byte.
+    deadline = threading.Timer(timeout, connection.abort)
+    deadline.start()
+    try:
+        headers = {"Content-Type": "application/json", "User-Agent": "Trifid", "Idempotency-Key": number}
+        connection.request(
+            "POST", path, json.dumps(payload).encode(), headers | {"X-Trifid-Delivery": number, "Connection": "close"}
+        )
+        answer = connection.getresponse()
+        answer.read(_ANSWER)
+        if connection.aborted:  # what was cut looks like an answer that ended early
+            raise WebhookError(f"{host}: no answer within {timeout:g} s")
+        if not 200 <= answer.status < 300:
+            raise WebhookError(f"{host} answers {answer.status}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        if connection.aborted:
+            raise WebhookError(f"{host}: no answer within {timeout:g} s") from None
+        # Of others' messages only the kind: they may quote the path, which is a secret.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        raise WebhookError(f"{host}: {reason}") from None
+    finally:
+        deadline.cancel()
+        connection.close()
+
+
+def _resolved(host: str, port: int, networks: Sequence[str]) -> Address:
+    try:
+        found = {ipaddress.ip_address(a[4][0]) for a in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError, ValueError):
+        raise WebhookError(f"{host}: no such host") from None
+    for address in found:
+        if not is_allowed(address, networks):
+            raise WebhookError(f"{host} is {address}, no public address (notify.webhook_networks)")
+    return min(found, key=lambda address: (address.version, int(address)))
+
+
+class _Connection(http.client.HTTPConnection):
+    """To one address, whatever the host's name resolves to by now."""
+
+    def __init__(self, host: str, port: int, address: str, secure: bool, timeout: float) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._address, self._secure = address, secure
+        self.aborted = False
+
+    def connect(self) -> None:
+        """As HTTPSConnection does, with the name for the certificate."""
+        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        if self._secure:
+            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+
+    def abort(self) -> None:
+        """End what is going on, from another thread."""
+        self.aborted = True
+        sock = self.sock
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                sock.close()
