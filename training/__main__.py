@@ -37,7 +37,7 @@ from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
 from training.run import TrainingRun, metadata_against_astrom3
 from training.spectrum_encoder import train_spectrum_encoder
-from training.stream import train_stream
+from training.stream import Keep, train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
 from training.table import markdown as table_markdown
 from training.workers import join_workers
@@ -258,15 +258,17 @@ def reference_set(shared: Path, repository: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--version", default=None, help="Model version; date and time by default.")
 @click.option(
-    "--calibrate-only", is_flag=True, help="Keep the networks in both folders and fit only what calibrates them."
-)
-def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None, calibrate_only: bool) -> None:
+    "--keep", type=click.Choice([choice.value for choice in Keep]), default=Keep.NOTHING.value, show_default=True,
+    help="Networks in both folders that stay: those of the ten classes, with Other trained anew, or all, so that only "
+    "what calibrates them is fitted.",
+)  # fmt: skip
+def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None, keep: str) -> None:
     """Train metadata encoder and classifier on what alerts carry, cross-validated by star; minutes on a CPU.
 
     Afterwards: `reference-set`, since embeddings have changed, and `evaluate-live`.
     """
     version = version or datetime.now(UTC).strftime("%Y.%m.%d.%H%M")
-    train_stream(repository, shared / "data", output, version, seed, CONSOLE.log, calibrate_only=calibrate_only)
+    train_stream(repository, shared / "data", output, version, seed, CONSOLE.log, keep=Keep(keep))
 
 
 @main.command("disagreements")

@@ -27,8 +27,16 @@ OPSET = 20
 def export_models(model: Trimodal, repository: Path) -> None:
     """Write ``<model>/1/model.onnx`` for the three encoders and the classifier under ``repository``."""
     model = model.eval()
+    export_light_curve_encoder(model.light_curve_encoder, repository)
+    export_spectrum_encoder(model.spectrum_encoder, repository)
+    export_metadata_encoder(model.metadata_encoder, repository)
+    export_classifier(model.classifier, repository)
+
+
+def export_light_curve_encoder(encoder: nn.Module, repository: Path) -> None:
+    """Write ``light_curve_encoder/1/model.onnx`` under ``repository``."""
     _export(
-        model.light_curve_encoder,
+        encoder.eval(),
         {
             "points": torch.randn(2, POINTS, POINT_CHANNELS),
             "points_mask": torch.ones(2, POINTS, dtype=torch.bool),
@@ -38,9 +46,6 @@ def export_models(model: Trimodal, repository: Path) -> None:
         ["embedding"],
         repository / "light_curve_encoder",
     )
-    export_spectrum_encoder(model.spectrum_encoder, repository)
-    export_metadata_encoder(model.metadata_encoder, repository)
-    export_classifier(model.classifier, repository)
 
 
 def export_spectrum_encoder(encoder: nn.Module, repository: Path) -> None:

@@ -43,11 +43,16 @@ GALAXY_SCORE = 0.2
 BOGUS_SCORE = 0.3
 
 
-def outside_of_archive(table: ObjectTable) -> LabelledObjects:
-    """Catalina's stars whose class is none of the ten: Cepheids of type II, anomalous Cepheids, RRd stars."""
+def outside_of_archive(table: ObjectTable, data: Path) -> LabelledObjects:
+    """Catalina's stars whose class is none of the ten: RRd stars, and Cepheids of type II and anomalous ones.
+
+    ``table`` is that of the folder ``data``.
+    """
+    own = pq.read_table(data / "css_v.parquet", columns=["css_id", "css_class"])
+    name = dict(zip((f"css:{i}" for i in own["css_id"].to_pylist()), own["css_class"].to_pylist(), strict=True))
     rows = [i for i in range(len(table)) if table.survey[i] == "css" and table.label[i] is None]
     states = table.states(rows)
-    return _unlabelled("css", states, ["cepheid or RRd"] * len(states))
+    return _unlabelled("css", states, ["RRd" if name[s.object_id] == "RRd" else "cepheid" for s in states])
 
 
 def outside_of_ztf(data: Path) -> LabelledObjects:

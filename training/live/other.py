@@ -107,7 +107,7 @@ def other_scores(classify: Classify, data: Path) -> list[OtherScore]:
 
 def outside_sets(data: Path) -> list[LabelledObjects]:
     """Objects that are none of the ten, of the sets that are there."""
-    sets = [outside_of_archive(load_objects(data))] if (data / "css_v.parquet").exists() else []
+    sets = [outside_of_archive(load_objects(data), data)] if (data / "css_v.parquet").exists() else []
     if has_archive(data, "ztf_dr"):
         sets.append(outside_of_ztf(data))
     if (data / "multiband" / "gaia_g_cbm.parquet").exists():

@@ -13,6 +13,6 @@ and one of all stars, which is what is published. Temperatures and prediction se
 had not seen, by modalities and number of detections.
 """
 
-from training.stream.run import train_stream
+from training.stream.run import Keep, train_stream
 
-__all__ = ["train_stream"]
+__all__ = ["Keep", "train_stream"]

@@ -26,10 +26,10 @@ from training.stream.other_head import (
     subset_code,
     train_other,
 )
-from training.stream.outside_examples import outside_examples
+from training.stream.outside_examples import has_all_versions, outside_examples
 
 LEFT_OUT = (
-    ("css:cepheid or RRd", "gaia:CEP", "ztf_dr:cepheid"),
+    ("css:cepheid", "css:RRd", "gaia:CEP", "ztf_dr:cepheid"),
     ("elasticc:simulated",),
     ("ztf_packets:moving", "ztf_packets:bogus", "ztf_packets:galaxy"),
 )
@@ -88,7 +88,7 @@ def train_others(
     not trained on.
     """
     encoder = FrozenEncoder(repository)
-    outside = cached(cache / "outside.npz", lambda: outside_examples(encoder, data))
+    outside = cached(cache / "outside.npz", lambda: outside_examples(encoder, data), fits=has_all_versions)
     size = len(heads) - 1
     outside_fold = np.array([fold_of_name(name, size) for name in outside.star], np.intp)
     own = OtherMaterial.of(material, fold, outside, outside_fold)

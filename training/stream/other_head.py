@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from training.stream.outside_examples import source_of
 DRAWN = 20_000
 """Histories of one training, drawn anew for each."""
 EPOCHS, BATCH = 6, 256
+MEMBERS, HIDDEN = 4, 128
+"""Networks whose mean logit is used, each trained on draws of its own, and the width of each: what they make of objects
+that none was trained on differs from one to the next by more than anything else that was tried."""
 LEARNING_RATE = 1.5e-3
 SHARE_OF_SET = {"elasticc": 0.7, "archive": 2.0}
 """How often a set is drawn against the others, 1.0 where nothing is said: ELAsTiCC is simulated, the archive has all
@@ -52,7 +56,7 @@ _PLAIN = np.array([name in PLAIN_VALUES for name in MODEL_FEATURES])
 class OtherHead(nn.Module):
     """Embeddings, the ten-class head's logits and the number of detections to the probability of none of the ten."""
 
-    def __init__(self, hidden: int = 128, dropout: float = 0.3) -> None:
+    def __init__(self, hidden: int = MEMBERS * HIDDEN, dropout: float = 0.3) -> None:
         super().__init__()
         self.light_curve = nn.Linear(EMBEDDING, hidden, bias=False)
         self.metadata = nn.Linear(EMBEDDING, hidden, bias=False)
@@ -187,9 +191,29 @@ def train_other(
     head: Head, material: OtherMaterial, rows: NDArray[np.intp], seed: int, report: Callable[[str], None]
 ) -> OtherHead:
     """A network that tells ``rows`` that are outside from those of the ten classes; ``head`` stays as it is."""
+    return mean_of([_train_member(head, material, rows, seed + 100 * member, report) for member in range(MEMBERS)])
+
+
+@torch.no_grad()
+def mean_of(members: Sequence[OtherHead]) -> OtherHead:
+    """One network whose logit is the mean of those of ``members``, not calibrated: their hidden layers side by side."""
+    joined = OtherHead(sum(member.rest.out_features for member in members))
+    for name in ("light_curve", "metadata", "rest"):
+        getattr(joined, name).weight.copy_(torch.cat([getattr(member, name).weight for member in members]))
+    joined.rest.bias.copy_(torch.cat([member.rest.bias for member in members]))
+    last = [cast("nn.Linear", member.last[-1]) for member in members]
+    own = cast("nn.Linear", joined.last[-1])
+    own.weight.copy_(torch.cat([layer.weight for layer in last], dim=1) / len(members))
+    own.bias.copy_(torch.stack([layer.bias for layer in last]).mean(dim=0))
+    return joined.eval()
+
+
+def _train_member(
+    head: Head, material: OtherMaterial, rows: NDArray[np.intp], seed: int, report: Callable[[str], None]
+) -> OtherHead:
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 21])
-    other = OtherHead()
+    other = OtherHead(HIDDEN)
     pool = _draw(head.eval(), material, rows, rng)
     steps = EPOCHS * DRAWN // BATCH
     optimizer = torch.optim.AdamW(other.parameters(), LEARNING_RATE, weight_decay=0.05)

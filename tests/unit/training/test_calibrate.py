@@ -15,6 +15,7 @@ from training.calibrate import (
     conformal_thresholds,
     expected_calibration_error,
     probabilities,
+    sure_rank,
     usable,
 )
 from training.config import load_settings
@@ -107,3 +108,22 @@ def test_temperature_of_overconfident_logits_is_found() -> None:
     logits[:, 0] = 4.0
     target = torch.tensor([0, 0, 0, 1] * 100)
     assert np.exp(best_log_temperature(logits, target)) == pytest.approx(4 / np.log(3), rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("count", "rank"),
+    # P(r of n stars, or more, are among the tenth that may be missed): 0.9^10 = 0.349; 0.9^20 = 0.122, with one 0.392;
+    # of 40 0.015, 0.080, 0.223. Its mean alone would allow ranks 1, 2 and 4.
+    [(0, 0), (5, 0), (10, 0), (20, 1), (40, 2)],
+)
+def test_the_rank_that_covers_with_confidence_by_hand(count: int, rank: int) -> None:
+    assert sure_rank(count, 0.9, 0.8) == rank
+
+
+def test_with_confidence_four_calibrations_in_five_cover_what_they_promise() -> None:
+    """Of uniform probabilities the coverage of a threshold t is 1 - t."""
+    samples = np.random.default_rng(4).random((4000, 60))
+    covered = {c: np.array([1 - conformal_threshold(own, 0.9, c) for own in samples]) for c in (None, 0.8)}
+    assert np.mean(covered[None] >= 0.9) == pytest.approx(0.55, abs=0.05)  # rank 6 of 60: P(Bin(60, 0.1) >= 6)
+    assert 0.8 <= np.mean(covered[0.8] >= 0.9) <= 0.95
+    assert covered[None].mean() == pytest.approx(1 - 6 / 61, abs=0.002)
