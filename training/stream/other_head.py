@@ -36,8 +36,7 @@ DRAWN = 20_000
 """Histories of one training, drawn anew for each."""
 EPOCHS, BATCH = 6, 256
 MEMBERS, HIDDEN = 4, 128
-"""Networks whose mean logit is used, each trained on draws of its own, and the width of each: what they make of objects
-that none was trained on differs from one to the next by more than anything else that was tried."""
+"""Networks with draws of their own, whose mean logit is used, and the width of each: of what is new they differ."""
 LEARNING_RATE = 1.5e-3
 SHARE_OF_SET = {"elasticc": 0.7, "archive": 2.0}
 """How often a set is drawn against the others, 1.0 where nothing is said: ELAsTiCC is simulated, the archive has all
