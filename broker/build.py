@@ -15,6 +15,7 @@ from broker.errors import ConfigurationError
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine, TritonTls
+from broker.models.candidate import Candidate
 from broker.models.repository import reference_set_path
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
@@ -87,6 +88,7 @@ def build_pipeline(
     reference: ReferenceSet,
     progress: Callable[[], None] = lambda: None,
     similar: Keeper | None = None,
+    candidate: Candidate | None = None,
 ) -> Pipeline:
     """A pipeline of these parts, with all that the settings say of it; raises ConfigurationError as ``Pipeline``."""
     return Pipeline(
@@ -100,6 +102,7 @@ def build_pipeline(
         other_threshold=settings.inference.other_threshold,
         disagreement_probability=settings.publish.disagreement_probability,
         similar=similar,
+        candidate=candidate,
         progress=progress,
     )
 

@@ -106,6 +106,23 @@ MODEL_SWITCHES: Final = Counter(
     "could not be used and the one at hand went on (docs/serving.md).",
     ["outcome"],
 )
+CANDIDATE_OBJECTS: Final = Counter(
+    "trifid_candidate_objects_total",
+    "Objects of the candidate's share, by outcome: agreed or differed in the most probable class, one_answered where "
+    "one version alone classifies, failed, or skipped while it was busy, resting or not loaded (docs/serving.md).",
+    ["outcome"],
+)
+CANDIDATE_DIVERGENCE: Final = Histogram(
+    "trifid_candidate_divergence",
+    "Total variation distance between the class probabilities of the candidate and of the served version.",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+)
+CANDIDATE_OBJECT_SECONDS: Final = Histogram(
+    "trifid_candidate_object_seconds",
+    "Seconds an object of a batch, by version: served or candidate, with the scores but for a shadow, which has none.",
+    ["version"],
+    buckets=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0),
+)
 ANOMALY_UNSCORED: Final = Counter(
     "trifid_anomaly_unscored_total",
     "Classified alerts without an anomaly score: the reference set has too little of their modalities and length.",
@@ -234,6 +251,8 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield POINTS_LEFT_OUT, product(surveys, (reason.name.lower() for reason in PointFlaw if reason))
     yield SPECTRA, [("stored",), ("dead_lettered",)]
     yield MODEL_SWITCHES, [("done",), ("failed",)]
+    yield CANDIDATE_OBJECTS, ((outcome,) for outcome in ("agreed", "differed", "one_answered", "failed", "skipped"))
+    yield CANDIDATE_OBJECT_SECONDS, [("served",), ("candidate",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)
     yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)
     yield STAGE_SECONDS, ((stage,) for stage in STAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from broker.errors import DecodeError, DependencyUnavailableError
 from broker.inference import Engine, Predictions
 from broker.inference.manifest import Manifest
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, PERIOD_SEARCHES, stage_timer
+from broker.models.candidate import Candidate
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
@@ -79,12 +81,13 @@ class Pipeline:
         disagreement_probability: float = CONFIDENCE,
         period_search_growth: float = 0.2,
         similar: Keeper | None = None,
+        candidate: Candidate | None = None,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         """``batch_size``: no more alerts than this are assembled and classified at once; ``other_threshold`` is that
         of ``annotate``, and ``disagreement_probability`` its ``confidence``. ``period_search_growth`` is the fraction
         by which a remembered light curve grows before its period is searched anew (``broker.assemble.kept``).
-        ``similar`` is offered the embeddings of what comes in the stream.
+        ``similar`` is offered the embeddings of what comes in the stream, and ``candidate`` sees all of that.
 
         ``progress`` is called after each of these batches, of which one message may hold many. Raises
         ConfigurationError where the reference set was made by another model than the engine runs.
@@ -94,7 +97,7 @@ class Pipeline:
         self._manifest, self._reference = manifest, reference
         self._batch_size, self._progress = batch_size, progress
         self._other_threshold, self._confidence = other_threshold, disagreement_probability
-        self._growth, self._similar = period_search_growth, similar
+        self._growth, self._similar, self._candidate = period_search_growth, similar, candidate
         warm_up()
 
     def process(self, messages: Sequence[IncomingMessage]) -> BatchResult:
@@ -188,7 +191,7 @@ class Pipeline:
         """As ``annotate_states``, each with the embedding (width,) that the neighbours and the score were found by."""
         with _stage("assemble"):
             inputs = assemble(states)
-        annotations, predictions = self._annotate_and_embed(received, states, inputs)
+        annotations, predictions = self.annotate_inputs(received, states, inputs)
         return list(zip(annotations, predictions.embeddings, strict=True))
 
     def embed(self, states: Sequence[ObjectState]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
@@ -224,20 +227,25 @@ class Pipeline:
                     if search is not None
                 }
             )
-        annotations, predictions = self._annotate_and_embed(received, states, inputs)
+        start = time.perf_counter()
+        annotations, predictions = self.annotate_inputs(received, states, inputs)
+        seconds = time.perf_counter() - start
         if self._similar is not None:
             self._similar.offer(annotations, states, predictions.embeddings, predictions.by_modality)
+        if self._candidate is not None:
+            model = self._engine.model_version
+            annotations = self._candidate.see(received, states, inputs, predictions, annotations, model, seconds)
         return annotations
 
     def _annotate_inputs(
         self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
     ) -> list[Annotation]:
-        return self._annotate_and_embed(received, states, inputs)[0]
+        return self.annotate_inputs(received, states, inputs)[0]
 
-    def _annotate_and_embed(
+    def annotate_inputs(
         self, received: Sequence[Received], states: Sequence[ObjectState], inputs: ModelInputs
     ) -> tuple[list[Annotation], Predictions]:
-        """An annotation of each alert, and the predictions with the embeddings."""
+        """An annotation of each alert from the model's inputs, and the predictions with the embeddings."""
         with _stage("infer"):
             predictions = self._engine.predict(inputs)
         with _stage("score"):

@@ -18,6 +18,7 @@ from broker.config.notify import NotifySettings
 from broker.config.processing import (
     MODEL_REPOSITORY,
     AnomalySettings,
+    CandidateSettings,
     InferenceSettings,
     MetricsSettings,
     PipelineSettings,
@@ -34,6 +35,7 @@ __all__ = [
     "MODEL_REPOSITORY",
     "AnnotationRegistrySettings",
     "AnomalySettings",
+    "CandidateSettings",
     "InferenceSettings",
     "KafkaSettings",
     "MetricsSettings",

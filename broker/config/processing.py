@@ -48,6 +48,18 @@ class InferenceSettings(Section):
     and what ZTF's score takes for an artefact, are Other in any case."""
 
 
+class CandidateSettings(Section):
+    """A second version of the model for a share of the stream (docs/serving.md)."""
+
+    version: str | None = Field(default=None, min_length=1)
+    """One of the model repository's; none where None, which costs nothing."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Of the objects: the same ones at each of their alerts."""
+    publish: bool = False
+    """False for a shadow, whose answers are compared and thrown away; true for a canary, whose annotations are
+    published with its own version in place of the served one's."""
+
+
 class AnomalySettings(Section):
     """What objects are compared with."""
 

@@ -18,6 +18,7 @@ from broker.config.kafka import AnnotationRegistrySettings, KafkaSettings, Schem
 from broker.config.notify import NotifySettings
 from broker.config.processing import (
     AnomalySettings,
+    CandidateSettings,
     InferenceSettings,
     MetricsSettings,
     PipelineSettings,
@@ -57,6 +58,7 @@ class Settings(BaseSettings):
     state: StateSettings = StateSettings()
     triton: TritonSettings = TritonSettings()
     inference: InferenceSettings = InferenceSettings()
+    candidate: CandidateSettings = CandidateSettings()
     anomaly: AnomalySettings = AnomalySettings()
     similar: SimilarSettings = SimilarSettings()
     pipeline: PipelineSettings = PipelineSettings()

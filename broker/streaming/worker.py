@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Final
 
 from confluent_kafka import KafkaError, KafkaException
@@ -14,11 +14,14 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult
 from broker.build import (
     build_decoder,
+    build_engine,
     build_pipeline,
     build_publisher,
     build_store,
+    reference_set_in_redis,
 )
 from broker.config import KafkaSettings, Settings
+from broker.models.candidate import Candidate, Loaded
 from broker.pipeline import Pipeline
 from broker.similar.keeper import Keeper
 from broker.streaming import clients
@@ -50,10 +53,11 @@ def worker(
     named = (topic for topic in settings.kafka.input_topics if not is_pattern(topic))
     metrics.initialise(publisher.topics.surveys, named)
     versions: list[str] = []
+    candidates: list[Candidate | None] = [None]
     progress = control.health.progress if control is not None else lambda: None
 
     def pipeline(engine: AnyEngine, reference: ReferenceSet, keeper: Keeper | None) -> Pipeline:
-        return build_pipeline(settings, decoder, store, engine, reference, progress, keeper)
+        return build_pipeline(settings, decoder, store, engine, reference, progress, keeper, candidates[0])
 
     def on_model(name: str) -> None:
         versions[:] = [name]
@@ -62,7 +66,26 @@ def worker(
         if control is not None:
             control.health.note("promotion", text)
 
-    with closing(build_store(settings)) as store, closing(Serving(settings, pipeline, on_model, note)) as serving:
+    def load_candidate() -> Loaded:
+        version = settings.candidate.version
+        # Not again what failed: the served version has answered.
+        engine = build_engine(settings.inference, settings.triton, version, retries=0)
+        try:
+            engine.check()
+            reference = reference_set_in_redis(settings, version)
+            return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference))
+        except BaseException:
+            engine.close()
+            raise
+
+    with (
+        closing(build_store(settings)) as store,
+        closing(Serving(settings, pipeline, on_model, note)) as serving,
+        ExitStack() as stack,
+    ):
+        if settings.candidate.version is not None:
+            share, publish = settings.candidate.share, settings.candidate.publish
+            candidates[0] = stack.enter_context(closing(Candidate(load_candidate, share, publish=publish)))
 
         def prepare() -> Process:
             # Before the group assigns partitions: a worker that cannot work should not hold any.

@@ -16,17 +16,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from prometheus_client import REGISTRY
 
 from broker.batch import BatchResult, IncomingMessage
 from broker.build import build_pipeline, reference_set_in_redis
 from broker.cli import main
-from broker.config import Settings
+from broker.config import CandidateSettings, Settings
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
 from broker.models.build import build
 from broker.models.repository import ModelRepository
 from broker.state.memory import MemoryStore
 from broker.streaming.serving import Serving
+from broker.streaming.worker import worker
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.triton_server import TritonServer, triton_installed
@@ -220,3 +222,39 @@ def test_following_can_be_turned_off(built: Path, redis: RedisServer) -> None:
     with closing(worker.serving):
         worker.serving.prepare()
         assert worker.serving._watch is None
+
+
+@pytest.mark.parametrize("publish", [False, True])
+def test_a_worker_with_a_candidate_that_triton_was_told_to_load(
+    publish: bool, built: Path, redis: RedisServer, tmp_path: Path
+) -> None:
+    if not triton_installed():
+        pytest.skip("no Triton: run `python -m deploy.local.triton_server setup`")
+    folder = shutil.copytree(built, tmp_path / "repository")
+    with TritonServer(folder) as server:
+        settings = settings_of(redis, folder, "triton", server.grpc_url)
+        config = str(write_config(tmp_path / "trifid.toml", settings, redis))
+        loaded = CliRunner().invoke(main, ["models", "load", "0.0.10", "--config", config])
+        assert loaded.exit_code == 0, loaded.output
+        assert ModelRepository(folder).served().model_version == "0.0.0"
+        candidate = CandidateSettings(version="0.0.10", share=1.0, publish=publish)
+        with worker(settings.model_copy(update={"candidate": candidate})) as service:
+            process = service._prepare()
+            compared = Counted()
+            wait_until(lambda: {a.model_version for a in process(MESSAGES).annotations} == {NEW if publish else OLD}
+                       and compared.now() > 0)  # fmt: skip
+            scored = [a for a in process(MESSAGES).annotations if a.reference_set_version is not None]
+            assert {a.reference_set_version for a in scored} == {"0.0.10" if publish else "0.0.0"}
+
+
+class Counted:
+    """Objects that were compared since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._sum()
+
+    def now(self) -> float:
+        return self._sum() - self._before
+
+    def _sum(self) -> float:
+        return REGISTRY.get_sample_value("trifid_candidate_divergence_count") or 0.0
