@@ -14,7 +14,8 @@ from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
 from broker.errors import ConfigurationError
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
-from broker.inference.triton import TritonEngine, TritonTls
+from broker.inference.triton import TritonEngine
+from broker.inference.triton_client import TritonTls
 from broker.models.candidate import Candidate
 from broker.models.repository import reference_set_path
 from broker.pipeline import Pipeline

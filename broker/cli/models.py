@@ -49,7 +49,7 @@ def _opened(folder: Path | None, config: Path | None) -> tuple[Settings, ModelRe
 def _server(settings: Settings, timeout: float) -> Server | None:
     """Triton, where the settings say that it runs the models."""
     from broker.build import build_engine, triton_tls
-    from broker.inference.triton import load_models
+    from broker.inference.triton_client import load_models
     from broker.models.promote import Server
 
     if settings.inference.engine != "triton":

@@ -32,43 +32,20 @@ from broker.inference.encode import (
 )
 from broker.inference.manifest import CLASSIFIER, MODELS, Manifest, load_manifest
 from broker.inference.shared_memory import Region, SharedMemory, in_message
+from broker.inference.triton_client import AWAY, TritonTls, connect
 
 log = logging.getLogger(__name__)
 
 GATEWAY: Final = "trifid"
 """The server's model that runs the others (``model_repo/trifid``); no trained one, and so not in the manifest."""
 
-# Triton answers UNAVAILABLE while it starts, stops, loads a model or has a full queue.
-_AWAY: Final = frozenset(
-    f"StatusCode.{code}" for code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED")
-)
 _UNANSWERED: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"})
 # Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
 # but where they persist it is the batch that is refused, not the server that is unavailable.
-_RETRIED: Final = _AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
+_RETRIED: Final = AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
 _NO_REGION: Final = "shared memory region"  # in Triton's message where it does not know one
 _UNLIMITED: Final = 1 << 30  # objects of a request
 _FIRST_PAUSE: Final = 0.1  # seconds; doubled with each retry
-
-_CHANNEL_OPTIONS: Final = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC's default lets pauses between attempts to connect grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TritonTls:
-    """Files in PEM format for a TLS connection; with a key and a certificate the client identifies itself."""
-
-    root_certificates: Path | None = None
-    """Authorities to trust; gRPC's own list where None."""
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,49 +70,6 @@ class _Request:
     feed: Tensors
     options: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of ``async_infer``; of outputs the names."""
-
-
-def connect(url: str, tls: TritonTls | None) -> Any:
-    """A client of the server at ``url``; it connects when it is used. Raises ConfigurationError for a missing file."""
-    files = tls or TritonTls()
-    paths = (files.root_certificates, files.private_key, files.certificate_chain)
-    for path in paths:
-        if path is not None and not path.is_file():
-            raise ConfigurationError(f"TLS file {path} does not exist")
-    root, key, chain = (None if path is None else str(path) for path in paths)
-    return tritongrpc.InferenceServerClient(
-        url,
-        ssl=tls is not None,
-        root_certificates=root,
-        private_key=key,
-        certificate_chain=chain,
-        channel_args=list(_CHANNEL_OPTIONS),
-    )
-
-
-def load_models(url: str, tls: TritonTls | None, timeout: float) -> None:
-    """Have a server with explicit model control load what its repository's configuration says, beside what it serves.
-
-    Each model has ``timeout`` seconds. Requests in flight, and versions that stay, are not interrupted. Raises
-    DependencyUnavailableError where the server is unavailable, ConfigurationError where it refuses.
-    """
-    client = connect(url, tls)
-    try:
-        for model in MODELS:
-            client.load_model(model, client_timeout=timeout)
-    except InferenceServerException as error:
-        if error.status() in _AWAY - {"StatusCode.UNAVAILABLE"} or not _answers(client, timeout):
-            raise DependencyUnavailableError(f"Triton at {url}: {error}") from error
-        raise ConfigurationError(f"Triton at {url} does not load {model}: {error}") from error
-    finally:
-        client.close()
-
-
-def _answers(client: Any, timeout: float) -> bool:
-    try:
-        return bool(client.is_server_live(client_timeout=timeout))
-    except InferenceServerException:
-        return False
 
 
 class TritonEngine:
@@ -267,7 +201,7 @@ class TritonEngine:
                 signatures[model] = Signature(_specs(metadata.inputs), _specs(metadata.outputs))
                 max_batch[model] = config.config.max_batch_size
         except InferenceServerException as error:
-            if error.status() in _AWAY:
+            if error.status() in AWAY:
                 raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
             raise ConfigurationError(f"Triton at {self._url} does not serve {self.model_version}: {error}") from error
         check_signatures(signatures, self.manifest)
@@ -312,7 +246,7 @@ class TritonEngine:
                 break
         if failures:
             error = (final or failures)[0]
-            if error.status() in _AWAY:
+            if error.status() in AWAY:
                 self._served = None
                 raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
             raise InferenceError(f"Triton at {self._url}: {error}") from error

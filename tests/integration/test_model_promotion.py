@@ -28,7 +28,7 @@ from broker.models.build import build
 from broker.models.repository import ModelRepository
 from broker.state.memory import MemoryStore
 from broker.streaming.serving import Serving
-from broker.streaming.worker import worker
+from broker.streaming.worker import worker as whole_worker
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.triton_server import TritonServer, triton_installed
@@ -238,7 +238,7 @@ def test_a_worker_with_a_candidate_that_triton_was_told_to_load(
         assert loaded.exit_code == 0, loaded.output
         assert ModelRepository(folder).served().model_version == "0.0.0"
         candidate = CandidateSettings(version="0.0.10", share=1.0, publish=publish)
-        with worker(settings.model_copy(update={"candidate": candidate})) as service:
+        with whole_worker(settings.model_copy(update={"candidate": candidate})) as service:
             process = service._prepare()
             compared = Counted()
             wait_until(lambda: {a.model_version for a in process(MESSAGES).annotations} == {NEW if publish else OLD}

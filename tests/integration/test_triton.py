@@ -24,7 +24,8 @@ from broker.inference import Predictions, shared_memory
 from broker.inference.manifest import MODELS
 from broker.inference.onnx import OnnxEngine
 from broker.inference.shared_memory import FOLDER
-from broker.inference.triton import TritonEngine, TritonTls, _Request
+from broker.inference.triton import TritonEngine, _Request
+from broker.inference.triton_client import TritonTls
 from deploy.local.triton_server import TritonServer, triton_installed, triton_venv
 from tests.random_models import MODEL_REPO, mixed_presence, random_inputs
 

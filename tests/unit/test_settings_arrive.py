@@ -14,7 +14,8 @@ from broker import build
 from broker.config import InferenceSettings, KafkaSettings, Settings, TritonSettings, load_settings
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import triton
-from broker.inference.triton import TritonEngine, TritonTls
+from broker.inference.triton import TritonEngine
+from broker.inference.triton_client import TritonTls
 from broker.state.objects import Limits
 from tests.random_models import build_random_repository
 
