@@ -20,7 +20,7 @@ $(BIN)/python:
 
 # The service alone: what the demo needs.
 $(VENV)/.service: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[service]'
 	touch $@
 
 # Everything: training, tests, linters.

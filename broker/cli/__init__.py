@@ -68,6 +68,8 @@ def _failure(error: Exception) -> Exception:
         return _Failure("not enough memory")
     if isinstance(error, OSError) and error.errno != errno.EPIPE:  # click deals with a reader that has gone
         return _Failure(text.lines(str(error)))
+    if isinstance(error, ModuleNotFoundError) and (name := (error.name or "").partition(".")[0]) not in ("broker", ""):
+        return _UsageFailure(f"{name} is not installed: pip install 'trifid[service]'")
     # What a library raises where no dependency was asked for is not imported for this.
     if (kafka := sys.modules.get("confluent_kafka")) and isinstance(error, kafka.KafkaException):
         return _Failure(text.lines(f"Kafka: {error.args[0]}; see kafka.bootstrap_servers and docs/security.md"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -18,9 +20,11 @@ from broker.taxonomy import OUTPUT_NAMES, PARENTS
 from broker.topic_names import pattern_of, topic_of
 
 if TYPE_CHECKING:
-    from broker.client import ForeignMessage
+    from broker.client import ForeignMessage, PublishedAnnotation, Subscription
     from broker.config import Settings
 
+_PART: Final = 500
+"""Annotations that are written to a file at once."""
 _NAMED: Final = 10
 """Foreign messages of a topic that are named one by one; of more, every tenth, hundredth and so on."""
 
@@ -107,6 +111,13 @@ class _Name(click.ParamType[str]):
     metavar="URL",
     help="Schema registry of messages that only name their schema; the settings' annotation_registry.url without.",
 )
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write .csv, .parquet, .json or .jsonl, not lines; the file is there when the command ends, by Ctrl-C too.",
+)
+@click.option("--lag", is_flag=True, help="Print how far --group is behind in each partition, and read nothing.")
 @options.json_lines
 def subscribe(
     topics: tuple[str, ...],
@@ -130,6 +141,8 @@ def subscribe(
     idle: float | None,
     timeout: float,
     schema_registry: str | None,
+    output: Path | None,
+    lag: bool,
     as_json: bool,
 ) -> None:
     r"""Print annotations as they are published.
@@ -171,6 +184,13 @@ def subscribe(
         raise click.UsageError("give a topic, --class or --parent")
     _refuse_inputs(topics, settings)
     kafka = settings.kafka
+    if lag:
+        if group is None:
+            raise click.UsageError("--lag is that of a --group")
+        _print_lag(topics, bootstrap_servers or kafka.bootstrap_servers, group, settings, as_json)
+        return
+    if output is not None and as_json:
+        raise click.UsageError("give --output or --json")
     wanted = Filter(
         # Of one class or parent its own probability counts; an annotation of several topics has passed one of them.
         parent=parents[0] if len(parents) == 1 and not classes and not given else None,
@@ -192,12 +212,16 @@ def subscribe(
         idle_timeout=idle,
         timeout=timeout,
         on_foreign=foreign,
+        hold=output is not None,
         schema_registry=None if registry is None else schemas_of(registry),
         options={k: v for k, v in kafka.client_options().items() if k != "bootstrap.servers"},
     )
     printed = 0
     with _Signals() as signals, subscription:
-        if not as_json:
+        if output is not None:
+            printed = _save(subscription, output, limit, signals)
+            limit = 0
+        elif not as_json:
             text.echo(text.HEADER)
         for annotation in islice(subscription, limit):
             with signals.shield():
@@ -214,6 +238,50 @@ def subscribe(
                 f"no annotations in {', '.join(foreign.counts)}: those of all alerts are in "
                 f"{settings.publish.topic_prefix}.<survey>.all"
             )
+
+
+def _save(subscription: Subscription, path: Path, limit: int | None, signals: _Signals) -> int:
+    """Write annotations to a file, which is there before any of them counts as read; how many they were."""
+    from broker.publish.files import annotation_file
+
+    count = 0
+    ended: BaseException | None = None
+    handed = subscription.handed()
+    with annotation_file(path, "") as sink:
+        part: list[PublishedAnnotation] = []
+        try:
+            for annotation in islice(subscription, limit):
+                with signals.shield():
+                    part.append(annotation)
+                    handed = subscription.handed()
+                    if len(part) == _PART:
+                        sink.write(part)
+                        count, part = count + len(part), []
+        except (KeyboardInterrupt, SystemExit) as end:  # how a stream without --limit or --idle is left
+            ended = end
+        sink.write(part)
+        count += len(part)
+    subscription.acknowledge(None if ended is None else handed)
+    text.echo(f"{count} annotations written to {path}", err=True)
+    if ended is not None:
+        raise ended
+    return count
+
+
+def _print_lag(topics: Sequence[str], servers: str, group: str, settings: Settings, as_json: bool) -> None:
+    from broker.client.lag import group_lag
+
+    client = {k: v for k, v in settings.kafka.client_options().items() if k != "bootstrap.servers"}
+    found = group_lag(topics, servers, group, client)
+    if as_json:
+        for one in found:
+            click.echo(json.dumps(asdict(one)))
+        return
+    text.echo(f"{'topic':<40} {'partition':>9} {'position':>12} {'end':>12} {'lag':>12}")
+    for one in found:
+        position = "none" if one.position is None else one.position
+        text.echo(f"{one.topic:<40} {one.partition:>9} {position:>12} {one.end:>12} {one.messages:>12}")
+    text.echo(f"{'all':<40} {'':>9} {'':>12} {'':>12} {sum(one.messages for one in found):>12}")
 
 
 def _refuse_inputs(topics: Sequence[str], settings: Settings) -> None:

@@ -3,7 +3,10 @@
 from broker.client.expression import Expression, ExpressionError
 from broker.client.filters import Cone, Filter
 from broker.client.foreign import ForeignMessage
+from broker.client.lag import Lag, group_lag
+from broker.client.plot import fetch_object, plot_light_curve, plot_object
 from broker.client.subscription import Subscription
+from broker.client.tables import to_astropy, to_pandas, to_polars
 from broker.publish.annotation import PublishedAnnotation
 from broker.records import Neighbour
 
@@ -13,7 +16,15 @@ __all__ = [
     "ExpressionError",
     "Filter",
     "ForeignMessage",
+    "Lag",
     "Neighbour",
     "PublishedAnnotation",
     "Subscription",
+    "fetch_object",
+    "group_lag",
+    "plot_light_curve",
+    "plot_object",
+    "to_astropy",
+    "to_pandas",
+    "to_polars",
 ]

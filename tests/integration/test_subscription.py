@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
@@ -15,14 +16,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from broker.batch import BatchResult
-from broker.client import Filter, ForeignMessage, Subscription
+from broker.client import Filter, ForeignMessage, Lag, Subscription, group_lag
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.messages import Publisher
@@ -395,6 +398,91 @@ def test_a_pattern_does_not_wait_for_copies_in_topics_that_cannot_be_seen(kafka:
     kafka.create_topics(["seen.ztf.all"], partitions=1)
     send(kafka, "seen.ztf.all", *(message.value for message in messages))
     assert subscribe(kafka, "^seen[.]", *arguments) == [1, 2]
+
+
+def save(kafka: KafkaServer, topic: str, path: Path, *arguments: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "broker.cli", "subscribe", topic, "--bootstrap-servers", kafka.bootstrap),
+        *("--group", f"{topic}-files", "--from-beginning", "--output", str(path), *arguments),
+    ]
+
+
+def test_files_of_a_group_have_each_annotation_once(kafka: KafkaServer, tmp_path: Path) -> None:
+    """By --limit, by a signal in an endless stream, and by --idle: what a file has counts as read, and nothing else."""
+    kafka.create_topics(["saved"], partitions=PARTITIONS)
+    everything = fill(kafka, "saved", [5, 4, 3, 0])
+    names = [tmp_path / name for name in ("1.csv", "2.jsonl", "3.parquet")]
+    done = subprocess.run(
+        save(kafka, "saved", names[0], "--limit", "4"), capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == ""
+    assert done.stderr == f"4 annotations written to {names[0]}\n"
+    (lag,) = [sum(one.messages for one in group_lag(["saved"], kafka.bootstrap, "saved-files"))]
+    assert lag == len(everything) - 4
+    endless = subprocess.Popen(save(kafka, "saved", names[1]), stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 300
+        partial: list[Path] = []
+        while not partial:
+            assert time.monotonic() < deadline
+            partial = list(tmp_path.glob(".2.jsonl.*"))
+            time.sleep(0.1)
+        time.sleep(8)  # whatever has come until then is in this file, the rest in the next
+        assert not names[1].exists()
+        endless.send_signal(signal.SIGTERM)
+        assert endless.wait(60) == 128 + signal.SIGTERM
+    finally:
+        endless.kill()
+        endless.communicate()
+    fresh = fill(kafka, "saved", [2], first=len(everything))
+    subprocess.run(save(kafka, "saved", names[2], "--idle", str(IDLE)), check=True, capture_output=True, timeout=120)
+    with names[0].open(newline="") as file:
+        first = [int(row["alertId"]) for row in csv.DictReader(file)]
+    second = [json.loads(line)["alertId"] for line in names[1].read_text().splitlines() if line]
+    third = pq.read_table(names[2])["alertId"].to_pylist()
+    assert len(first) == 4
+    assert sorted([*first, *second, *third]) == [*everything, *fresh]
+    assert [one.messages for one in group_lag(["saved"], kafka.bootstrap, "saved-files")] == [0] * PARTITIONS
+
+
+def test_a_file_that_cannot_be_written_leaves_the_annotations_unread(kafka: KafkaServer, tmp_path: Path) -> None:
+    kafka.create_topics(["unsaved"], partitions=1)
+    fill(kafka, "unsaved", [3])
+    (tmp_path / "file").write_text("")
+    for path, said in (
+        (tmp_path / "file" / "x.csv", "x.csv: "),
+        (tmp_path / "x.txt", "the ending says what is written"),
+    ):
+        done = subprocess.run(save(kafka, "unsaved", path, "--limit", "2"), capture_output=True, text=True, timeout=120)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    (one,) = group_lag(["unsaved"], kafka.bootstrap, "unsaved-files")
+    assert (one.position, one.end, one.messages) == (None, 3, 3)
+
+
+def test_the_lag_of_a_group_and_of_a_subscription(kafka: KafkaServer) -> None:
+    kafka.create_topics(["lagging"], partitions=2)
+    fill(kafka, "lagging", [5, 2])
+    with Subscription(
+        "lagging", kafka.bootstrap, group_id="slow", start="earliest", idle_timeout=IDLE, hold=True
+    ) as subscription:
+        before = list(subscription)
+        assert len(before) == 7
+        assert subscription.lag() == {("lagging", 0): 5, ("lagging", 1): 2}  # nothing was acknowledged
+        subscription.acknowledge()
+        assert subscription.lag() == {("lagging", 0): 0, ("lagging", 1): 0}
+    fill(kafka, "lagging", [3], first=7)
+    found = group_lag(["^lagg"], kafka.bootstrap, "slow")
+    assert found == [Lag("lagging", 0, 5, 8, 3), Lag("lagging", 1, 2, 2, 0)]
+    command = [sys.executable, "-m", "broker.cli", "subscribe", "lagging", "--bootstrap-servers", kafka.bootstrap]
+    done = subprocess.run([*command, "--group", "slow", "--lag"], capture_output=True, text=True, timeout=60)
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["topic", "partition", "position", "end", "lag"],
+        ["lagging", "0", "5", "8", "3"], ["lagging", "1", "2", "2", "0"], ["all", "3"],
+    ]  # fmt: skip
+    done = subprocess.run([*command, "--lag"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "--lag is that of a --group" in done.stderr) == (2, True)
+    with pytest.raises(ConfigurationError, match="topic lagginn does not exist"):
+        group_lag(["lagginn"], kafka.bootstrap, "slow")
 
 
 def test_a_missing_topic_is_named_with_those_that_are_like_it(kafka: KafkaServer) -> None:
