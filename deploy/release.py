@@ -42,7 +42,17 @@ def try_out(package: Path) -> None:
         folder = Path(name)
         python, trifid = folder / "env/bin/python", folder / "env/bin/trifid"
         run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder / "env")
-        run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, package)
+        run(
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            python,
+            f"trifid[service] @ {package.as_uri()}",
+        )
         run(sys.executable, "-m", "uv", "pip", "check", "--quiet", "--python", python)
         version = run(trifid, "--version", folder=folder)
         curve = run(python, "-c", _LIGHT_CURVE, folder=folder)
