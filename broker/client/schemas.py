@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import fastavro
 
-from broker.errors import ConfigurationError
+from broker.config.kafka import AnnotationRegistrySettings
 from broker.publish.annotation import Schemas
+from broker.publish.registered import annotation_registry
 
 if TYPE_CHECKING:
     from broker.avro.registry import SchemaRegistry
@@ -19,13 +20,9 @@ def schemas_of(registry: str | SchemaRegistry) -> Schemas:
     Raises ConfigurationError for what is no address, or where the registry's client is not installed.
     """
     if isinstance(registry, str):
-        try:
-            from broker.avro.registry import SchemaRegistry
-        except ImportError as error:
-            raise ConfigurationError(
-                f"a schema registry needs more packages: pip install 'confluent-kafka[schemaregistry]' ({error})"
-            ) from error
-        registry = SchemaRegistry(registry)
+        found = annotation_registry(AnnotationRegistrySettings(), registry)
+        assert found is not None
+        registry = found
     schemas, parsed = registry, dict[int, Any]()
 
     def schema(schema_id: int) -> Any:

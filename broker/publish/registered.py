@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fastavro
 
-from broker.avro.registry import SchemaRegistry
 from broker.avro.wire import confluent_message
 from broker.config.kafka import AnnotationRegistrySettings
 from broker.config.section import in_clear
+from broker.errors import ConfigurationError
 from broker.publish.annotation import SCHEMA, SCHEMA_TEXT
+
+if TYPE_CHECKING:
+    from broker.avro.registry import SchemaRegistry
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +48,17 @@ class RegisteredWriter:
 def annotation_registry(settings: AnnotationRegistrySettings, url: str | None = None) -> SchemaRegistry | None:
     """The registry of annotations' schemas, which connects when it is first asked; None where there is none.
 
-    ``url`` in place of the settings'. Raises ConfigurationError where a setting is wrong.
+    ``url`` in place of the settings'. Raises ConfigurationError where a setting is wrong, or the registry's client is
+    not installed.
     """
     if (url or settings.url) is None:
         return None
+    try:
+        from broker.avro.registry import SchemaRegistry
+    except ImportError as error:  # 20 MiB, cryptography above all, that most subscribers have no use for
+        raise ConfigurationError(
+            f"a schema registry needs more packages: pip install 'trifid[registry]' ({error})"
+        ) from error
     return SchemaRegistry(
         url or settings.url,
         username=settings.username,

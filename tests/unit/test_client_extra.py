@@ -19,7 +19,12 @@ IMPORTED_AS = {
 OF_THE_SERVICE = sorted(
     {IMPORTED_AS.get(name := Requirement(r).name, name) for r in EXTRAS["service"]} - {"confluent-kafka"}
 )
-HEAVY = sorted({*OF_THE_SERVICE, "scipy", "torch", "pandas", "polars", "matplotlib", "sqlalchemy", "fastapi"})
+HEAVY = sorted(
+    {
+        *OF_THE_SERVICE, "scipy", "torch", "pandas", "polars", "matplotlib", "sqlalchemy", "fastapi", "authlib",
+        "httpx2", "cryptography",
+    }
+)  # fmt: skip
 BLOCK = f"""
 import sys
 class Block:
@@ -45,8 +50,7 @@ def test_the_client_works_without_what_the_service_needs(tmp_path: Path) -> None
         "from broker.client.schemas import schemas_of\n"
         "from broker.config import load_settings\n"
         "load_settings()\n"
-        "Subscription('a.b.all', 'localhost:1', where=Filter(min_probability=0.5, cone=Cone(1, 2, 3)),\n"
-        "             schema_registry='http://localhost:1').close()\n"
+        "Subscription('a.b.all', 'localhost:1', where=Filter(min_probability=0.5, cone=Cone(1, 2, 3))).close()\n"
         "from broker.publish.files import annotation_file\n"
         "from pathlib import Path\n"
         f"with annotation_file(Path({str(tmp_path / 'x.csv')!r}), '') as sink: sink.write([])\n"
@@ -60,6 +64,7 @@ def test_the_client_works_without_what_the_service_needs(tmp_path: Path) -> None
     ("arguments", "said"),
     [
         (["subscribe", "a.b.all", "--bootstrap-servers", "127.0.0.1:1", "--timeout", "0.1"], "does not answer"),
+        (["subscribe", "a.b.all", "--schema-registry", "http://localhost:1"], "pip install 'trifid[registry]'"),
         (["classify", "x.avro"], "is not installed: pip install 'trifid[service]'"),
         (["run"], "is not installed: pip install 'trifid[service]'"),
     ],
