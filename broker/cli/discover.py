@@ -130,6 +130,7 @@ def discover(
         summary = {
             "class": class_name, "verdict": clusters.verdict, "sizes": sizes, "stability": clusters.stability,
             "silhouette": clusters.silhouette, "pValue": clusters.p_value, "valley": clusters.valley,
+            "lookedAt": clusters.looked_at,
         }  # fmt: skip
         click.echo(json.dumps({k: None if v != v else v for k, v in summary.items()}))
         for one in found:
@@ -139,7 +140,8 @@ def discover(
     if len(sizes) > 1:
         text.echo(
             f"sizes {sizes}, stability {[round(s, 2) for s in clusters.stability]} (0.75), silhouette "
-            f"{clusters.silhouette:.2f}, p {clusters.p_value:.2f} (0.05), valley {clusters.valley:.2f} (0.5)"
+            f"{clusters.silhouette:.2f}, p {clusters.p_value:.2f} (0.05), valley {clusters.valley:.2f} (0.5); "
+            f"{clusters.looked_at} divisions tested"
         )
         text.echo(f"{'feature':<44} {'cluster':>7} {'inside':>9} {'outside':>9} {'effect':>7} {'q':>8} {'stars':>6}")
     for one in found[:top]:
