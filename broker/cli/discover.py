@@ -135,6 +135,10 @@ def discover(
         click.echo(json.dumps({k: None if v != v else v for k, v in summary.items()}))
         for one in found:
             click.echo(json.dumps(asdict(one)))
+        for kind, place in others.items():
+            nearest, outside = clusters.belonging(place)
+            shares = np.bincount(nearest[~outside], minlength=len(sizes)).tolist()
+            click.echo(json.dumps({"projected": kind, "clusters": shares, "outside": int(outside.sum())}))
         return
     text.echo(f"{class_name}: {clusters.verdict}: {clusters.meaning}")
     if len(sizes) > 1:
@@ -149,5 +153,13 @@ def discover(
             text.printable(
                 f"{one.feature:<44} {one.cluster:>7} {one.inside:>9.3g} {one.outside:>9.3g} {one.effect:>+7.2f} "
                 f"{one.q_value:>8.1g} {one.objects:>6}"
+            )
+        )
+    for kind, place in others.items():
+        nearest, outside = clusters.belonging(place)
+        inside = np.bincount(nearest[~outside], minlength=len(sizes)).tolist()
+        text.echo(
+            text.printable(
+                f"{kind}: of {len(place)} stars {inside} in the clusters, {int(outside.sum())} outside the class"
             )
         )

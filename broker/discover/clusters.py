@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from scipy.stats import gaussian_kde
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
@@ -51,8 +52,8 @@ class Clusters:
 
     label: NDArray[np.intp]
     """(n,) cluster of each, the largest is 0; all 0 for one cloud."""
-    place: NDArray[np.float64]
-    """(n, 2) first two principal components, for drawing."""
+    components: NDArray[np.float64]
+    """(n, c) principal components; the first two are drawn."""
     stability: tuple[float, ...]
     """Of each cluster, mean Jaccard similarity over bootstrap samples."""
     silhouette: float
@@ -71,9 +72,19 @@ class Clusters:
         return _MEANINGS[self.verdict]
 
     def project(self, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(m, 2) places of other embeddings (m, d) on the same map."""
-        result: NDArray[np.float64] = self.pca.transform(embeddings.astype(np.float64))[:, :2]
+        """(m, c) principal components of other embeddings (m, d)."""
+        result: NDArray[np.float64] = self.pca.transform(embeddings.astype(np.float64))
         return result
+
+    def belonging(self, components: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+        """Of others (m, c): the cluster of the nearest star of the class, and whether each lies outside the class.
+
+        Outside is farther from its nearest star than 99 % of the class's stars are from theirs.
+        """
+        tree = cKDTree(self.components)
+        own = tree.query(self.components, k=2)[0][:, 1]
+        away, nearest = tree.query(components)
+        return self.label[nearest], np.asarray(away > np.quantile(own, 0.99), np.bool_)
 
 
 def find_clusters(embeddings: NDArray[np.float32], seed: int = 0, draws: int = 50) -> Clusters:
@@ -86,7 +97,7 @@ def find_clusters(embeddings: NDArray[np.float32], seed: int = 0, draws: int = 5
     if not candidates:
         nothing = float("nan")
         one = np.zeros(len(x), np.intp)
-        return Clusters(one, x[:, :2], (1.0,), nothing, nothing, nothing, 0, "one cloud", pca)
+        return Clusters(one, x, (1.0,), nothing, nothing, nothing, 0, "one cloud", pca)
     rng = np.random.default_rng(seed)
     looked = []
     for label in candidates:
@@ -104,7 +115,7 @@ def find_clusters(embeddings: NDArray[np.float32], seed: int = 0, draws: int = 5
     verdict: Verdict = "subclasses" if valley < GAP else "continuum"
     if min(stability) < STABLE or p_value > SIGNIFICANCE:
         verdict = "noise"
-    return Clusters(label, x[:, :2], stability, silhouette, p_value, valley, len(looked), verdict, pca)
+    return Clusters(label, x, stability, silhouette, p_value, valley, len(looked), verdict, pca)
 
 
 def _candidates(x: NDArray[np.float64], seed: int) -> list[NDArray[np.intp]]:

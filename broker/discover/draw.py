@@ -24,7 +24,7 @@ def draw(
     features: Mapping[str, NDArray[np.float64]],
     others: Mapping[str, NDArray[np.float64]],
 ) -> None:
-    """Write a figure, in the format of the file's ending; ``others`` (m, 2) are places on the map by type."""
+    """Write a figure, in the format of the file's ending; ``others`` (m, c) are principal components by type."""
     from matplotlib.figure import Figure
 
     shown = [d for d in found if d.feature in features][:_MOST_FEATURES]
@@ -32,12 +32,15 @@ def draw(
     axes = figure.subplots(1, 1 + max(len(shown), 1), squeeze=False)[0]
     count = int(clusters.label.max()) + 1
     for cluster in range(count):
-        own = clusters.place[clusters.label == cluster]
+        own = clusters.components[clusters.label == cluster, :2]
         axes[0].scatter(*own.T, s=9, color=_COLOURS[cluster], alpha=0.7, label=f"{cluster} ({len(own)})")
     for (kind, place), marker in zip(others.items(), "x+1234^v<>", strict=False):
-        axes[0].scatter(*place.T, s=22, color="#1c2127", marker=marker, linewidths=0.8, label=f"{kind} ({len(place)})")
+        axes[0].scatter(
+            *place[:, :2].T, s=22, color="#1c2127", marker=marker, linewidths=0.8, label=f"{kind} ({len(place)})"
+        )
     axes[0].set(xlabel="First principal component", ylabel="Second", title=f"{title}: {clusters.verdict}")
-    axes[0].legend(fontsize="small", frameon=False)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=8, fontsize="small", frameon=False)
     for axis, one in zip(axes[1:], shown, strict=False):
         values = features[one.feature]
         good = np.isfinite(values)

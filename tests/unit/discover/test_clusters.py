@@ -24,6 +24,15 @@ def test_two_kinds_are_found_and_one_cloud_is_not_divided() -> None:
     assert two.verdict == "subclasses"
     assert two.label.tolist() == [0] * 150 + [1] * 80
     assert min(two.stability) == pytest.approx(1.0)
+    # Of other stars: one amid each cluster, and one far from both.
+    far = cloud(rng, 1, 1.5)
+    far[:, 11] = 9.0
+    amid = np.zeros((2, 12))
+    amid[:, :2] = [[3.0, -1.5], [3.0, 1.5]]
+    others = two.project(normed(np.concatenate([amid, far])))
+    nearest, outside = two.belonging(others)
+    assert nearest[:2].tolist() == [0, 1]
+    assert outside.tolist() == [False, False, True]
     for seed in range(3):
         one = find_clusters(normed(cloud(np.random.default_rng(seed), 200)), draws=20)
         assert one.verdict in ("one cloud", "noise")

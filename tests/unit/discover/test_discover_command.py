@@ -72,6 +72,9 @@ def test_two_kinds_of_one_label_come_apart_and_others_are_projected(tmp_path: Pa
     summary, *found = [json.loads(line) for line in result.stdout.splitlines()]
     assert summary["verdict"] == "subclasses"
     assert sorted(summary["sizes"]) == [35, 35]
+    projected = found.pop()  # five stars of the same two shapes, under another name
+    assert projected["projected"] == "CWA"
+    assert sum(projected["clusters"]) + projected["outside"] == 5
     by_name = {one["feature"]: one for one in found}
     for feature in ("log10_period", "t.csv: colour"):
         assert abs(by_name[feature]["effect"]) == 1.0
