@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 
@@ -10,14 +13,25 @@ from broker import barycentre
 from broker.assemble import chromatic, harmonics, passes
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, ModelInputs
-from broker.assemble.kept import KeptSearches, PeriodSearches
+from broker.assemble.kept import KeptSearches, Reason
 from broker.assemble.lightcurve import UsablePoints, assemble_points, assemble_with_kept, usable_points
 from broker.assemble.metadata import assemble_metadata
 from broker.assemble.spectrum import assemble_spectra
 from broker.barycentre import barycentric_light_curves
-from broker.records import ObjectState
+from broker.records import KeptSearch, ObjectState
 
 __all__ = ["ModelInputs", "assemble", "assemble_with_searches", "warm_up"]
+
+_PIECE: Final = 50_000
+"""Points that are assembled at once: their columns (0.4 MB each) stay in a core's cache, those of a batch do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSearches:
+    """Of each object why its period was searched, and what is to be kept of it (see ``PeriodSearches``)."""
+
+    reason: list[Reason | None]
+    kept: list[KeptSearch | None]
 
 
 def warm_up() -> None:
@@ -34,14 +48,30 @@ def assemble(states: Sequence[ObjectState]) -> ModelInputs:
     return _inputs(states, points, assemble_points(points))
 
 
-def assemble_with_searches(states: Sequence[ObjectState], growth: float) -> tuple[ModelInputs, PeriodSearches]:
+def assemble_with_searches(states: Sequence[ObjectState], growth: float) -> tuple[ModelInputs, FoundSearches]:
     """As ``assemble``, with full period searches only where the kept result of an earlier one is not enough.
 
     That is where a light curve has grown by the fraction ``growth`` since, among others (``broker.assemble.kept``).
     """
-    points = usable_points(barycentric_light_curves(states))
-    light_curve, searches = assemble_with_kept(points, KeptSearches.of(states, growth))
-    return _inputs(states, points, light_curve), searches
+    inputs: list[ModelInputs] = []
+    searches = FoundSearches([], [])
+    for some in _pieces(states):
+        points = usable_points(barycentric_light_curves(some))
+        light_curve, found = assemble_with_kept(points, KeptSearches.of(some, growth))
+        inputs.append(_inputs(some, points, light_curve))
+        searches.reason.extend(found.reason)
+        searches.kept.extend(found.kept)
+    return ModelInputs.joined(inputs), searches
+
+
+def _pieces(states: Sequence[ObjectState]) -> Iterator[Sequence[ObjectState]]:
+    """The objects in as many pieces as hold about _PIECE points each; one at least."""
+    points = np.cumsum([len(state.light_curve) for state in states])
+    total = int(points[-1]) if len(points) else 0
+    pieces = max(1, round(total / _PIECE))
+    edges = np.flatnonzero(np.diff((points - 1) * pieces // max(total, 1))) + 1
+    for first, last in pairwise([0, *edges.tolist(), len(states)]):
+        yield states[first:last]
 
 
 def _inputs(states: Sequence[ObjectState], points: UsablePoints, light_curve: LightCurveInputs) -> ModelInputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
@@ -79,6 +80,13 @@ class ModelInputs:
         """The batch as if it had but one of MODALITIES: the rows of the others are absent, and zero."""
         return replace(self, **{name: _absent(getattr(self, name)) for name in MODALITIES if name != modality})
 
+    @staticmethod
+    def joined(parts: Sequence[ModelInputs]) -> ModelInputs:
+        """The batches ``parts``, at least one, as one."""
+        if len(parts) == 1:
+            return parts[0]
+        return ModelInputs(*(_joined([getattr(part, name) for part in parts]) for name in MODALITIES))
+
     def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> ModelInputs:
         """The batch of some of the objects: a mask (batch,), or row numbers."""
         return replace(self, **{name: _rows(getattr(self, name), rows) for name in MODALITIES})
@@ -90,3 +98,9 @@ def _rows(inputs: Any, rows: NDArray[Any]) -> Any:
 
 def _absent(inputs: Any) -> Any:
     return replace(inputs, **{field.name: np.zeros_like(getattr(inputs, field.name)) for field in fields(inputs)})
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    columns = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(first)}
+    return replace(first, **columns)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import broker.assemble
 from broker.assemble import assemble, assemble_with_searches, kept
+from broker.assemble.inputs import MODALITIES
 from broker.assemble.kept import Reason
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.assemble.period import SEARCH_VERSION, refine_period
@@ -310,3 +312,18 @@ def test_stamps_tell_points_apart_and_not_their_order() -> None:
     swapped = replace(light_curve, flux=light_curve.flux_error, flux_error=light_curve.flux)
     assert not set(kept._stamps([swapped]).tolist()) & set(stamps.tolist())
     assert kept._stamps([]).tolist() == []
+
+
+@pytest.mark.parametrize("piece", [1, 150, 400])
+def test_a_batch_in_pieces_gives_what_it_gives_at_once(monkeypatch: pytest.MonkeyPatch, piece: int) -> None:
+    states = [state(curve(times(points, seed))) for seed, points in enumerate((60, 0, 3, 140, 0, 80, 200, 0))]
+    whole, searches = assemble_with_searches(states, GROWTH)
+    monkeypatch.setattr(broker.assemble, "_PIECE", piece)
+    inputs, found = assemble_with_searches(states, GROWTH)
+    for modality in MODALITIES:
+        for field in fields(getattr(whole, modality)):
+            expected = getattr(getattr(whole, modality), field.name)
+            np.testing.assert_array_equal(getattr(getattr(inputs, modality), field.name), expected)
+    assert (found.reason, found.kept) == (searches.reason, searches.kept)
+    assert [reason is None for reason in found.reason] == [False, True, True, False, True, False, False, True]
+    assert len(assemble_with_searches([], GROWTH)[0]) == 0
