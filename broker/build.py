@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from broker.anomaly import stored
+from broker.anomaly.calibration import with_scores
 from broker.anomaly.reference_set import ReferenceSet
 from broker.avro.compiler import check_schema
 from broker.avro.registry import SchemaRegistry
@@ -178,9 +179,12 @@ def build_similar(settings: Settings) -> Similar:
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:
-    """The reference set's file; raises ConfigurationError where it cannot be read or is not the manifest's."""
+    """The reference set's file, with the calibration beside it.
+
+    Raises ConfigurationError where one of them cannot be read, or is not the manifest's, or not the set's.
+    """
     _, path, sha256 = _reference_file(settings)
-    return ReferenceSet.load_npz(path, sha256)
+    return with_scores(ReferenceSet.load_npz(path, sha256), path)
 
 
 def _reference_file(settings: Settings, version: str | None = None) -> tuple[Manifest, Path, str | None]:
@@ -227,7 +231,8 @@ def reference_set_in_redis(settings: Settings, version: str | None = None) -> Re
     Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError where no set can be used.
     """
     manifest, path, sha256 = _reference_file(settings, version)
-    return stored.shared(settings.redis.address(), manifest.identity, path, sha256)
+    reference = stored.shared(settings.redis.address(), manifest.identity, path, sha256)
+    return stored.shared_scores(settings.redis.address(), reference, path)
 
 
 def put_reference_set(settings: Settings) -> ReferenceSet:
@@ -236,4 +241,4 @@ def put_reference_set(settings: Settings) -> ReferenceSet:
     reference = ReferenceSet.load_npz(path, sha256)
     reference.check_model(manifest.identity, reference.embeddings.shape[1])
     stored.put(settings.redis.address(), manifest.identity, path.read_bytes())
-    return reference
+    return stored.shared_scores(settings.redis.address(), reference, path)

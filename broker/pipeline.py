@@ -12,9 +12,12 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.anomaly.calibration import Scorer
+from broker.anomaly.combine import Combined, combine
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
-from broker.anomaly.strata import strata_of_inputs
+from broker.anomaly.statistics import Objects
+from broker.anomaly.strata import known_values, strata_of_inputs
 from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_up
 from broker.batch import SPECTRA, BatchResult, IncomingMessage
 from broker.dead_letters import dead_letter, isolate
@@ -24,7 +27,7 @@ from broker.inference.manifest import Manifest
 from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, PERIOD_SEARCHES, stage_timer
 from broker.models.candidate import Candidate
 from broker.publish.annotate import annotate
-from broker.publish.disagreement import CONFIDENCE
+from broker.publish.disagreement import CONFIDENCE, doubts
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum
 from broker.similar.keeper import Keeper
 from broker.state import Store
@@ -95,6 +98,7 @@ class Pipeline:
         reference.check_model(engine.model_version, engine.embedding_width())
         self._decoder, self._store, self._engine = decoder, store, engine
         self._manifest, self._reference = manifest, reference
+        self._scorer = None if reference.scores is None else Scorer(reference, reference.scores)
         self._batch_size, self._progress = batch_size, progress
         self._other_threshold, self._confidence = other_threshold, disagreement_probability
         self._growth, self._similar, self._candidate = period_search_growth, similar, candidate
@@ -250,13 +254,31 @@ class Pipeline:
             predictions = self._engine.predict(inputs)
         with _stage("score"):
             anomalies = score(self._reference, predictions.embeddings, strata_of_inputs(inputs))
+            combined = self._combined(states, inputs, predictions, anomalies.distance)
         with _stage("annotate"):
             alerts, mjds = [r.alert for r in received], [r.message.received_mjd for r in received]
             annotations = annotate(
                 alerts, mjds, inputs, states, predictions, anomalies, self._manifest, self._other_threshold,
-                self._confidence, [_published_mjd(r.message) for r in received],
+                self._confidence, [_published_mjd(r.message) for r in received], combined=combined,
             )  # fmt: skip
         return annotations, predictions
+
+    def _combined(
+        self,
+        states: Sequence[ObjectState],
+        inputs: ModelInputs,
+        predictions: Predictions,
+        distance: NDArray[np.float32],
+    ) -> Combined:
+        """Combined anomaly scores; none without a calibration."""
+        if self._scorer is None:
+            return Combined.none(len(states))
+        doubt, names = doubts([state.known_as for state in states], predictions.probabilities)
+        objects = Objects(
+            predictions.embeddings, predictions.by_modality, predictions.probabilities, inputs.present,
+            inputs.light_curve.detections, known_values(inputs.metadata), doubt,
+        )  # fmt: skip
+        return combine(self._scorer, objects, distance, names)
 
 
 def _published_mjd(message: IncomingMessage) -> float | None:

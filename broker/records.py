@@ -309,6 +309,12 @@ class Annotation:
     """Mean Euclidean distance to the k nearest reference embeddings of the same modalities and similar length."""
     anomaly_reason: str | None = None
     """Why a classified object has no anomaly score; None where it has one."""
+    combined_anomaly: float | None = None
+    """Combined anomaly score, 0 to 1: the share of calibration stars with the same data that are less strange."""
+    anomaly_parts: dict[str, float] = field(default_factory=dict, hash=False)
+    """Scores, 0 to 1, of what ``combined_anomaly`` is made of, by names of ``broker.anomaly.statistics``."""
+    anomaly_explanation: str | None = None
+    """What is strange, in plain words."""
     neighbours: tuple[Neighbour, ...] = field(default=())
     reference_set_version: str | None = None
     classifier_name: str = ""

@@ -16,8 +16,11 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, calibration_path
+from broker.anomaly.combine import sums_of, surprises_of
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
 from broker.anomaly.scores import nearest
+from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
 from broker.anomaly.strata import DETECTION_BINS, known_values, strata_of
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
@@ -30,6 +33,8 @@ from broker.taxonomy import CLASS_NAMES
 from training.reference_stars import QUOTAS, ReferenceStars, chunks
 
 NEIGHBOURS: Final = 5
+AXES: Final = 128
+"""Directions that the Mahalanobis distance is measured along, of 512: those in which stars of a class scatter most."""
 
 Report = Callable[[str], None]
 Inputs = TypeVar("Inputs", LightCurveInputs, SpectrumInputs, MetadataInputs)
@@ -55,6 +60,10 @@ class _Embedded:
     modalities: NDArray[np.uint8]
     detections: NDArray[np.int32]
     values: NDArray[np.int32]
+    by_modality: NDArray[np.float16]
+    """(n, 3, d); zero where absent."""
+    probabilities: NDArray[np.float32]
+    """(n, 10)."""
 
 
 def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Report, processes: int = 2) -> ReferenceSet:
@@ -89,7 +98,40 @@ def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Repor
         calibration_detections=other.detections,
         calibration_values=other.values,
     )
-    return replace(reference, calibration_distances=_distances(reference, other))
+    reference = replace(reference, calibration_distances=_distances(reference, other))
+    report(f"calibrating scores on {len(other.rows)} embeddings")
+    return replace(reference, scores=_calibration(reference, other, stars.labels.index[other.rows]))
+
+
+def _calibration(reference: ReferenceSet, stars: _Embedded, label: NDArray[np.int64]) -> Calibration:
+    """What calibrates combined scores, from stars that the model has not seen, with their ``label`` (m,).
+
+    The label stands for what a catalogue would say: so often the model doubts a class that is right.
+    """
+    whitening = whitening_of(reference, AXES).astype(np.float16).astype(np.float32)  # as it comes back from the file
+    objects = objects_of(stars, label)
+    statistics, _ = statistics_of(objects, reference, class_centres(reference, whitening), whitening)
+    strata = objects.strata().astype(np.int32)
+    values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
+    for column, name in enumerate(COLUMNS):
+        values[:, column] = statistics[name]
+    parts = Calibration(reference.model, reference.version, whitening, strata, values)
+    values = values.copy()
+    values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, objects, parts)), axis=1)
+    return Calibration(reference.model, reference.version, whitening, strata, values)
+
+
+def objects_of(stars: _Embedded, label: NDArray[np.int64]) -> Objects:
+    """Embedded stars as the service scores them, as if a catalogue named each one's ``label`` (m,)."""
+    return Objects(
+        stars.embeddings,
+        stars.by_modality.astype(np.float32),
+        stars.probabilities,
+        (stars.modalities[:, None] >> np.arange(3) & 1).astype(np.bool_),
+        stars.detections,
+        stars.values,
+        1.0 - stars.probabilities[np.arange(len(label)), label].astype(np.float64),
+    )
 
 
 def write_reference_set(repository: Path, data: Path, report: Report) -> ReferenceSet:
@@ -110,6 +152,8 @@ def write_reference_set(repository: Path, data: Path, report: Report) -> Referen
         engine.close()
     contents = reference.to_bytes()
     (repository / REFERENCE_SET_FILE).write_bytes(contents)
+    if reference.scores is not None:
+        calibration_path(repository / REFERENCE_SET_FILE).write_bytes(reference.scores.to_bytes())
     path = repository / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["reference_set_sha256"] = digest(contents)
@@ -157,16 +201,21 @@ def _embed(
     has = np.stack([sample.light_curve.present, sample.spectrum.present, metadata.present], axis=1)
     usable = (has | ~subset).all(axis=1)
     own = usable & sample.is_reference
-    each = [np.flatnonzero(own & (label == number))[:quota] for number in range(len(CLASS_NAMES))]
-    rows = np.concatenate([np.flatnonzero(usable & ~sample.is_reference), *each])
-    made = []
+    own_class = [np.flatnonzero(own & (label == number))[:quota] for number in range(len(CLASS_NAMES))]
+    rows = np.concatenate([np.flatnonzero(usable & ~sample.is_reference), *own_class])
+    made, by_modality, probabilities = [], [], []
     for part in chunks(rows):
         inputs = ModelInputs(
             _rows_of(sample.light_curve, part, subset[0]),
             _rows_of(sample.spectrum, part, subset[1]),
             _rows_of(metadata, part, subset[2]),
         )
-        made.append(engine.predict(inputs).embeddings)
+        predictions = engine.predict(inputs)
+        made.append(predictions.embeddings)
+        each = predictions.by_modality
+        assert each is not None  # ONNX Runtime in this process always gives it
+        by_modality.append(each.astype(np.float16))
+        probabilities.append(predictions.probabilities)
     embeddings = np.concatenate(made)
     good = embeddings.any(axis=1)  # the engine gives zeros where the model gives no finite values
     rows = rows[good]
@@ -177,6 +226,8 @@ def _embed(
         np.full(len(rows), subset_codes(subset[None])[0], np.uint8),
         np.where(subset[0], sample.light_curve.detections[rows], 0).astype(np.int32),
         np.where(subset[2], known_values(metadata)[rows], 0).astype(np.int32),
+        np.concatenate(by_modality)[good],
+        np.concatenate(probabilities)[good],
     )
 
 

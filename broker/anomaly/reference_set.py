@@ -6,7 +6,7 @@ import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,9 @@ from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, strata_of, stra
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
 from broker.taxonomy import CLASS_NAMES
+
+if TYPE_CHECKING:
+    from broker.anomaly.calibration import Calibration
 
 FORMAT: Final = 2
 """Of the file; 1, without modalities, was that of releases up to 2026.11."""
@@ -75,6 +78,8 @@ class ReferenceSet:
     """(m,) as ``modalities``, of those stars."""
     calibration_detections: NDArray[np.int32]
     calibration_values: NDArray[np.int32]
+    scores: Calibration | None = None
+    """What calibrates combined scores, in a file of its own; None where there is none, and then no combined score."""
     strata: dict[int, Stratum] = field(init=False)
     """By the numbers of ``strata_of``; those of which there is anything."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from broker.anomaly.calibration import Calibration, calibration_path, with_scores
 from broker.anomaly.reference_set import ReferenceSet, digest, read_checked
 from broker.errors import ConfigurationError
 from broker.redis_client import RedisConnection
@@ -23,6 +25,11 @@ _EXPIRY_S: Final = 180 * 86_400
 def key_of(model: str) -> str:
     """Where the set of a model (``Manifest.identity``) is."""
     return f"{_KEY}:{model}"
+
+
+def scores_key_of(reference: ReferenceSet) -> str:
+    """Where the calibration of a set's combined scores is."""
+    return f"{key_of(reference.model)}:scores:{reference.version}"
 
 
 def put(url: str, model: str, data: bytes) -> None:
@@ -69,6 +76,28 @@ def shared(url: str, model: str, path: Path, sha256: str | None) -> ReferenceSet
             )  # fmt: skip
         put(url, model, data)
     return reference
+
+
+def shared_scores(url: str, reference: ReferenceSet, path: Path) -> ReferenceSet:
+    """``reference`` with the calibration in the file beside ``path``, which is then put into Redis, or in Redis.
+
+    As it is where neither has one. Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError
+    where the calibration is of another set.
+    """
+    key, own = scores_key_of(reference), with_scores(reference, path)
+    with closing(_connection(url)) as redis:
+        if own.scores is not None:
+            data = calibration_path(path).read_bytes()
+            redis.call(lambda client: client.set(key, data, ex=_EXPIRY_S))
+            return own
+        stored = redis.get(key)
+        if stored is None:
+            log.warning("no calibration of combined anomaly scores for reference set %s: there are none", own.version)
+            return reference
+        redis.call(lambda client: client.expire(key, _EXPIRY_S))
+    calibration = Calibration.from_bytes(stored, key)
+    calibration.check(reference)
+    return replace(reference, scores=calibration)
 
 
 def _connection(url: str) -> RedisConnection:

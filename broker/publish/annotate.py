@@ -10,6 +10,7 @@ from typing import Final, Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.anomaly.combine import Combined
 from broker.anomaly.scores import AnomalyScores
 from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.assemble.lightcurve import MIN_POINTS
@@ -38,6 +39,8 @@ def annotate(
     other_threshold: float | None = None,
     confidence: float = CONFIDENCE,
     published_mjd: Sequence[float | None] | None = None,
+    *,
+    combined: Combined | None = None,
 ) -> list[Annotation]:
     """What is published about each alert; all arguments are of the same length.
 
@@ -77,6 +80,8 @@ def annotate(
     published = orbital_periods(inputs.light_curve, period, plausible.argmax(axis=1), classified & ~other)
     periods, photometric, p_others = published.period.tolist(), period.tolist(), p_other.tolist()
     detections = inputs.light_curve.detections.tolist()
+    combined = combined or Combined.none(len(alerts))
+    scores = combined.score.tolist()
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
         Annotation(
@@ -94,6 +99,9 @@ def annotate(
             anomaly_score=percentiles[row] if good and anomalies.reasons[row] is None else None,
             anomaly_distance=distances[row] if good and anomalies.reasons[row] is None else None,
             anomaly_reason=anomalies.reasons[row] if good else None,
+            combined_anomaly=scores[row] if good and isfinite(scores[row]) else None,
+            anomaly_parts=combined.parts[row] if good else {},
+            anomaly_explanation=combined.reasons[row] if good else None,
             neighbours=anomalies.neighbours[row] if good else (),
             reference_set_version=anomalies.version if good else None,
             classifier_name=manifest.classifier_name,

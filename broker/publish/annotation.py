@@ -105,6 +105,9 @@ _FIELDS: Final[dict[str, _Field]] = {
     "anomalyScore": _Field("anomaly_score"),
     "anomalyReason": _Field("anomaly_reason"),
     "anomalyDistance": _Field("anomaly_distance"),
+    "combinedAnomaly": _Field("combined_anomaly"),
+    "anomalyParts": _Field("anomaly_parts", None, dict),
+    "anomalyExplanation": _Field("anomaly_explanation"),
     "referenceSetVersion": _Field("reference_set_version"),
     "neighbours": _Field(
         "neighbours",

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.catalog.types import known_type
 from broker.records import KnownObject
-from broker.taxonomy import PARENT_OF, PARENTS
+from broker.taxonomy import CLASS_INDEX, PARENT_OF, PARENTS
 
 CONFIDENCE: Final = 0.95
 """Calibrated probability from which the model's answer counts against a catalogue's."""
@@ -41,3 +44,24 @@ def compare(
         return "class" if same_parent and probabilities[leading_class] >= confidence else None
 
     return tuple(replace(known, disagrees=verdict(known.type)) for known in known_as)
+
+
+def doubts(
+    known_as: Sequence[tuple[KnownObject, ...]], probabilities: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], list[str | None]]:
+    """Of n objects 1 - the probability of the class that a catalogue names (n,), and who names it, for people.
+
+    Of several catalogues the one that is doubted most; NaN and None where none names a class for certain. A type that
+    stands for several classes has the sum of their ``probabilities`` (n, 10).
+    """
+    doubt = np.full(len(known_as), np.nan)
+    found: list[str | None] = [None] * len(known_as)
+    for row, stars in enumerate(known_as):
+        for star in stars:
+            known = known_type(star.type)
+            if not known.comparable or not known.classes:
+                continue
+            value = 1.0 - float(probabilities[row, [CLASS_INDEX[name] for name in known.classes]].sum())
+            if not doubt[row] >= value:  # NaN, too
+                doubt[row], found[row] = value, f"{star.catalogue} says {star.type}"
+    return doubt, found

@@ -1,0 +1,152 @@
+"""What makes statistics comparable: those of stars that the model was not trained on, in the file beside the set.
+
+One file for each reference set, ``reference_set.scores.npz`` for ``reference_set.npz``; it names the set's version, and
+with it the model.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.anomaly.reference_set import MIN_CALIBRATION, ReferenceSet
+from broker.anomaly.statistics import DISTANCES, OTHERS, SPACES, ClassCentres, class_centres
+from broker.anomaly.tails import Tail
+from broker.assemble.inputs import MODALITIES
+from broker.errors import ConfigurationError
+
+FORMAT: Final = 1
+COMBINED: Final = ("combined", "combined with catalogue")
+COLUMNS: Final = (*(f"all.{name}" for name in DISTANCES), *OTHERS)
+"""Statistics that are calibrated in the stratum of all modalities of an object; those of one modality of several are
+calibrated in the stratum of that modality alone, where they are ``all``."""
+REMAKE: Final = "make both again with `python -m training reference-set`"
+_ARRAYS: Final = ("format", "model", "reference_version", "columns", "whitening", "strata", "values")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Calibration:
+    """Statistics of m calibration stars, and the axes that the Mahalanobis distance is measured along."""
+
+    model: str
+    reference_version: str
+    whitening: NDArray[np.float32]
+    """(7, p, d) for each subset of the modalities, by its code less one: scatter within classes to a unit matrix."""
+    strata: NDArray[np.int32]
+    """(m,) numbers of ``strata_of``."""
+    values: NDArray[np.float32]
+    """(m, COLUMNS and COMBINED); NaN where a star has no such statistic."""
+    tails: Mapping[int, Mapping[str, Tail]] = field(init=False)
+    """By stratum and column, where there are MIN_CALIBRATION stars."""
+
+    def __post_init__(self) -> None:
+        """Sort by stratum."""
+        tails: dict[int, dict[str, Tail]] = {}
+        for number in np.unique(self.strata).tolist():
+            own = self.values[self.strata == number]
+            columns = {
+                name: column[~np.isnan(column)] for name, column in zip((*COLUMNS, *COMBINED), own.T, strict=True)
+            }
+            tails[number] = {name: Tail(c) for name, c in columns.items() if len(c) >= MIN_CALIBRATION}
+        object.__setattr__(self, "tails", tails)
+
+    def check(self, reference: ReferenceSet) -> None:
+        """Raise ConfigurationError unless it was made for this reference set."""
+        if (self.model, self.reference_version) != (reference.model, reference.version):
+            raise ConfigurationError(
+                f"the calibration of anomaly scores is that of reference set {self.reference_version} of {self.model}, "
+                f"the reference set is {reference.version} of {reference.model}: scores of two spaces have nothing in "
+                f"common; {REMAKE}"
+            )
+        if self.whitening.shape[2] != reference.embeddings.shape[1]:
+            raise ConfigurationError(
+                f"the calibration of anomaly scores is of embeddings of {self.whitening.shape[2]} values, the "
+                f"reference set of {reference.embeddings.shape[1]}; {REMAKE}"
+            )
+
+    def to_bytes(self) -> bytes:
+        """As one .npz file."""
+        out = io.BytesIO()
+        np.savez_compressed(
+            out,
+            format=np.array(FORMAT, np.int32),
+            model=np.array(self.model),
+            reference_version=np.array(self.reference_version),
+            columns=np.array((*COLUMNS, *COMBINED)),
+            whitening=self.whitening.astype(np.float16),
+            strata=self.strata.astype(np.int32),
+            values=self.values.astype(np.float32),
+        )
+        return out.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes, origin: str) -> Calibration:
+        """The inverse of ``to_bytes``; raises ConfigurationError, naming ``origin``, for anything else."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in _ARRAYS}
+        except Exception as error:  # zipfile and zlib raise errors of their own
+            raise ConfigurationError(f"{origin} is no calibration of anomaly scores: {error!r}; {REMAKE}") from error
+        return _checked(arrays, origin)
+
+
+def _checked(arrays: dict[str, NDArray[Any]], origin: str) -> Calibration:
+    def refuse(problem: str) -> ConfigurationError:
+        return ConfigurationError(f"{origin} cannot be used as a calibration of anomaly scores: {problem}; {REMAKE}")
+
+    if arrays["format"].shape or int(arrays["format"]) != FORMAT:
+        raise refuse(f"format {arrays['format']}, this release reads {FORMAT}")
+    columns = [*COLUMNS, *COMBINED]
+    if arrays["columns"].astype(str).tolist() != columns:
+        raise refuse(f"columns {arrays['columns'].tolist()}, expected {columns}")
+    whitening, strata, values = arrays["whitening"].astype(np.float32), arrays["strata"], arrays["values"]
+    if whitening.ndim != 3 or len(whitening) != (1 << len(MODALITIES)) - 1 or not np.isfinite(whitening).all():
+        raise refuse(f"axes of shape {whitening.shape}, or not finite")
+    if strata.ndim != 1 or strata.dtype.kind not in "iu" or values.shape != (len(strata), len(columns)):
+        raise refuse(f"values of shape {values.shape} in strata of shape {strata.shape}")
+    if np.isinf(values).any():
+        raise refuse("values that are infinite")
+    return Calibration(str(arrays["model"]), str(arrays["reference_version"]), whitening, strata, values)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Scorer:
+    """A reference set and what calibrates its scores; one space, one model."""
+
+    reference: ReferenceSet
+    calibration: Calibration
+    centres: Mapping[int, ClassCentres] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raise ConfigurationError where the two do not belong together; find the middle of each class."""
+        self.calibration.check(self.reference)
+        object.__setattr__(self, "centres", class_centres(self.reference, self.calibration.whitening))
+
+
+def calibration_path(reference_set: Path) -> Path:
+    """Where the calibration of the reference set in the file ``reference_set`` is."""
+    return reference_set.with_suffix(".scores.npz")
+
+
+def with_scores(reference: ReferenceSet, path: Path) -> ReferenceSet:
+    """The set, read from the file ``path``, with the calibration in the file beside it; as it is where there is none.
+
+    Raises ConfigurationError where that is damaged, or of another set.
+    """
+    file = calibration_path(path)
+    if not file.exists():
+        return reference
+    calibration = Calibration.from_bytes(file.read_bytes(), str(file))
+    calibration.check(reference)
+    return replace(reference, scores=calibration)
+
+
+def spaces_and_distances() -> list[str]:
+    """The names of all distances: ``all.neighbours``, ..., ``metadata.centroid``."""
+    return [f"{space}.{name}" for space in SPACES for name in DISTANCES]

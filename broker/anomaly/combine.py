@@ -1,0 +1,175 @@
+"""One score from all statistics, with its parts and a reason in plain words.
+
+Each statistic becomes a surprise: minus the logarithm of the share of calibration stars, of the same modalities and
+about as many points, that are as strange (``broker.anomaly.tails``). Their sum, where the distances of all spaces count
+together once, is Fisher's (1932) combination; since its terms depend on each other, it is calibrated by the same stars,
+not by a chi-squared distribution. Nothing is fitted to anything strange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.anomaly.calibration import COMBINED, Calibration, Scorer, spaces_and_distances
+from broker.anomaly.statistics import Objects, statistics_of
+from broker.assemble.inputs import MODALITIES
+from broker.taxonomy import CLASS_NAMES
+
+REMARKABLE: Final = 0.95
+"""Score from which there is something to say."""
+_WORDS: Final = {
+    "all": "all data together", "light_curve": "light curve", "spectrum": "spectrum", "metadata": "catalogue values",
+}  # fmt: skip
+_SAID: Final = {
+    "neighbours": "the {space} is far from the most alike known stars",
+    "mahalanobis": "the {space} does not fit the spread of any class",
+    "centroid": "the {space} is unlike the middle of every class",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Combined:
+    """Combined scores of n objects."""
+
+    score: NDArray[np.float64]
+    """(n,) 0 to 1; NaN where there is none."""
+    parts: list[dict[str, float]]
+    """Of each object the scores, 0 to 1, of its statistics by name; empty where there is no score."""
+    reasons: list[str | None]
+    """What is strange, in plain words; None where there is no score."""
+
+    @staticmethod
+    def none(size: int) -> Combined:
+        """Of ``size`` objects that have no scores."""
+        return Combined(np.full(size, np.nan), [{} for _ in range(size)], [None] * size)
+
+
+def surprises_of(
+    statistics: dict[str, NDArray[np.float64]], objects: Objects, calibration: Calibration
+) -> dict[str, NDArray[np.float64]]:
+    """(n,) of each statistic, NaN where it cannot be compared: with stars of the same stratum."""
+    of_all = objects.strata()
+    single = {
+        name: objects.strata(column) for column, name in enumerate(MODALITIES) if f"{name}.centroid" in statistics
+    }
+    found: dict[str, NDArray[np.float64]] = {}
+    for name, values in statistics.items():
+        space, _, distance = name.rpartition(".")
+        strata = single.get(space, of_all)
+        column = f"all.{distance}" if space else name
+        result = np.full(len(values), np.nan)
+        there = ~np.isnan(values)
+        for number in np.unique(strata[there]).tolist():
+            tail = calibration.tails.get(number, {}).get(column)
+            if tail is not None:
+                rows = there & (strata == number)
+                result[rows] = tail.surprise(values[rows])
+        found[name] = result
+    return found
+
+
+def sums_of(surprises: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) the sum of surprises without what a catalogue says, and with it; NaN where there is no distance of ``all``.
+
+    The mean of all distances, the uncertainty, and the disagreement where there are several modalities.
+    """
+    distances = np.stack([surprises[name] for name in spaces_and_distances() if name in surprises])
+    known = ~np.isnan(distances)
+    mean = np.where(known, distances, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    mean[np.isnan(surprises["all.neighbours"])] = np.nan
+    total = mean + np.nan_to_num(surprises["uncertainty"]) + np.nan_to_num(surprises["disagreement"])
+    return total, total + surprises["catalogue"]
+
+
+def combine(
+    scorer: Scorer, objects: Objects, distance: NDArray[np.float32] | None = None, names: Sequence[str | None] = ()
+) -> Combined:
+    """Scores of ``objects``; ``distance`` (n,) as for ``statistics_of``.
+
+    ``names`` (n,) says what a catalogue has at the place, such as ``VSX says EA``, for the reason. An object of several
+    modalities has no score where the engine does not say what each is by itself.
+    """
+    statistics, leading = statistics_of(
+        objects, scorer.reference, scorer.centres, scorer.calibration.whitening, distance
+    )
+    surprises = surprises_of(statistics, objects, scorer.calibration)
+    plain, with_catalogue = sums_of(surprises)
+    several = objects.present.sum(axis=1) > 1
+    if objects.by_modality is None:
+        plain[several] = np.nan
+    known = ~np.isnan(with_catalogue) & ~np.isnan(plain)
+    surprise = np.full(len(plain), np.nan)
+    strata = objects.strata()
+    for total, own, column in ((plain, ~known, COMBINED[0]), (with_catalogue, known, COMBINED[1])):
+        for number in np.unique(strata[own & ~np.isnan(plain)]).tolist():
+            tail = scorer.calibration.tails.get(number, {}).get(column)
+            if tail is not None:
+                rows = own & (strata == number)
+                surprise[rows] = tail.surprise(total[rows])
+    score = -np.expm1(-surprise)
+    columns = list(surprises)
+    table = np.stack([surprises[name] for name in columns], axis=1)
+    shares = np.round(-np.expm1(-table), 6)
+    parts: list[dict[str, float]] = []
+    reasons: list[str | None] = []
+    for row, (value, own_shares) in enumerate(zip(score.tolist(), shares.tolist(), strict=True)):
+        if value != value:
+            parts.append({})
+            reasons.append(None)
+            continue
+        parts.append({name: part for name, part in zip(columns, own_shares, strict=True) if part == part})
+        reasons.append(
+            _reason(value, columns, table[row], leading[row], objects, row, names[row] if len(names) else None)
+        )
+    return Combined(score, parts, reasons)
+
+
+def _reason(
+    score: float,
+    columns: Sequence[str],
+    surprises: NDArray[np.float64],
+    leading: NDArray[np.intp],
+    objects: Objects,
+    row: int,
+    catalogue: str | None,
+) -> str:
+    """What is most surprising; that nothing is, below REMARKABLE."""
+    if score < REMARKABLE:
+        return "nothing unusual among known stars with the same data"
+    name = columns[int(np.nanargmax(surprises))]
+    share = float(np.nanmax(surprises))
+    space, _, statistic = name.rpartition(".")
+    if statistic in _SAID:
+        said = _SAID[statistic].format(
+            space=_WORDS[space if space != "all" or _several(objects, row) else _only(objects, row)]
+        )
+    elif name == "uncertainty":
+        best = np.argsort(-objects.probabilities[row])[:3]
+        said = "no class fits clearly: " + ", ".join(
+            f"{CLASS_NAMES[i]} {objects.probabilities[row, i]:.2f}" for i in best
+        )
+    elif name == "disagreement":
+        said = "the data name different classes: " + ", ".join(
+            f"{_WORDS[modality]} {CLASS_NAMES[i]}" for modality, i in zip(MODALITIES, leading, strict=True) if i >= 0
+        )
+    else:
+        said = f"{catalogue or 'a catalogue names another class'}, which the data do not look like"
+    return f"{said} (1 in {_one_in(share)} known stars with the same data is as strange in this)"
+
+
+def _one_in(surprise: float) -> str:
+    """The inverse of a share, to two digits."""
+    return f"{float(f'{np.exp(min(surprise, 13.8)):.2g}'):,.0f}"
+
+
+def _several(objects: Objects, row: int) -> bool:
+    return bool(objects.present[row].sum() > 1)
+
+
+def _only(objects: Objects, row: int) -> str:
+    return MODALITIES[int(objects.present[row].argmax())]
