@@ -13,7 +13,7 @@ from broker.taxonomy import CLASS_INDEX
 from training.config import load_settings, trifid_recipe
 from training.encoders.build import build_model
 from training.encoders.trimodal import Trimodal
-from training.run import Run
+from training.run import TrainingRun
 
 
 def left_out_path(output: Path, name: str) -> Path:
@@ -32,7 +32,9 @@ def train_without(shared: Path, output: Path, name: str, epochs: int, report: Ca
         raise ConfigurationError(f"{name!r} is none of {', '.join(CLASS_INDEX)}")
     settings = trifid_recipe(load_settings("trifid"), "leaving out a class")
     finetune = settings.finetune.model_copy(update={"epochs": epochs, "teacher_share": 0.0})
-    run = Run(settings.model_copy(update={"finetune": finetune}), shared, output, None, report, light_curve_only=True)
+    run = TrainingRun(
+        settings.model_copy(update={"finetune": finetune}), shared, output, None, report, light_curve_only=True
+    )
     labelled = run.labelled_rows()
     run.train_rows = labelled[run.labels.index[labelled] != CLASS_INDEX[name]]
     report(f"without {name}: {len(run.train_rows)} of {len(labelled)} labelled training stars, {epochs} epochs")

@@ -9,6 +9,8 @@ import click
 if TYPE_CHECKING:
     from broker.records import Annotation, KnownObject
 
+REMARKABLE: Final = 0.99
+"""Combined anomaly score from which the reason is printed."""
 HEADER: Final = (
     f"{'object':<24} {'survey':<9} {'class':<13} {'prob.':>5}  {'may also be':<18} {'parent':<15} {'points':>6} "
     f"{'period/d':>11} {'anomaly':>7}  most alike"
@@ -50,6 +52,8 @@ def _line(annotation: Annotation) -> str:
     nearest = annotation.neighbours[0] if annotation.neighbours else None
     alike = "" if nearest is None else f"{nearest.object_id} ({nearest.class_name})"
     remark = "" if annotation.reason is None else f"  ({annotation.reason})"
+    if annotation.combined_anomaly is not None and annotation.combined_anomaly >= REMARKABLE:
+        remark += f"  STRANGE {annotation.combined_anomaly:.4f}: {annotation.anomaly_explanation}"
     return (
         f"{start} {annotation.best_probability:>5.2f}  {others:<18} {parent:<15} {annotation.detections:>6} "
         f"{period:>11} {anomaly:>7}  {alike}{remark}{_known(annotation)}"

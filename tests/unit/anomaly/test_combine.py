@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import kstest
+
+from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, Scorer, calibration_path, with_scores
+from broker.anomaly.combine import combine, sums_of, surprises_of
+from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
+from broker.errors import ConfigurationError
+from broker.taxonomy import CLASS_NAMES
+from tests.unit.anomaly.sets import MODEL, reference_set
+
+LENGTHS = (7, 300)
+WIDTH = 24
+AXES = np.eye(WIDTH, dtype=np.float32)[:10]
+
+
+def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+    return scaled
+
+
+def stars(
+    labels: NDArray[np.intp], present: tuple[bool, bool, bool], detections: int, rng: np.random.Generator
+) -> Objects:
+    """Objects whose modalities lie about the axis of their class, the wider the shorter they are."""
+    n = len(labels)
+    spread = 0.15 if detections > 100 else 0.4
+    each = unit(AXES[labels][:, None] + spread * rng.normal(size=(n, 3, WIDTH)) / np.sqrt(WIDTH / 10))
+    each *= np.array(present)[:, None]
+    probabilities = rng.dirichlet(np.full(10, 0.1), n)
+    probabilities[np.arange(n), labels] += 2.0
+    probabilities = (probabilities / probabilities.sum(axis=1, keepdims=True)).astype(np.float32)
+    doubt = 1.0 - probabilities[np.arange(n), labels].astype(np.float64)
+    return Objects(
+        unit(each.sum(axis=1)), each, probabilities, np.tile(present, (n, 1)), np.full(n, detections),
+        np.full(n, 5 * present[2]), doubt,
+    )  # fmt: skip
+
+
+def joined(parts: list[Objects]) -> Objects:
+    return Objects(*(np.concatenate([getattr(p, name) for p in parts]) for name in Objects.__slots__))
+
+
+KINDS = [((True, False, False), n) for n in LENGTHS] + [((True, False, True), n) for n in LENGTHS]
+ALL = [*KINDS, ((False, False, True), 0)]
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Scorer:
+    rng = np.random.default_rng(1)
+    known = joined([stars(np.repeat(np.arange(10), 30), *kind, rng) for kind in ALL])
+    codes = (known.present @ np.array([1, 2, 4])).astype(np.uint8)
+    reference = reference_set(known.embeddings, codes, known.detections.astype(np.int32))
+    names = np.tile(np.repeat(np.array(CLASS_NAMES), 30), len(ALL))
+    reference = replace(
+        reference, class_names=names, embeddings=known.embeddings, modalities=codes,
+        detections=known.detections.astype(np.int32), values=np.where(codes & 4, 5, 0).astype(np.int32),
+    )  # fmt: skip
+    new = joined([stars(rng.integers(0, 10, 1500), *kind, rng) for kind in ALL])
+    return Scorer(reference, calibrated(reference, new))
+
+
+def calibrated(reference: ReferenceSet, new: Objects) -> Calibration:
+    whitening = whitening_of(reference, 12)
+    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening)
+    strata = new.strata().astype(np.int32)
+    values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
+    for column, name in enumerate(COLUMNS):
+        values[:, column] = statistics[name]
+    first = Calibration(reference.model, reference.version, whitening, strata, values)
+    values = values.copy()
+    values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, new, first)), axis=1)
+    return Calibration(reference.model, reference.version, whitening, strata, values)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(("present", "detections"), KINDS)
+def test_scores_of_known_classes_are_uniform_in_each_stratum(
+    scorer: Scorer, present: tuple[bool, bool, bool], detections: int, known: bool
+) -> None:
+    """Short ones scatter more than twice as far, and are no stranger for it."""
+    new = stars(np.arange(1500) % 10, present, detections, np.random.default_rng(2))
+    if not known:
+        new = replace(new, doubt=np.full(1500, np.nan))
+    found = combine(scorer, new)
+    assert kstest(found.score, "uniform").statistic < 0.06
+    parts = np.array([p["all.mahalanobis"] for p in found.parts])
+    assert kstest(parts, "uniform").statistic < 0.06
+    assert ("catalogue" in found.parts[0], "disagreement" in found.parts[0]) == (known, present[2])
+
+
+@pytest.mark.parametrize("detections", LENGTHS)
+def test_what_is_of_no_class_is_strange_at_any_length(scorer: Scorer, detections: int) -> None:
+    new = stars(np.arange(40) % 10, (True, False, False), detections, np.random.default_rng(3))
+    elsewhere = unit(np.random.default_rng(4).normal(size=(40, WIDTH)) * (np.arange(WIDTH) >= 10))
+    found = combine(scorer, replace(new, embeddings=elsewhere, doubt=np.full(40, np.nan)))
+    assert (found.score > 0.95).all()
+    assert all(reason and reason.startswith("the light curve ") for reason in found.reasons)
+
+
+def test_modalities_that_point_to_two_classes_disagree_and_the_reason_names_them(scorer: Scorer) -> None:
+    rng = np.random.default_rng(5)
+    a, b = (stars(np.full(60, label), (True, False, True), 300, rng) for label in (3, 8))
+    assert a.by_modality is not None
+    assert b.by_modality is not None
+    by_modality = a.by_modality.copy()
+    by_modality[:, 2] = b.by_modality[:, 2]
+    crossed = replace(a, by_modality=by_modality, embeddings=unit(by_modality.sum(axis=1)), doubt=np.full(60, np.nan))
+    found = combine(scorer, crossed)
+    assert (found.score > 0.99).all()
+    assert all(parts["disagreement"] > 0.99 for parts in found.parts)
+    only = replace(crossed, embeddings=a.embeddings)  # all together like an ordinary star of the class
+    _, leading = statistics_of(only, scorer.reference, scorer.centres, scorer.calibration.whitening)
+    assert (leading == [3, -1, 8]).all()
+    reasons = [reason for reason in combine(scorer, only).reasons if reason and "different classes" in reason]
+    assert f"light curve {CLASS_NAMES[3]}, catalogue values {CLASS_NAMES[8]}" in reasons[0]
+
+
+def test_a_catalogue_that_names_an_unlikely_class_counts(scorer: Scorer) -> None:
+    new = stars(np.arange(40) % 10, (True, False, False), 300, np.random.default_rng(6))
+    right, wrong = (
+        combine(scorer, replace(new, doubt=np.full(40, d)), names=["VSX says EA"] * 40) for d in (0.05, 1.0)
+    )
+    assert (wrong.score > right.score).all()
+    said = [reason for reason in wrong.reasons if reason and reason.startswith("VSX says EA")]
+    assert said
+
+
+def test_each_row_is_scored_as_if_alone(scorer: Scorer) -> None:
+    new = joined([stars(np.arange(6), *kind, np.random.default_rng(7)) for kind in ALL])
+    together = combine(scorer, new)
+    for row in range(len(new.embeddings)):
+        alone = combine(scorer, Objects(*(getattr(new, name)[row : row + 1] for name in Objects.__slots__)))
+        assert alone.score[0] == pytest.approx(together.score[row], abs=1e-5)
+        assert alone.parts[0] == pytest.approx(together.parts[row], abs=1e-5)
+
+
+def test_without_embeddings_by_modality_several_have_no_score_and_one_has(scorer: Scorer) -> None:
+    new = joined([stars(np.arange(6), *kind, np.random.default_rng(7)) for kind in (KINDS[0], KINDS[2])])
+    found = combine(scorer, replace(new, by_modality=None))
+    assert np.isfinite(found.score).tolist() == [True] * 6 + [False] * 6
+    assert found.parts[6:] == [{}] * 6
+
+
+def test_scores_never_mix_two_spaces(scorer: Scorer, tmp_path: Path) -> None:
+    path = tmp_path / "reference_set.npz"
+    calibration_path(path).write_bytes(scorer.calibration.to_bytes())
+    assert with_scores(scorer.reference, path).scores is not None
+    for other in (
+        replace(scorer.reference, version="1.0+another1", scores=None),
+        replace(scorer.reference, model=f"{MODEL}.1", scores=None),
+    ):
+        with pytest.raises(ConfigurationError, match=r"is that of reference set 1\.0\+abcdef01 of trifid-test 1\.0"):
+            with_scores(other, path)
+        with pytest.raises(ConfigurationError, match="scores of two spaces have nothing in common"):
+            Scorer(other, scorer.calibration)
+
+
+def test_a_calibration_comes_back_from_its_file_and_a_damaged_one_is_refused(scorer: Scorer) -> None:
+    data = scorer.calibration.to_bytes()
+    again = Calibration.from_bytes(data, "here")
+    np.testing.assert_array_equal(again.values, scorer.calibration.values)
+    np.testing.assert_allclose(again.whitening, scorer.calibration.whitening, rtol=1e-3, atol=1e-3)
+    for wrong in (data[: len(data) // 2], b"", b"no zip"):
+        with pytest.raises(ConfigurationError, match="here is no calibration of anomaly scores"):
+            Calibration.from_bytes(wrong, "here")
+
+
+def test_the_mahalanobis_distance_is_that_of_the_inverse_covariance() -> None:
+    """Against numpy's inverse of the scatter within classes, shrunk, in 24 dimensions."""
+    rng = np.random.default_rng(8)
+    labels = np.repeat(np.arange(10), 30)
+    known = stars(labels, (True, False, False), 300, rng)
+    reference = reference_set(known.embeddings, detections=300)
+    reference = replace(reference, class_names=np.array(CLASS_NAMES)[labels])
+    whitening = whitening_of(reference, WIDTH, shrinkage=0.1)
+    new = stars(np.arange(10), (True, False, False), 300, rng)
+    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening)
+    means = np.stack([known.embeddings[labels == c].mean(axis=0) for c in range(10)]).astype(np.float64)
+    residual = known.embeddings - means[labels]
+    scatter = residual.T @ residual / len(residual)
+    shrunk = 0.9 * scatter + 0.1 * np.trace(scatter) / WIDTH * np.eye(WIDTH)
+    difference = new.embeddings[:, None] - means[None]
+    expected = np.einsum("ncd,de,nce->nc", difference, np.linalg.inv(shrunk), difference).min(axis=1)
+    np.testing.assert_allclose(statistics["all.mahalanobis"], expected, rtol=1e-3)
+    cosine = new.embeddings @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    np.testing.assert_allclose(statistics["all.centroid"], 1 - cosine.max(axis=1), atol=1e-6)
