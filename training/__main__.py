@@ -1,4 +1,7 @@
-"""``python -m training``: prepare, pre-train, fine-tune, calibrate, evaluate and export, in that order."""
+"""``python -m training``: prepare, pre-train, fine-tune, calibrate, evaluate and export, in that order.
+
+Over 400 lines, since all commands are here, one after another.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ from training.datasets.tables import load_objects
 from training.disagreements import disagreements
 from training.disagreements import markdown as disagreements_table
 from training.evaluate import TEST_SETS, markdown
+from training.evaluate_anomaly import classes_left_out, outside_the_ten
 from training.label_limits import label_disputes, label_limits
+from training.leave_out import train_without
 from training.live import CrossValidated, Once, Repository, evaluate_live
 from training.live.baselines import Informer, LightCurveForest
 from training.live.both import stars_with_both
@@ -340,6 +345,31 @@ def evaluate_live_command(
     scores, first = evaluate_live(classify, data, forest, Informer(informer) if informer else None)
     save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), output)
     click.echo((output / "live.md").read_text())
+
+
+@main.command("train-without")
+@click.argument("names", nargs=-1, required=True, metavar="CLASS...")
+@_shared
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/without"), show_default=True)
+@click.option("--epochs", type=int, default=3, show_default=True)
+def train_without_command(names: tuple[str, ...], shared: Path, output: Path, epochs: int) -> None:
+    """Train an encoder of light curves on all classes but CLASS, for `evaluate-anomaly`; 2 minutes each on a core."""
+    for name in names:
+        train_without(shared, output, name, epochs, CONSOLE.log)
+
+
+@main.command("evaluate-anomaly")
+@_shared
+@_repository("Triton model repository whose scores are evaluated.")
+@click.option(
+    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
+    help="Output folder of `train-without`: classes left out, too.",
+)  # fmt: skip
+def evaluate_anomaly_command(shared: Path, repository: Path, models: Path | None) -> None:
+    """AUROC of each anomaly score for what is none of the ten classes, and for classes left out, as Markdown."""
+    click.echo(outside_the_ten(repository, shared / "data", CONSOLE.log))
+    if models is not None:
+        click.echo(classes_left_out(models, shared, CONSOLE.log))
 
 
 @main.command("periods")

@@ -30,6 +30,8 @@ from broker.inference.onnx import OnnxEngine
 from broker.models.repository import REFERENCE_SET_FILE
 from broker.records import LightCurve
 from broker.taxonomy import CLASS_NAMES
+from training.data import Labels
+from training.datasets.tables import ObjectTable
 from training.reference_stars import QUOTAS, ReferenceStars, chunks
 
 NEIGHBOURS: Final = 5
@@ -51,7 +53,7 @@ class _Sample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Embedded:
+class Embedded:
     """Embeddings (n, d) of rows of the table (n,), and what they were made of."""
 
     rows: NDArray[np.intp]
@@ -73,22 +75,29 @@ def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Repor
     other than new stars do to them, and would make every new star unusual.
     """
     stars = ReferenceStars(data, seed)
-    parts: list[_Embedded] = []
+    parts: list[Embedded] = []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for number, least in enumerate(DETECTION_BINS):
             report(f"embedding light curves of {least} points and more")
             parts += _embed_all(engine, stars, number, pool.imap)
     parts += _embed_all(engine, stars, None, map)
-    joined = _Embedded(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(_Embedded)))
+    joined = Embedded(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Embedded)))
     own, other = _take(joined, joined.is_reference), _take(joined, ~joined.is_reference)
+    names = (engine.model_version, engine.manifest.model_version)
+    return reference_of(own, other, stars.table, stars.labels, *names, report)
+
+
+def reference_of(
+    own: Embedded, other: Embedded, table: ObjectTable, labels: Labels, model: str, version: str, report: Report
+) -> ReferenceSet:
+    """The set of the embedded stars ``own`` with its calibration by ``other``, which the model has not seen."""
     embeddings = as_stored(own.embeddings)
-    model = engine.model_version
     reference = ReferenceSet(
-        version=f"{engine.manifest.model_version}+{digest(embeddings.tobytes())[:8]}",
+        version=f"{version}+{digest(embeddings.tobytes())[:8]}",
         model=model,
         embeddings=embeddings,
-        object_ids=stars.table.object_id[own.rows].astype(str),
-        class_names=stars.table.label[own.rows].astype(str),
+        object_ids=table.object_id[own.rows].astype(str),
+        class_names=table.label[own.rows].astype(str),
         modalities=own.modalities,
         detections=own.detections,
         values=own.values,
@@ -100,10 +109,10 @@ def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Repor
     )
     reference = replace(reference, calibration_distances=_distances(reference, other))
     report(f"calibrating scores on {len(other.rows)} embeddings")
-    return replace(reference, scores=_calibration(reference, other, stars.labels.index[other.rows]))
+    return replace(reference, scores=_calibration(reference, other, labels.index[other.rows]))
 
 
-def _calibration(reference: ReferenceSet, stars: _Embedded, label: NDArray[np.int64]) -> Calibration:
+def _calibration(reference: ReferenceSet, stars: Embedded, label: NDArray[np.int64]) -> Calibration:
     """What calibrates combined scores, from stars that the model has not seen, with their ``label`` (m,).
 
     The label stands for what a catalogue would say: so often the model doubts a class that is right.
@@ -121,7 +130,7 @@ def _calibration(reference: ReferenceSet, stars: _Embedded, label: NDArray[np.in
     return Calibration(reference.model, reference.version, whitening, strata, values)
 
 
-def objects_of(stars: _Embedded, label: NDArray[np.int64]) -> Objects:
+def objects_of(stars: Embedded, label: NDArray[np.int64]) -> Objects:
     """Embedded stars as the service scores them, as if a catalogue named each one's ``label`` (m,)."""
     return Objects(
         stars.embeddings,
@@ -164,7 +173,7 @@ def write_reference_set(repository: Path, data: Path, report: Report) -> Referen
 
 def _embed_all(
     engine: OnnxEngine, stars: ReferenceStars, bin_number: int | None, over: Callable[..., Any]
-) -> list[_Embedded]:
+) -> list[Embedded]:
     """Embeddings of one bin of lengths, in every subset with a light curve; None: in those without."""
     rng = np.random.default_rng([stars.seed, 4, len(DETECTION_BINS) if bin_number is None else bin_number])
     least = DETECTION_BINS[0 if bin_number is None else bin_number]
@@ -196,7 +205,7 @@ def _embed(
     metadata: MetadataInputs,
     quota: int,
     label: NDArray[np.int64],
-) -> _Embedded:
+) -> Embedded:
     """Embeddings from the modalities of ``subset`` alone, of the stars that have them: ``quota`` a class in the set."""
     has = np.stack([sample.light_curve.present, sample.spectrum.present, metadata.present], axis=1)
     usable = (has | ~subset).all(axis=1)
@@ -219,7 +228,7 @@ def _embed(
     embeddings = np.concatenate(made)
     good = embeddings.any(axis=1)  # the engine gives zeros where the model gives no finite values
     rows = rows[good]
-    return _Embedded(
+    return Embedded(
         sample.rows[rows],
         sample.is_reference[rows],
         embeddings[good],
@@ -231,19 +240,21 @@ def _embed(
     )
 
 
-def _distances(reference: ReferenceSet, stars: _Embedded) -> NDArray[np.float32]:
+def _distances(reference: ReferenceSet, stars: Embedded) -> NDArray[np.float32]:
     """(m,) the anomaly distance of each of ``stars``, each within its own stratum."""
-    result = np.empty(len(stars.rows), np.float32)
+    result = np.full(len(stars.rows), 2.0, np.float32)  # as far as can be, where the stratum has too few
     strata = strata_of(stars.modalities, stars.detections, stars.values)
     for number in np.unique(strata).tolist():
         own = strata == number
+        if len(reference.strata[number].embeddings) < reference.k:
+            continue
         distances, _ = nearest(reference.strata[number].embeddings, stars.embeddings[own], reference.k)
         result[own] = distances.mean(axis=1)
     return result
 
 
-def _take(stars: _Embedded, chosen: NDArray[np.bool_]) -> _Embedded:
-    return _Embedded(*(getattr(stars, field.name)[chosen] for field in fields(stars)))
+def _take(stars: Embedded, chosen: NDArray[np.bool_]) -> Embedded:
+    return Embedded(*(getattr(stars, field.name)[chosen] for field in fields(stars)))
 
 
 def _rows_of(inputs: Inputs, rows: NDArray[np.intp], present: bool) -> Inputs:

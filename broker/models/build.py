@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from broker import __version__
+from broker.anomaly.calibration import calibration_path
 from broker.config import MODEL_REPOSITORY
 from broker.errors import ConfigurationError
 from broker.inference.manifest import MODELS, Manifest, Provenance
@@ -91,7 +92,10 @@ def _add(origin: ModelRepository, repository: ModelRepository, manifest: Manifes
         repository.pin(repository.loaded())
     manifest = manifest.model_copy(update={"sha256": _copy_models(origin, repository, manifest, others)})
     _configure(origin.folder, folder, manifest.variant)
-    _copy(reference_set_path(origin.folder, manifest), folder / f"reference_set-{version}.npz")
+    source, target = reference_set_path(origin.folder, manifest), folder / f"reference_set-{version}.npz"
+    _copy(source, target)
+    if (scores := calibration_path(source)).exists():
+        _copy(scores, calibration_path(target))
     partial = folder / f"cases-{version}.npz{_PARTIAL}"
     partial.write_bytes(stored.to_bytes(cases, manifest))
     _publish(partial, cases_path(folder, version))

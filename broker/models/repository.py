@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from broker.anomaly.calibration import calibration_path
 from broker.anomaly.reference_set import ReferenceSet
 from broker.errors import ConfigurationError
 from broker.inference.manifest import MODELS, Manifest, Promotion, load_manifest, manifest_name
@@ -145,6 +146,9 @@ class ModelRepository:
             ReferenceSet.load_npz(data, manifest.reference_set_sha256)
             with Replaced(own) as partial:
                 shutil.copyfile(data, partial)
+            if (scores := calibration_path(data)).exists():
+                with Replaced(calibration_path(own)) as partial:
+                    shutil.copyfile(scores, partial)
         path = self.folder / manifest_name(manifest.model_version)
         if not path.exists():
             _write(path, manifest.model_copy(update={"promotion": None}))

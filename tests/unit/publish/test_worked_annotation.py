@@ -208,6 +208,7 @@ DISTINCT = Annotation(
     remembered_points=16, history_start=58_017.5, survey_detections=18, photometric_period=4.25,
     period_ambiguous=True, time_system="BMJD", history="missing", trigger="spectrum",
     known_as=(KnownObject("vsx", "AB Xyz", "RRC", 0.3125, 1.25, "RRC", "class"),), alert_publish_mjd=61_012.75,
+    combined_anomaly=0.984375, anomaly_parts={"all.neighbours": 0.9921875}, anomaly_explanation="said so",
 )  # fmt: skip
 """Of which no two fields have one value, and none its default."""
 
@@ -225,6 +226,7 @@ def test_each_field_of_a_message_is_named_as_the_schema_says() -> None:
         ],
         "survey": "lsst", "ra": 4.5, "dec": -5.5, "mjd": 60_006.5, "modalities": ["spectrum"], "detections": 7,
         "period": 8.5, "predictionSet": ["RRAB"], "anomalyScore": 0.9375, "anomalyReason": "why not",
+        "combinedAnomaly": 0.984375, "anomalyParts": {"all.neighbours": 0.9921875}, "anomalyExplanation": "said so",
         "anomalyDistance": 0.4375, "referenceSetVersion": "set 10",
         "neighbours": [{"objectId": "asas:9", "className": "EB", "distance": 0.1875}], "modelVersion": "name 11 12",
         "reason": "reason 14", "realBogus": 0.6875, "solarSystem": True, "starScore": 0.5625,
