@@ -123,7 +123,7 @@ class _Sets:
         test = np.random.default_rng(0).permutation(test[labels.scored[test]])
         css, asas = (test[table.survey[test] == name][:STARS_OF_SURVEY] for name in ("css", "asas"))
         self.asas = _of_table(table, asas)
-        self.pairs = {"Catalina": (_of_table(table, css), outside_of_archive(table))}
+        self.pairs = {"Catalina": (_of_table(table, css), outside_of_archive(table, data))}
         if has_archive(data, "ztf_dr"):
             self.pairs["ZTF"] = (scored(load_archive(data, "ztf_dr")), outside_of_ztf(data))
         if (data / "multiband" / "gaia_g_cbm.parquet").exists():
