@@ -153,8 +153,8 @@ def history(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "jso
 def modalities(request: Request, parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
     """The model of this server on the present state: one annotation for each modality, and one for all."""
     known = _known(parts, survey, object_id)
-    _limit_model(request, parts)
-    return as_json(_busy(lambda: parts.model.by_modality(known)))
+    limit_model(request, parts)
+    return as_json(busy(lambda: parts.model.by_modality(known)))
 
 
 @api.post(
@@ -263,11 +263,11 @@ def classify_spectrum(request: Request, parts: Parts, file: Annotated[UploadFile
 
 def classify(request: Request, parts: Services, kind: str, file: UploadFile) -> dict[str, Any]:
     """As the API and the page classify an upload; raises HTTPException 422 where it cannot be read."""
-    _limit_model(request, parts)
+    limit_model(request, parts)
     content, name = file.file.read(), file.filename or "upload"
     run = parts.model.light_curves if kind == "lightcurve" else parts.model.spectra
     try:
-        return _busy(lambda: run(name, content))
+        return busy(lambda: run(name, content))
     except InputFileError as error:
         raise HTTPException(422, str(error)) from error
 
@@ -344,11 +344,13 @@ def _known(parts: Services, survey: str, object_id: str) -> Known:
     return known
 
 
-def _limit_model(request: Request, parts: Services) -> None:
+def limit_model(request: Request, parts: Services) -> None:
+    """Count a request that runs the model; raises HTTPException 429."""
     limit(parts.classifications, client_of(request))
 
 
-def _busy(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def busy(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a run of the model gives; raises HTTPException 503 where it cannot be, InputFileError as it comes."""
     try:
         return run()
     except BusyError:

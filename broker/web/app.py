@@ -22,10 +22,12 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from broker import __version__
-from broker.build import build_store
+from broker.build import build_similar, build_store
 from broker.config import Settings
+from broker.errors import ConfigurationError
+from broker.similar.search import Similar
 from broker.state import Store
-from broker.web import pages, watch_api, watch_pages
+from broker.web import alike, pages, watch_api, watch_pages
 from broker.web.api import admin, api
 from broker.web.follow import Follower
 from broker.web.guard import Guard, RateLimit
@@ -49,6 +51,7 @@ _DESCRIPTION: Final = (
 def parts_of(settings: Settings, index: Index, *, follow: bool = True) -> Iterator[Services]:
     """The parts of a server, with its thread that fills the index where ``follow``."""
     store: Store = build_store(settings, read_only=True)
+    similar = _similar(settings)
     follower = Follower(settings, index) if follow else None
     try:
         if follower is not None:
@@ -62,11 +65,23 @@ def parts_of(settings: Settings, index: Index, *, follow: bool = True) -> Iterat
             follower,
             RateLimit(settings.web.requests_per_minute),
             RateLimit(settings.web.classifications_per_minute),
+            similar,
         )
     finally:
         if follower is not None:
             follower.__exit__(None, None, None)
         store.close()
+        if similar is not None:
+            similar.close()
+
+
+def _similar(settings: Settings) -> Similar | None:
+    """What finds similar objects, where they are kept and this machine knows of which model."""
+    try:
+        return build_similar(settings) if settings.similar.enabled else None
+    except ConfigurationError as error:
+        log.warning("similar objects are not shown: %s", error)
+        return None
 
 
 def application(parts: Services) -> ASGIApp:
@@ -81,6 +96,7 @@ def application(parts: Services) -> ASGIApp:
     )
     app.state.services = parts
     app.include_router(api)
+    app.include_router(alike.router)
     app.include_router(admin)
     app.include_router(watch_api.api)
     app.include_router(pages.router)

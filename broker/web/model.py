@@ -16,6 +16,7 @@ from broker.offline import TABLE, classify_curves
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotation import to_json, to_record
 from broker.records import Alert, Annotation, LightCurve, ObjectState, ObservedSpectrum
+from broker.similar.query import state_of_curve, state_of_spectrum, vectors_of
 from broker.times import mjd_now
 from broker.web import upload
 from broker.web.objects import Known
@@ -77,6 +78,16 @@ class Model:
                     received = Received(alert, IncomingMessage(b"", mjd_now()))
                     annotations += [self._record(a) for a in pipeline.annotate_states([received], [state])]
         return {"annotations": annotations, "remarks": found.remarks, "spectra": [about for _, about in found.spectra]}
+
+    def vectors(self, kind: upload.Kind, name: str, content: bytes) -> dict[str, Any]:
+        """Names and embeddings by kind of what a file holds, and remarks; raises InputFileError."""
+        with self._place():
+            found = self._read(kind, name, content)
+            curves = found.curves[: upload.MAX_OBJECTS]
+            states = [state_of_curve(curve) for curve in curves] or [state_of_spectrum(s) for s, _ in found.spectra]
+            with self._loaded() as pipeline:
+                vectors = vectors_of(pipeline, states)
+        return {"vectors": [(s.object_id, v) for s, v in zip(states, vectors, strict=True)], "remarks": found.remarks}
 
     def _read(self, kind: upload.Kind, name: str, content: bytes) -> upload.Upload:
         with _turn(self._reading):  # one at a time, so that the bound of memory is one of the server

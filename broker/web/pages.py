@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from broker import sky
 from broker.client.filters import Cone
+from broker.similar.search import BY
 from broker.taxonomy import OUTPUT_NAMES, PARENT_CLASSES
-from broker.web import api, feedback, objects
+from broker.web import alike, api, feedback, objects
 from broker.web.parameters import SearchParameters, without_empty
 from broker.web.search import Query, SearchError, search
 from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
@@ -102,8 +103,8 @@ def _place(text: str) -> tuple[str, str] | None:
 
 
 @router.get("/object/{survey}/{object_id}", dependencies=[Reader])
-def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> Response:
-    """One object."""
+def object_page(request: Request, parts: Parts, survey: str, object_id: str, by: alike.By = None) -> Response:
+    """One object; ``by`` is what similar ones are found by."""
     record = parts.index.record(survey, object_id)
     if record is None:
         raise api.missing(parts, survey, object_id)
@@ -112,6 +113,7 @@ def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> 
     problem = problem and problem[0].upper() + problem[1:]
     state = None if known is None else known.state
     around = _around(parts, survey, object_id, ra, dec)
+    similar, no_similar = alike.on_page(parts, survey, object_id, by or BY[0])
     data = {
         "survey": survey,
         "objectId": object_id,
@@ -127,6 +129,7 @@ def object_page(request: Request, parts: Parts, survey: str, object_id: str) -> 
         request, "object.html", survey=survey, object_id=object_id, record=record, ra=ra, dec=dec, data=data,
         around=around, problem=problem, associated=[] if state is None else state.associated,
         values={} if state is None else objects.catalogue_values(state),
+        similar=similar, no_similar=no_similar, by=by or BY[0], kinds=BY,
         said=feedback.of(parts.index.engine, survey, object_id), labels=feedback.LABELS,
         address=f"/api/v1/objects/{quote(survey)}/{quote(object_id, safe='')}",
     )  # fmt: skip

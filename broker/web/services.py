@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from fastapi import Depends, HTTPException, Request
 
 from broker.config import Settings
+from broker.similar.search import Similar
 from broker.state import Store
 from broker.web.follow import Follower
 from broker.web.guard import RateLimit
@@ -36,6 +37,8 @@ class Services:
     """None where annotations come from elsewhere, as in the demo."""
     requests: RateLimit
     classifications: RateLimit
+    similar: Similar | None = None
+    """None where no embeddings are kept."""
 
 
 async def _parts(request: Request) -> Services:  # FastAPI runs what is not async in a thread of its own

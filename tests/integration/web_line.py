@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from broker.batch import IncomingMessage
-from broker.build import build_decoder, build_engine, build_pipeline, build_publisher, build_store, load_reference_set
+from broker.build import (
+    build_decoder,
+    build_engine,
+    build_keeper,
+    build_pipeline,
+    build_publisher,
+    build_store,
+    load_reference_set,
+)
 from broker.client import PublishedAnnotation
 from broker.config import Settings
 from broker.publish.annotation import read
@@ -35,9 +43,15 @@ def publish(settings: Settings, objects: int, visits: int, seed: int = 3) -> lis
     engine = build_engine(settings.inference, settings.triton)
     publisher = build_publisher(settings)
     with closing(build_store(settings)) as store, closing(engine):
-        pipeline = build_pipeline(settings, build_decoder(settings), store, engine, load_reference_set(settings))
+        keeper = build_keeper(settings, engine.model_version)
+        assert keeper is not None
+        keeper.start()
+        reference = load_reference_set(settings)
+        pipeline = build_pipeline(settings, build_decoder(settings), store, engine, reference, similar=keeper)
         messages = [IncomingMessage(a.payload, mjd_now()) for a in simulate_alerts(objects, visits, seed)]
-        result = pipeline.process(messages)
+        with closing(keeper):
+            result = pipeline.process(messages)
+            keeper.drain()
         first = result.annotations[0]
         store.put_observed([spectrum_of(first.survey, first.object_id)])
         assert not result.dead_letters
