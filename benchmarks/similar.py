@@ -219,10 +219,8 @@ def stream(stars: int, alerts: int, rounds: int) -> None:
                 spent = time.process_time() - began, cpu_seconds(pid) - redis_began
                 if number >= 2:  # the first of each warm up, and with the second the known stars enter the sets
                     costs[on].append(1e3 * sum(spent) / alerts)
-                print(
                 seconds = [1e3 * one / alerts for one in spent]
                 print(f"  {'with' if on else 'without'}: {seconds[0]:.3f} + Redis {seconds[1]:.3f}", flush=True)
-                )
     without, with_it = np.median(costs[False]), np.median(costs[True])
     print(
         json.dumps({"without": costs[False], "with": costs[True]})
