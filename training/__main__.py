@@ -41,6 +41,8 @@ from training.prepare import VERSIONS
 from training.reference import write_reference_set
 from training.reproduce import reproduce as run_reproduction
 from training.run import TrainingRun, metadata_against_astrom3
+from training.similarity import embed_stars
+from training.similarity import markdown as similarity_table
 from training.spectrum_encoder import train_spectrum_encoder
 from training.stream import Keep, train_stream
 from training.table import ALL_SURVEYS, Plan, run_table
@@ -303,6 +305,23 @@ def audit_precision_command(shared: Path, repository: Path, folds: Path | None, 
     planted, real = audit_precision(classify, shared / "data", part, seeds)
     click.echo(audit_table(planted))
     click.echo(audit_table(real))
+
+
+@main.command("similarity")
+@_shared
+@_repository("Triton model repository whose embeddings are looked at.")
+@click.option(
+    "--prepared", type=click.Path(path_type=Path), default=Path("runs/light_curves"), show_default=True,
+    help="Light curves as `train` prepared them; made where they are not there, which takes long.",
+)  # fmt: skip
+@click.option("--each", type=(int, int), default=(150, 100), show_default=True, help="Training and test stars a class.")
+def similarity_command(shared: Path, repository: Path, prepared: Path, each: tuple[int, int]) -> None:
+    """Say what the embeddings find on held-out stars: recall across modalities, zero-shot classes, probes."""
+    engine = OnnxEngine(repository)
+    seed = engine.manifest.training.get("seed")
+    if not isinstance(seed, int):
+        raise click.ClickException(f"the manifest in {repository} does not say with which seed the model was trained")
+    click.echo(similarity_table(*embed_stars(engine, shared / "data", prepared, seed, each)))
 
 
 @main.command("spectrum-encoder")
