@@ -23,7 +23,7 @@ def at(*degrees: float) -> np.ndarray:
 
 
 def test_recall_counts_those_that_are_nearer_than_ones_own() -> None:
-    # The first one's own is the nearest; of the second, at 3 degrees, that at 1 is nearer; of the third, at 79, both are.
+    # The first one's own is the nearest; of the second, at 3 degrees, that at 1 is nearer; of the third both are.
     asked, there = at(0, 90, 10), at(1, 87, 89)
     assert [recall_at(asked, there, k) for k in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1.0])
 
