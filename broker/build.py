@@ -27,6 +27,7 @@ from broker.redis_client import RedisConnection
 from broker.similar.keeper import Keeper
 from broker.similar.search import Similar
 from broker.similar.sets import Sets
+from broker.similar.translate import Translator
 from broker.state import Store
 from broker.state.admin import StateAdmin
 from broker.state.memory import MemoryStore
@@ -175,7 +176,7 @@ def build_similar(settings: Settings) -> Similar:
         raise ConfigurationError("similar.enabled is false: the service keeps no embeddings to compare with")
     manifest = load_manifest(settings.inference.model_repository, verify_models=False)
     sets = Sets(RedisConnection(settings.redis.address()), manifest.identity)
-    return Similar(sets, settings.state.expiry_days)
+    return Similar(sets, settings.state.expiry_days, lambda: Translator(load_reference_set(settings)))
 
 
 def load_reference_set(settings: Settings) -> ReferenceSet:

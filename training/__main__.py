@@ -15,9 +15,12 @@ import numpy as np
 import rich
 import torch
 
+from broker.anomaly.reference_set import ReferenceSet
 from broker.errors import TrifidError
 from broker.inference.onnx import OnnxEngine
+from broker.models.repository import reference_set_path
 from broker.publish.disagreement import CONFIDENCE
+from broker.similar.translate import Translator
 from training.audit_precision import PARTS, audit_precision
 from training.audit_precision import markdown as audit_table
 from training.config import ModelSettings, StageSettings, load_settings, trifid_recipe
@@ -321,7 +324,8 @@ def similarity_command(shared: Path, repository: Path, prepared: Path, each: tup
     seed = engine.manifest.training.get("seed")
     if not isinstance(seed, int):
         raise click.ClickException(f"the manifest in {repository} does not say with which seed the model was trained")
-    click.echo(similarity_table(*embed_stars(engine, shared / "data", prepared, seed, each)))
+    reference = ReferenceSet.load_npz(reference_set_path(repository, engine.manifest))
+    click.echo(similarity_table(*embed_stars(engine, shared / "data", prepared, seed, each), Translator(reference)))
 
 
 @main.command("spectrum-encoder")

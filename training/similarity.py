@@ -8,7 +8,7 @@ tells classes, and single stars no more than their class does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -25,6 +25,7 @@ from broker.assemble.metadata import default_scaler, standardise, widened
 from broker.inference.onnx import OnnxEngine
 from broker.records import SOURCE_FEATURES
 from broker.similar.sets import KINDS
+from broker.similar.translate import Translator
 from broker.taxonomy import CLASS_NAMES
 from training.data import Labels
 from training.datasets.splits import part_of_each, split
@@ -137,20 +138,16 @@ def _embedded(engine: OnnxEngine, inputs: ModelInputs, label: NDArray[np.int64])
     return Embeddings(vectors, label[rows])
 
 
-def retrievals(training: Embeddings, test: Embeddings, *, centred: bool) -> list[Retrieval]:
-    """Each pair of modalities. With ``centred`` the mean of each modality's training stars is taken out first.
+Move = Callable[[Floats, str, str], Floats]
+"""Embeddings (n, d) of one modality in another's place."""
 
-    Modalities occupy regions of their own (Liang et al. 2022, arXiv 2203.02053); what lies between them tells nothing.
-    """
-    if centred:
-        mean = {kind: vectors.mean(axis=0) for kind, vectors in training.vectors.items()}
-        training, test = (
-            Embeddings({kind: _unit(v - mean[kind]) for kind, v in part.vectors.items()}, part.label)
-            for part in (training, test)
-        )
+
+def retrievals(training: Embeddings, test: Embeddings, move: Move = lambda vectors, of, to: vectors) -> list[Retrieval]:
+    """Each pair of modalities, queries moved by ``move``, as ``Translator.translate``."""
     found = []
     for query, other in permutations(MODALITIES, 2):
-        asked, there, known = test.vectors[query], test.vectors[other], training.vectors[other]
+        asked = move(test.vectors[query], query, other)
+        there, known = test.vectors[other], training.vectors[other]
         found.append(
             Retrieval(
                 query,
@@ -162,6 +159,15 @@ def retrievals(training: Embeddings, test: Embeddings, *, centred: bool) -> list
             )
         )
     return found
+
+
+def centred(training: Embeddings) -> Move:
+    """Takes the place of each modality's training stars out, and puts that of the other in.
+
+    Modalities occupy regions of their own (Liang et al. 2022, arXiv 2203.02053); what lies between them tells nothing.
+    """
+    mean = {kind: vectors.mean(axis=0) for kind, vectors in training.vectors.items()}
+    return lambda vectors, of, to: _unit(vectors - mean[of] + mean[to])
 
 
 def probes(training: Embeddings, test: Embeddings) -> list[Probe]:
@@ -226,8 +232,12 @@ def _unit(vectors: Floats) -> Floats:
     return unit
 
 
-def markdown(training: Embeddings, test: Embeddings) -> str:
+def markdown(training: Embeddings, test: Embeddings, translator: Translator) -> str:
     """The tables of docs/similar.md."""
+
+    def translate(vectors: Floats, of: str, to: str) -> Floats:
+        return translator.translate(vectors, of, to).astype(np.float32)
+
     size = len(test.label)
     lines = [
         f"{len(training.label)} training stars and {size} test stars, at most as many of each class; by chance "
@@ -236,8 +246,9 @@ def markdown(training: Embeddings, test: Embeddings) -> str:
         "| query | finds | recall@1 | recall@10 | same class of 10 | zero-shot, centroid | zero-shot, 1-NN |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for centred in (False, True):
-        lines += [_row(one, centred) for one in retrievals(training, test, centred=centred)]
+    for how, move in (("", None), (", centred", centred(training)), (", translated", translate)):
+        found = retrievals(training, test) if move is None else retrievals(training, test, move)
+        lines += [_row(one, how) for one in found]
     lines += ["", "| embedding | linear probe | 10-NN | 1-NN | centroid |", "|---|---:|---:|---:|---:|"]
     lines += [
         f"| {one.kind.replace('_', ' ')} | {one.linear:.3f} | {one.knn:.3f} | {one.nearest:.3f} | {one.centroid:.3f} |"
@@ -246,10 +257,9 @@ def markdown(training: Embeddings, test: Embeddings) -> str:
     return "\n".join(lines)
 
 
-def _row(one: Retrieval, centred: bool) -> str:
+def _row(one: Retrieval, how: str) -> str:
     names: Sequence[str] = [name.replace("_", " ") for name in (one.query, one.found)]
     recall = " | ".join(f"{value:.3f}" for value in one.recall)
     return (
-        f"| {names[0]}{', centred' if centred else ''} | {names[1]} | {recall} | {one.same_class:.3f} | "
-        f"{one.centroid:.3f} | {one.nearest:.3f} |"
+        f"| {names[0]}{how} | {names[1]} | {recall} | {one.same_class:.3f} | {one.centroid:.3f} | {one.nearest:.3f} |"
     )

@@ -75,7 +75,7 @@ class SimilarSettings(Section):
     enabled: bool = True
     """Whether the embeddings of all objects are kept in Redis's vector sets: some 4.5 kB an object."""
     growth: float = Field(default=0.2, ge=0, le=10)
-    """An object's embeddings are written again where its light curve has grown by this fraction since, or its class or
+    """An object's embeddings are written again where its light curve has grown by this fraction since, or its
     modalities are others; 0 for at every new point."""
 
 

@@ -184,7 +184,8 @@ class Keeper:
                 known = _element(attributes)
                 if known is not None and not self._moved(known, annotation, code):
                     unchanged += 1
-                    if known.day + self._grain > today:
+                    # A class is for filters: where the light curve has hardly grown, the embedding has hardly moved.
+                    if known.class_name == annotation.best_class and known.day + self._grain > today:
                         continue
                 else:
                     known = None
@@ -212,8 +213,8 @@ class Keeper:
         SIMILAR_WRITES.labels("unchanged").inc(unchanged)
 
     def _moved(self, known: Element, annotation: Annotation, code: int) -> bool:
-        """Whether an object is to be written again: other modalities, another class, or a grown light curve."""
-        if known.modalities != code or known.class_name != annotation.best_class:
+        """Whether an object is to be written again: other modalities, or a grown light curve."""
+        if known.modalities != code:
             return True
         fewer, more = sorted((known.detections, annotation.detections))
         return more > fewer * (1.0 + self._growth)

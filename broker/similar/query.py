@@ -57,7 +57,7 @@ def like_object(similar: Similar, name: tuple[str, str], by: str, of: str | None
 
     ``of`` is ``by`` where it is None. Raises UnknownToSetsError where the object has no such embedding.
     """
-    vector = similar.vector_of(name, kind_of(of or by))
+    vector = similar.translated(similar.vector_of(name, kind_of(of or by)), kind_of(of or by), kind_of(by))
     return similar.search(vector, kind_of(by), limit, among, without=name)
 
 
@@ -74,4 +74,4 @@ def like_vectors(similar: Similar, vectors: Vectors, by: str, of: str | None, am
     if kind not in vectors:
         has = ", ".join(one.replace("_", "-") for one in there) or "nothing that can be used (5 points, or a spectrum)"
         raise ConfigurationError(f"there is no {kind.replace('_', '-')} to look with, only: {has}")
-    return similar.search(vectors[kind], kind_of(by), limit, among)
+    return similar.search(similar.translated(vectors[kind], kind, kind_of(by)), kind_of(by), limit, among)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError, TrifidError
 from broker.similar.among import Among
 from broker.similar.sets import KINDS, NO_VECTOR_SETS, Element, Sets
+from broker.similar.translate import Translator
 from broker.times import mjd_now
 
 BY: Final = tuple(kind.replace("_", "-") for kind in KINDS)
@@ -71,9 +72,14 @@ class UnknownToSetsError(TrifidError):
 class Similar:
     """Asks the vector sets of one model; reads only."""
 
-    def __init__(self, sets: Sets, expiry_days: float) -> None:
-        """``expiry_days`` after it was last seen an object is none of the answer, if it is still there."""
-        self._sets, self._expiry = sets, expiry_days
+    def __init__(self, sets: Sets, expiry_days: float, translator: Callable[[], Translator] | None = None) -> None:
+        """``expiry_days`` after it was last seen an object is none of the answer, if it is still there.
+
+        ``translator`` gives, when it is first needed, what takes embeddings from one modality to another; without it
+        they are compared as they are, as for a model whose encoders share one space.
+        """
+        self._sets, self._expiry, self._make_translator = sets, expiry_days, translator
+        self._translator: Translator | None = None
         self._supported = False
 
     def check(self) -> None:
@@ -103,6 +109,20 @@ class Similar:
             there = ", ".join(one.replace("_", "-") for one in found)
             raise UnknownToSetsError(f"of {element} there is no {kind.replace('_', '-')} embedding, only {there}")
         return found[kind]
+
+    def translated(self, vector: NDArray[np.floating[Any]], of: str, to: str) -> NDArray[np.floating[Any]]:
+        """An embedding (d,) of the kind ``of`` as it is looked for among those of the kind ``to``.
+
+        The same but where both are single modalities, and different ones. Raises ConfigurationError where there is no
+        reference set to translate by.
+        """
+        if of == to or KINDS[0] in (of, to) or self._make_translator is None:
+            return vector
+        if self._translator is None:
+            self._translator = self._make_translator()
+        (moved,) = self._translator.translate(vector[None], of, to)
+        there: NDArray[np.floating[Any]] = moved
+        return there
 
     def search(
         self,

@@ -178,21 +178,23 @@ def test_filters(keeper: Keeper, similar: Similar, condition: str, expected: set
     assert answer.complete
 
 
-def test_written_again_when_grown_or_another_class(keeper: Keeper, similar: Similar) -> None:
+def test_written_again_when_grown(keeper: Keeper, similar: Similar) -> None:
     first, second = vectors(1, 1), vectors(1, 2)
     for detections, class_name, written, of in (
         (20, "RRAB", 1, first),
         (24, "RRAB", 0, first),  # 20 * 1.2 is not exceeded
         (25, "RRAB", 1, second),
         (25, "RRAB", 0, second),
-        (25, "EW", 1, second),
+        (25, "EW", 0, second),  # what is said of it is, the embedding is not
         (20, "EW", 1, first),  # points were removed
     ):
         before = count("written"), count("unchanged")
-        offer(keeper, [annotation(0, class_name, detections)], second if of is second else first)
+        offer(keeper, [annotation(0, class_name, detections)], second if detections == 25 else first)
         assert (count("written") - before[0], count("unchanged") - before[1]) == (written, 1 - written), detections
         kept = similar.vector_of(("ztf", "ZTF00000"), "all")
         assert float(kept @ of[0]) > 0.999, detections
+        (match,) = similar.search(of[0], "all", 1).matches
+        assert match.class_name == class_name
 
 
 def test_a_modality_that_is_gone_leaves_its_set(keeper: Keeper, similar: Similar) -> None:
