@@ -35,8 +35,8 @@ _SWEPT: Final = 200
 """Objects removed from a shard at once: Redis serves nobody else meanwhile, some 10 ms."""
 _LINKS: Final = 16
 """Of an element in the graph, Redis's own default."""
-_EFFORT: Final = 64
-"""Candidates that Redis looks at when it adds one. Its default of 200 takes three times as long and finds no more:
+_EFFORT: Final = 32
+"""Candidates that Redis looks at when it adds one. Its default of 200 takes four times as long and finds no more:
 what is missed is missed by the quantisation (benchmarks/similar.py)."""
 _LONG_ENOUGH: Final = frozenset({"light_curve", "spectrum"})
 

@@ -155,10 +155,11 @@ def test_what_cannot_be_asked(http: TestClient, names: list[str], path: str, sta
 
 
 def test_a_light_curve_finds_its_object_and_a_spectrum_finds_light_curves(
-    http: TestClient, names: list[str], curve_file: Path, likest: list[str], tmp_path: Path
+    http: TestClient, settings: Settings, names: list[str], curve_file: Path, likest: list[str], tmp_path: Path
 ) -> None:
     with curve_file.open("rb") as file:
         answer = http.post("/api/v1/similar/lightcurve?limit=3", files={"file": ("star.csv", file)})
+    assert answer.status_code == 200, answer.text
     (found,) = answer.json()["answers"]
     assert found["name"] == names[0]
     assert [one["objectId"] for one in found["objects"]] == likest
@@ -169,17 +170,13 @@ def test_a_light_curve_finds_its_object_and_a_spectrum_finds_light_curves(
     for by, count in (("spectrum", 0), ("light-curve", len(names))):
         with path.open("rb") as file:
             answer = http.post(f"/api/v1/similar/spectrum?by={by}&limit=50", files={"file": ("s.csv", file)})
+        assert answer.status_code == 200, answer.text
         assert len(answer.json()["answers"][0]["objects"]) == count, answer.text
     asked = ["similar", str(path), "--by", "light-curve", "--limit", "50", "--json"]
-    done = CliRunner().invoke(main, asked, env={"TRIFID_REDIS__URL": http_redis(http)})
+    done = CliRunner().invoke(main, asked, env={"TRIFID_REDIS__URL": settings.redis.address()})
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["objectId"] for line in lines] == [one["objectId"] for one in answer.json()["answers"][0]["objects"]]
-
-
-def http_redis(http: TestClient) -> str:
-    parts: Services = http.app.app.state.services  # type: ignore[attr-defined]
-    return parts.settings.redis.address()
 
 
 def test_by_command(settings: Settings, names: list[str], curve_file: Path, likest: list[str]) -> None:
