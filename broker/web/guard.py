@@ -78,13 +78,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-<<<<<<< HEAD
         limit = self._max_upload if _may_upload(scope) else _BODYLESS_BYTES
-=======
-        limit = self._max_upload if scope["path"].startswith(_FILES) or (
-            scope["path"] == "/classify" and scope["method"] == "POST"
-        ) else _BODYLESS_BYTES  # fmt: skip
->>>>>>> f8027de (Files for similar objects may be as large as others that are uploaded; test compares with an exact search)
         status, begun, started = 500, time.perf_counter(), False
         read, admitted = 0, True
 
@@ -135,7 +129,7 @@ class Guard:
 
 def _may_upload(scope: Scope) -> bool:
     path: str = scope["path"]
-    if path.startswith("/api/v1/classify/") or (path.startswith("/api/v1/watches/") and path.endswith("/content")):
+    if path.startswith(_FILES) or (path.startswith("/api/v1/watches/") and path.endswith("/content")):
         return True
     pages = path in ("/classify", "/watches") or path.startswith("/watches/")
     return bool(pages and scope["method"] == "POST")
