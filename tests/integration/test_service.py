@@ -30,11 +30,13 @@ from confluent_kafka.admin import AdminClient
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.cli.deadletter import deadletter
+from broker.cli.models import models as models_command
 from broker.config import KafkaSettings, MetricsSettings, PipelineSettings
 from broker.embedded.ports import free_port
 from broker.embedded.process import ServerProcess
 from broker.embedded.redis import RedisServer
 from broker.metrics import BATCHES_ABANDONED
+from broker.models.build import build
 from broker.publish.annotation import read
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics
@@ -627,3 +629,48 @@ def test_an_interrupted_replay_neither_repeats_nor_loses(servers: Servers, tmp_p
         assert Counter(group.published("interrupted.again")) == Counter(payloads)
         print(f"killed {kills} times; then: {total}")
         assert kills >= 1
+
+
+def test_a_version_is_promoted_and_rolled_back_while_a_worker_reads(servers: Servers, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    for seed in (0, 10):
+        build(build_random_repository(tmp_path / f"run{seed}", seed=seed), models, "auto")
+    own = {"inference": {"engine": "onnx", "model_repository": str(models), "threads": 1}}
+    over, sent = threading.Event(), 0
+
+    def send(group: Group) -> None:
+        nonlocal sent
+        with Replay(group.kafka, group.input, 60.0) as replay:
+            for payload in PACKETS:
+                if over.is_set():
+                    return
+                replay.send(payload)
+                sent += 1
+
+    with Group(servers, tmp_path, "promoted", **own) as group:  # type: ignore[arg-type]
+        worker = group.start("a")
+        worker.wait_until_ready()
+
+        def versions() -> Counter[str]:
+            return Counter(a.model_version for payload in group.published() for a in read(payload))
+
+        sending = threading.Thread(target=send, args=(group,))
+        sending.start()
+        try:
+            seen = versions()
+            for command, version in ((["promote", "0.0.10"], "0.0.10"), (["rollback"], "0.0.0")):
+                done = CliRunner().invoke(models_command, [*command, "--repository", str(models)])
+                assert done.exit_code == 0, done.output
+                name = f"trifid-random {version}"
+                wait_until(lambda n=name, s=seen[name]: versions()[n] > s, 120, worker)  # type: ignore[misc]
+                seen = Counter({f"trifid-random {v}": versions()[f"trifid-random {v}"] + 60 for v in ("0.0.0",)})
+        finally:
+            over.set()
+            sending.join()
+        group.wait_for(sent)
+        assert metric(worker, 'trifid_model_switches_total{outcome="done"}') == 2
+        assert metric(worker, 'trifid_model_switches_total{outcome="failed"}') == 0
+        worker.stop()
+        assert set(versions()) == {"trifid-random 0.0.0", "trifid-random 0.0.10"}
+        assert group.counts() == dict.fromkeys(IDS[:sent], 1)
+        assert group.published(group.letters) == []
