@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Producer
 
 from broker.batch import BatchResult
+from broker.cli import main
 from broker.config import Settings
 from broker.errors import DependencyUnavailableError
 from broker.publish.messages import Publisher
@@ -31,7 +34,7 @@ def kafka() -> Iterator[KafkaServer]:
     if find_kafka_home() is None:
         pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
     with KafkaServer() as server:
-        server.create_topics(["trifid.ztf.all", "trifid.ztf.m", "trifid.lsst.all"])
+        server.create_topics(["trifid.ztf.all", "trifid.ztf.m", "trifid.lsst.all", "trifid.deadletter"])
         yield server
 
 
@@ -108,3 +111,25 @@ def test_what_was_committed_is_there_once_over_stops_and_failures(
         wait(lambda: follower.annotations == 2)
     assert failures
     assert stored(index) == [0, 1, 2, 3, 4, 8, 9]
+
+
+def test_a_night_is_read_from_kafka_with_its_dead_letters(kafka: KafkaServer, tmp_path: Path) -> None:
+    """Annotations of another survey than the other tests': two of one object that are committed, one that is not."""
+    send(kafka, [1, 2], commit=True, survey="lsst")
+    send(kafka, [3], commit=False, survey="lsst")
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for reason in ("no schema 9", "no schema 9", "truncated\nand more"):
+        producer.produce("trifid.deadletter", b"x", headers={"reason": reason})
+    assert producer.flush(30) == 0
+    path = tmp_path / "night.html"
+    given = {
+        "TRIFID_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "TRIFID_REDIS__URL": "redis://127.0.0.1:1/0",
+    }  # fmt: skip
+    result = CliRunner().invoke(main, ["night", "--from-kafka", "--output", str(path)], env=given)
+    assert result.exit_code == 0, result.output
+    made = path.read_text()
+    shown = " ".join(re.sub("<[^>]+>", " ", made).split())
+    assert "star lsst" in shown
+    assert "Dead letters 3 " in shown
+    assert "no schema 9 2 truncated 1" in shown
+    assert "and more" not in shown
