@@ -1,6 +1,6 @@
 """``python -m training``: prepare, pre-train, fine-tune, calibrate, evaluate and export, in that order.
 
-Over 400 lines, since all commands are here, one after another.
+It has over 400 lines, since all commands are here, one after another.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import redis
 from click.testing import CliRunner
 
 from broker.anomaly import stored
+from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, calibration_path
 from broker.build import reference_set_in_redis
 from broker.cli import main
 from broker.config import Settings
@@ -155,3 +156,26 @@ def test_the_command_replaces_the_models_set_and_no_other(
         line.startswith("light_curve+metadata, 5 to 9 points, 9 known values or more: 60 embeddings, 120")
         for line in lines
     )
+
+
+def test_the_calibration_of_combined_scores_goes_with_its_set_and_with_no_other(
+    server: RedisServer, repositories: tuple[Path, Path]
+) -> None:
+    """A worker that has the manifest and the set alone finds it; one of another set is refused, not mixed."""
+    old, new = repositories
+    reference = reference_set_in_redis(settings(server, old))
+    assert reference.scores is None
+    columns = len(COLUMNS) + len(COMBINED)
+    whitening = np.zeros((7, 4, reference.embeddings.shape[1]), np.float32)
+    made = Calibration(OLD, reference.version, whitening, np.zeros(3, np.int32), np.ones((3, columns), np.float32))
+    file = calibration_path(old / REFERENCE_SET_FILE)
+    file.write_bytes(made.to_bytes())
+    assert reference_set_in_redis(settings(server, old)).scores is not None
+    file.unlink()
+    again = reference_set_in_redis(settings(server, old)).scores
+    assert again is not None
+    assert (again.model, again.reference_version) == (OLD, reference.version)
+    assert reference_set_in_redis(settings(server, new)).scores is None
+    calibration_path(new / REFERENCE_SET_FILE).write_bytes(made.to_bytes())
+    with pytest.raises(ConfigurationError, match="scores of two spaces have nothing in common"):
+        reference_set_in_redis(settings(server, new))
