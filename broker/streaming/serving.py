@@ -121,7 +121,8 @@ class Serving:
 
     def _build(self, version: str | None = None) -> tuple[AnyEngine, Keeper | None]:
         settings = self._settings
-        engine = build_engine(settings.inference, settings.triton, version, by_modality=settings.similar.enabled)
+        # Combined anomaly scores need them, whether similar objects are kept or not.
+        engine = build_engine(settings.inference, settings.triton, version, by_modality=True)
         return engine, build_keeper(settings, engine.model_version)
 
     def _complete(self, engine: AnyEngine, keeper: Keeper | None) -> Model:
