@@ -88,7 +88,6 @@ def audit(
     from broker.lightcurves.files import read_light_curves
     from broker.records import TimeSystem
     from broker.replaced import Replaced
-    from broker.spectra.files import read_spectra
     from broker.spectra.places import Spectra
 
     def say(message: str) -> None:
@@ -109,7 +108,7 @@ def audit(
     say(f"{table.name}: {claims.count:,} stars with a position")
     time_system = None if times is None else TimeSystem[times.upper()]
     curves = chain.from_iterable(read_light_curves(file, say, time_system) for file in tables)
-    spectra = Spectra(chain.from_iterable(map(read_spectra, spectra_files)), radius)
+    spectra = Spectra.of_files(spectra_files, radius, say)
     found = run(
         local_pipeline(settings), spectra_alone(spectra, curves), claims, settings.pipeline.batch_size,
         spectra if spectra.all else None,

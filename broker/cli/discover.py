@@ -95,7 +95,6 @@ def discover(
     from broker.files import require_file
     from broker.inference.onnx import OnnxEngine
     from broker.lightcurves.files import read_light_curves
-    from broker.spectra.files import read_spectra
     from broker.spectra.places import Spectra
 
     def say(message: str) -> None:
@@ -113,7 +112,7 @@ def discover(
         class_name,
         project=lambda kind: kind.startswith(projected) if projected else False,
         values=[Values(file, radius, subtracted) for file in value_files],
-        spectra=Spectra(chain.from_iterable(map(read_spectra, spectra_files)), radius) if spectra_files else None,
+        spectra=Spectra.of_files(spectra_files, radius, say) if spectra_files else None,
     )
     say(f"{len(sample.names)} of {sample.total} stars are {class_name} in {table.name} and have enough points")
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
+from broker.errors import InputFileError
 from broker.records import ObservedSpectrum
 from broker.sky import separation
+from broker.spectra.files import read_spectra
 
 
 class Spectra:
@@ -28,3 +31,20 @@ class Spectra:
         away = np.where(np.isfinite(away), away, np.inf)
         nearest = int(away.argmin())
         return self.all[nearest] if away[nearest] <= self._radius else None
+
+    @staticmethod
+    def of_files(paths: Iterable[Path], radius: float, say: Callable[[str], None]) -> Spectra:
+        """The spectra of files; those that cannot be used are named to ``say``.
+
+        Raises InputFileError for a file of which none can be used.
+        """
+        found: list[ObservedSpectrum] = []
+        for path in paths:
+            before = len(found)
+            try:
+                found.extend(read_spectra(path))
+            except InputFileError as error:
+                if len(found) == before:
+                    raise
+                say(str(error))
+        return Spectra(found, radius)

@@ -17,6 +17,7 @@ from broker.cli import main
 from broker.errors import InputFileError
 from broker.lightcurves.objects import NamedLightCurve
 from broker.records import BANDS, LightCurve
+from broker.spectra.places import Spectra
 from tests.random_models import MODEL_REPO
 
 TABLE = """Name,RAJ2000,DEJ2000,Type,Period
@@ -170,3 +171,22 @@ def test_what_cannot_be_done_is_refused(
     result = CliRunner().invoke(main, ["audit", str(table), *arguments])
     assert result.exit_code == 2
     assert said in result.stderr
+
+
+def test_of_a_file_s_spectra_those_that_can_be_used_are(tmp_path: Path) -> None:
+    rows = {
+        "spectrum_id": ["a", "b"], "ra": [10.0, None], "dec": [-5.0, None],
+        "wavelength": [np.arange(4000.0, 8000.0, 2.0).tolist()] * 2, "flux": [(1 + 0.2 * np.sin(np.arange(2000) / 50)).tolist()] * 2,
+        "flux_error": [[0.1] * 2000] * 2,
+    }  # fmt: skip
+    pq.write_table(pa.table(rows), tmp_path / "both.parquet")
+    pq.write_table(pa.table({name: column[1:] for name, column in rows.items()}), tmp_path / "none.parquet")
+    said: list[str] = []
+    spectra = Spectra.of_files([tmp_path / "both.parquet"], 2.0, said.append)
+    assert [one.spectrum_id for one in spectra.all] == ["a"]
+    assert "position is not known" in said[0]
+    found = spectra.at(10.0, -5.0 + 1.9 / 3600)
+    assert found is spectra.all[0]
+    assert spectra.at(10.0, -5.0 + 2.1 / 3600) is None
+    with pytest.raises(InputFileError, match="position is not known"):
+        Spectra.of_files([tmp_path / "none.parquet"], 2.0, said.append)
