@@ -176,7 +176,8 @@ def test_what_cannot_be_done_is_refused(
 def test_of_a_file_s_spectra_those_that_can_be_used_are(tmp_path: Path) -> None:
     rows = {
         "spectrum_id": ["a", "b"], "ra": [10.0, None], "dec": [-5.0, None],
-        "wavelength": [np.arange(4000.0, 8000.0, 2.0).tolist()] * 2, "flux": [(1 + 0.2 * np.sin(np.arange(2000) / 50)).tolist()] * 2,
+        "wavelength": [np.arange(4000.0, 8000.0, 2.0).tolist()] * 2,
+        "flux": [(1 + 0.2 * np.sin(np.arange(2000) / 50)).tolist()] * 2,
         "flux_error": [[0.1] * 2000] * 2,
     }  # fmt: skip
     pq.write_table(pa.table(rows), tmp_path / "both.parquet")
