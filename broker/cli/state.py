@@ -268,7 +268,11 @@ def _describe(stored: ObjectContents) -> None:
             band = BANDS[code] if code < len(BANDS) else f"band {code}"
             text.echo(f"    {band:10}{', '.join(f'{n} {k}' for k, n in zip(_KINDS, kinds, strict=False) if n)}")
         text.echo(f"  stored:     layout {stored.version}, {stored.size} bytes")
-        at = "none: it counts as a moving body" if stored.place is None else f"{stored.place}"
+        at = "none: it counts as a moving body"
+        if (place := stored.place) is not None:
+            at = f"ra {place.ra:.6f}, dec {place.dec:.6f}, MJD {place.mjd:.5f}"
+            if place.pmra or place.pmdec:
+                at += f", proper motion {place.pmra:g}, {place.pmdec:g} mas a year"
         text.echo(f"  place:      {at}")
     if (search := stored.kept_search) is not None and search.candidates:
         (frequency, r_squared), *_ = search.candidates
