@@ -16,6 +16,7 @@ SURVEYS=${SURVEYS-ztf lsst elasticc}
 SERVICE=${SERVICE-User:trifid}
 OPERATOR=${OPERATOR-User:trifid-operator}
 SUBSCRIBER=${SUBSCRIBER-User:astronomer}
+NOTIFY=${NOTIFY-User:trifid-notify} # of `trifid notify` (docs/watchlists.md); empty where nobody runs it
 CREATE_TOPICS=${CREATE_TOPICS-yes} # "no" where kafka.create_topics is false
 
 read -ra acls <<< "${KAFKA_ACLS:?see the head of this file}"
@@ -42,3 +43,10 @@ allow "$SUBSCRIBER" --operation Read --resource-pattern-type prefixed "${publish
 allow "$OPERATOR" --operation Read --operation Write "${inputs[@]}"
 allow "$OPERATOR" --operation Read --topic "$PREFIX.deadletter" --group "$GROUP-deadletter-replay"
 allow "$OPERATOR" --operation Write --transactional-id "$GROUP-deadletter-replay"
+
+# Users' lists: reads annotations in its own group; makes, fills and deletes the lists' topics.
+if [ -n "$NOTIFY" ]; then
+  allow "$NOTIFY" --operation Read --resource-pattern-type prefixed "${published[@]}" --group trifid-notify
+  allow "$NOTIFY" --operation Create --operation Write --operation Delete \
+    --resource-pattern-type prefixed --topic "$PREFIX.user."
+fi

@@ -107,16 +107,17 @@ def test_every_container_has_no_rights_a_read_only_root_probes_and_limits(
         assert spec["securityContext"]["runAsNonRoot"] is True
         assert spec["securityContext"]["runAsUser"] >= 1000
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        (container,) = spec["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
-        }  # fmt: skip
-        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
-        assert container["resources"]["requests"]["cpu"]
-        assert container["resources"]["limits"]["memory"]
-        assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert "readinessProbe" in spec["containers"][0]  # one beside it decides nothing about the pod's traffic
         volumes = {volume["name"] for volume in spec["volumes"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert {"startupProbe", "livenessProbe"} <= set(container)
+            assert container["resources"]["requests"]["cpu"]
+            assert container["resources"]["limits"]["memory"]
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
 
 
 def test_a_workers_id_is_its_name_and_it_has_time_to_end(manifests: dict[str, list[Manifest]]) -> None:
@@ -173,18 +174,32 @@ def test_each_part_has_a_disruption_budget_and_a_network_policy(manifests: dict[
     assert find(found, "NetworkPolicy", "-triton")["spec"]["egress"] == []
 
 
+def test_lists_are_filled_beside_the_pages_from_the_same_database(manifests: dict[str, list[Manifest]]) -> None:
+    for values, shared in (("rubin", True), ("laptop", False)):
+        web, notify = find(manifests[values], "Deployment", "-web")["spec"]["template"]["spec"]["containers"]
+        assert notify["args"] == ["notify"]
+        env = [{e["name"]: e for e in container["env"]} for container in (web, notify)]
+        assert env[0]["TRIFID_WEB__DATABASE"] == env[1]["TRIFID_WEB__DATABASE"]
+        assert ("value" in env[1]["TRIFID_WEB__DATABASE"]) is not shared
+        assert notify["volumeMounts"] == web["volumeMounts"]
+    without = rendered({"web": {"enabled": True, "notify": False}})
+    (web,) = find(without, "Deployment", "-web")["spec"]["template"]["spec"]["containers"]
+    assert web["name"] == "web"
+
+
 def test_prometheus_and_grafana_get_the_rules_and_dashboards_of_deploy(manifests: dict[str, list[Manifest]]) -> None:
     found = manifests["ztf"]
     monitor = find(found, "ServiceMonitor", "-worker")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= find(found, "Service", "-worker")["metadata"]["labels"].items()
     assert monitor["endpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "trifid"}]
     monitor, service = (find(found, kind, "-web") for kind in ("ServiceMonitor", "Service"))
-    assert monitor["spec"]["endpoints"][0]["relabelings"] == [{"targetLabel": "job", "replacement": "trifid-web"}]
-    assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    for endpoint, job in zip(monitor["spec"]["endpoints"], ("trifid-web", "trifid-notify"), strict=True):
+        assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": job}]
+        assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     allowed = {
         port["port"] for rule in find(found, "NetworkPolicy", "-web")["spec"]["ingress"] for port in rule["ports"]
     }
-    assert allowed == {"http", "metrics"}
+    assert allowed == {"http", "metrics", "notify"}
     rules = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text())
     assert find(found, "PrometheusRule", "")["spec"] == rules
     dashboards = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))

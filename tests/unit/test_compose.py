@@ -25,7 +25,7 @@ COMPOSE: Final = yaml.safe_load(
     re.sub(r"\$\{(\w+)(?::-[^}]*)?\}", lambda found: VARIABLES[found[1]], TEXT).replace("$$", "$")
 )
 SERVICES: Final[dict[str, dict[str, Any]]] = COMPOSE["services"]
-OURS: Final = ("worker", "worker-gpu", "web", "tools")
+OURS: Final = ("worker", "worker-gpu", "web", "notify", "tools")
 
 
 def test_it_is_what_compose_reads() -> None:
@@ -66,8 +66,8 @@ def test_each_profile_starts_what_it_needs() -> None:
     assert running() == servers
     assert running("cpu") == servers | {"worker"}
     assert running("gpu") == servers | {"worker-gpu", "triton"}
-    assert running("cpu", "web") == servers | {"worker", "web"}
-    for profile in ("cpu", "gpu", "web", "tools"):
+    assert running("cpu", "web") == servers | {"worker", "web", "notify"}
+    for profile in ("cpu", "gpu", "web", "notify", "tools"):
         for name in running(profile):
             assert set(SERVICES[name].get("depends_on", {})) <= running(profile), name
     assert VARIABLES["COMPOSE_PROFILES"] in ("cpu", "gpu")
