@@ -71,8 +71,8 @@ def embed(engine: OnnxEngine, arrays: dict[str, NDArray[Any]]) -> NDArray[np.flo
 def prepared(engine: OnnxEngine, runs: Path, count: int) -> NDArray[np.float32]:
     """``count`` embeddings of real light curves, the whole ones first; raises click's error where there are too few."""
     names = ("points", "points_mask", "folded", "features")
-    arrays = {name: np.load(runs / "light_curves" / f"{name}.npy", mmap_mode="r") for name in names}
-    present = np.load(runs / "light_curves" / "present.npy", mmap_mode="r")
+    arrays = {name: np.load(runs / "light_curves" / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    present = np.load(runs / "light_curves" / "present.npy", mmap_mode="r", allow_pickle=False)
     found: list[NDArray[np.float32]] = []
     for version in _VERSIONS:
         left = count - sum(map(len, found))

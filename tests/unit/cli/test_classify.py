@@ -283,10 +283,17 @@ def test_known_stars_are_named_and_change_nothing_else(tmp_path: Path) -> None:
     without = [json.loads(line) for line in plain]
     for record, of in zip(records, stars, strict=True):
         assert record.pop("catalogueDisagrees") == any(s["disagrees"] is not None for s in of)
-    changing = ("knownAs", "catalogueDisagrees", "brokerIngestTimestamp", "brokerPublishTimestamp")
+    # What a catalogue says is one part of the combined anomaly score, and of nothing else.
+    changing = (
+        "knownAs", "catalogueDisagrees", "brokerIngestTimestamp", "brokerPublishTimestamp", "combinedAnomaly",
+        "anomalyExplanation", "anomalyParts",
+    )  # fmt: skip
     assert [{k: v for k, v in r.items() if k not in changing} for r in records] == [
         {k: v for k, v in r.items() if k not in changing} for r in without
     ]
+    for record, before in zip(records, without, strict=True):
+        parts = {name: value for name, value in record["anomalyParts"].items() if name != "catalogue"}
+        assert parts == before["anomalyParts"]
     _, lines, _ = run("--lightcurves", tmp_path / "lists.parquet", *known)
     assert "  = vsx AB Xyz: RRC, 0.57 d" in lines[1]
     assert lines[2].endswith("  = old: M:")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 import pytest
@@ -90,12 +90,21 @@ def secret_variables() -> list[str]:
     return [f"TRIFID_{section}__{key}".upper() for section, key in _secrets(Settings)]
 
 
+MAIL: Final = {
+    "TRIFID_NOTIFY__SMTP_HOST": "127.0.0.1",
+    "TRIFID_NOTIFY__SMTP_USER": "trifid",
+    "TRIFID_NOTIFY__MAIL_FROM": "trifid@example.org",
+}
+"""What a password of the mail server needs beside it."""
+
+
 def test_every_secret_is_known_to_what_hides_them(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = secret_variables()
     assert len(variables) >= 6
     for number, name in enumerate(variables):  # some have to be URLs, and any may be one
         monkeypatch.setenv(name, f"redis://trifid:hush%2F{number}@h:6379/0")
-    monkeypatch.setenv("TRIFID_KAFKA__SECURITY_PROTOCOL", "SASL_SSL")
+    for name, value in {"TRIFID_KAFKA__SECURITY_PROTOCOL": "SASL_SSL", **MAIL}.items():
+        monkeypatch.setenv(name, value)
     known = set(Settings().secrets())
     for number, name in enumerate(variables):
         assert {f"hush%2F{number}", f"hush/{number}"} <= known, name
@@ -108,6 +117,7 @@ def test_a_worker_logs_no_secret_of_any_setting_while_nothing_lets_it_in(tmp_pat
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("TRIFID_")},
         **secrets,
+        **MAIL,
         "TRIFID_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
         "TRIFID_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
         "TRIFID_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
