@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +17,7 @@ from broker.config import Settings
 from broker.errors import TrifidError
 from broker.times import mjd_now
 from broker.watch.content import Content
-from broker.watch.match import MAX_RADIUS, Wanted
+from broker.watch.match import MAX_RADIUS, MIN_RADIUS, Wanted
 from broker.watch.times import next_message
 from broker.watch.webhook import check_url
 from broker.web.tables import TOKENS, WATCH_CONTENTS, WATCHES
@@ -30,6 +31,7 @@ _EMAIL: Final = re.compile(
 )
 _LONGEST_SLUG: Final = 64
 _MOST_HOURS: Final = 168.0
+_LONGEST_PROBLEM: Final = 500
 
 
 class ListError(TrifidError):
@@ -164,8 +166,7 @@ class Lists:
             raise ListError("give positions, names, a region or an expression")
         if terms.expression is not None:
             Expression(terms.expression)
-        if not 0.0 < terms.radius <= MAX_RADIUS:
-            raise ListError(f"radius is {terms.radius:g}: give arcsec, at most {MAX_RADIUS:g}")
+        check_radius(terms.radius)
         if not 0.0 <= terms.every_hours <= _MOST_HOURS:
             raise ListError(f"every_hours is {terms.every_hours:g}: give 0 (at once) to {_MOST_HOURS:g}")
         if terms.email is not None and terms.webhook is not None:
@@ -208,11 +209,17 @@ class Lists:
             raise ListError(f"{positions + size:,} positions and names in all your lists; {most:,} are the most")
 
 
+def check_radius(radius: float) -> None:
+    """Raises ListError for what is none of a list's positions."""
+    if not MIN_RADIUS <= radius <= MAX_RADIUS:
+        raise ListError(f"radius is {radius:g}: give arcsec, {MIN_RADIUS:g} to {MAX_RADIUS:g}")
+
+
 def load(engine: sa.Engine, *, tokens_required: bool) -> list[tuple[Wanted, Mapping[str, Any]]]:
     """The lists that count, as they are matched: those whose owner has a token that is valid and may keep lists.
 
-    Where no tokens are needed, also those of whoever is at this machine. One whose expression this release does not
-    understand is left out with its problem.
+    Where no tokens are needed, also those of whoever is at this machine. One that this release does not understand
+    is left out with its problem.
     """
     now = mjd_now()
     with engine.connect() as connection:
@@ -228,17 +235,25 @@ def load(engine: sa.Engine, *, tokens_required: bool) -> list[tuple[Wanted, Mapp
     for row in rows:
         if row["owner"] not in owners:
             continue
-        content = Content.of_stored(row["places"], row["texts"], row["region"])
         try:
+            content = Content.of_stored(row["places"], row["texts"], row["region"])
             expression = None if row["expression"] is None else Expression(row["expression"])
         except ExpressionError as error:  # of another release
-            log.warning("list %d is left out: its expression: %s", row["id"], error)
-            with engine.begin() as connection:
-                own = sa.update(WATCHES).where(WATCHES.c.id == row["id"])
-                connection.execute(own.values(problem=f"expression: {error}"))
+            keep_problems(engine, {row["id"]: f"expression: {error}"})
+            continue
+        except (ValueError, zlib.error) as error:
+            keep_problems(engine, {row["id"]: f"what it holds cannot be read: {error}"})
             continue
         found.append((Wanted(row["id"], content, row["radius"], expression, not content), dict(row)))
     return found
+
+
+def keep_problems(engine: sa.Engine, problems: Mapping[int, str]) -> None:
+    """Have users see why lists by their ids are left out."""
+    for key, problem in problems.items():
+        log.warning("list %d is left out: %s", key, problem)
+        with engine.begin() as connection:
+            connection.execute(sa.update(WATCHES).where(WATCHES.c.id == key).values(problem=problem[:_LONGEST_PROBLEM]))
 
 
 def version(engine: sa.Engine) -> tuple[Any, ...]:

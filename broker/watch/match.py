@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,12 @@ from broker.publish.annotation import PublishedAnnotation
 from broker.watch import moc
 from broker.watch.content import Content
 
+MIN_RADIUS: Final = 0.01
+"""Arcsec, as MAX_RADIUS."""
 MAX_RADIUS: Final = 600.0
-"""Arcsec."""
 _FINEST: Final = 16
+_AT_ONCE: Final = 500_000
+"""Pairs of an annotation and a position that are looked at together: some 100 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +52,48 @@ class Hit:
 class _Positions:
     """Positions of lists whose radii are alike, sorted by cells that are wider than these."""
 
-    def __init__(self, order: int, lists: Sequence[tuple[int, Wanted]]) -> None:
+    def __init__(self, order: int, lists: Sequence[tuple[int, Wanted, NDArray[np.int64]]]) -> None:
+        """Of lists with their numbers and the cells of their positions."""
         self._order = order
-        ra = np.concatenate([w.content.ra for _, w in lists])
-        dec = np.concatenate([w.content.dec for _, w in lists])
-        sizes = [len(w.content.ra) for _, w in lists]
-        cells = sky.cells(ra, dec, order)
+        sizes = [len(cells) for _, _, cells in lists]
+        cells = np.concatenate([cells for _, _, cells in lists])
         by_cell = np.argsort(cells, kind="stable")
-        self._cells, self._ra, self._dec = cells[by_cell], ra[by_cell], dec[by_cell]
-        self._list = np.repeat([number for number, _ in lists], sizes)[by_cell]
+        self._cells = cells[by_cell]
+        self._ra = np.concatenate([w.content.ra for _, w, _ in lists])[by_cell]
+        self._dec = np.concatenate([w.content.dec for _, w, _ in lists])[by_cell]
+        self._list = np.repeat([number for number, _, _ in lists], sizes)[by_cell]
         self._row = np.concatenate([np.arange(size) for size in sizes])[by_cell]
-        self._radius = np.repeat([w.radius for _, w in lists], sizes)[by_cell]
-        self._reach = max(w.radius for _, w in lists)
+        self._radius = np.repeat([w.radius for _, w, _ in lists], sizes)[by_cell]
+        self._reach = max(w.radius for _, w, _ in lists)
 
     def near(self, ra: NDArray[np.float64], dec: NDArray[np.float64]) -> tuple[NDArray[np.intp], ...]:
         """(m,) each: position (n,) asked for, list, row of its content; the nearest row of each list."""
         owner, cell = sky.cone_cells(ra, dec, self._reach, self._order)
         low, high = (np.searchsorted(self._cells, cell, side=side) for side in ("left", "right"))
-        count = high - low
-        asked = np.repeat(owner, count)
-        place = np.repeat(low - np.cumsum(count) + count, count) + np.arange(count.sum())
-        distance = sky.separation(ra[asked], dec[asked], self._ra[place], self._dec[place])
-        within = np.flatnonzero(distance <= self._radius[place])
-        asked, place, distance = asked[within], place[within], distance[within]
-        first = np.lexsort((distance, self._list[place], asked))
-        asked, found, row = asked[first], self._list[place][first], self._row[place][first]
-        new = np.ones(len(asked), np.bool_)
-        new[1:] = (asked[1:] != asked[:-1]) | (found[1:] != found[:-1])
-        return asked[new], found[new], row[new]
+        behind = np.cumsum(high - low)
+        found: list[tuple[NDArray[Any], ...]] = []
+        pairs = int(behind[-1]) if len(behind) else 0
+        for start in range(0, max(pairs, 1), _AT_ONCE):
+            pair = np.arange(start, min(start + _AT_ONCE, pairs))
+            entry = np.searchsorted(behind, pair, side="right")
+            asked, place = owner[entry], high[entry] - behind[entry] + pair
+            distance = sky.separation(ra[asked], dec[asked], self._ra[place], self._dec[place])
+            within = np.flatnonzero(distance <= self._radius[place])
+            place = place[within]
+            found.append(_nearest(asked[within], self._list[place], self._row[place], distance[within]))
+        asked, lists, rows, _ = _nearest(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        return asked, lists, rows
+
+
+def _nearest(
+    asked: NDArray[Any], lists: NDArray[Any], rows: NDArray[Any], distance: NDArray[Any]
+) -> tuple[NDArray[Any], ...]:
+    """Of each position asked for and list, the row with the smallest distance."""
+    order = np.lexsort((distance, lists, asked))
+    asked, lists, rows, distance = asked[order], lists[order], rows[order], distance[order]
+    new = np.ones(len(asked), np.bool_)
+    new[1:] = (asked[1:] != asked[:-1]) | (lists[1:] != lists[:-1])
+    return asked[new], lists[new], rows[new], distance[new]
 
 
 class Matcher:
@@ -84,10 +101,19 @@ class Matcher:
 
     def __init__(self, lists: Sequence[Wanted]) -> None:
         self._lists = list(lists)
-        by_order: dict[int, list[tuple[int, Wanted]]] = {}
+        self.problems: dict[int, str] = {}
+        """Why lists by their keys cannot be matched; the others are."""
+        by_order: dict[int, list[tuple[int, Wanted, NDArray[np.int64]]]] = {}
         for number, wanted in enumerate(self._lists):
-            if len(wanted.content.ra):
-                by_order.setdefault(_order_for(wanted.radius), []).append((number, wanted))
+            if not len(wanted.content.ra):
+                continue
+            try:
+                order = _order_for(wanted.radius)
+                cells = sky.cells(wanted.content.ra, wanted.content.dec, order)
+            except (ArithmeticError, ValueError) as error:
+                self.problems[wanted.key] = f"its positions or radius cannot be used: {error}"
+            else:
+                by_order.setdefault(order, []).append((number, wanted, cells))
         self._positions = [_Positions(order, group) for order, group in by_order.items()]
         self._names: dict[str, list[int]] = {}
         for number, wanted in enumerate(self._lists):
@@ -139,4 +165,4 @@ class Matcher:
 
 def _order_for(radius: float) -> int:
     """Of cells four times as wide as a radius in arcsec, or more."""
-    return int(np.clip(math.floor(math.log2(211_000.0 / (4.0 * radius))), 0, _FINEST))
+    return int(np.clip(math.floor(math.log2(211_000.0 / (4.0 * max(radius, MIN_RADIUS)))), 0, _FINEST))

@@ -128,6 +128,7 @@ class Notifier:
         if version != self._version:
             found = lists.load(self._engine, tokens_required=self._settings.web.tokens_required)
             self._matcher = Matcher([wanted for wanted, _ in found])
+            lists.keep_problems(self._engine, self._matcher.problems)
             self._lists = {wanted.key: row for wanted, row in found}
             self._version = version
             log.info("%d lists", len(found))

@@ -11,9 +11,11 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
+import queue
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -81,13 +83,18 @@ def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str]
         raise WebhookError(str(error)) from None
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    address = _resolved(host, port, networks)
+    end = time.monotonic() + timeout
+    late = f"{host}: no answer within {timeout:g} s"
+    address = _resolved(host, port, networks, timeout)
     if not secure and not any(_inner(address) in ipaddress.ip_network(network) for network in networks):
         raise WebhookError(f"{host}: http is for allowed networks only, use https")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection = _Connection(host, port, str(address), secure, timeout)
+    left = end - time.monotonic()
+    if left <= 0.0:
+        raise WebhookError(late)
+    connection = _Connection(host, port, str(address), secure, left)
     # A socket's own timeout begins anew with each byte.
-    deadline = threading.Timer(timeout, connection.abort)
+    deadline = threading.Timer(left, connection.abort)
     deadline.start()
     try:
         headers = {"Content-Type": "application/json", "User-Agent": "Trifid", "Idempotency-Key": number}
@@ -97,12 +104,12 @@ def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str]
         answer = connection.getresponse()
         answer.read(_ANSWER)
         if connection.aborted:  # what was cut looks like an answer that ended early
-            raise WebhookError(f"{host}: no answer within {timeout:g} s")
+            raise WebhookError(late)
         if not 200 <= answer.status < 300:
             raise WebhookError(f"{host} answers {answer.status}")
     except (OSError, http.client.HTTPException, ValueError) as error:
         if connection.aborted:
-            raise WebhookError(f"{host}: no answer within {timeout:g} s") from None
+            raise WebhookError(late) from None
         # Of others' messages only the kind: they may quote the path, which is a secret.
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         raise WebhookError(f"{host}: {reason}") from None
@@ -111,11 +118,24 @@ def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str]
         connection.close()
 
 
-def _resolved(host: str, port: int, networks: Sequence[str]) -> Address:
+def _resolved(host: str, port: int, networks: Sequence[str], timeout: float) -> Address:
+    """The system's resolver has no timeout that can be given: it is asked in a thread that may outlive the call."""
+    answers: queue.SimpleQueue[set[Address] | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            told = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put({ipaddress.ip_address(one[4][0]) for one in told})
+        except (OSError, UnicodeError, ValueError):
+            answers.put(None)
+
+    threading.Thread(target=ask, name="resolve", daemon=True).start()
     try:
-        found = {ipaddress.ip_address(a[4][0]) for a in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError, ValueError):
-        raise WebhookError(f"{host}: no such host") from None
+        found = answers.get(timeout=timeout)
+    except queue.Empty:
+        raise WebhookError(f"{host}: its name is not resolved within {timeout:g} s") from None
+    if not found:
+        raise WebhookError(f"{host}: no such host")
     for address in found:
         if not is_allowed(address, networks):
             raise WebhookError(f"{host} is {address}, no public address (notify.webhook_networks)")
@@ -128,20 +148,34 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, host: str, port: int, address: str, secure: bool, timeout: float) -> None:
         super().__init__(host, port, timeout=timeout)
         self._address, self._secure = address, secure
+        # Stays when HTTPConnection lets go of ``sock``, as it does before the answer's body is read.
+        self._open: socket.socket | None = None
         self.aborted = False
 
     def connect(self) -> None:
         """As HTTPSConnection does, with the name for the certificate."""
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        self._keep(socket.create_connection((self._address, self.port), self.timeout))
         if self._secure:
-            self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+            # Wrapping takes the connection from the plain socket: only the new one can be aborted.
+            secure = ssl.create_default_context().wrap_socket(
+                self.sock, server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._keep(secure)
+            secure.do_handshake()
+            self._keep(secure)
+
+    def _keep(self, sock: socket.socket) -> None:
+        self.sock = self._open = sock
+        if self.aborted:
+            raise TimeoutError
 
     def abort(self) -> None:
         """End what is going on, from another thread."""
         self.aborted = True
-        sock = self.sock
+        sock = self._open
         if sock is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                # Not SSLSocket's own, which has the other thread go on without encryption.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 sock.close()

@@ -15,8 +15,8 @@ from broker.watch import content as contents
 from broker.watch import moc
 from broker.watch.content import Content
 from broker.watch.count import count
-from broker.watch.lists import ListError, Lists, NoListError, Terms
-from broker.watch.match import MAX_RADIUS
+from broker.watch.lists import ListError, Lists, NoListError, Terms, check_radius
+from broker.watch.match import MAX_RADIUS, MIN_RADIUS
 from broker.watch.outbox import Outbox
 from broker.web import upload
 from broker.web.services import Parts, Services, client_of, limit, requires
@@ -35,7 +35,7 @@ class Condition(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     expression: str | None = Field(None, max_length=10_000, description="As in docs/watchlists.md; null for none.")
-    radius: float = Field(2.0, gt=0, le=MAX_RADIUS, description="Arcsec, around positions.")
+    radius: float = Field(2.0, ge=MIN_RADIUS, le=MAX_RADIUS, description="Arcsec, around positions.")
     lines: str | None = Field(
         None, max_length=_LONGEST, description="A line each: `ra, dec[, label]`, or an object's name."
     )
@@ -174,11 +174,15 @@ def counted(
     """``watch.count.count`` at the rate of what costs much; raises HTTPException."""
     limit(parts.classifications, client_of(request))
     try:
+        check_radius(radius)
         compiled = Expression(expression) if expression else None
-    except ExpressionError as error:
+    except (ListError, ExpressionError) as error:
         raise HTTPException(422, _told(error)) from None
     if compiled is None and not content:
         raise HTTPException(422, "give an expression, positions, names or a region")
+    most = parts.settings.notify.max_positions
+    if content and content.size > most:
+        raise HTTPException(422, f"{content.size:,} positions and names; {most:,} are the most")
     return count(parts.index.engine, content or Content(), radius, compiled)
 
 

@@ -156,6 +156,22 @@ def test_a_count_by_place_and_name(alice: TestClient, annotations: list[Publishe
     assert (wrong.status_code, wrong.json()["detail"]) == (422, "expression, character 14: it ends too early")
 
 
+@pytest.mark.parametrize("radius", ["0", "-1", "nan", "inf", "600000", "1e-310"])
+def test_a_radius_that_is_none_is_told_on_the_page_and_by_the_api(alice: TestClient, radius: str) -> None:
+    form = {"lines": "10, 20", "radius": radius, "action": "check"}
+    page = alice.post("/watches", data=form)
+    assert (page.status_code, "give arcsec, 0.01 to 600" in page.text) == (422, True)
+    body = f'{{"lines": "10, 20", "radius": {radius.replace("nan", "NaN").replace("inf", "Infinity")}}}'
+    answer = alice.post("/api/v1/watches/check", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+
+
+def test_no_more_positions_are_counted_than_a_user_may_have(alice: TestClient) -> None:
+    table = b"ra,dec\n" + b"1,2\n" * 100_011
+    page = alice.post("/watches", data={"action": "check"}, files={"file": ("stars.csv", table)})
+    assert (page.status_code, "100,011 positions and names; 100,010 are the most" in page.text) == (422, True)
+
+
 def test_uploads_and_quotas(alice: TestClient) -> None:
     rows = "".join(f"s{n},{n % 360},{n % 90}.5\n" for n in range(100_000))
     table = f"name,ra,dec\n{rows}".encode()

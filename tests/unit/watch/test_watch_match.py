@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,3 +186,26 @@ def test_a_list_of_many_positions() -> None:
     asked = stars(many[:250] + [(ra, dec + 1.0) for ra, dec in many[250:500]])
     hits = Matcher([wanted(1, at(many))]).match(asked)
     assert [(hit.annotation, hit.label) for hit in hits] == [(n, f"p{n}") for n in range(250)]
+
+
+def test_many_positions_in_one_place_need_little_memory() -> None:
+    many = at(np.random.default_rng(2).normal(5.0, 1e-4, (200_000, 2)).tolist())
+    many.ra[7], many.dec[7] = 5.0, 5.0
+    asked = stars([(5.0, 5.0)] * 60)
+    matcher = Matcher([wanted(1, many)])
+    tracemalloc.start()
+    hits = matcher.match(asked)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert hits == [Hit(1, n, "p7") for n in range(60)]
+    assert peak < 200e6
+
+
+def test_a_list_that_cannot_be_used_keeps_no_other_from_its_matches() -> None:
+    lists = [
+        wanted(1, at([(5.0, 5.0)]), 1e-310), wanted(2, at([(5.0, 95.0)])), wanted(3, at([(5.0, 5.0)]), float("nan")),
+        wanted(4, at([(5.0, 5.0)])),
+    ]  # fmt: skip
+    matcher = Matcher(lists)
+    assert [hit.key for hit in matcher.match(stars([(5.0, 5.0)]))] == [1, 4]
+    assert sorted(matcher.problems) == [2, 3]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from broker.watch import messages, webhook
 from broker.watch.outbox import Delivery
 from broker.watch.times import next_attempt, next_message
 from broker.watch.webhook import WebhookError, check_url, is_allowed, post
+from tests.faults.certificates import Authority
 
 LOOPBACK = ("127.0.0.0/8",)
 
@@ -142,6 +145,59 @@ def test_a_server_that_trickles_is_left_after_the_time_for_all() -> None:
 
     with serving(trickle) as number, pytest.raises(WebhookError, match=r"127\.0\.0\.1: no answer within 1 s"):
         post(f"http://127.0.0.1:{number}/SECRET", {}, "1", LOOPBACK, 1.0)
+
+
+def test_a_body_that_trickles_ends_too() -> None:
+    def trickle(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 4000\r\n\r\n")
+        for _ in range(100):
+            connection.sendall(b"a")
+            time.sleep(0.1)
+
+    begin = time.monotonic()
+    with serving(trickle) as number, pytest.raises(WebhookError, match="no answer within 1 s"):
+        post(f"http://127.0.0.1:{number}/", {}, "1", LOOPBACK, 1.0)
+    assert time.monotonic() - begin < 5.0
+
+
+def test_a_handshake_that_ends_late_leaves_no_time_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path, "authority")
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(*authority.issue("server"))
+    trusting = ssl.create_default_context(cafile=authority.certificate)
+    monkeypatch.setattr(ssl, "create_default_context", lambda: trusting)
+    connect = socket.create_connection
+
+    def slow(*given: Any, **options: Any) -> socket.socket:
+        time.sleep(0.6)
+        return connect(*given, **options)
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+
+    def trickle(connection: socket.socket) -> None:
+        time.sleep(0.6)
+        with server.wrap_socket(connection, server_side=True) as secure:
+            secure.recv(65_536)
+            secure.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(80):
+                secure.sendall(b"a")
+                time.sleep(0.1)
+
+    begin = time.monotonic()
+    with serving(trickle) as number, pytest.raises(WebhookError, match="no answer within 1 s"):
+        post(f"https://127.0.0.1:{number}/", {}, "1", LOOPBACK, 1.0)
+    assert time.monotonic() - begin < 5.0
+
+
+def test_a_name_that_is_resolved_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(20.0) and [])
+    begin = time.monotonic()
+    with pytest.raises(WebhookError, match=r"late\.example: its name is not resolved within 0\.5 s"):
+        post("https://late.example/", {}, "1", (), 0.5)
+    assert time.monotonic() - begin < 5.0
+    end.set()
 
 
 def test_no_failure_tells_the_path() -> None:
