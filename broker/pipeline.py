@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ from broker.state import Store
 from broker.surveys import Decoder
 from broker.surveys.decoder import Decoded
 from broker.times import mjd_of_unix
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -273,12 +276,16 @@ class Pipeline:
         """Combined anomaly scores; none without a calibration."""
         if self._scorer is None:
             return Combined.none(len(states))
-        doubt, names = doubts([state.known_as for state in states], predictions.probabilities)
-        objects = Objects(
-            predictions.embeddings, predictions.by_modality, predictions.probabilities, inputs.present,
-            inputs.light_curve.detections, known_values(inputs.metadata), doubt,
-        )  # fmt: skip
-        return combine(self._scorer, objects, distance, names)
+        try:
+            doubt, names = doubts([state.known_as for state in states], predictions.probabilities)
+            objects = Objects(
+                predictions.embeddings, predictions.by_modality, predictions.probabilities, inputs.present,
+                inputs.light_curve.detections, known_values(inputs.metadata), doubt,
+            )  # fmt: skip
+            return combine(self._scorer, objects, distance, names)
+        except Exception:  # whatever it is, the class is known, and is published without this score
+            log.exception("no combined anomaly scores of a batch of %d alerts", len(states))
+            return Combined.none(len(states))
 
 
 def _published_mjd(message: IncomingMessage) -> float | None:

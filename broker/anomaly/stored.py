@@ -81,16 +81,23 @@ def shared(url: str, model: str, path: Path, sha256: str | None) -> ReferenceSet
 def shared_scores(url: str, reference: ReferenceSet, path: Path) -> ReferenceSet:
     """``reference`` with the calibration in the file beside ``path``, which is then put into Redis, or in Redis.
 
-    As it is where neither has one. Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError
-    where the calibration is of another set.
+    As it is where neither has one. A file of another set, as where an image has that of an earlier version, counts for
+    nothing where Redis has the right one. Raises DependencyUnavailableError where Redis is unavailable,
+    ConfigurationError where there is no other calibration than one that cannot be used.
     """
-    key, own = scores_key_of(reference), with_scores(reference, path)
+    key, own, unusable = scores_key_of(reference), reference, None
+    try:
+        own = with_scores(reference, path)
+    except ConfigurationError as error:
+        unusable = error
     with closing(_connection(url)) as redis:
         if own.scores is not None:
             data = calibration_path(path).read_bytes()
             redis.call(lambda client: client.set(key, data, ex=_EXPIRY_S))
             return own
         stored = redis.get(key)
+        if stored is None and unusable is not None:
+            raise unusable
         if stored is None:
             log.warning("no calibration of combined anomaly scores for reference set %s: there are none", own.version)
             return reference

@@ -100,9 +100,13 @@ def _of_kafka(settings: Settings, bounds: Bounds, stack: ExitStack) -> Index:
     with Subscription(
         topics, servers, start=datetime_of(bounds.start), idle_timeout=5.0, options=client
     ) as subscription:
+        # Partitions are not read in the order of time: only when as many are read as there were at the start is the
+        # night complete. Those that come meanwhile would never end.
+        left: int | None = None
         for batch in subscription.batches(500):
+            left = (sum(subscription.lag().values()) if left is None else left - len(batch)) if batch else left
             index.add(one for one in batch if bounds.start <= one.publish_mjd < bounds.end)
-            if batch and min(one.publish_mjd for one in batch) >= bounds.end:
+            if left is not None and left <= 0:
                 break
     return index
 

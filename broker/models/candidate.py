@@ -92,6 +92,23 @@ class Candidate:
         rows = np.flatnonzero(chosen([f"{r.alert.survey}:{r.alert.object_id}" for r in received], self._share))
         if not len(rows):
             return annotations
+        try:
+            return self._see(rows, received, states, inputs, served, annotations, model, seconds)
+        except Exception as error:  # whatever it is, the served version has answered
+            self._failed(len(rows), error)
+            return annotations
+
+    def _see(
+        self,
+        rows: NDArray[np.intp],
+        received: Sequence[Received],
+        states: Sequence[ObjectState],
+        inputs: ModelInputs,
+        served: Predictions,
+        annotations: list[Annotation],
+        model: str,
+        seconds: float,
+    ) -> list[Annotation]:
         loaded = self._loaded
         if loaded is not None and loaded.engine.model_version == model:  # it was promoted
             return annotations
@@ -121,11 +138,7 @@ class Candidate:
     ) -> list[Annotation]:
         """The annotations with those of the candidate in ``rows``."""
         start = time.perf_counter()
-        try:
-            own, predictions = loaded.pipeline.annotate_inputs(received, states, inputs)
-        except Exception as error:  # whatever it is, the served version has answered
-            self._failed(len(rows), error)
-            return annotations
+        own, predictions = loaded.pipeline.annotate_inputs(received, states, inputs)
         compare(served, predictions, time.perf_counter() - start)
         published = list(annotations)
         for row, annotation in zip(rows.tolist(), own, strict=True):

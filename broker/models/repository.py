@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from broker.anomaly.calibration import calibration_path
+from broker.anomaly.calibration import calibration_path, with_scores
 from broker.anomaly.reference_set import ReferenceSet
 from broker.errors import ConfigurationError
 from broker.inference.manifest import MODELS, Manifest, Promotion, load_manifest, manifest_name
@@ -108,6 +108,7 @@ class ModelRepository:
             )
         reference = ReferenceSet.load_npz(path, manifest.reference_set_sha256)
         reference.check_model(manifest.identity, reference.embeddings.shape[1])
+        with_scores(reference, path)
         return manifest
 
     @contextmanager
@@ -143,12 +144,13 @@ class ModelRepository:
         own = self.folder / f"reference_set-{manifest.model_version}.npz"
         if not own.exists() and manifest.reference_set_sha256 is not None:
             data = reference_set_path(self.folder, manifest)
-            ReferenceSet.load_npz(data, manifest.reference_set_sha256)
+            reference = ReferenceSet.load_npz(data, manifest.reference_set_sha256)
+            # First: where this is interrupted, the set without its calibration would count as all there is.
+            if with_scores(reference, data).scores is not None:
+                with Replaced(calibration_path(own)) as partial:
+                    shutil.copyfile(calibration_path(data), partial)
             with Replaced(own) as partial:
                 shutil.copyfile(data, partial)
-            if (scores := calibration_path(data)).exists():
-                with Replaced(calibration_path(own)) as partial:
-                    shutil.copyfile(scores, partial)
         path = self.folder / manifest_name(manifest.model_version)
         if not path.exists():
             _write(path, manifest.model_copy(update={"promotion": None}))

@@ -80,6 +80,7 @@ class Keeper:
         self._model_expiry = int(min(max(expiry_days, 1.0), _MODEL_EXPIRY_DAYS) * DAY)
         self._queue: queue.Queue[Embedded | None] = queue.Queue(_BATCHES)
         self._thread: threading.Thread | None = None
+        self._end = threading.Event()
         self._failing = False
         self._next_sweep = 0.0
         self._supported = True
@@ -112,6 +113,7 @@ class Keeper:
             try:
                 self._queue.put(None, timeout=timeout)
             except queue.Full:
+                self._end.set()
                 log.warning("embeddings that wait to be written are left out at the end")
             else:
                 self._thread.join(timeout)
@@ -137,7 +139,7 @@ class Keeper:
             SIMILAR_WRITES.labels("dropped").inc(len(annotations))
 
     def _run(self) -> None:
-        while True:
+        while not self._end.is_set():
             batch = self._queue.get()
             try:
                 if batch is None:
@@ -226,6 +228,7 @@ class Keeper:
         # A day has begun when it is noted, and one that is not renewed may be a grain old.
         removed = self._sets.remove_expired(int(mjd_now() - self._expiry) - self._grain, _SWEPT)
         SIMILAR_WRITES.labels("expired").inc(removed)
+        self._sets.register(self._model_expiry)  # which ends as the sets do, that are renewed with each write
         self._next_sweep = now + (0.0 if removed >= _SWEPT else _SWEEP_S)
 
 

@@ -19,7 +19,7 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult, IncomingMessage
 from broker.build import build_engine, build_keeper, reference_set_in_redis
 from broker.config import Settings
-from broker.errors import ConfigurationError, TrifidError
+from broker.errors import ConfigurationError
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine
@@ -138,25 +138,26 @@ class Serving:
         return Model(engine, reference, keeper)
 
     def _use(self, model: Model) -> None:
-        self._pipeline = self._make(model.engine, model.reference, model.keeper)
-        self._engine, self._keeper = model.engine, model.keeper
-        device = model.engine.device()
+        """Take a version; where this raises, the one before is as it was."""
+        pipeline, device = self._make(model.engine, model.reference, model.keeper), model.engine.device()
+        self._pipeline, self._engine, self._keeper = pipeline, model.engine, model.keeper
         loaded = {"model": model.engine.model_version, "reference_set": model.reference.version, "device": device}
         log.info("model %s, on %s", model.name, device, extra=loaded)
         self._on_model(model.name)
 
     def _change(self) -> None:
+        # The lock is held meanwhile: `_load` compares what is promoted with what is in use.
         with self._lock:
             model, self._next = self._next, None
-        if model is None:
-            return
-        before = self._engine, self._keeper
-        try:
-            self._use(model)
-        except TrifidError as error:
-            self._refuse(model.engine.model_version, error)
-            model.close()
-            return
+            if model is None:
+                return
+            before = self._engine, self._keeper
+            try:
+                self._use(model)
+            except Exception as error:  # whatever it is, the version at hand goes on
+                self._refuse(model.engine.model_version, error)
+                model.close()
+                return
         # Not here: what it has to write of its embeddings may take seconds.
         threading.Thread(target=_close, args=before, name="replaced", daemon=True).start()
         MODEL_SWITCHES.labels("done").inc()

@@ -69,7 +69,9 @@ def worker(
     def load_candidate() -> Loaded:
         version = settings.candidate.version
         # Not again what failed: the served version has answered.
-        engine = build_engine(settings.inference, settings.triton, version, retries=0)
+        # By modality: what is published has combined anomaly scores, too.
+        publish = settings.candidate.publish
+        engine = build_engine(settings.inference, settings.triton, version, retries=0, by_modality=publish)
         try:
             engine.check()
             reference = reference_set_in_redis(settings, version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,10 @@ def test_the_calibration_of_combined_scores_goes_with_its_set_and_with_no_other(
     file = calibration_path(old / REFERENCE_SET_FILE)
     file.write_bytes(made.to_bytes())
     assert reference_set_in_redis(settings(server, old)).scores is not None
+    file.write_bytes(replace(made, reference_version="of an image's earlier version").to_bytes())
+    again = reference_set_in_redis(settings(server, old)).scores
+    assert again is not None
+    assert again.reference_version == reference.version
     file.unlink()
     again = reference_set_in_redis(settings(server, old)).scores
     assert again is not None

@@ -191,6 +191,20 @@ def test_one_poisonous_alert_is_a_dead_letter_and_the_others_go_on(engine: OnnxE
     assert len(result.annotations) + len(result.dead_letters) == len(PACKETS)
 
 
+def test_where_the_combined_score_fails_the_class_is_published(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An error in what is said beside the class made a dead letter of each alert."""
+    messages = [message(p, i) for i, p in enumerate(PACKETS)]
+    pipe = pipeline(engine, MemoryStore())
+    monkeypatch.setattr(pipe, "_scorer", object())
+    result = pipe.process(messages)
+    assert not result.dead_letters
+    assert len(result.annotations) == len(PACKETS)
+    assert {a.combined_anomaly for a in result.annotations} == {None}
+    assert "no combined anomaly scores of a batch" in caplog.text
+
+
 def test_a_dependency_that_is_away_is_no_fault_of_the_alerts(engine: OnnxEngine) -> None:
     with pytest.raises(DependencyUnavailableError):
         pipeline(engine, AwayStore()).process([message(PACKETS[0])])

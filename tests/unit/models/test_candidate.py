@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.assemble import assemble
+from broker.assemble import ModelInputs, assemble
 from broker.batch import IncomingMessage
 from broker.build import build_pipeline
 from broker.config import Settings
@@ -183,6 +183,21 @@ def test_a_shadow_that_fails_rests_and_one_that_hangs_is_not_waited_for(
             assert [a.probabilities for a in annotations(engines, shadow)] == alone
         assert since(before) == {"skipped": N}
         go_on.set()
+
+
+@pytest.mark.parametrize("publish", [False, True])
+def test_an_error_on_the_way_to_a_candidate_changes_nothing(
+    engines: dict[str, tuple[OnnxEngine, ReferenceSet]], publish: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("rows")
+
+    alone = [(a.model_version, a.probabilities) for a in annotations(engines, None)]
+    before = counts()
+    with closing(ready(Candidate(lambda: loaded(engines), 1.0, publish=publish))) as candidate:
+        monkeypatch.setattr(ModelInputs, "rows", fail)
+        assert [(a.model_version, a.probabilities) for a in annotations(engines, candidate)] == alone
+    assert since(before) == {"failed": N}
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
