@@ -191,6 +191,10 @@ def subscribe(
         return
     if output is not None and as_json:
         raise click.UsageError("give --output or --json")
+    if output is not None and group is not None and output.exists():
+        raise click.UsageError(
+            f"{output} is there: with --group it would be replaced by what is newer only; give another file, or move it"
+        )
     wanted = Filter(
         # Of one class or parent its own probability counts; an annotation of several topics has passed one of them.
         parent=parents[0] if len(parents) == 1 and not classes and not given else None,

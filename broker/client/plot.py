@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import numpy as np
 
+from broker.client.asking import ask
 from broker.client.tables import optional_module
 from broker.errors import ConfigurationError, DependencyUnavailableError
 
@@ -36,7 +37,7 @@ def fetch_object(
     address = f"{url.rstrip('/')}/api/v1/objects/{quote(survey, safe='')}/{quote(object_id, safe='')}"
     headers = {"Accept": "application/json"} | ({} if token is None else {"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=_TIMEOUT_S) as answer:
+        with ask(urllib.request.Request(address, headers=headers), _TIMEOUT_S) as answer:
             found = json.loads(answer.read(_MAX_BYTES))
     except urllib.error.HTTPError as error:
         with error:

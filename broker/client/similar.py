@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
+from broker.client.asking import ask
 from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
 
 By = Literal["all", "light-curve", "spectrum", "metadata"]
@@ -89,7 +90,7 @@ def _answer(request: urllib.request.Request, timeout: float) -> Any:
     if not request.full_url.startswith(("http://", "https://")):
         raise ConfigurationError(f"{request.full_url:.80} is no http:// or https:// URL")
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as response:
+        with ask(request, timeout) as response:
             return json.load(response)
     except urllib.error.HTTPError as error:
         with error:

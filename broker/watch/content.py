@@ -85,6 +85,8 @@ class Content:
 def of_lines(text: str) -> Content:
     """Of lines as people write them: ``ra, dec[, label]`` in degrees or sexagesimal, or an object's name.
 
+    Without a label, a space will do between the two.
+
     Raises InputFileError, naming the line.
     """
     places: list[tuple[float, float, str]] = []
@@ -93,6 +95,11 @@ def of_lines(text: str) -> Content:
         parts = [part.strip() for part in line.split(",", 2)]
         if not line.strip() or line.lstrip().startswith("#"):
             continue
+        words = line.split()
+        if len(parts) == 1 and len(words) > 1 and _is_position(words[0], words[1]):
+            if len(words) > 2:
+                raise InputFileError(f"line {number}: {line[:60]!r}: give commas, as in 269.45, 4.69, my star")
+            parts = words
         if len(parts) == 1:
             names.append(_name(parts[0], f"line {number}"))
             continue
@@ -102,6 +109,10 @@ def of_lines(text: str) -> Content:
         places.append((ra, dec, _name(parts[2], f"line {number}") if len(parts) == 3 and parts[2] else ""))
     ra_dec = np.array([place[:2] for place in places], np.float64).reshape(-1, 2)
     return Content(ra_dec[:, 0], ra_dec[:, 1], [place[2] for place in places], list(dict.fromkeys(names)))
+
+
+def _is_position(ra: str, dec: str) -> bool:
+    return sky.angle(ra, hours=True) is not None and sky.angle(dec, hours=False) is not None
 
 
 def of_file(path: Path, limit: int) -> Content:

@@ -20,7 +20,7 @@ from broker.watch.content import Content
 from broker.watch.match import MAX_RADIUS, MIN_RADIUS, Wanted
 from broker.watch.times import next_message
 from broker.watch.webhook import check_url
-from broker.web.tables import TOKENS, WATCH_CONTENTS, WATCHES
+from broker.web.tables import DELIVERIES, MATCHES, TOKENS, WATCH_CONTENTS, WATCHES
 from broker.web.tokens import LOCAL
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,11 @@ class Lists:
                 "problem": None, "topic_attempts": 0, "topic_given_up": False, "topic_due": now
             }  # fmt: skip
             connection.execute(sa.update(WATCHES).where(WATCHES.c.id == row["id"]).values(values))
+            if terms.email is None and terms.webhook is None:  # of a later address it would be old news
+                waiting = sa.update(MATCHES).where(MATCHES.c.watch == row["id"], MATCHES.c.waiting)
+                connection.execute(waiting.values(waiting=False))
+                pending = (DELIVERIES.c.watch == row["id"]) & (DELIVERIES.c.state == "pending")
+                connection.execute(sa.delete(DELIVERIES).where(pending))
 
     def delete(self, owner: str, name: str) -> None:
         """Have a list end: ``trifid notify`` deletes its topic and then the list; raises NoListError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import smtplib
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -108,12 +109,17 @@ def _send_mail(message: EmailMessage, settings: NotifySettings) -> None:
             if settings.smtp_security == "tls"
             else smtplib.SMTP(host, settings.smtp_port, timeout=timeout)
         )
-        with server:
+        try:
             if settings.smtp_security == "starttls":
                 server.starttls(context=context)
             if settings.smtp_user is not None:
                 server.login(settings.smtp_user, in_clear(settings.smtp_password) or "")
             server.send_message(message)
+        finally:
+            # What fails after the server has taken the message would have it sent again.
+            with suppress(OSError):
+                server.quit()
+            server.close()
     except smtplib.SMTPRecipientsRefused as error:
         code, text = next(iter(error.recipients.values()))
         raise SendError(f"mail server: {code} {text.decode('utf-8', 'replace')[:200]}") from None
@@ -121,8 +127,8 @@ def _send_mail(message: EmailMessage, settings: NotifySettings) -> None:
         given = error.smtp_error
         said = given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)
         raise SendError(f"mail server: {error.smtp_code} {said[:200]}") from None
-    except (OSError, smtplib.SMTPException) as error:
-        raise SendError(f"mail server {host}: {error.strerror if isinstance(error, OSError) else error}") from None
+    except OSError as error:  # smtplib's own are, without strerror
+        raise SendError(f"mail server {host}: {error.strerror or str(error) or type(error).__name__}") from None
 
 
 def _counted(matches: int) -> str:

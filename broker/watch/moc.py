@@ -45,7 +45,7 @@ def _of_json(text: str) -> Ranges:
     try:
         given = json.loads(text)
         found = [(int(order), int(cell), int(cell)) for order, cells in given.items() for cell in cells]
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputFileError('no MOC: one in JSON is such as {"5": [1, 3], "6": [24]}') from None
     return _of_cells(found)
 

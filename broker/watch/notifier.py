@@ -173,7 +173,8 @@ class Notifier:
                 log.error("topic %s of a list that was deleted stays: %s", name, reason)
             with self._engine.begin() as connection:
                 connection.execute(sa.delete(WATCHES).where(WATCHES.c.id.in_(list(gone.values()))))
-        own = {topic: key for key, topic, deleted, _ in rows if not deleted}
+        now = mjd_now()
+        own = {topic: key for key, topic, deleted, due in rows if not deleted and due <= now}
         for name, reason in topics.make(own).items():
             self._outbox.topic_refused(own[name], reason)
 

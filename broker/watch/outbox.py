@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ from broker.config import NotifySettings
 from broker.metrics import NOTIFY_DEAD, NOTIFY_LEFT_OUT, NOTIFY_MATCHES, NOTIFY_REFUSED, NOTIFY_SENT, NOTIFY_WAITING
 from broker.publish.annotation import PublishedAnnotation
 from broker.times import mjd_now
+from broker.watch import quota
 from broker.watch.match import Hit
-from broker.watch.times import next_attempt, next_message
+from broker.watch.times import DAILY, next_attempt, next_message
 from broker.web.tables import DELIVERIES, LEASES, MATCHES, WATCHES
 
 log = logging.getLogger(__name__)
@@ -118,8 +119,15 @@ class Outbox:
             by_watch.setdefault(hit.key, []).append(hit)
         added = left_out = 0
         with self._engine.begin() as connection:
-            left = self._left_today(connection, {lists[key]["owner"] for key in by_watch}, now)
-            there = set(connection.execute(sa.select(WATCHES.c.id).where(~WATCHES.c.deleted)).scalars())
+            most = self._settings.matches_per_day
+            owners = sorted({lists[key]["owner"] for key in by_watch})
+            left = {owner: max(0, most - quota.used(connection, owner, now)[0]) for owner in owners}
+            before = dict(left)
+            told = WATCHES.c.email.is_not(None) | WATCHES.c.webhook.is_not(None)
+            there = {
+                key: bool(is_told)
+                for key, is_told in connection.execute(sa.select(WATCHES.c.id, told).where(~WATCHES.c.deleted))
+            }
             for key, own in by_watch.items():
                 if key not in there:
                     continue
@@ -128,9 +136,8 @@ class Outbox:
                 owner = lists[key]["owner"]
                 kept = new[: left[owner]]
                 left[owner] -= len(kept)
-                told = lists[key]["email"] is not None or lists[key]["webhook"] is not None
                 rows = [
-                    _row(key, events[h.annotation], now, annotations[h.annotation], h.label, told)
+                    _row(key, events[h.annotation], now, annotations[h.annotation], h.label, there[key])
                     | {"payload": payloads[h.annotation]}
                     for h in kept
                 ]
@@ -143,18 +150,11 @@ class Outbox:
                     connection.execute(
                         sa.update(WATCHES).where(WATCHES.c.id == key).values(left_out=WATCHES.c.left_out + beyond)
                     )
+            for owner in owners:
+                if before[owner] > left[owner]:
+                    quota.count(connection, owner, now, matches=before[owner] - left[owner])
         NOTIFY_MATCHES.inc(added)
         NOTIFY_LEFT_OUT.inc(left_out)
-
-    def _left_today(self, connection: sa.Connection, owners: Iterable[str], now: float) -> dict[str, int]:
-        found = {}
-        for owner in owners:
-            query = sa.select(sa.func.count()).select_from(MATCHES.join(WATCHES))
-            count = connection.execute(
-                query.where(WATCHES.c.owner == owner, MATCHES.c.created >= math.floor(now))
-            ).scalar_one()
-            found[owner] = max(0, self._settings.matches_per_day - count)
-        return found
 
     def _known(self, connection: sa.Connection, key: int, events: Sequence[str]) -> set[str]:
         found: set[str] = set()
@@ -239,12 +239,9 @@ class Outbox:
             due = connection.execute(waiting).all()
         for watch, owner, every_hours in due:
             with self._engine.begin() as connection:
-                today = sa.select(sa.func.count()).select_from(DELIVERIES.join(WATCHES))
-                count = connection.execute(
-                    today.where(WATCHES.c.owner == owner, DELIVERIES.c.created >= math.floor(now))
-                ).scalar_one()
-                if count >= self._settings.messages_per_day:
+                if quota.used(connection, owner, now)[1] >= self._settings.messages_per_day:
                     continue
+                quota.count(connection, owner, now, messages=1)
                 row = {
                     "watch": watch, "number": uuid.uuid4().hex, "created": now, "matches": 0, "state": "pending",
                     "attempts": 0, "due": now, "problem": None,
@@ -256,7 +253,15 @@ class Outbox:
                 later = next_message(now, every_hours, self._settings.digest_hour)
                 connection.execute(sa.update(WATCHES).where(WATCHES.c.id == watch).values(next_message=later))
                 made += 1
+        self._skip_digests(now)
         return made
+
+    def _skip_digests(self, now: float) -> None:
+        """Daily messages whose time comes while nothing waits: what is found after that is for the next day's."""
+        waits = sa.exists().where(MATCHES.c.watch == WATCHES.c.id, MATCHES.c.waiting)
+        empty = sa.update(WATCHES).where(WATCHES.c.every_hours == DAILY, WATCHES.c.next_message <= now, ~waits)
+        with self._engine.begin() as connection:
+            connection.execute(empty.values(next_message=next_message(now, DAILY, self._settings.digest_hour)))
 
     def due(self, limit: int) -> list[Delivery]:
         """Messages to be sent now, the longest due first."""
@@ -343,6 +348,7 @@ class Outbox:
             connection.execute(
                 sa.delete(DELIVERIES).where(DELIVERIES.c.created < before, DELIVERIES.c.state != "pending")
             )
+            quota.forget(connection, mjd_now())
 
 
 def _row(watch: int, event: str, now: float, annotation: PublishedAnnotation, label: str, told: bool) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def is_allowed(address: Address, networks: Sequence[str]) -> bool:
     inner = _inner(address)
     if any(inner in ipaddress.ip_network(network) for network in networks):
         return True
+    if isinstance(inner, ipaddress.IPv6Address) and inner.is_site_local:
+        return False
     return inner.is_global and not (inner.is_multicast or inner.is_reserved or inner.is_unspecified)
 
 

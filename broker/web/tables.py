@@ -193,6 +193,16 @@ MATCHES: Final = sa.Table(
 """What a list has found, once by list and annotation (``event``). ``payload``: the annotation, until it is in the
 list's topic (``unsent``); ``waiting``: it is to be in the next mail or call."""
 
+WATCH_DAYS: Final = sa.Table(
+    "trifid_watch_days",
+    METADATA,
+    Column("owner", String(128), primary_key=True),
+    Column("day", Integer, primary_key=True, autoincrement=False),
+    Column("matches", Integer, nullable=False),
+    Column("messages", Integer, nullable=False),
+)
+"""What a user's lists have found and sent in a day (MJD), those that were deleted since included: for quotas."""
+
 LEASES: Final = sa.Table(
     "trifid_leases",
     METADATA,

@@ -22,7 +22,7 @@ from broker.watch.outbox import Outbox
 from broker.web.app import application, parts_of
 from broker.web.index import Index
 from broker.web.services import Services
-from broker.web.tables import MATCHES, WATCHES
+from broker.web.tables import WATCH_DAYS, WATCHES
 from tests.integration.web_line import fill, publish, settings_for
 
 URL = "http://127.0.0.1:8080"
@@ -69,6 +69,7 @@ def client(parts: Services, token: str) -> TestClient:
 def alice(parts: Services, tokens: dict[str, str]) -> Iterator[TestClient]:
     with parts.index.engine.begin() as connection:
         connection.execute(sa.delete(WATCHES))
+        connection.execute(sa.delete(WATCH_DAYS))
     return client(parts, tokens["alice"])
 
 
@@ -208,7 +209,7 @@ def test_matches_beyond_the_days_quota_are_counted_and_those_that_come_again_are
     assert (len(shown["matches"]), shown["leftOut"]) == (5, 3)
     assert shown["matches"][0]["objectId"] == annotations[4].object_id
     with parts.index.engine.begin() as connection:  # the next day
-        connection.execute(sa.update(MATCHES).values(created=MATCHES.c.created - 1.0))
+        connection.execute(sa.update(WATCH_DAYS).values(day=WATCH_DAYS.c.day - 1))
     box.add(hits, annotations, dict.fromkeys(range(8), b"x"), {wanted.key: row})
     assert len(alice.get("/api/v1/watches/all").json()["matches"]) == 8
 

@@ -126,7 +126,8 @@ def test_regions_as_mocpy_writes_and_tells_them(number: int, tmp_path: Path) -> 
         ("5/x", "no MOC: '5/x'"), ("3 5/1", "no MOC: '3'"), ("0/12", "no cells 12 to 12 of order 0"),
         ("30/1", "order 30"),
         ("5/3-1", "no cells 3 to 1"), ('{"5": 3}', "one in JSON"), ("{", "one in JSON"), ('{"x": [1]}', "one in JSON"),
-        ("5/", "without cells"), ("{}", "without cells"), ("5/99999999999999999999", "no cells"),
+        ("5/", "without cells"), ("{}", "without cells"), ('{"5": [1e999]}', "one in JSON"),
+        ("5/99999999999999999999", "no cells"),
     ],
 )  # fmt: skip
 def test_what_is_no_region(text: str, problem: str) -> None:
@@ -170,6 +171,16 @@ def test_lines_as_people_write_them() -> None:
     for line, problem in (("1, x", "no position"), ("400, 0", "no position"), ("x" * 200, "at most 128")):
         with pytest.raises(InputFileError, match=f"line 2: .*{problem}"):
             content.of_lines(f"a\n{line}")
+
+
+def test_a_position_without_a_comma_is_no_name() -> None:
+    found = content.of_lines("269.45 4.69\n17:57:48.5\t+04:41:36\nRR Lyr\n2MASS 4\n1234567")
+    assert found.names == ["RR Lyr", "2MASS 4", "1234567"]
+    assert found.ra == pytest.approx([269.45, 269.452083], abs=1e-6)
+    assert found.dec == pytest.approx([4.69, 4.693333], abs=1e-6)
+    for line, problem in (("269.45 4.69 my star", "give commas"), ("400 4", "no position")):
+        with pytest.raises(InputFileError, match=f"line 1: .*{problem}"):
+            content.of_lines(line)
 
 
 def test_the_database_keeps_all_of_a_list() -> None:

@@ -32,7 +32,7 @@ LOOPBACK = ("127.0.0.0/8",)
         ("192.168.1.1", False), ("169.254.169.254", False), ("100.64.0.1", False), ("0.0.0.0", False),
         ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("fe80::1", False), ("fd00::1", False),
         ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False),
-        ("64:ff9b::a9fe:a9fe", False), ("2002:7f00:1::", False), ("::", False), ("ff02::1", False),
+        ("64:ff9b::a9fe:a9fe", False), ("2002:7f00:1::", False), ("::", False), ("ff02::1", False), ("fec0::1", False),
     ],
 )  # fmt: skip
 def test_only_public_addresses_are_called(address: str, allowed: bool) -> None:
