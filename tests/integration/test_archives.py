@@ -59,7 +59,8 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     for row in rows:
         for name in ("classifications", "neighbours", "knownAs"):
             row[name] = [dict(zip(row[name], values, strict=True)) for values in zip(*row[name].values(), strict=True)]
-        row["parents"] = dict(zip(row["parents"]["name"], row["parents"]["value"], strict=True))
+        for name in ("parents", "anomalyParts"):
+            row[name] = dict(zip(row[name]["name"], row[name]["value"], strict=True))
     found = {row["objectId"]: row for row in rows}
     assert len(found) == len(rows)
     return found
