@@ -226,7 +226,7 @@ def test_what_a_killed_process_leaves_in_shared_memory_is_removed(server: Triton
 
 
 def _forget_shared_memory(engine: TritonEngine) -> None:
-    """As a server that was started anew. Triton refuses for a moment after its answer, while it still holds a region."""
+    """As a server that was started anew. Triton refuses for a moment after an answer, while it still holds a region."""
     end = time.monotonic() + 30
     while True:
         try:
