@@ -66,15 +66,16 @@ def worker(
         if control is not None:
             control.health.note("promotion", text)
 
+    second = settings.candidate
+
     def load_candidate() -> Loaded:
-        version = settings.candidate.version
-        # Not again what failed: the served version has answered.
-        # By modality: what is published has combined anomaly scores, too.
-        publish = settings.candidate.publish
-        engine = build_engine(settings.inference, settings.triton, version, retries=0, by_modality=publish)
+        # Not again what failed: the served version has answered. What is published has combined anomaly scores, too.
+        engine = build_engine(
+            settings.inference, settings.triton, second.version, retries=0, by_modality=second.publish
+        )
         try:
             engine.check()
-            reference = reference_set_in_redis(settings, version)
+            reference = reference_set_in_redis(settings, second.version)
             return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference))
         except BaseException:
             engine.close()
@@ -85,9 +86,9 @@ def worker(
         closing(Serving(settings, pipeline, on_model, note)) as serving,
         ExitStack() as stack,
     ):
-        if settings.candidate.version is not None:
-            share, publish = settings.candidate.share, settings.candidate.publish
-            candidates[0] = stack.enter_context(closing(Candidate(load_candidate, share, publish=publish)))
+        if second.version is not None:
+            candidate = Candidate(load_candidate, second.share, publish=second.publish)
+            candidates[0] = stack.enter_context(closing(candidate))
 
         def prepare() -> Process:
             # Before the group assigns partitions: a worker that cannot work should not hold any.

@@ -348,7 +348,7 @@ def test_a_topic_that_is_refused_holds_up_no_other(kafka: KafkaServer, tmp_path:
         assert "topic" in bad["problem"].lower()
         assert (good["problem"], good["topic_attempts"]) == (None, 0)
         assert [row["unsent"] for row in rows(index, MATCHES) if row["watch"] == bad["id"]] == [True, True]
-        # Once it is mended, what waited comes.
+        # Once it is fixed, what waited comes.
         with index.engine.begin() as connection:
             connection.execute(sa.update(WATCHES).where(WATCHES.c.name == "bad").values(topic="trifid.user.local.bad"))
         Outbox(index.engine, settings.notify).revive(bad["id"])
