@@ -1,5 +1,8 @@
 """Period search: Trifid's against nifty-ls over the full grid, on real Catalina light curves with known periods; and in
-two bands, from few points, against the same search with each band's median taken off and against astropy."""
+two bands, from few points, against the same search with each band's median taken off and against astropy.
+
+    PYTHONPATH=. python benchmarks/period.py [--two-bands] [--stars 120]
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import nifty_ls
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,16 +24,14 @@ from broker.assemble import warm_up
 from broker.assemble.chromatic import AMPLITUDE_EXPONENT
 from broker.assemble.period import MAX_FREQUENCY, find_period
 
-_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data"
-DATA = _FOLDER / "css_v.parquet"
-TWO_BANDS = _FOLDER / "multiband" / "ztf_dr3_vsx.parquet"
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
 FEW = 20
 """Points of each star in two bands, at random."""
-FEW_STARS = 40
-"""astropy takes seconds for each."""
 STARS = 200
 SAMPLES_PER_PEAK = 5
 Times = NDArray[Any]
+_OFFSETS, _MEDIANS = "Trifid, an offset for each band", "Trifid, medians taken off"
+_ASTROPY = "astropy LombScargleMultiband"
 
 
 def recovered(found: float, true: float) -> bool:
@@ -38,13 +40,12 @@ def recovered(found: float, true: float) -> bool:
 
 
 @threadpool_limits.wrap(limits=1)
-def report() -> None:
+def report(path: Path) -> None:
     """Measure both searches on the same stars, one thread each, and print what each found and spent."""
-    if not DATA.exists():
-        print(f"{DATA} does not exist: nothing to measure", file=sys.stderr)
+    if not path.exists():
+        print(f"{path} does not exist: nothing to measure", file=sys.stderr)
         return
-    warm_up()
-    table = pq.read_table(DATA, columns=["mjd", "vmag", "period"])
+    table = pq.read_table(path, columns=["mjd", "vmag", "period"])
     rows = np.random.default_rng(0).choice(len(table), STARS, replace=False)
     good = {"Trifid": 0, "nifty-ls": 0}
     spent = {"Trifid": 0.0, "nifty-ls": 0.0}
@@ -80,20 +81,20 @@ def astropy_period(t: Times, magnitude: Times, band: Times) -> float:
 
 
 @threadpool_limits.wrap(limits=1)
-def report_two_bands() -> None:
+def report_two_bands(path: Path, most: int) -> None:
     """Periods found from FEW points in g and r of ZTF stars whose period the AAVSO's catalogue has; one thread."""
-    if not TWO_BANDS.exists():
-        print(f"{TWO_BANDS} does not exist: nothing to measure", file=sys.stderr)
+    if not path.exists():
+        print(f"{path} does not exist: nothing to measure", file=sys.stderr)
         return
-    good = {"Trifid, an offset for each band": 0, "Trifid, medians taken off": 0, "astropy LombScargleMultiband": 0}
+    good = dict.fromkeys((_OFFSETS, _MEDIANS, _ASTROPY), 0)
     spent = dict.fromkeys(good, 0.0)
     stars = 0
-    for number, row in enumerate(pq.read_table(TWO_BANDS).to_pylist()):
+    for number, row in enumerate(pq.read_table(path).to_pylist()):
         band, magnitude = np.array(row["band"]), np.array(row["mag"])
         usable = np.flatnonzero(np.isin(band, ["ztf:g", "ztf:r"]) & np.isfinite(magnitude))
         if row["label"] is None or not row["period"] or len(usable) < FEW:
             continue
-        if stars == FEW_STARS:
+        if stars == most:
             break
         stars += 1
         chosen = np.random.default_rng(number).permutation(usable)[:FEW]
@@ -106,9 +107,9 @@ def report_two_bands() -> None:
         start = np.unique([0, int(np.sum(b == "ztf:g")), FEW]).astype(np.intp)
         medians = np.where(b == "ztf:g", *(np.median(m[b == x]) if (b == x).any() else 0.0 for x in ("ztf:g", "ztf:r")))
         for name, search in {
-            "Trifid, an offset for each band": partial(find_period, t, m, weight, start),
-            "Trifid, medians taken off": partial(find_period, t, m - medians, weight),
-            "astropy LombScargleMultiband": partial(astropy_period, t, m, b),
+            _OFFSETS: partial(find_period, t, m, weight, start),
+            _MEDIANS: partial(find_period, t, m - medians, weight),
+            _ASTROPY: partial(astropy_period, t, m, b),
         }.items():
             begun = time.process_time()
             result = search()
@@ -120,6 +121,16 @@ def report_two_bands() -> None:
         print(f"{name}: {good[name]} periods, {1e3 * spent[name] / stars:.2f} ms CPU an object")
 
 
+@click.command(help=__doc__)
+@click.option("--two-bands", is_flag=True, help="Without the light curves in one band.")
+@click.option("--stars", default=40, show_default=True, help="In two bands, at most: astropy takes seconds for each.")
+@click.option("--shared", type=click.Path(path_type=Path), default=_SHARED, envvar="TRIFID_SHARED")
+def main(two_bands: bool, stars: int, shared: Path) -> None:
+    warm_up()
+    if not two_bands:
+        report(shared / "data" / "css_v.parquet")
+    report_two_bands(shared / "data" / "multiband" / "ztf_dr3_vsx.parquet", stars)
+
+
 if __name__ == "__main__":
-    report()
-    report_two_bands()
+    main()

@@ -1,6 +1,6 @@
 """What serving by Triton costs against ONNX Runtime in the worker's process: objects a second, CPU and latency.
 
-    PYTHONPATH=. python benchmarks/serving.py [--batches 64,256,1024] [--in-flight 1,4] [--threads 2]
+    PYTHONPATH=. python benchmarks/serving.py [--batches 64,256,1024] [--in-flight 1,4] [--instances 1,2] [--threads 2]
 
 Ways of one batch, with the published model and random inputs (the networks do the same work whatever the values are):
 
@@ -8,6 +8,13 @@ Ways of one batch, with the published model and random inputs (the networks do t
 - ``four requests``: one for each encoder and one for the classifier, in messages (releases before the model ``trifid``)
 - ``one request``: to the server's model ``trifid``, in a message
 - ``shared memory``: the same, with the inputs in shared memory
+- ``in parts``: as a worker does it, a batch in as many such requests at the same time as ``triton.requests_in_flight``
+- ``perf_analyzer``: as ``one request``, by Triton's own program where ``--perf-analyzer`` names one that starts here
+
+``--instances`` are those of each model on the CPU, which share its cores: a server of its own for each number.
+
+``--alerts N``: the worker's pipeline, too, from packets of N simulated objects to annotations, their histories in
+memory, with ONNX Runtime in this process and with Triton, one request at a time and in parts.
 
 All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, so that
 other work on the machine falls on all alike. CPU is that of this process and of the server's processes together, so
@@ -21,28 +28,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
 
+from benchmarks.workload import perf_analyzer
 from benchmarks.workload.flops import model_flops
 from benchmarks.workload.measures import latencies, tree_seconds
 from benchmarks.workload.report import table
 from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.config import Settings
+from broker.inference.manifest import MODELS
 from broker.inference.onnx import OnnxEngine
 from broker.inference.triton import TritonEngine
 from deploy.local.triton_server import TritonServer
 from tests.random_models import random_inputs
 
-EMBEDDED, FOUR, ONE, SHARED = "embedded", "four requests", "one request", "shared memory"
+EMBEDDED, FOUR, ONE, SHARED, PARTS = "embedded", "four requests", "one request", "shared memory", "in parts"
+ANALYZER = "perf_analyzer"
+STALLED_S = 0.4
+"""A request that takes so much longer than the median has waited for Triton's batcher, which looks every 0.5 s."""
 BAR = 0.85
 SUBSETS = ("light_curve", "metadata", "light_curve+metadata", "light_curve+spectrum+metadata")
 
@@ -55,6 +69,7 @@ class Measured:
     modalities: str
     batch: int
     in_flight: int
+    instances: int
     objects_a_second: float
     cpu_ms: float
     """CPU of client and server, ms an object; NaN where the server is not on this machine."""
@@ -64,6 +79,9 @@ class Measured:
     """Objects a second against ``embedded`` of the same round, median over the rounds."""
     cpu_of_embedded: float
     """CPU of ``embedded`` over this one's, the same."""
+    stalled: int = 0
+    """Requests that took STALLED_S longer than the median."""
+    requests: int = 0
 
 
 def inputs_of(subset: str, batch: int) -> ModelInputs:
@@ -75,18 +93,25 @@ def inputs_of(subset: str, batch: int) -> ModelInputs:
 @contextmanager
 def engines(
     url: str, repository: Path, threads: int, ways: Sequence[str]
-) -> Iterator[dict[str, Callable[..., object]]]:
-    """``predict`` of each way."""
+) -> Iterator[dict[str, OnnxEngine | TritonEngine]]:
+    """The engine of each way."""
     with ExitStack() as stack:
-        predict: dict[str, Callable[..., object]] = {}
+        found: dict[str, OnnxEngine | TritonEngine] = {}
         for way in ways:
             engine: OnnxEngine | TritonEngine = (
                 OnnxEngine(repository, threads=threads)
                 if way == EMBEDDED
-                else TritonEngine(url, repository, one_request=way != FOUR, shared_memory=way == SHARED, timeout=120)
+                else TritonEngine(
+                    url,
+                    repository,
+                    one_request=way != FOUR,
+                    shared_memory=way in (SHARED, PARTS),
+                    timeout=120,
+                    requests_in_flight=Settings().triton.requests_in_flight if way == PARTS else 1,
+                )
             )
-            predict[way] = stack.enter_context(closing(engine)).predict
-        yield predict
+            found[way] = stack.enter_context(closing(engine))
+        yield found
 
 
 def once(
@@ -109,12 +134,13 @@ def once(
 
 
 def measure(
-    predict: dict[str, Callable[..., object]],
+    predict: Mapping[str, Callable[..., object]],
     modalities: str,
     batch: int,
     in_flight: int,
     rounds: int,
     calls: int,
+    instances: int,
     server: int | None,
 ) -> list[Measured]:
     """All ways with one workload, in turns."""
@@ -140,10 +166,11 @@ def measure(
     objects = batch * calls
     return [
         Measured(
-            way, modalities, batch, in_flight, objects / statistics.median(seconds[way]),
+            way, modalities, batch, in_flight, instances, objects / statistics.median(seconds[way]),
             1e3 * statistics.median(cpu[way]) / objects,
             1e3 * latencies(np.array(each[way]))["p50"], 1e3 * latencies(np.array(each[way]))["p99"],
             against(seconds, way), against(cpu, way),
+            int((np.array(each[way]) > statistics.median(each[way]) + STALLED_S).sum()), len(each[way]),
         )
         for way in predict
     ]  # fmt: skip
@@ -152,11 +179,12 @@ def measure(
 def markdown(results: Sequence[Measured]) -> str:
     """The table."""
     return table(
-        ["way", "modalities", "batch", "in flight", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
+        ["way", "modalities", "batch", "in flight", "instances", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
          "of embedded", "of embedded, by CPU"],
         [
-            [r.way, r.modalities, str(r.batch), str(r.in_flight), f"{r.objects_a_second:,.0f}", f"{r.cpu_ms:.3f}",
-             f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}", f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
+            [r.way, r.modalities, str(r.batch), str(r.in_flight), str(r.instances), f"{r.objects_a_second:,.0f}",
+             f"{r.cpu_ms:.3f}", f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}",
+             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
             for r in results
         ],
     )  # fmt: skip
@@ -171,9 +199,10 @@ def plot(results: Sequence[Measured], path: Path) -> None:
     figure = Figure(figsize=(4 * len(panels), 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, modalities in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        for way, in_flight in dict.fromkeys((r.way, r.in_flight) for r in results):
-            some = [r for r in results if (r.modalities, r.way, r.in_flight) == (modalities, way, in_flight)]
-            axes.plot([r.batch for r in some], [r.objects_a_second for r in some], "o-", label=f"{way}, {in_flight}")
+        for kind in dict.fromkeys((r.way, r.in_flight, r.instances) for r in results):
+            some = [r for r in results if (r.modalities, r.way, r.in_flight, r.instances) == (modalities, *kind)]
+            label = f"{kind[0]}, {kind[1]} in flight, {kind[2]} instances"
+            axes.plot([r.batch for r in some], [r.objects_a_second for r in some], "o-", label=label)
         axes.set(xlabel="batch", ylabel="objects/s", xscale="log", title=modalities, ylim=(0, None))
         axes.title.set_size(9)
         axes.grid(alpha=0.3)
@@ -181,10 +210,38 @@ def plot(results: Sequence[Measured], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def analyzed(
+    program: str, url: str, repository: Path, modalities: str, batch: int, in_flight: int, instances: int, calls: int
+) -> Measured:
+    """Triton's Performance Analyzer with one workload."""
+    nan = float("nan")
+    with closing(TritonEngine(url, repository)) as engine:
+        signatures = dict(engine._what_is_served().signatures)
+    load = perf_analyzer.measure(program, url, inputs_of(modalities, batch), signatures, in_flight, calls)
+    return Measured(
+        ANALYZER, modalities, batch, in_flight, instances, batch * load.requests_a_second, nan, load.p50_ms,
+        load.p99_ms, nan, nan,
+    )  # fmt: skip
+
+
+def with_instances(repository: Path, instances: int, folder: Path) -> Path:
+    """A copy of the repository whose models have so many instances on the CPU, which share its cores."""
+    copy = Path(shutil.copytree(repository, folder / f"instances-{instances}"))
+    threads = max(1, (os.cpu_count() or 1) // instances)
+    for model in MODELS:
+        path = copy / model / "config.pbtxt"
+        text = path.read_text().replace("count: 1, kind: KIND_AUTO", f"count: {instances}, kind: KIND_CPU")
+        path.write_text(f"""{text}
+parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}
+""")
+    return copy
+
+
 def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, server: int | None) -> float:
     """CPU of ``one request`` for light curves alone, over that of the two models that are needed, less one."""
     inputs = inputs_of("light_curve", batch)
-    with engines(url, repository, 0, (FOUR, ONE)) as predict:
+    with engines(url, repository, 0, (FOUR, ONE)) as found:
+        predict = {way: engine.predict for way, engine in found.items()}
         ratios = []
         for run in predict.values():
             once(run, inputs, 1, 1, server)
@@ -197,8 +254,8 @@ def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, serv
 def first_request(url: str, repository: Path, batch: int) -> float:
     """Seconds of the first request to a server that has just become ready, over the median of the next 15."""
     inputs = inputs_of("light_curve+metadata", batch)
-    with engines(url, repository, 0, (SHARED,)) as predict:
-        seconds = once(predict[SHARED], inputs, 16, 1, None)[2]
+    with engines(url, repository, 0, (SHARED,)) as found:
+        seconds = once(found[SHARED].predict, inputs, 16, 1, None)[2]
     return seconds[0] / statistics.median(seconds[1:])
 
 
@@ -209,9 +266,12 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.command()
 @click.option("--batches", default="64,256,1024", show_default=True, callback=_numbers)
 @click.option("--in-flight", default="1", show_default=True, callback=_numbers, help="Requests at a time.")
+@click.option("--instances", default="1", show_default=True, callback=_numbers, help="Of each model, on the CPU.")
+@click.option("--perf-analyzer", "program", help="Triton's Performance Analyzer, such as perf_analyzer.")
 @click.option("--modalities", default=",".join(SUBSETS), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--objects", default=1024, show_default=True, help="In each round of each way, at least one batch.")
+@click.option("--alerts", default=0, show_default=True, help="Of the worker's pipeline; 0: that is not measured.")
 @click.option("--threads", default=0, show_default=True, help="CPU threads of embedded; 0 for one a core.")
 @click.option("--url", help="gRPC address of a server that runs; else the local Triton is started.")
 @click.option("--gpu", is_flag=True, help="Without embedded; with utilisation and the fraction of the peak.")
@@ -220,9 +280,12 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 def main(
     batches: list[int],
     in_flight: list[int],
+    instances: list[int],
+    program: str | None,
     modalities: str,
     rounds: int,
     objects: int,
+    alerts: int,
     threads: int,
     url: str | None,
     gpu: bool,
@@ -231,24 +294,48 @@ def main(
 ) -> None:
     """Measure, print the table and write it with a plot."""
     repository = Settings().inference.model_repository
-    ways = (ONE, SHARED) if gpu else (EMBEDDED, FOUR, ONE, SHARED)
+    ways = (ONE, SHARED, PARTS) if gpu else (EMBEDDED, FOUR, ONE, SHARED, PARTS)
+    streams: list[str] = []
     results: list[Measured] = []
-    with ExitStack() as stack:
-        server: int | None = None
-        first = float("nan")
-        if url is None:
-            started = stack.enter_context(TritonServer(repository))
-            url, server = started.grpc_url, started.pid
-            first = first_request(url, repository, 256)
-        predict = stack.enter_context(engines(url, repository, threads, ways))
-        for subset in modalities.split(","):
-            for batch in batches:
-                for number in in_flight:
-                    calls = max(number, objects // batch, 1)
-                    results += measure(predict, subset, batch, number, rounds, calls, server)
-                    click.echo(markdown(results[-len(ways) :]).split("\n", 2)[2])
-        extra = absent(url, repository, 256, rounds, max(1, objects // 256), server) if server else float("nan")
-    report = [markdown(results), ""]
+    if program is not None and (reason := perf_analyzer.why_not(program)):
+        click.echo(f"{program} does not start here: {reason}")
+        program = None
+    first = extra = float("nan")
+    for copies in instances:
+        with ExitStack() as stack:
+            server: int | None = None
+            address = url
+            if address is None:
+                served = repository
+                if copies > 1:
+                    served = with_instances(repository, copies, Path(stack.enter_context(TemporaryDirectory())))
+                started = stack.enter_context(TritonServer(served))
+                address, server = started.grpc_url, started.pid
+                if copies == instances[0]:
+                    first = first_request(address, repository, 256)
+            found = stack.enter_context(engines(address, repository, threads, ways))
+            predict = {way: engine.predict for way, engine in found.items()}
+            for subset in modalities.split(","):
+                for batch in batches:
+                    for number in in_flight:
+                        calls = max(number, objects // batch, 1)
+                        some = measure(predict, subset, batch, number, rounds, calls, copies, server)
+                        if program is not None:
+                            some.append(
+                                analyzed(program, address, repository, subset, batch, number, copies, max(calls, 20))
+                            )
+                        results += some
+                        click.echo(markdown(some).split("\n", 2)[2])
+            if alerts:
+                # Not imported before: with --gpu the machine may lack what a pipeline needs.
+                from benchmarks.workload.in_turn import pipelines
+
+                some_ways = {way: found[way] for way in (EMBEDDED, SHARED, PARTS)}
+                streams += [f"instances: {copies}\n\n{pipelines(some_ways, b, alerts, rounds)}\n" for b in batches]
+                click.echo("\n".join(streams))
+            if server and copies == instances[0]:
+                extra = absent(address, repository, 256, rounds, max(1, objects // 256), server)
+    report = [markdown(results), "", *streams, ""]
     if gpu:
         both = [r for r in results if r.modalities == "light_curve+metadata"]  # those that ``model_flops`` counts
         best = max(both, key=lambda r: r.objects_a_second)
@@ -260,11 +347,15 @@ def main(
             f"{best.objects_a_second * flops / 1e12 / peak_tflops:.1%} of {peak_tflops:g}"
         )
     else:
-        held = [r for r in results if r.way == SHARED and r.batch >= 64]
-        worst = min(held, key=lambda r: r.cpu_of_embedded)
+        held = [r for r in results if r.way == PARTS and r.batch >= 64 and r.in_flight == min(in_flight)]
+        worst = min(held, key=lambda r: r.of_embedded)
         report.append(
-            f"lowest of embedded, by CPU: {worst.cpu_of_embedded:.2f} ({worst.modalities}, batch {worst.batch}); "
-            f"bar {BAR} {'met' if worst.cpu_of_embedded >= BAR else 'missed'}\n"
+            f"requests that took {STALLED_S} s longer than the median: {sum(r.stalled for r in results)} of "
+            f"{sum(r.requests for r in results)}"
+        )
+        report.append(
+            f"{PARTS} against {EMBEDDED}, lowest: {worst.of_embedded:.2f} ({worst.modalities}, batch {worst.batch}, "
+            f"{worst.instances} instances); bar {BAR} {'met' if worst.of_embedded >= BAR else 'missed'}\n"
             f"light curves alone, one request against the two models by themselves: {extra:+.1%} CPU\n"
             f"first request of 256 after the start, with the question what is served: {first:.1f} of the median\n"
             f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"

@@ -200,7 +200,7 @@ def stream(stars: int, alerts: int, rounds: int) -> None:
     costs: dict[bool, list[float]] = {True: [], False: []}
     with RedisServer() as server, server.client() as client, closing(RedisStore(server.url, timeout=60)) as store:
         pid = int(client.info()["process_id"])
-        preload_with_progress(sky, server.url, 1, 0.2)
+        preload_with_progress(sky, server.url, 1, 0.2, similar=True)
         keeper = Keeper(RedisConnection(server.url), engine.model_version, expiry_days=1000.0, growth=0.2)
         keeper.start()
         reference = load_reference_set(settings)
@@ -217,7 +217,7 @@ def stream(stars: int, alerts: int, rounds: int) -> None:
                     pipeline.process(messages[first : first + _BATCH])
                     keeper.drain()
                 spent = time.process_time() - began, cpu_seconds(pid) - redis_began
-                if number >= 2:  # the first of each warm up, and with the second the known stars enter the sets
+                if number >= 2:  # the first of each warm up
                     costs[on].append(1e3 * sum(spent) / alerts)
                 seconds = [1e3 * one / alerts for one in spent]
                 print(f"  {'with' if on else 'without'}: {seconds[0]:.3f} + Redis {seconds[1]:.3f}", flush=True)

@@ -193,6 +193,12 @@ class Watch:
             measures.busy_seconds(),
             measures.tree_seconds(os.getpid()),
         )
+        self._servers = self._server_seconds()
+
+    def _server_seconds(self) -> dict[str, float]:
+        """CPU seconds of Kafka, Redis, and this process: producer and subscriber."""
+        pids = {"Kafka": self._bench.kafka.pid, "Redis": self._bench.redis.pid, "this benchmark": os.getpid()}
+        return {name: measures.cpu_seconds(pid) for name, pid in pids.items() if pid is not None}
 
     def figures(self, workers: Workers, before: measures.Samples, cpu: float, alerts: int) -> dict[str, Any]:
         """What the workers have used beyond ``before`` and ``cpu``, and how busy others kept the machine.
@@ -210,9 +216,11 @@ class Watch:
         seconds = workers.cpu_seconds() - cpu
         others = measures.busy_seconds() - self._busy - (measures.tree_seconds(os.getpid()) - self._own)
         counts = measures.Counts.of(samples)
+        servers = {name: now - self._servers[name] for name, now in self._server_seconds().items()}
         return {
             "counts": {name: getattr(counts, name) for name in counts.__slots__},
             "cpu_seconds": seconds,
+            "servers": servers,
             "stages": measures.by_label(samples, "trifid_stage_cpu_seconds_total", "stage"),
             "worker_mib": [round(mib) for mib in workers.memory_mib()],
             "cores_of_others": max(0.0, others) / (time.monotonic() - self._start),
@@ -222,8 +230,12 @@ class Watch:
 def per_alert(figures: dict[str, Any], alerts: int) -> dict[str, Any]:
     """CPU seconds to core-milliseconds an alert."""
     stages = {name: 1e3 * seconds / alerts for name, seconds in figures.pop("stages").items()}
+    servers = {name: 1e3 * seconds / alerts for name, seconds in figures.pop("servers").items()}
     whole = 1e3 * figures.pop("cpu_seconds") / alerts
-    return {**figures, "core_ms": whole, "core_ms_by_stage": stages, "core_ms_outside": whole - sum(stages.values())}
+    return {
+        **figures, "core_ms": whole, "core_ms_by_stage": stages, "core_ms_outside": whole - sum(stages.values()),
+        "core_ms_of_servers": servers,
+    }  # fmt: skip
 
 
 def shares(kinds: list[Kind]) -> dict[str, float]:
@@ -275,6 +287,8 @@ def _names(context: click.Context, parameter: click.Parameter, value: str) -> tu
 @click.option("--cold", is_flag=True, help="Nothing was found in the stars yet: each one's first alert has its period "
               "searched, as after a migration.")  # fmt: skip
 @click.option("--engine", default="onnx", show_default=True, type=click.Choice(["onnx", "triton"]))
+@click.option("--similar/--no-similar", default=False, show_default=True, help="Keep embeddings in vector sets "
+              "(similar.enabled), those of the stars in Redis from the start.")  # fmt: skip
 @click.option("--model-repository", default=MODEL_REPOSITORY, show_default="the checkout's", type=click.Path(
     exists=True, file_okay=False, path_type=Path))  # fmt: skip
 @click.option("--quiet-s", default=120.0, show_default=True, help="Give up where no annotation comes for so long.")
@@ -306,7 +320,8 @@ def main(output: Path, mix: str, **given: Any) -> None:
         stack.callback(client.close)
         empty = client.info("memory")["used_memory"]
         start = time.monotonic()
-        preload_with_progress(sky, redis.url, about["machine"]["cores"], 0.0 if options.cold else _GROWTH)
+        growth = 0.0 if options.cold else _GROWTH
+        preload_with_progress(sky, redis.url, about["machine"]["cores"], growth, options.similar)
         used = client.info("memory")["used_memory"] - empty
         about["state"] = {
             "objects": len(sky), "curves": sky.distinct, "points_mean": float(sky.points.mean()),

@@ -32,11 +32,11 @@ BANDS: Final[tuple[str, ...]] = tuple(name for name, _ in _BANDS)
 BAND_CODE: Final[dict[str, int]] = {name: code for code, name in enumerate(BANDS)}
 _VEGA: Final[dict[str, float]] = {
     "asas:V": 0.02, "css:V": 0.02, "asassn:V": 0.02, "johnson:U": 0.79, "johnson:B": -0.09, "johnson:V": 0.02,
-    "cousins:R": 0.21, "cousins:I": 0.45, "gaia:G": 0.11, "gaia:BP": 0.03, "gaia:RP": 0.37, "hipparcos:Hp": 0.02,
+    "cousins:R": 0.21, "cousins:I": 0.45, "gaia:G": 0.11, "gaia:BP": 0.02, "gaia:RP": 0.36, "hipparcos:Hp": 0.02,
     "tess:T": 0.37, "ogle:V": 0.02, "ogle:I": 0.45, "eros:B": 0.05, "eros:R": 0.43,
 }  # fmt: skip
-"""AB minus Vega magnitude (Blanton & Roweis 2007, AJ 133, 734, table 1; Gaia: Riello et al. 2021, A&A 649, A3, the
-difference of its two zero points; TESS, EROS: of the nearest Johnson-Cousins bands)."""
+"""AB minus Vega magnitude (Blanton & Roweis 2007, AJ 133, 734, table 1; Gaia: Riello et al. 2021, A&A 649, A3,
+table 3, the difference of its two zero points; TESS, EROS: of the nearest Johnson-Cousins bands)."""
 AB_OFFSET: Final[NDArray[np.float64]] = np.array([_VEGA.get(name, 0.0) for name in BANDS])
 """(len(BANDS),) what to add to a magnitude in the survey's own system to have it in AB, for colours between bands."""
 WAVELENGTH: Final[NDArray[np.float64]] = np.array([wavelength for _, wavelength in _BANDS], np.float64)

@@ -8,6 +8,8 @@ from typing import Final, Self
 
 from broker.records import Annotation
 
+TraceHeaders = tuple[tuple[str, bytes], ...]
+"""``traceparent`` and ``tracestate`` (W3C Trace Context), as headers of a Kafka message."""
 SPECTRA: Final = "spectra"
 """In place of a survey, for spectra that could not be handled."""
 
@@ -34,6 +36,8 @@ class IncomingMessage:
     received_mjd: float
     """MJD UTC."""
     origin: Origin | None = None
+    trace: TraceHeaders = ()
+    """To be passed on with what becomes of its alerts; none where nothing is traced (``broker.tracing``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class BatchResult:
     annotations: list[Annotation] = field(default_factory=list)
     """One an alert, and one for each object that was classified again upon a spectrum."""
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    traces: dict[tuple[str, int], TraceHeaders] = field(default_factory=dict)
+    """By survey and alert id, of the alerts that are traced."""
 
     def __iadd__(self, other: BatchResult) -> Self:
         """Take in what the next messages came to."""
@@ -76,4 +82,5 @@ class BatchResult:
         self.spectra_stored += other.spectra_stored
         self.annotations += other.annotations
         self.dead_letters += other.dead_letters
+        self.traces |= other.traces
         return self

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import math
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from broker.anomaly import stored
 from broker.anomaly.calibration import with_scores
@@ -12,21 +16,25 @@ from broker.avro.compiler import check_schema
 from broker.avro.registry import SchemaRegistry
 from broker.catalog.memory import MemoryCatalogs
 from broker.config import InferenceSettings, Settings, TritonSettings, in_clear
+from broker.drift.stored import DriftStore, space_of
+from broker.drift.watch import Counter as DriftCounter
+from broker.drift.watch import DriftWatch
 from broker.errors import ConfigurationError
+from broker.feedback.learned import Learned
 from broker.inference.manifest import Manifest, load_manifest
-from broker.inference.onnx import OnnxEngine
-from broker.inference.triton import TritonEngine
-from broker.inference.triton_client import TritonTls
 from broker.models.candidate import Candidate
 from broker.models.repository import reference_set_path
 from broker.pipeline import Pipeline
 from broker.publish.messages import Publisher
 from broker.publish.registered import RegisteredWriter, annotation_registry
 from broker.publish.topics import OutputTopics
+from broker.records import ObservedSpectrum
 from broker.redis_client import RedisConnection
+from broker.reference.versions import Versions
 from broker.similar.keeper import Keeper
+from broker.similar.plane import Plane
 from broker.similar.search import Similar
-from broker.similar.sets import Sets
+from broker.similar.sets import OFF, Sets
 from broker.similar.translate import Translator
 from broker.state import Store
 from broker.state.admin import StateAdmin
@@ -37,6 +45,15 @@ from broker.surveys import Decoder, load_surveys
 from broker.surveys.columns import ANY_TIME
 from broker.surveys.lsst_schemas import lsst_schema
 
+if TYPE_CHECKING:  # the engine that the settings name is imported alone: gRPC takes a tenth of a worker's start
+    from broker.inference.onnx import OnnxEngine
+    from broker.inference.triton import TritonEngine
+    from broker.inference.triton_client import TritonTls
+
+    AnyEngine = OnnxEngine | TritonEngine
+
+log = logging.getLogger(__name__)
+
 
 def build_engine(
     inference: InferenceSettings,
@@ -45,14 +62,18 @@ def build_engine(
     *,
     retries: int | None = None,
     by_modality: bool = False,
-) -> OnnxEngine | TritonEngine:
+) -> AnyEngine:
     """The engine that ``inference.engine`` names, of a version in the repository, the served one where None.
 
     ``retries`` wins over ``triton.retries``; ``by_modality`` is whether Triton is asked for the embeddings of each
     modality, which are there anyhow without it. Raises ConfigurationError where the engine cannot be used.
     """
     if inference.engine == "onnx":
+        from broker.inference.onnx import OnnxEngine
+
         return OnnxEngine(inference.model_repository, version=version, threads=inference.threads)
+    from broker.inference.triton import TritonEngine
+
     return TritonEngine(
         triton.url,
         inference.model_repository,
@@ -61,6 +82,7 @@ def build_engine(
         retries=triton.retries if retries is None else retries,
         tls=triton_tls(triton),
         one_request=triton.one_request == "auto",
+        requests_in_flight=triton.requests_in_flight,
         shared_memory=triton.shared_memory == "auto",
         by_modality=by_modality,
     )
@@ -68,30 +90,46 @@ def build_engine(
 
 def triton_tls(triton: TritonSettings) -> TritonTls | None:
     """The files of a TLS connection to Triton; None where it is to be without."""
+    from broker.inference.triton_client import TritonTls
+
     tls = TritonTls(triton.root_certificates, triton.private_key, triton.certificate_chain)
     return tls if triton.tls else None
 
 
-def local_pipeline(settings: Settings | None = None, catalogs: MemoryCatalogs | None = None) -> Pipeline:
+def local_pipeline(
+    settings: Settings | None = None,
+    catalogs: MemoryCatalogs | None = None,
+    version: str | None = None,
+    spectra: Iterable[ObservedSpectrum] = (),
+) -> Pipeline:
     """A pipeline without servers: ONNX Runtime in this process, whatever engine the service has; objects in memory.
 
-    ``settings`` are the defaults where not given, ``catalogs`` of known variable stars. Raises ConfigurationError where
-    the model or its reference set cannot be used.
+    ``settings`` are the defaults where not given, ``catalogs`` of known variable stars and of values, ``version`` one
+    of the model repository's, the served one where None, ``spectra`` those of objects in alerts, by a name in a survey
+    or a position. It keeps that version, whatever is promoted later. Raises ConfigurationError where the model or its
+    reference set cannot be used.
     """
+    from broker.inference.onnx import OnnxEngine
+
     settings = settings or Settings()
-    engine = OnnxEngine(settings.inference.model_repository, threads=settings.inference.threads)
-    return build_pipeline(settings, Decoder(), MemoryStore(catalogs=catalogs), engine, load_reference_set(settings))
+    engine = OnnxEngine(settings.inference.model_repository, version=version, threads=settings.inference.threads)
+    reference = load_reference_set(settings, engine.manifest.model_version)
+    store = MemoryStore(catalogs=catalogs)
+    store.put_observed([one for one in spectra if one.survey is not None or math.isfinite(one.ra + one.dec)])
+    return build_pipeline(settings, build_decoder(settings), store, engine, reference)
 
 
 def build_pipeline(
     settings: Settings,
     decoder: Decoder,
     store: Store,
-    engine: OnnxEngine | TritonEngine,
+    engine: AnyEngine,
     reference: ReferenceSet,
     progress: Callable[[], None] = lambda: None,
     similar: Keeper | None = None,
     candidate: Candidate | None = None,
+    learned: Learned | None = None,
+    drift: DriftCounter | None = None,
 ) -> Pipeline:
     """A pipeline of these parts, with all that the settings say of it; raises ConfigurationError as ``Pipeline``."""
     return Pipeline(
@@ -106,6 +144,8 @@ def build_pipeline(
         disagreement_probability=settings.publish.disagreement_probability,
         similar=similar,
         candidate=candidate,
+        learned=learned,
+        drift=drift,
         progress=progress,
     )
 
@@ -167,24 +207,40 @@ def build_keeper(settings: Settings, model: str) -> Keeper | None:
     )  # fmt: skip
 
 
-def build_similar(settings: Settings) -> Similar:
-    """What finds similar objects by the model of the settings; it connects when it is used.
+def build_drift(settings: Settings) -> DriftWatch | None:
+    """What counts the stream and says whether it drifts, not yet started; None where the settings want none."""
+    if not settings.drift.enabled:
+        return None
+    return DriftWatch(RedisConnection(settings.redis.address()), settings.drift.window_hours)
+
+
+def build_drift_store(settings: Settings) -> DriftStore:
+    """Counts and baseline of the served version and its reference set; raises as ``reference_set_in_redis``."""
+    reference = reference_set_in_redis(settings)
+    return DriftStore(RedisConnection(settings.redis.address()), space_of(reference))
+
+
+def build_similar(settings: Settings, version: str | None = None) -> Similar:
+    """What finds similar objects by a version of the model, the served one where None; it connects when it is used.
 
     Raises ConfigurationError where the model's manifest cannot be read, or the settings keep no embeddings.
     """
     if not settings.similar.enabled:
-        raise ConfigurationError("similar.enabled is false: the service keeps no embeddings to compare with")
-    manifest = load_manifest(settings.inference.model_repository, verify_models=False)
+        raise ConfigurationError(OFF)
+    manifest = load_manifest(settings.inference.model_repository, version, verify_models=False)
     sets = Sets(RedisConnection(settings.redis.address()), manifest.identity)
-    return Similar(sets, settings.state.expiry_days, lambda: Translator(load_reference_set(settings)))
+    return Similar(
+        sets, settings.state.expiry_days, lambda: Translator(load_reference_set(settings, manifest.model_version)),
+        manifest.model_version, lambda: Plane.of(load_reference_set(settings, manifest.model_version)),
+    )  # fmt: skip
 
 
-def load_reference_set(settings: Settings) -> ReferenceSet:
-    """The reference set's file, with the calibration beside it.
+def load_reference_set(settings: Settings, version: str | None = None) -> ReferenceSet:
+    """The file of a version's reference set, of the served one where None, with the calibration beside it.
 
     Raises ConfigurationError where one of them cannot be read, or is not the manifest's, or not the set's.
     """
-    _, path, sha256 = _reference_file(settings)
+    _, path, sha256 = _reference_file(settings, version)
     return with_scores(ReferenceSet.load_npz(path, sha256), path)
 
 
@@ -226,14 +282,38 @@ def _registered_writer(settings: Settings) -> RegisteredWriter | None:
     )
 
 
-def reference_set_in_redis(settings: Settings, version: str | None = None) -> ReferenceSet:
-    """A version's reference set in Redis; where that is missing or another, the file's, which is put there for all.
+def reference_set_in_redis(settings: Settings, version: str | None = None, *, strict: bool = False) -> ReferenceSet:
+    """The reference set of a version that is in use: the model's own, or one made from the stream and promoted.
 
-    Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError where no set can be used.
+    Of the model's own what is missing in Redis, or another, is put there from the file. Where the promoted one cannot
+    be used the model's own is, and that is logged; with ``strict`` it is an error. A set that the settings name always
+    wins. Raises DependencyUnavailableError where Redis is unavailable, ConfigurationError where no set can be used.
     """
+    reference, identity = own_reference_set(settings, version)
+    if settings.anomaly.reference_set is not None:
+        return reference
+    with closing(reference_versions(settings, identity)) as versions:
+        try:
+            return versions.in_use(reference)
+        except ConfigurationError as error:
+            if strict:
+                raise
+            log.error("the reference set of the model is used: %s", error)
+            return reference
+
+
+def own_reference_set(settings: Settings, version: str | None = None) -> tuple[ReferenceSet, str]:
+    """A version's own set, as ``reference_set_in_redis``, whatever is in use; and ``Manifest.identity``."""
     manifest, path, sha256 = _reference_file(settings, version)
     reference = stored.shared(settings.redis.address(), manifest.identity, path, sha256)
-    return stored.shared_scores(settings.redis.address(), reference, path)
+    return stored.shared_scores(settings.redis.address(), reference, path), manifest.identity
+
+
+def reference_versions(settings: Settings, identity: str | None = None) -> Versions:
+    """The sets made from the stream for a model (``Manifest.identity``), the served one where None."""
+    if identity is None:
+        identity = load_manifest(settings.inference.model_repository, verify_models=False).identity
+    return Versions(stored.connect(settings.redis.address()), identity)
 
 
 def put_reference_set(settings: Settings) -> ReferenceSet:

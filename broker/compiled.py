@@ -7,12 +7,15 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
 from numba import njit
+
+from broker.file_lock import locked
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,13 +26,17 @@ def compiled(function: F, signature: Any, fastmath: bool | set[str] = False) -> 
     """``function`` for arguments of ``signature``, from Numba's cache on disk or compiled now.
 
     The cache (beside the sources, or in NUMBA_CACHE_DIR) is renewed when the function's file changes, and only then:
-    whatever is compiled into the function must be defined in the same file.
+    whatever is compiled into the function must be defined in the same file. Where several processes want it at once,
+    one compiles and the others wait: two might make different machine code, whose sums differ in the last bits.
     """
     _read_only_cache()
-    try:
-        return cast(F, njit(signature, nogil=True, cache=True, fastmath=fastmath)(function))
-    except Exception:  # no place to write a cache to, or a damaged cache
-        return cast(F, njit(signature, nogil=True, fastmath=fastmath)(function))
+    with ExitStack() as stack:
+        with suppress(OSError):
+            stack.enter_context(locked(Path(function.__code__.co_filename)))
+        try:
+            return cast(F, njit(signature, nogil=True, cache=True, fastmath=fastmath)(function))
+        except Exception:  # no place to write a cache to, or a damaged cache
+            return cast(F, njit(signature, nogil=True, fastmath=fastmath)(function))
 
 
 @cache

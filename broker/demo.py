@@ -5,13 +5,14 @@ Kafka is librdkafka's mock and Redis a real one on a free port; the model runs i
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,9 +21,10 @@ from prometheus_client import start_http_server
 from pydantic import SecretStr
 
 from broker.client import PublishedAnnotation, Subscription
-from broker.config import KafkaSettings, PipelineSettings, RedisSettings, Settings
+from broker.config import KafkaSettings, PipelineSettings, RedisSettings, Settings, SimilarSettings
 from broker.embedded.kafka_mock import PARTITION_BYTES, KafkaMock
 from broker.embedded.redis import RedisServer
+from broker.errors import ConfigurationError
 from broker.publish.topics import OutputTopics
 from broker.sources import iter_packets
 from broker.streaming.accounting import Accounting
@@ -95,7 +97,7 @@ def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int,
         folders = [folder for folder in sorted(real_alerts.iterdir()) if folder.name != "elasticc"]
         for packet in iter_packets(folders, lambda remark: log.warning("%s", remark)):
             yield packet.payload
-    for alert in simulate_alerts(objects, alerts_per_object, seed):
+    for alert in simulate_alerts(objects, alerts_per_object, seed, long_rr_lyrae=True):
         yield alert.payload
 
 
@@ -108,8 +110,8 @@ class Audience(Protocol):
     def see(self, annotation: PublishedAnnotation) -> None:
         """Called with each annotation that the subscriber reads."""
 
-    def stay(self) -> None:
-        """Called when all were read; the demo's Redis runs until it returns."""
+    def rest(self) -> None:
+        """Called again and again from when all of the demo was read, until Ctrl-C."""
 
     def end(self) -> None:
         """Called at the end in any case."""
@@ -120,10 +122,15 @@ def run_demo(
     show: Callable[[DemoProgress], None],
     metrics_port: int = 0,
     audience: Audience | None = None,
+    keep: Path | None = None,
 ) -> DemoProgress:
     """Start everything, send ``packets`` through it, and call ``show`` about five times a second.
 
-    Returns when every alert was classified, published and read again by a subscriber, and the audience has gone.
+    Returns when every alert was classified, published and read again by a subscriber. With an ``audience``, or with
+    ``keep``, it goes on until KeyboardInterrupt, for what others send and ask, and returns upon that, also while alerts
+    are still on their way: ``keep`` is a file that holds, as long as the servers run, the settings by which other
+    processes find them. Raises ConfigurationError where that file cannot be written, and KeyboardInterrupt where that
+    comes while the servers start, or without both.
     """
     with ExitStack() as stack:
         kafka = stack.enter_context(KafkaMock())
@@ -139,9 +146,13 @@ def run_demo(
             # No larger than what the replay may be ahead, so that batches are full.
             pipeline=PipelineSettings(batch_size=64, batch_wait_s=0.1),
             redis=RedisSettings(url=SecretStr(redis.url)),
+            # Where somebody looks on: an object's page shows them.
+            similar=SimilarSettings(enabled=audience is not None or keep is not None),
         )
         topics = OutputTopics(settings.publish.topic_prefix, settings.anomaly.threshold)
         kafka.create_topics([INPUT_TOPIC, settings.kafka.spectra_topic, *topics.every()])
+        if keep is not None:
+            stack.enter_context(_told(keep, settings))
         if metrics_port:
             server, thread = start_http_server(metrics_port, "127.0.0.1")
             stack.callback(thread.join)
@@ -150,15 +161,51 @@ def run_demo(
         threads = stack.enter_context(ThreadPoolExecutor(2))
         stack.callback(service.stop)
         running = threads.submit(service.run)
-        see: Callable[[PublishedAnnotation], None] = lambda _: None  # noqa: E731 - no more than a default
         if audience is not None:
             stack.callback(audience.end)
             audience.begin(settings)
-            see = audience.see
-        progress = _watch(service, running, settings, packets, show, see, threads)
-        if audience is not None:
-            audience.stay()
-        return progress
+        stays = audience is not None or keep is not None
+        return _watch(service, running, settings, packets, show, audience or _Nobody(), threads, stays)
+
+
+class _Nobody:
+    """An audience that is not there."""
+
+    def begin(self, settings: Settings) -> None:
+        pass
+
+    def see(self, annotation: PublishedAnnotation) -> None:
+        pass
+
+    def rest(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@contextmanager
+def _told(path: Path, settings: Settings) -> Iterator[None]:
+    """A file of the settings with which other commands reach the servers of the demo."""
+    kafka = settings.kafka
+    told = (
+        "# Of a `trifid demo --keep` that runs; the file goes when it ends.\n"
+        f'[kafka]\nbootstrap_servers = "{kafka.bootstrap_servers}"\ninput_topics = ["{INPUT_TOPIC}"]\n'
+        f'delivery = "{kafka.delivery}"\ncreate_topics = false\n'
+        f'[redis]\nurl = "{settings.redis.url.get_secret_value()}"\n'
+        f"[similar]\nenabled = {json.dumps(settings.similar.enabled)}\n"
+    )
+    try:
+        with path.open("x") as file:  # not in place of somebody's settings
+            file.write(told)
+    except FileExistsError:
+        raise ConfigurationError(f"{path} is there already: give another file, or remove it") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _watch(
@@ -167,8 +214,9 @@ def _watch(
     settings: Settings,
     packets: Iterator[bytes],
     show: Callable[[DemoProgress], None],
-    see: Callable[[PublishedAnnotation], None],
+    audience: Audience,
     threads: ThreadPoolExecutor,
+    stays: bool,
 ) -> DemoProgress:
     progress = DemoProgress(accounting=service.accounting)
     over = threading.Event()
@@ -176,20 +224,31 @@ def _watch(
     subscription = Subscription(topics, settings.kafka.bootstrap_servers, start="earliest", idle_timeout=_SHOW_EVERY_S)
     sending = threads.submit(_send, settings.kafka, packets, progress, over)
     start = time.monotonic()
+    complete = False
     try:
         with subscription:
-            while not (sending.done() and progress.done and service.accounting.messages == progress.sent):
+            while stays or not complete:
                 shown = time.monotonic()
+                before = progress.seen
                 for annotation in subscription:
                     progress.add(annotation, settings.anomaly.threshold)
-                    see(annotation)
+                    audience.see(annotation)
                     if time.monotonic() - shown > _SHOW_EVERY_S:
                         break
-                progress.seconds = time.monotonic() - start
-                show(progress)
+                if not complete:
+                    progress.seconds = time.monotonic() - start
+                    complete = sending.done() and progress.done and service.accounting.messages == progress.sent
+                    show(progress)
+                elif progress.seen != before:
+                    show(progress)
+                if complete and stays:
+                    audience.rest()
                 for part in (running, sending):
                     if part.done():
                         part.result()  # raises what ended it
+    except KeyboardInterrupt:
+        if not stays:
+            raise
     finally:
         over.set()
         service.stop()

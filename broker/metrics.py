@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import product
-from typing import Final
+from typing import Final, Self
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from broker.taxonomy import CLASS_NAMES, OTHER
@@ -68,9 +68,21 @@ ALERT_LATENCY: Final = Histogram(
 CONSUMER_LAG: Final = Gauge(
     "trifid_consumer_lag_alerts", "Messages in the input partition not yet consumed.", ["topic", "partition"]
 )
+OFFSETS_PENDING: Final = Gauge(
+    "trifid_offsets_pending_seconds",
+    "For how long a worker has not been able to read the committed offsets of its partitions, as where a transaction "
+    "does not end; 0 where it can. By the check of /readyz: group or spectra.",
+    ["check"],
+)
 LAST_MESSAGE: Final = Gauge(
     "trifid_last_message_timestamp_seconds",
     "When the latest message of an input topic was taken, Unix time; the start of the worker before the first.",
+    ["topic"],
+)
+DELIVERED_MESSAGE: Final = Gauge(
+    "trifid_delivered_message_timestamp_seconds",
+    "Kafka's time of the newest message of an input topic whose annotations are committed, Unix time; the start of the "
+    "worker before the first.",
     ["topic"],
 )
 TOPICS_RECREATED: Final = Counter(
@@ -100,10 +112,14 @@ REDIS_MAY_EVICT: Final = Gauge(
 MIXED_MODELS: Final = Gauge(
     "trifid_mixed_models", "Whether other workers of the group run another model or reference set: 1 or 0."
 )
+REFERENCE_FROM_STREAM: Final = Gauge(
+    "trifid_reference_from_stream",
+    "Whether the reference set in use was made from the stream, 1, or is the model's own, 0 (docs/anomaly.md).",
+)
 MODEL_SWITCHES: Final = Counter(
     "trifid_model_switches_total",
-    "Changes to a promoted version of the model without a restart, by outcome: done, or failed, where the version "
-    "could not be used and the one at hand went on (docs/serving.md).",
+    "Changes to a promoted version of the model, or of its reference set, without a restart, by outcome: done, or "
+    "failed, where it could not be used and the one at hand went on (docs/serving.md).",
     ["outcome"],
 )
 CANDIDATE_OBJECTS: Final = Counter(
@@ -133,6 +149,50 @@ SIMILAR_WRITES: Final = Counter(
     "failed, dropped (too many waited) or expired (docs/similar.md).",
     ["outcome"],
 )
+FEEDBACK_ANSWERS: Final = Counter(
+    "trifid_feedback_answers_total",
+    "Answers about objects that `trifid web` took, by kind: interesting, boring, class, or undone (docs/feedback.md).",
+    ["kind"],
+)
+FEEDBACK_USED: Final = Gauge(
+    "trifid_feedback_answers_used", "Answers that this worker's anomaly scores are corrected by."
+)
+FEEDBACK_LEARNED: Final = Gauge(
+    "trifid_feedback_learned_timestamp_seconds", "When the correction that this worker uses was learned; 0 without one."
+)
+FEEDBACK_APPLIED: Final = Counter(
+    "trifid_feedback_scores_total",
+    "Anomaly scores that were raised, lowered or unchanged by answers about similar objects, while there are answers.",
+    ["effect"],
+)
+FEEDBACK_FAILURES: Final = Counter(
+    "trifid_feedback_learning_failures_total", "Times `trifid web` could not hand what it learned to the workers."
+)
+DRIFT_ALERTS: Final = Gauge(
+    "trifid_drift_window_alerts", "Alerts of all workers in the window that drift is looked for in.", ["survey", "band"]
+)
+DRIFT_DISTANCE: Final = Gauge(
+    "trifid_drift_distance",
+    "How far a quantity of the window is from the baseline: population stability index of classes and bands, "
+    "Kolmogorov-Smirnov distance of scores and photometry, standard deviations of embeddings (docs/drift.md).",
+    ["survey", "band", "quantity"],
+)
+DRIFT_SIGNIFICANCE: Final = Gauge(
+    "trifid_drift_significance",
+    "How unlikely that distance is by chance, in standard deviations, given how much the baseline's days differ.",
+    ["survey", "band", "quantity"],
+)
+DRIFT_DETECTED: Final = Gauge(
+    "trifid_drift_detected",
+    "Whether the distance is neither chance nor small: 1 or 0.",
+    ["survey", "band", "quantity"],
+)
+DRIFT_BASELINE: Final = Gauge(
+    "trifid_drift_baseline", "Whether there is a baseline of drift for the model and reference set in use: 1 or 0."
+)
+DRIFT_FAILURES: Final = Counter(
+    "trifid_drift_failures_total", "Times a batch was not counted for drift, or drift could not be looked for."
+)
 DEPENDENCY_WAITS: Final = Counter(
     "trifid_dependency_waits_total", "Times the service waited for a dependency that was unavailable.", ["dependency"]
 )
@@ -160,6 +220,13 @@ WEB_REQUEST_SECONDS: Final = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 WEB_INDEXED: Final = Counter("trifid_web_indexed_total", "Annotations that `trifid web` took into its index.")
+WEB_NEW_MEMBERS: Final = Counter(
+    "trifid_web_new_members_total",
+    "Objects whose most probable class became this one, or of which it is the first, as `trifid web` read them.",
+    ["class_name"],
+)
+for _name in (*CLASS_NAMES, OTHER.name):
+    WEB_NEW_MEMBERS.labels(_name)
 WEB_REFUSED: Final = Counter(
     "trifid_web_refused_total", "Annotations that the index of `trifid web` could not hold; its log names them."
 )
@@ -197,7 +264,30 @@ for _to in ("topic", "email", "webhook"):
     for _counter in (NOTIFY_SENT, NOTIFY_REFUSED, NOTIFY_DEAD):
         _counter.labels(_to)
 READY: Final = Gauge("trifid_ready", "Whether /readyz says yes: 1 or 0.")
+CHECKS: Final = (
+    "model", "models", "group", "spectra", "topics", "work", "redis", "kafka", "lag", "device", "loop", "batch"
+)  # fmt: skip
+"""Of ``/readyz`` of every worker that reads spectra, beside that of its engine: ``onnx`` or ``triton``."""
 CHECK_FAILED: Final = Gauge("trifid_check_failed", "Whether a check of /readyz fails: 1 or 0.", ["check"])
+
+
+@contextmanager
+def of_another_service() -> Iterator[None]:
+    """Without READY and BATCH_LIMIT meanwhile: at 0, as they begin, they would say that a worker is not ready.
+
+    For ``trifid web`` and ``trifid notify``, whose metrics Prometheus reads beside those of workers.
+    """
+    own: list[Gauge] = []
+    for gauge in (READY, BATCH_LIMIT):
+        with suppress(KeyError):  # left out already
+            REGISTRY.unregister(gauge)
+            own.append(gauge)
+    try:
+        yield
+    finally:
+        for gauge in own:
+            REGISTRY.register(gauge)
+
 
 STAGES: Final = (
     "decode", "update_state", "assemble", "keep_searches", "infer", "score", "annotate", "publish", "deliver",
@@ -210,15 +300,48 @@ UNDECODED: Final = "unknown"
 """The survey of what could not be decoded."""
 
 
+_NO_SPAN: Final[AbstractContextManager[object]] = nullcontext()
+_span: Callable[[str], AbstractContextManager[object]] | None = None
+
+
+def trace_stages(span: Callable[[str], AbstractContextManager[object]] | None) -> None:
+    """Have a span made of each stage, from its name (``broker.tracing``); None for no more."""
+    global _span
+    _span = span
+
+
+class Stage:
+    """A stage of one batch, which may be done in parts, between those of other stages; counted once, at its end."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._cpu = name, 0.0
+        self.seconds = 0.0
+        """Wall-clock time so far."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        STAGE_SECONDS.labels(self._name).observe(self.seconds)
+        STAGE_CPU_SECONDS.labels(self._name).inc(self._cpu)
+
+    @contextmanager
+    def part(self, *, span: bool = True) -> Iterator[None]:
+        """Time that counts, whether it succeeds or not; without a ``span`` it is in no trace."""
+        with _span(self._name) if span and _span is not None else _NO_SPAN:
+            start, cpu = time.perf_counter(), time.thread_time()
+            try:
+                yield
+            finally:
+                self.seconds += time.perf_counter() - start
+                self._cpu += time.thread_time() - cpu
+
+
 @contextmanager
-def stage_timer(stage: str) -> Iterator[None]:
+def stage_timer(name: str) -> Iterator[None]:
     """Count the wall-clock and the CPU time of a stage, whether it succeeds or not."""
-    with STAGE_SECONDS.labels(stage).time():
-        start = time.thread_time()
-        try:
-            yield
-        finally:
-            STAGE_CPU_SECONDS.labels(stage).inc(time.thread_time() - start)
+    with Stage(name) as stage, stage.part():
+        yield
 
 
 def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None:
@@ -226,7 +349,7 @@ def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None
 
     A labelled counter has no series before its first event: a panel would say "No data" where nothing has happened, and
     ``rate`` and ``increase`` would not see the first event. Not known are the partitions of CONSUMER_LAG, which come
-    with their assignment; CHECK_FAILED is set when the metrics are asked for.
+    with their assignment.
     """
     for metric, values in _known(tuple(surveys)):
         for labels in values:
@@ -234,6 +357,7 @@ def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None
     for topic in input_topics:
         TOPICS_RECREATED.labels(topic)
         LAST_MESSAGE.labels(topic).set_to_current_time()
+        DELIVERED_MESSAGE.labels(topic).set_to_current_time()
 
 
 def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterable[tuple[str, ...]]]]:
@@ -254,8 +378,12 @@ def _known(surveys: tuple[str, ...]) -> Iterator[tuple[MetricWrapperBase, Iterab
     yield CANDIDATE_OBJECTS, ((outcome,) for outcome in ("agreed", "differed", "one_answered", "failed", "skipped"))
     yield CANDIDATE_OBJECT_SECONDS, [("served",), ("candidate",)]
     yield RECLASSIFIED, ((survey,) for survey in surveys)
+    yield OFFSETS_PENDING, [("group",), ("spectra",)]
     yield PERIOD_SEARCHES, ((reason.value,) for reason in Reason)
     yield STAGE_SECONDS, ((stage,) for stage in STAGES)
     yield STAGE_CPU_SECONDS, ((stage,) for stage in STAGES)
     yield SIMILAR_WRITES, ((outcome,) for outcome in SIMILAR_OUTCOMES)
+    yield FEEDBACK_ANSWERS, ((kind,) for kind in ("interesting", "boring", "class", "undone"))
+    yield FEEDBACK_APPLIED, ((effect,) for effect in ("raised", "lowered", "unchanged"))
+    yield CHECK_FAILED, ((check,) for check in CHECKS)
     yield DEPENDENCY_WAITS, ((dependency,) for dependency in DEPENDENCIES)

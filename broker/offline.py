@@ -19,8 +19,8 @@ from broker.lightcurves.files import read_light_curves
 from broker.lightcurves.objects import NamedLightCurve
 from broker.pipeline import Pipeline, Received
 from broker.publish.annotate import not_classified
-from broker.records import BANDS, Alert, Annotation, ObjectState, Spectrum, TimeSystem
-from broker.sources import Remark, iter_packets
+from broker.records import BANDS, Alert, Annotation, LightCurve, ObjectState, ObservedSpectrum, Spectrum, TimeSystem
+from broker.sources import Remark, in_batches, iter_packets
 from broker.spectra.places import Spectra
 from broker.times import mjd_now
 
@@ -38,11 +38,13 @@ def classify_packets(
 
     What cannot be read of a file goes to ``report``, or raises InputFileError without it (see ``iter_packets``).
     """
-    for batch in batched(enumerate(iter_packets(paths, report)), batch_size):
+    first = 0
+    for batch in in_batches(iter_packets(paths, report), batch_size):
         now = mjd_now()
         yield from pipeline.batches(
-            [IncomingMessage(packet.payload, now, Origin(packet.name, 0, number, 0)) for number, packet in batch]
+            [IncomingMessage(p.payload, now, Origin(p.name, 0, number, 0)) for number, p in enumerate(batch, first)]
         )
+        first += len(batch)
 
 
 def classify_light_curves(
@@ -53,16 +55,18 @@ def classify_light_curves(
     time_system: TimeSystem | None = None,
     catalogs: MemoryCatalogs | None = None,
     columns: Mapping[str, str] | None = None,
+    spectra: Spectra | None = None,
+    band: str | None = None,
 ) -> Iterator[Annotation]:
     """Classify each object of a table (see ``read_light_curves``); the object id is its name.
 
     Each name gives one annotation: NotClassified, with the reason, where it cannot be used. ``say`` is called with
     what the user should know of the table. ``time_system`` is what its times are, where not what their column is called
-    after; ``catalogs`` are of known variable stars; ``columns`` are names of columns by role (see
-    ``Columns.of``). Raises InputFileError where the table cannot be read.
+    after; ``catalogs`` and ``spectra`` are as for ``classify_curves``; ``columns`` and ``band`` are as for
+    ``read_light_curves``. Raises InputFileError where the table cannot be read.
     """
-    curves = read_light_curves(path, say, time_system, columns)
-    for annotation, _ in classify_curves(pipeline, curves, batch_size, catalogs):
+    curves = read_light_curves(path, say, time_system, columns, band)
+    for annotation, _ in classify_curves(pipeline, curves, batch_size, catalogs, spectra):
         yield annotation
 
 
@@ -72,15 +76,37 @@ def classify_curves(
     batch_size: int,
     catalogs: MemoryCatalogs | None = None,
     spectra: Spectra | None = None,
-) -> Iterator[tuple[Annotation, NDArray[np.float32] | None]]:
+) -> Iterator[_Result]:
     """Classify each light curve; its embedding (width,) comes with it, None where there was nothing to embed.
 
-    ``spectra`` are used of the stars at whose places they are.
+    ``spectra`` are used of the stars whose names they have, or at whose places they are; ``catalogs`` tell known
+    variable stars, and give the values of the source at the place.
     """
-    number = 0
-    for batch in batched(curves, batch_size):
+    objects = ((curve, _alert(number, curve), _spectrum(spectra, curve)) for number, curve in enumerate(curves))
+    return _classified(pipeline, objects, batch_size, catalogs)
+
+
+def classify_spectra(
+    pipeline: Pipeline, spectra: Iterable[ObservedSpectrum], batch_size: int, catalogs: MemoryCatalogs | None = None
+) -> Iterator[Annotation]:
+    """Classify each spectrum by itself, and with the values of the source at its place; the object id is its id."""
+    objects = []
+    for number, one in enumerate(spectra):
+        curve = NamedLightCurve(one.spectrum_id, one.ra, one.dec, LightCurve.empty(), None)
+        objects.append((curve, replace(_alert(number, curve), mjd=one.mjd), one.spectrum))
+    for annotation, _ in _classified(pipeline, objects, batch_size, catalogs):
+        yield annotation
+
+
+def _classified(
+    pipeline: Pipeline,
+    objects: Iterable[tuple[NamedLightCurve, Alert, Spectrum | None]],
+    batch_size: int,
+    catalogs: MemoryCatalogs | None,
+) -> Iterator[_Result]:
+    for batch in batched(objects, batch_size):
         message = IncomingMessage(b"", mjd_now())
-        received = [Received(_alert(number + offset, curve), message) for offset, curve in enumerate(batch)]
+        received = [Received(alert, message) for _, alert, _ in batch]
         found = (catalogs or MemoryCatalogs()).of_alerts([r.alert for r in received])
         items = [
             (
@@ -90,23 +116,23 @@ def classify_curves(
                     curve.ra,
                     curve.dec,
                     curve.light_curve,
-                    spectrum=_spectrum(spectra, curve),
+                    spectrum=spectrum,
+                    metadata=there.metadata,
                     time_system=curve.time_system,
                     known_as=there.known_as,
                 ),
             )
-            for one, curve, there in zip(received, batch, found, strict=True)
+            for one, (curve, _, spectrum), there in zip(received, batch, found, strict=True)
         ]
-        number += len(batch)
         results = isolate(items, lambda items: _annotate(pipeline, items), _failed)
-        for (annotation, embedding), curve in zip(results, batch, strict=True):
+        for (annotation, embedding), (curve, _, _) in zip(results, batch, strict=True):
             if not annotation.classified and curve.problem is not None:
                 annotation = replace(annotation, reason=f"{annotation.reason} ({curve.problem})")
             yield annotation, embedding
 
 
 def _spectrum(spectra: Spectra | None, curve: NamedLightCurve) -> Spectrum | None:
-    found = None if spectra is None else spectra.at(curve.ra, curve.dec)
+    found = None if spectra is None else spectra.of(curve.name, curve.ra, curve.dec)
     return None if found is None else found.spectrum
 
 

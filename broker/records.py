@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from functools import cache
 from typing import Final, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE as BAND_CODE
 from broker.bands import BANDS as BANDS
-from broker.taxonomy import NOT_CLASSIFIED, OTHER, PARENT_OF
+from broker.taxonomy import NOT_CLASSIFIED, OTHER, PARENT_OF, place_of_best
 
 AB_ZERO_POINT_NJY: Final = 3631e9  # flux of an AB magnitude of 0, in nJy (Oke & Gunn 1983)
 
@@ -70,8 +71,9 @@ class LightCurve:
         )  # fmt: skip
 
     @staticmethod
+    @cache
     def empty() -> LightCurve:
-        """A light curve with no points."""
+        """A light curve with no points, always the same."""
         return LightCurve(
             np.empty(0, np.float64), np.empty(0, np.float32), np.empty(0, np.float32),
             np.empty(0, np.float32), np.empty(0, np.uint8), np.empty(0, np.uint8),
@@ -315,6 +317,10 @@ class Annotation:
     """Scores, 0 to 1, of what ``combined_anomaly`` is made of, by names of ``broker.anomaly.statistics``."""
     anomaly_explanation: str | None = None
     """What is strange, in plain words."""
+    anomaly_after_answers: float | None = None
+    """``combined_anomaly`` after what people answered about similar objects; None where nobody has answered."""
+    anomaly_answers: int | None = None
+    """How many answers raised it, or negative, how many lowered it; 0 where none is near enough."""
     neighbours: tuple[Neighbour, ...] = field(default=())
     reference_set_version: str | None = None
     classifier_name: str = ""
@@ -354,13 +360,8 @@ class Annotation:
 
     @property
     def best_class(self) -> str:
-        """The most probable of ``class_names``, the first of equals; Other wherever it is among them.
-
-        It is only where its probability reaches the threshold, which may be below that of a class.
-        """
-        if OTHER.name in self.class_names:
-            return OTHER.name
-        return self.class_names[self.probabilities.index(max(self.probabilities))]
+        """The most probable of ``class_names``, or Other (``taxonomy.place_of_best``)."""
+        return self.class_names[place_of_best(self.class_names, self.probabilities)]
 
     @property
     def best_probability(self) -> float:

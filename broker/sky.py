@@ -5,6 +5,7 @@ Arrays of ICRS degrees; cells are numbered in HEALPix's nested scheme.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, Final
 
@@ -140,6 +141,12 @@ def separation(ra: Array, dec: Array, other_ra: Array, other_dec: Array) -> Arra
     h = np.sin(half_dec) ** 2 + np.cos(np.radians(dec)) * np.cos(np.radians(other_dec)) * np.sin(half_ra) ** 2
     result: Array = np.degrees(2.0 * np.arcsin(np.sqrt(np.clip(h, 0.0, 1.0)))) * ARCSEC
     return result
+
+
+def unit_vector(ra: float, dec: float) -> tuple[float, float, float]:
+    """A position (degrees) on the unit sphere; ``separation`` and others take arrays."""
+    ra, dec = math.radians(ra), math.radians(dec)
+    return math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec)
 
 
 def angle(text: str, *, hours: bool) -> float | None:

@@ -25,6 +25,8 @@ from broker.surveys.splitting import read_packet, split_container
 
 T = TypeVar("T")
 
+MOST_BYTES: Final = 64 << 20
+"""Of packets that are held at a time; 30 MB of an archive may be hundreds of packets of as many when unpacked."""
 _COMPRESSED: Final = r"(\.(gz|bz2|xz|zst))?$"
 _ARCHIVE: Final = re.compile(r"\.(tgz|tbz2?|txz|tzst|tar" + _COMPRESSED + ")", re.IGNORECASE)
 _PACKETS: Final = re.compile(r"\.(avro|parquet)" + _COMPRESSED, re.IGNORECASE)
@@ -49,6 +51,7 @@ _MAX_TABLE_BYTES: Final = 2_000_000_000
 """Of a Parquet table in an archive, compressed file or pipe, which is put on the disk, since it is not read forward."""
 _SHOWN: Final = 4
 """First bytes of something unknown in a message."""
+_TEXT: Final = re.compile(rb"[\t\r\n -~]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,7 @@ def iter_packets(paths: Iterable[Path], report: Callable[[Remark], None] | None 
     InputFileError instead.
     """
     for path in paths:
-        files = _files(path) if path != STANDARD_INPUT and os.path.isdir(path) else iter([(str(path), path)])
-        for name, file in files:
+        for name, file in files_of(path):
             for found in [file] if isinstance(file, Remark) else _guarded(name, _file, file):
                 if isinstance(found, Packet):
                     yield found
@@ -99,6 +101,23 @@ def iter_packets(paths: Iterable[Path], report: Callable[[Remark], None] | None 
                     report(found)
                 elif found.lost:
                     raise InputFileError(str(found))
+
+
+def in_batches(packets: Iterable[Packet], most: int) -> Iterator[list[Packet]]:
+    """Lists of up to ``most`` packets, which have MOST_BYTES together but for a single larger one."""
+    batch: list[Packet] = []
+    size = 0
+    for packet in packets:
+        if batch and size + len(packet.payload) > MOST_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(packet)
+        size += len(packet.payload)
+        if len(batch) == most:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _guarded(name: str, read: Callable[[str, T], _Found], source: T) -> _Found:
@@ -110,6 +129,11 @@ def _guarded(name: str, read: Callable[[str, T], _Found], source: T) -> _Found:
     except Exception as error:
         kind = "" if isinstance(error, InputFileError | OSError) else f"{type(error).__name__}: "
         yield Remark(name, kind + reason(error).removeprefix(f"{source}: "), lost=True)
+
+
+def files_of(path: Path) -> Iterator[tuple[str, Path | Remark]]:
+    """A path and its name; of a folder all packets, tables and archives in it, by name."""
+    return _files(path) if path != STANDARD_INPUT and os.path.isdir(path) else iter([(str(path), path)])
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path | Remark]]:
@@ -244,6 +268,8 @@ def _described(head: bytes) -> str:
         return "it is HTML or XML, as a server's error or log-in page is"
     if head.startswith(b"PK"):
         return "it is a zip file: unpack it first"
+    if _TEXT.match(head):
+        return f"it begins with {head[:_SHOWN]!r}, as a text does; a table of light curves is for --lightcurves"
     return f"it begins with {head[:_SHOWN]!r}"
 
 

@@ -9,6 +9,7 @@ parent but no class below it, and rotational variables only as what is periodic 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,3 +75,11 @@ ELASTICC_ID: Final[dict[str, int]] = {c.name: c.elasticc_id for c in (*CLASSES, 
     parent.name: parent.elasticc_id for parent in PARENT_CLASSES
 }
 """ELAsTiCC's number by the name of a class or parent."""
+
+
+def place_of_best(names: Sequence[str], probabilities: Sequence[float]) -> int:
+    """Which of the classes of one answer is its class: Other wherever it is there, else the first most probable one.
+
+    Other is there only where its probability reaches its threshold, which may be below the probability of a class.
+    """
+    return names.index(OTHER.name) if OTHER.name in names else probabilities.index(max(probabilities))

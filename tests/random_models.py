@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from broker.anomaly.reference_set import ReferenceSet, digest
 from broker.anomaly.strata import DETECTION_BINS, LIGHT_CURVE_BIT, MANY_VALUES, METADATA_BIT
+from broker.assemble.event import EVENT_FEATURES
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs
 from broker.assemble.lightcurve import (
     FOLDED_CHANNELS,
@@ -116,7 +117,13 @@ def _metadata_encoder(path: Path, seed: int) -> None:
     g.save(path, {"values": (size,), "known": (size,)}, {"embedding": EMBEDDING})
 
 
-def _classifier(path: Path, seed: int, other: bool) -> None:
+def _without_event(config: Path) -> None:
+    """Take the input that an earlier model has not out of the warm-up's."""
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if 'key: "event"' not in line))
+
+
+def _classifier(path: Path, seed: int, other: bool, event: bool) -> None:
     g = _Graph(seed)
     names = ("light_curve", "spectrum", "metadata")
     # (batch, 3, 512) of embeddings, their mean over the modalities that are present, and a linear head.
@@ -133,6 +140,9 @@ def _classifier(path: Path, seed: int, other: bool) -> None:
     outputs = {"probabilities": len(CLASS_NAMES), "embedding": EMBEDDING}
     if other:
         logit = g.op("Mul", g.dense(mean, EMBEDDING, 1), g.constant(np.float32(40)))
+        if event:
+            inputs["event"] = (len(EVENT_FEATURES),)
+            logit = g.op("Add", logit, g.dense("event", len(EVENT_FEATURES), 1))
         g.nodes.append(helper.make_node("Sigmoid", [logit], ["other"]))
         outputs["other"] = 1
     g.save(path, inputs, outputs)
@@ -157,22 +167,27 @@ def _reference_set(folder: Path, version: str) -> str:
     return digest(data)
 
 
-def build_random_repository(folder: Path, seed: int = 0, *, other_threshold: float | None = None) -> Path:
+def build_random_repository(
+    folder: Path, seed: int = 0, *, other_threshold: float | None = None, event: bool = True
+) -> Path:
     """Write a complete model repository into ``folder``, with the configurations of the real one.
 
-    With ``other_threshold``, which is that of all cells, the classifier has the output ``other``.
+    With ``other_threshold``, which is that of all cells, the classifier has the output ``other``, and for that the
+    input ``event``, which classifiers of before 2026.11.29 have not.
     """
     builders = {
         "light_curve_encoder": _light_curve_encoder,
         "spectrum_encoder": _spectrum_encoder,
         "metadata_encoder": _metadata_encoder,
-        "classifier": partial(_classifier, other=other_threshold is not None),
+        "classifier": partial(_classifier, other=other_threshold is not None, event=event),
     }
     checksums = {}
     for offset, (name, build) in enumerate(builders.items()):
         path = folder / name / "1" / "model.onnx"
         build(path, seed + offset)
         shutil.copy(MODEL_REPO / name / "config.pbtxt", folder / name)
+        if name == "classifier" and (other_threshold is None or not event):
+            _without_event(folder / name / "config.pbtxt")
         checksums[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     shutil.copytree(MODEL_REPO / "trifid", folder / "trifid", dirs_exist_ok=True)
     manifest = {
@@ -214,6 +229,7 @@ def random_inputs(present: NDArray[np.bool_], seed: int = 0) -> ModelInputs:
             present=present[:, 0],
             period=np.where(present[:, 0], rng.uniform(0.1, 100, batch), np.nan),
             detections=points_mask.sum(axis=1, dtype=np.int32),
+            event=np.random.default_rng([seed, 1]).random((batch, len(EVENT_FEATURES)), np.float32),
         ),
         spectrum=SpectrumInputs(spectra=normal(*SPECTRUM) * spectrum, present=present[:, 1]),
         metadata=MetadataInputs(

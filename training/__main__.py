@@ -6,6 +6,8 @@ It has over 400 lines, since all commands are here, one after another.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +20,11 @@ import torch
 from broker.anomaly.reference_set import ReferenceSet
 from broker.errors import TrifidError
 from broker.inference.onnx import OnnxEngine
+from broker.models.build import code_version
 from broker.models.repository import reference_set_path
 from broker.publish.disagreement import CONFIDENCE
 from broker.similar.translate import Translator
+from training.anomaly_methods import anomaly_methods
 from training.audit_precision import PARTS, audit_precision
 from training.audit_precision import markdown as audit_table
 from training.config import ModelSettings, StageSettings, load_settings, trifid_recipe
@@ -32,12 +36,14 @@ from training.disagreements import disagreements
 from training.disagreements import markdown as disagreements_table
 from training.evaluate import TEST_SETS, markdown
 from training.evaluate_anomaly import classes_left_out, outside_the_ten
+from training.evaluate_reference import evaluate_reference
 from training.label_limits import label_disputes, label_limits
 from training.leave_out import train_without
 from training.live import CrossValidated, Once, Repository, evaluate_live
 from training.live.baselines import Informer, LightCurveForest
 from training.live.both import stars_with_both
 from training.live.other import other_scores
+from training.live.output import Origin
 from training.live.output import save as save_live
 from training.periods import period_table
 from training.prepare import VERSIONS
@@ -74,6 +80,10 @@ _shared = click.option(
 _output = click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs/trifid"), show_default=True, help="Run folder."
 )
+_versions = click.option(
+    "--versions", type=click.IntRange(4, VERSIONS), default=VERSIONS, show_default=True,
+    help="Prepared versions of each light curve; 4: none as in a stream of several bands.",
+)  # fmt: skip
 
 
 def _repository(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -269,8 +279,8 @@ def reference_set(shared: Path, repository: Path) -> None:
 @click.option("--version", default=None, help="Model version; date and time by default.")
 @click.option(
     "--keep", type=click.Choice([choice.value for choice in Keep]), default=Keep.NOTHING.value, show_default=True,
-    help="Networks in both folders that stay: those of the ten classes, with Other trained anew, or all, so that only "
-    "what calibrates them is fitted.",
+    help="Networks in both folders that stay: those of the ten classes, with Other trained anew; these and Other's "
+    "for total fluxes; or all, so that only what calibrates them is fitted.",
 )  # fmt: skip
 def stream(shared: Path, repository: Path, output: Path, seed: int, version: str | None, keep: str) -> None:
     """Train metadata encoder and classifier on what alerts carry, cross-validated by star; minutes on a CPU.
@@ -339,7 +349,7 @@ def similarity_command(shared: Path, repository: Path, prepared: Path, each: tup
 def spectrum_encoder(shared: Path, repository: Path, output: Path, seed: int) -> None:
     """Train the spectrum encoder by itself, on simulated spectra whole and in part; 10 minutes on a core.
 
-    Afterwards: `stream`, with a new output folder, since the heads have to be trained on the new embeddings.
+    Afterwards: `stream`, since the heads have to be trained on the new embeddings.
     """
     train_spectrum_encoder(shared / "data", repository, output, seed, CONSOLE.log)
 
@@ -364,9 +374,11 @@ def evaluate_live_command(
     model = Repository(repository) if folds is None else CrossValidated(repository, folds)
     classify = Once(model)
     data = shared / "data"
-    forest = LightCurveForest(data, model.fold if isinstance(model, CrossValidated) else None)
-    scores, first = evaluate_live(classify, data, forest, Informer(informer) if informer else None)
-    save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), output)
+    fold = model.fold if isinstance(model, CrossValidated) else None
+    forest = LightCurveForest(data, fold)
+    scores, first = evaluate_live(classify, data, forest, Informer(informer) if informer else None, fold_of_star=fold)
+    origin = Origin(model.version, f"python -m training {shlex.join(sys.argv[1:])}", code_version())
+    save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), origin, output)
     click.echo((output / "live.md").read_text())
 
 
@@ -375,10 +387,11 @@ def evaluate_live_command(
 @_shared
 @click.option("--output", type=click.Path(path_type=Path), default=Path("runs/without"), show_default=True)
 @click.option("--epochs", type=int, default=3, show_default=True)
-def train_without_command(names: tuple[str, ...], shared: Path, output: Path, epochs: int) -> None:
+@_versions
+def train_without_command(names: tuple[str, ...], shared: Path, output: Path, epochs: int, versions: int) -> None:
     """Train an encoder of light curves on all classes but CLASS, for `evaluate-anomaly`; 2 minutes each on a core."""
     for name in names:
-        train_without(shared, output, name, epochs, CONSOLE.log)
+        train_without(shared, output, name, epochs, versions, CONSOLE.log)
 
 
 @main.command("evaluate-anomaly")
@@ -388,11 +401,44 @@ def train_without_command(names: tuple[str, ...], shared: Path, output: Path, ep
     "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=None,
     help="Output folder of `train-without`: classes left out, too.",
 )  # fmt: skip
-def evaluate_anomaly_command(shared: Path, repository: Path, models: Path | None) -> None:
+@_versions
+def evaluate_anomaly_command(shared: Path, repository: Path, models: Path | None, versions: int) -> None:
     """AUROC of each anomaly score for what is none of the ten classes, and for classes left out, as Markdown."""
     click.echo(outside_the_ten(repository, shared / "data", CONSOLE.log))
     if models is not None:
-        click.echo(classes_left_out(models, shared, CONSOLE.log))
+        click.echo(classes_left_out(models, shared, versions, CONSOLE.log))
+
+
+@main.command("anomaly-methods")
+@_shared
+@_repository("Triton model repository whose scores are compared for other surveys.")
+@click.option(
+    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs/without"),
+    show_default=True, help="Output folder of `train-without`.",
+)  # fmt: skip
+@_versions
+def anomaly_methods_command(shared: Path, repository: Path, models: Path, versions: int) -> None:
+    """AUROC of other methods than the service's for classes left out, as Markdown; minutes on a core."""
+    click.echo(anomaly_methods(models, repository, shared, versions, CONSOLE.log))
+
+
+@main.command("evaluate-reference")
+@_shared
+@_repository("Triton model repository whose reference set is compared.")
+def evaluate_reference_command(shared: Path, repository: Path) -> None:
+    """How even anomaly scores are for surveys that the reference set lacks, before and after one from their stream."""
+    click.echo(evaluate_reference(repository, shared / "data", CONSOLE.log))
+
+
+@main.command("evaluate-feedback")
+@_shared
+@_repository("Triton model repository whose scores are corrected by answers.")
+@click.option("--seeds", type=click.IntRange(2), default=10, show_default=True, help="Splits of the stars.")
+def evaluate_feedback_command(shared: Path, repository: Path, seeds: int) -> None:
+    """Precision of the top 50 before and after 20 answers of a simulated astronomer, as Markdown; minutes on a core."""
+    from training.evaluate_feedback import evaluate_feedback, pool_of  # needs coniferest, which only this does
+
+    click.echo(evaluate_feedback(pool_of(repository, shared / "data", CONSOLE.log), CONSOLE.log, seeds))
 
 
 @main.command("periods")

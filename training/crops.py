@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.records import LightCurve, PhotometryKind
+from broker.records import LightCurve
 
 MIN_CROP: int = 8
 
@@ -26,19 +26,6 @@ def crop(curve: LightCurve, rng: np.random.Generator) -> LightCurve:
     if total > MIN_CROP:
         curve = shorten(curve, int(np.exp(rng.uniform(np.log(MIN_CROP), np.log(total)))), rng)
     return difference(curve, rng) if rng.random() < 0.125 else curve
-
-
-def first_detections(curve: LightCurve, n: int | None) -> LightCurve:
-    """The light curve up to and with its ``n``-th detection in time, as an alert stream would have shown it by then.
-
-    Upper limits before that stay and are not counted; None keeps everything. The columns come back in time order.
-    """
-    order = np.argsort(curve.mjd, kind="stable")
-    if n is not None:
-        measured = np.cumsum(curve.kind[order] != PhotometryKind.LIMIT)
-        # Without the limits after the n-th detection: the alert of that detection does not know them.
-        order = order[: int(np.searchsorted(measured, n)) + 1]
-    return curve.take(order)
 
 
 def shorten(curve: LightCurve, keep: int, rng: np.random.Generator) -> LightCurve:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from broker.assemble.inputs import MODALITIES, LightCurveInputs
 from broker.assemble.lightcurve import assemble_light_curves
+from broker.child_process import end_with_parent
+from broker.lightcurves.histories import first_detections
 from broker.records import LightCurve, PhotometryKind
 from broker.taxonomy import NOT_CLASSIFIED
 from training.calibrate import Encoded, probabilities
-from training.crops import first_detections
 from training.encoders.lightcurve import EMBEDDING
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, Trimodal
 from training.evaluate import score_probabilities
@@ -97,7 +98,7 @@ def _classify(
         parts = [assemble_light_curves(chunk) for chunk in track(chunks, title)]
     else:
         # The service's function itself is what the processes run: they need not import torch.
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        with multiprocessing.get_context("spawn").Pool(processes, end_with_parent) as pool:
             parts = list(track(pool.imap(assemble_light_curves, chunks), title, total=len(chunks)))
     embeddings = torch.cat([_embed(model, part) for part in parts])
     present = np.concatenate([part.present for part in parts])

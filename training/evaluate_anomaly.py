@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import kstest
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
 from broker.anomaly.calibration import Scorer, with_scores
 from broker.anomaly.combine import sums_of, surprises_of
@@ -36,7 +37,7 @@ from training.datasets.tables import ObjectTable, load_objects
 from training.encoders.trimodal import LIGHT_CURVE_ONLY, Trimodal
 from training.leave_out import left_out_classes, load_without
 from training.live.rows import random_points
-from training.prepare import VERSIONS, PreparedLightCurves, prepare_light_curves
+from training.prepare import PreparedLightCurves, prepare_light_curves
 from training.reference import Embedded, objects_of, reference_of
 
 SCORES: Final = {
@@ -113,7 +114,7 @@ def markdown(rows: Sequence[Row], first: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Sets:
+class StarsBySurvey:
     """Stars of the ten classes and others, by survey; none of their light curves was seen by the encoder."""
 
     def __init__(self, data: Path) -> None:
@@ -154,15 +155,20 @@ def embedded_light_curves(engine: OnnxEngine, objects: LabelledObjects) -> Objec
     return Objects(np.concatenate(embeddings), None, *(np.concatenate(c) for c in rest))
 
 
-def outside_the_ten(repository: Path, data: Path, report: Report) -> str:
-    """Tables of all surveys, whole light curves and 20 points, and how even the scores of known stars are."""
-    engine = OnnxEngine(repository)
+def load_scorer(repository: Path, engine: OnnxEngine) -> Scorer:
+    """What scores by the repository's reference set; raises ConfigurationError where nothing calibrates its scores."""
     reference = ReferenceSet.load_npz(repository / REFERENCE_SET_FILE, engine.manifest.reference_set_sha256)
     reference = with_scores(reference, repository / REFERENCE_SET_FILE)
     if reference.scores is None:
         raise ConfigurationError(f"{repository} has no calibration of combined scores: run `reference-set`")
-    scorer = Scorer(reference, reference.scores)
-    sets = _Sets(data)
+    return Scorer(reference, reference.scores)
+
+
+def outside_the_ten(repository: Path, data: Path, report: Report) -> str:
+    """Tables of all surveys, whole light curves and 20 points, and how even the scores of known stars are."""
+    engine = OnnxEngine(repository)
+    scorer = load_scorer(repository, engine)
+    sets = StarsBySurvey(data)
     cuts: dict[str, Callable[[LabelledObjects], LabelledObjects]] = {
         "whole": lambda objects: objects,
         "first 20 points": lambda objects: first_points(objects, 20),
@@ -205,7 +211,7 @@ def _even_table(rows: Sequence[tuple[str, int, float, float, float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def classes_left_out(models: Path, shared: Path, report: Report) -> str:
+def classes_left_out(models: Path, shared: Path, versions: int, report: Report) -> str:
     """Tables of each class that an encoder in ``models`` has not seen: test stars of ASAS and Catalina."""
     data = shared / "data"
     table = load_objects(data)
@@ -213,25 +219,17 @@ def classes_left_out(models: Path, shared: Path, report: Report) -> str:
     training, validation, test = split(table, 0)
     shown = np.full(len(table), None, object)
     shown[training] = table.label[training]
-    curves = prepare_light_curves(table.light_curves, list(shown), VERSIONS, models.parent / "light_curves", data)
+    curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
     rng = np.random.default_rng([0, 31])
     tables = []
-    for title, low, high in (("whole", 0, 10**6), ("about 20 points", *ABOUT_20)):
+    for title, length in (("whole", None), ("about 20 points", ABOUT_20)):
         rows = []
         for name in left_out_classes(models):
             report(f"without {name}, {title}")
             gone = CLASS_NAMES.index(name)
             sample = []
             for part, each, total in ((training, PER_CLASS, 10**6), (validation, 10**6, 1000), (test, 10**6, 1500)):
-                star = part[labels.scored[part]]
-                if title == "whole":
-                    version, row = np.zeros(len(star), np.intp), star
-                else:
-                    points = curves.detections[1:, star]
-                    v, column = np.nonzero((points >= low) & (points <= high))
-                    version, row = v + 1, star[column]
-                there = np.array(curves.present[version, row])
-                version, row = version[there], row[there]
+                version, row = histories(curves, part[labels.scored[part]], length)
                 label = labels.index[row]
                 order = rng.permutation(len(row))
                 chosen = np.concatenate([order[label[order] == c][:each] for c in range(len(CLASS_NAMES))])
@@ -256,6 +254,20 @@ def classes_left_out(models: Path, shared: Path, report: Report) -> str:
     return "\n".join(tables)
 
 
+def histories(
+    curves: PreparedLightCurves, star: NDArray[np.intp], length: tuple[int, int] | None
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Versions and rows of usable histories of the rows ``star``: whole, or of a ``length`` in points, both ends in."""
+    if length is None:
+        version, row = np.zeros(len(star), np.intp), star
+    else:
+        points = curves.detections[1:, star]
+        changed, column = np.nonzero((points >= length[0]) & (points <= length[1]))
+        version, row = changed + 1, star[column]
+    there = np.array(curves.present[version, row])
+    return version[there], row[there]
+
+
 def _fewer(
     version: NDArray[np.intp], row: NDArray[np.intp], total: int, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -269,22 +281,35 @@ def _only(stars: Embedded, chosen: NDArray[np.bool_]) -> Embedded:
 
 
 @torch.no_grad()
+def light_curve_embeddings(
+    model: Trimodal, curves: PreparedLightCurves, version: NDArray[np.intp], row: NDArray[np.intp]
+) -> Tensor:
+    """(n, d) of prepared histories, a batch at once."""
+    points, folded, features = (
+        torch.from_numpy(np.asarray(array[version, row], np.float32))
+        for array in (curves.points, curves.folded, curves.features)
+    )
+    mask = torch.from_numpy(np.asarray(curves.points_mask[version, row]))
+    result: Tensor = model.light_curve_encoder(points, mask, folded, features).float()
+    return result
+
+
+def stacked_light_curves(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """(n, 3, d) and (n, 3) as classifiers take them, of ``embeddings`` (n, d) of light curves alone."""
+    nothing = torch.zeros_like(embeddings)
+    return torch.stack([embeddings, nothing, nothing], dim=1), torch.tensor(LIGHT_CURVE_ONLY).expand(len(nothing), -1)
+
+
+@torch.no_grad()
 def _embed_prepared(
     model: Trimodal, curves: PreparedLightCurves, version: NDArray[np.intp], row: NDArray[np.intp]
 ) -> Embedded:
     """Prepared histories by the encoder and the head of ``model``, from light curves alone."""
     embeddings, probabilities = [], []
-    present = torch.tensor(LIGHT_CURVE_ONLY)
     for first in range(0, len(row), CHUNK):
         v, r = version[first : first + CHUNK], row[first : first + CHUNK]
-        points, folded, features = (
-            torch.from_numpy(np.asarray(array[v, r], np.float32))
-            for array in (curves.points, curves.folded, curves.features)
-        )
-        mask = torch.from_numpy(np.asarray(curves.points_mask[v, r]))
-        embedding = model.light_curve_encoder(points, mask, folded, features).float()
-        stacked = torch.stack([embedding, torch.zeros_like(embedding), torch.zeros_like(embedding)], dim=1)
-        logits = model.classifier.logits(stacked, present.expand(len(r), -1))
+        embedding = light_curve_embeddings(model, curves, v, r)
+        logits = model.classifier.logits(*stacked_light_curves(embedding))
         embeddings.append(embedding.numpy())
         probabilities.append(logits.softmax(dim=1).numpy())
     whole = np.concatenate(embeddings)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from broker.assemble.event import EVENT_FEATURES
 from broker.assemble.inputs import MODALITIES
 from broker.assemble.lightcurve import FOLDED_CHANNELS, LIGHT_CURVE_FEATURES, PHASE_BINS, POINT_CHANNELS, POINTS
 from broker.assemble.metadata import MODEL_FEATURES, SCALER_FILE, Scaler
@@ -70,7 +71,7 @@ def export_metadata_encoder(encoder: nn.Module, repository: Path) -> None:
 def export_classifier(classifier: nn.Module, repository: Path, *, with_other: bool = False) -> None:
     """Write ``classifier/1/model.onnx`` under ``repository``.
 
-    It is a ``Classifier``, or one with the third output ``other``.
+    It is a ``Classifier``, or one with a sixth input, ``event``, and the third output ``other``.
     """
     embedding = torch.randn(2, EMBEDDING)
     _export(
@@ -81,6 +82,7 @@ def export_classifier(classifier: nn.Module, repository: Path, *, with_other: bo
             "metadata": embedding.clone(),
             "present": torch.ones(2, len(MODALITIES), dtype=torch.bool),
             "detections": torch.tensor([[7.0], [300.0]]),
+            **({"event": torch.rand(2, len(EVENT_FEATURES))} if with_other else {}),
         },
         ["probabilities", "embedding", *(["other"] if with_other else [])],
         repository / "classifier",
@@ -123,6 +125,7 @@ def write_manifest(
     thresholds: dict[str, tuple[float, ...]],
     training: dict[str, object],
     other_thresholds: dict[str, tuple[float, ...]] | None = None,
+    other_thresholds_of_differences: dict[str, tuple[float, ...]] | None = None,
 ) -> None:
     """Write ``manifest.json``: versions, classes, thresholds and the hash of each model file."""
     manifest = {
@@ -131,6 +134,7 @@ def write_manifest(
         "classes": list(CLASS_NAMES),
         "conformal_thresholds": thresholds,
         "other_thresholds": other_thresholds,
+        "other_thresholds_of_differences": other_thresholds_of_differences,
         "sha256": _checksums(repository),
         "training": training,
     }

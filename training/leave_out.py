@@ -21,20 +21,20 @@ def left_out_path(output: Path, name: str) -> Path:
     return output / f"without-{name}.safetensors"
 
 
-def train_without(shared: Path, output: Path, name: str, epochs: int, report: Callable[..., None]) -> Trimodal:
+def train_without(
+    shared: Path, output: Path, name: str, epochs: int, versions: int, report: Callable[..., None]
+) -> Trimodal:
     """Encoder of light curves and head that were trained on no star of the class ``name``, and kept in ``output``.
 
     The recipe is that of ``training/configs/trifid.toml`` for light curves alone, with fewer epochs and without the
     teacher, whose opinions of unlabelled stars could be of the class. Prepared light curves are looked for beside
-    ``output``, as for ``train``. Raises ConfigurationError for another name than one of the ten.
+    ``output``, as for ``train``, ``versions`` of each. Raises ConfigurationError for another name than one of the ten.
     """
     if name not in CLASS_INDEX:
         raise ConfigurationError(f"{name!r} is none of {', '.join(CLASS_INDEX)}")
     settings = trifid_recipe(load_settings("trifid"), "leaving out a class")
     finetune = settings.finetune.model_copy(update={"epochs": epochs, "teacher_share": 0.0})
-    run = TrainingRun(
-        settings.model_copy(update={"finetune": finetune}), shared, output, None, report, light_curve_only=True
-    )
+    run = TrainingRun(settings.model_copy(update={"finetune": finetune}), shared, output, None, report, True, versions)
     labelled = run.labelled_rows()
     run.train_rows = labelled[run.labels.index[labelled] != CLASS_INDEX[name]]
     report(f"without {name}: {len(run.train_rows)} of {len(labelled)} labelled training stars, {epochs} epochs")

@@ -60,7 +60,7 @@ def _periods(
     parts = []
     for first in range(0, len(states), _BATCH):
         inputs = assemble(states[first : first + _BATCH])
-        probabilities, period = rule_out(engine.predict(inputs).probabilities, inputs.light_curve)
+        probabilities, period, _ = rule_out(engine.predict(inputs).probabilities, inputs.light_curve)
         leading, classified = probabilities.argmax(axis=1), np.any(probabilities, axis=1)
         published = orbital_periods(inputs.light_curve, period, leading, classified)
         binary = classified & np.isin(leading, [CLASS_INDEX[name] for name in ECLIPSING])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempprefix
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,25 @@ from rich.progress import track
 
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, MIN_POINTS, assemble_light_curves
+from broker.child_process import end_with_parent
+from broker.file_lock import locked
+from broker.lightcurves.histories import first_detections
 from broker.records import LightCurve
-from training.crops import crop, first_detections, shorten, thin
+from training.crops import crop, shorten, thin
+from training.origin import code_checksums, digest_of, origin_of_parts
 from training.streams import Cadence, as_alerts, as_streamed, load_cadences
 
 VERSIONS = 7
 """Of each light curve in training: the whole one, a crop, a thinned one, and what a stream would show of it: its first
 points, and three in several bands, of which one is whole."""
 CHUNK = 128
-_CACHE_FORMAT = "2: barycentric times, streamed versions"
-"""To be changed with what makes the same features another way."""
+CODE = (
+    "broker/assemble", "broker/bands.py", "broker/lightcurves/histories.py", "broker/photometry.py",
+    "broker/records.py", "training/crops.py", "training/prepare.py", "training/streams.py",
+)  # fmt: skip
+"""Modules and packages that versions and inputs are made by."""
+_ORIGIN = "origin"
+"""File of the cache that says what its arrays were made from."""
 _COLUMNS = ("points", "points_mask", "folded", "features", "present", "period", "detections")
 
 
@@ -113,26 +123,43 @@ def prepare_light_curves(
 ) -> PreparedLightCurves:
     """Assemble ``curves`` in ``versions`` versions, or read them from ``cache`` (a folder of .npy files).
 
+    What is in ``cache`` is taken where it was made from the same light curves, labels, epochs and code, else made anew.
     ``labels`` are the class names of training stars, which decide how their amplitudes depend on wavelength; None for
-    others. ``data`` is the folder with the surveys whose epochs are used, if any.
+    others. ``data`` is the folder with the surveys whose epochs are used, if any. Waits for another process that
+    assembles into ``cache``, and deletes what one that was killed has left there.
     """
-    size = len(curves)
-    # Other features, other arrays: a cache of an earlier release is not taken for this one's.
-    features = hashlib.sha256(" ".join((_CACHE_FORMAT, *LIGHT_CURVE_FEATURES)).encode()).hexdigest()[:8]
-    done = cache / f"done-{size}-{versions}-{features}"
-    if not done.exists():
+    cadences = load_cadences(data) if data else []
+    made_from = {"values": digest_of([list(curves), list(labels), versions, cadences])}
+    origin = origin_of_parts(made_from | code_checksums(CODE))
+    if not _is_of(cache, origin):
         cache.mkdir(parents=True, exist_ok=True)
-        _assemble_all(curves, labels, versions, cache, load_cadences(data) if data else [], processes)
-        done.touch()
+        with locked(cache):
+            if not _is_of(cache, origin):  # another process may have made it meanwhile
+                for left in sorted(cache.glob(f"{gettempprefix()}*")):
+                    shutil.rmtree(left)
+                with TemporaryDirectory(dir=cache) as partial:
+                    _assemble_all(curves, labels, versions, Path(partial), cadences, processes)
+                    kept = cache / _ORIGIN
+                    kept.unlink(missing_ok=True)  # until all arrays are there, the cache is none
+                    for name in _COLUMNS:
+                        # Another process may have mapped the file that was there: it keeps that one.
+                        (Path(partial) / f"{name}.npy").replace(cache / f"{name}.npy")
+                kept.write_text(origin)
     loaded = {name: np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _COLUMNS}
     return PreparedLightCurves(**loaded)
+
+
+def _is_of(cache: Path, origin: str) -> bool:
+    """Whether the arrays in ``cache`` were made from what ``origin`` says."""
+    kept = cache / _ORIGIN
+    return kept.exists() and kept.read_text() == origin
 
 
 def _assemble_all(
     curves: Sequence[LightCurve],
     labels: Sequence[str | None],
     versions: int,
-    cache: Path,
+    folder: Path,
     cadences: list[Cadence],
     processes: int,
 ) -> None:
@@ -144,7 +171,7 @@ def _assemble_all(
             yield _Task(first, list(curves[own]), list(labels[own]), versions, cadences)
 
     arrays: dict[str, np.memmap[Any, Any]] = {}
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, end_with_parent) as pool:
         results = pool.imap_unordered(_assemble_chunk, tasks(), chunksize=1)
         for first, found in track(results, "Assembling light curves", total=-(-size // CHUNK)):
             for version, inputs in enumerate(found):
@@ -153,7 +180,7 @@ def _assemble_all(
                     if name not in arrays:
                         dtype = np.float16 if part.dtype == np.float32 else part.dtype
                         arrays[name] = np.lib.format.open_memmap(
-                            cache / f"{name}.npy", "w+", dtype, (versions, size, *part.shape[1:])
+                            folder / f"{name}.npy", "w+", dtype, (versions, size, *part.shape[1:])
                         )
                     if part.dtype == np.float32:
                         part = np.clip(part, -6e4, 6e4)  # the range of half precision

@@ -16,15 +16,16 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, calibration_path
-from broker.anomaly.combine import sums_of, surprises_of
+from broker.anomaly.calibrating import calibration_of, distances_of
+from broker.anomaly.calibration import calibration_path
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
-from broker.anomaly.scores import nearest
-from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
+from broker.anomaly.statistics import Objects
 from broker.anomaly.strata import DETECTION_BINS, known_values, strata_of
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
-from broker.assemble.lightcurve import assemble_light_curves, usable_points
+from broker.assemble.lightcurve import assemble_light_curves
+from broker.assemble.usable import usable_points
+from broker.child_process import end_with_parent
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
 from broker.models.repository import REFERENCE_SET_FILE
@@ -35,8 +36,6 @@ from training.datasets.tables import ObjectTable
 from training.reference_stars import QUOTAS, ReferenceStars, chunks
 
 NEIGHBOURS: Final = 5
-AXES: Final = 128
-"""Directions that the Mahalanobis distance is measured along, of 512: those in which stars of a class scatter most."""
 
 Report = Callable[[str], None]
 Inputs = TypeVar("Inputs", LightCurveInputs, SpectrumInputs, MetadataInputs)
@@ -76,7 +75,7 @@ def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Repor
     """
     stars = ReferenceStars(data, seed)
     parts: list[Embedded] = []
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, end_with_parent) as pool:
         for number, least in enumerate(DETECTION_BINS):
             report(f"embedding light curves of {least} points and more")
             parts += _embed_all(engine, stars, number, pool.imap)
@@ -107,27 +106,11 @@ def reference_of(
         calibration_detections=other.detections,
         calibration_values=other.values,
     )
-    reference = replace(reference, calibration_distances=_distances(reference, other))
+    strata = strata_of(other.modalities, other.detections, other.values)
+    reference = replace(reference, calibration_distances=distances_of(reference, other.embeddings, strata))
     report(f"calibrating scores on {len(other.rows)} embeddings")
-    return replace(reference, scores=_calibration(reference, other, labels.index[other.rows]))
-
-
-def _calibration(reference: ReferenceSet, stars: Embedded, label: NDArray[np.int64]) -> Calibration:
-    """What calibrates combined scores, from stars that the model has not seen, with their ``label`` (m,).
-
-    The label stands for what a catalogue would say: so often the model doubts a class that is right.
-    """
-    whitening = whitening_of(reference, AXES).astype(np.float16).astype(np.float32)  # as it comes back from the file
-    objects = objects_of(stars, label)
-    statistics, _ = statistics_of(objects, reference, class_centres(reference, whitening), whitening)
-    strata = objects.strata().astype(np.int32)
-    values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
-    for column, name in enumerate(COLUMNS):
-        values[:, column] = statistics[name]
-    parts = Calibration(reference.model, reference.version, whitening, strata, values)
-    values = values.copy()
-    values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, objects, parts)), axis=1)
-    return Calibration(reference.model, reference.version, whitening, strata, values)
+    # A label stands for what a catalogue would say: so often the model doubts a class that is right.
+    return replace(reference, scores=calibration_of(reference, objects_of(other, labels.index[other.rows])))
 
 
 def objects_of(stars: Embedded, label: NDArray[np.int64]) -> Objects:
@@ -238,19 +221,6 @@ def _embed(
         np.concatenate(by_modality)[good],
         np.concatenate(probabilities)[good],
     )
-
-
-def _distances(reference: ReferenceSet, stars: Embedded) -> NDArray[np.float32]:
-    """(m,) the anomaly distance of each of ``stars``, each within its own stratum."""
-    result = np.full(len(stars.rows), 2.0, np.float32)  # as far as can be, where the stratum has too few
-    strata = strata_of(stars.modalities, stars.detections, stars.values)
-    for number in np.unique(strata).tolist():
-        own = strata == number
-        if len(reference.strata[number].embeddings) < reference.k:
-            continue
-        distances, _ = nearest(reference.strata[number].embeddings, stars.embeddings[own], reference.k)
-        result[own] = distances.mean(axis=1)
-    return result
 
 
 def _take(stars: Embedded, chosen: NDArray[np.bool_]) -> Embedded:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from broker.anomaly.strata import DETECTION_BINS, MANY_VALUES, known_values
 from broker.assemble.history import history_features
 from broker.assemble.inputs import MetadataInputs, SpectrumInputs
-from broker.assemble.lightcurve import usable_points
 from broker.assemble.metadata import default_scaler, raw_values, standardise, widened
+from broker.assemble.usable import usable_points
 from broker.barycentre import barycentric_light_curves
 from broker.records import METADATA_FEATURES, SOURCE_FEATURES, LightCurve
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES

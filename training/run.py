@@ -68,8 +68,12 @@ class TrainingRun:
         seed: int | None,
         report: Callable[..., None],
         light_curve_only: bool = False,
+        versions: int = VERSIONS,
     ) -> None:
-        """With ``light_curve_only`` no object has a spectrum or metadata, and fine-tuning leaves their encoders out."""
+        """With ``light_curve_only`` no object has a spectrum or metadata, and fine-tuning leaves their encoders out.
+
+        ``versions`` are those of each light curve, see ``training.prepare``.
+        """
         self.settings = settings
         self.light_curve_only = light_curve_only
         self.seed = settings.seed if seed is None else seed
@@ -86,7 +90,7 @@ class TrainingRun:
         labels = np.full(len(table), None, object)
         labels[self.train_rows] = table.label[self.train_rows]
         light_curves = prepare_light_curves(
-            table.light_curves, list(labels), VERSIONS, output.parent / "light_curves", data
+            table.light_curves, list(labels), versions, output.parent / "light_curves", data
         )
         self.data, self.scaler = self._inputs(table, data, light_curves)
         self._pretrained: dict[str | None, dict[str, Tensor]] = {}

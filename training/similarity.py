@@ -18,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from broker.assemble.event import EVENT_FEATURES
 from broker.assemble.history import history_features
 from broker.assemble.inputs import MODALITIES, LightCurveInputs, ModelInputs, SpectrumInputs
-from broker.assemble.lightcurve import usable_points
 from broker.assemble.metadata import default_scaler, standardise, widened
+from broker.assemble.usable import usable_points
 from broker.inference.onnx import OnnxEngine
 from broker.records import SOURCE_FEATURES
 from broker.similar.sets import KINDS
@@ -125,6 +126,7 @@ def _light_curves(curves: PreparedLightCurves, rows: NDArray[np.intp]) -> LightC
         curves.present[0][rows],
         curves.period[0][rows],
         curves.detections[0][rows],
+        np.zeros((len(rows), len(EVENT_FEATURES)), np.float32),  # total fluxes
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -45,6 +47,7 @@ class Options:
     delivery: str
     cold: bool
     engine: str
+    similar: bool
     model_repository: Path
     quiet_s: float
     seed: int
@@ -82,7 +85,8 @@ class Bench:
     def exactly_once(self) -> bool:
         return self.options.delivery == "exactly-once"
 
-    def start_workers(self, topic: str) -> Workers:
+    def start_workers(self, topic: str, kafka: Mapping[str, Any] | None = None) -> Workers:
+        """``kafka`` are settings of that section beside those of ``configuration``."""
         options = self.options
         config = configuration(
             bootstrap=self.kafka.bootstrap,
@@ -94,7 +98,9 @@ class Bench:
             delivery=options.delivery,
             triton=None if self._triton is None else self._triton.grpc_url,
             model_repository=options.model_repository,
+            similar=options.similar,
         )
+        config["kafka"] |= kafka or {}
         return Workers(self.folder, options.workers, config)
 
     def send(self, topic: str, kind: Kind, due: float) -> int:

@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 
 from prometheus_client import Counter
 
 from benchmarks.workload.packets import Kind, Template
-from benchmarks.workload.stars import Curves, Sky, Stream, preload_with_progress
+from benchmarks.workload.stars import Curves, Sky, Stream, preload_plain, preload_with_progress
 from broker.batch import IncomingMessage
 from broker.build import build_publisher, load_reference_set
 from broker.config import Settings
@@ -36,12 +37,14 @@ class Cost:
     """Core-ms an alert of each stage, of this thread."""
     total: float
     """Core-ms an alert of all, with what is between stages."""
+    alerts_a_second: float
+    """By the clock, of this one process."""
     searches: dict[str, float]
     """Of each reason for a period search, how many of the alerts had it; all but ``refined`` are full searches."""
     redis_bytes: float
     """Memory of Redis a star before the alerts, what Redis needs when empty left out."""
     curve_bytes: list[int]
-    """Of each stored light curve."""
+    """Of stored light curves, one for each alert."""
     payload_bytes: list[bytes]
     """The messages."""
     published_bytes: int
@@ -62,6 +65,7 @@ def follow(
 ) -> Cost:
     """Preload ``stars`` (one for each alert unless given) of ``points`` points, then send ``alerts`` of them.
 
+    Where there are more stars than alerts, alerts are of any of them, and no other star has its period searched.
     ``warm_up`` alerts come before that and are not counted. Raises AssertionError where an alert was not annotated.
     """
     count = alerts + warm_up
@@ -73,14 +77,16 @@ def follow(
     engine = OnnxEngine(settings.inference.model_repository, threads=1)
     with RedisServer() as server, server.client() as client:
         empty = int(client.info("memory")["used_memory"])
-        preload_with_progress(sky, server.url, processes, GROWTH)
+        if len(sky) > count:
+            preload_plain(sky, server.url, processes, stream.first(count))
+        preload_with_progress(sky, server.url, processes, GROWTH, only=stream.first(count))
         redis_bytes = (int(client.info("memory")["used_memory"]) - empty) / len(sky)
         with closing(RedisStore(server.url, timeout=60)) as store:
             pipeline = Pipeline(Decoder(), store, engine, engine.manifest, reference, batch_size=max(batch, warm_up))
             messages = [IncomingMessage(payload, mjd_now()) for payload in payloads]
             handle(pipeline.process_next, publisher, messages[:warm_up])
             before, searched = by_label(STAGE_CPU_SECONDS, "stage"), by_label(PERIOD_SEARCHES, "reason")
-            start = time.thread_time()
+            start, began = time.thread_time(), time.monotonic()
             published = done = 0
             if profiler is not None:
                 profiler.enable()
@@ -90,13 +96,15 @@ def follow(
                 done += len(result.annotations)
             if profiler is not None:
                 profiler.disable()
-            total = time.thread_time() - start
+            total, seconds = time.thread_time() - start, time.monotonic() - began
         assert done == alerts, f"{done} of {alerts} alerts were annotated"
-        sizes = [client.strlen(key) for key in client.scan_iter("trifid:*:lc", count=1000)]
+        some = islice(client.scan_iter("trifid:*:lc", count=1000), count)
+        sizes = [client.strlen(key) for key in some]
     after, reasons = by_label(STAGE_CPU_SECONDS, "stage"), by_label(PERIOD_SEARCHES, "reason")
     return Cost(
         {name: 1e3 * (after[name] - before.get(name, 0.0)) / alerts for name in after},
         1e3 * total / alerts,
+        alerts / seconds,
         {reason: number - searched.get(reason, 0.0) for reason, number in reasons.items()},
         redis_bytes,
         sizes,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
 TICKS: Final = os.sysconf("SC_CLK_TCK")
-MIB: Final = 1024.0 * 1024.0
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 """Values by name and labels."""
 

@@ -75,6 +75,10 @@ def markdown(about: Mapping[str, Any]) -> str:
                 *([name, *(f"{run['core_ms_by_stage'].get(name, 0.0):.3f}" for run in runs)] for name in stages),
                 ["outside of stages (Kafka's client, other threads)", *_column(runs, "core_ms_outside")],
                 ["**all**", *_column(runs, "core_ms")],
+                *(
+                    [f"besides: {name}", *(f"{run['core_ms_of_servers'][name]:.3f}" for run in runs)]
+                    for name in runs[0]["core_ms_of_servers"]
+                ),
                 ["memory of a worker, MiB, at most", *(str(max(run["worker_mib"])) for run in runs)],
             ],
         )

@@ -35,6 +35,7 @@ _TAIL: Final = 2000
 _TAKEN: Final = 500
 _LOOK_S: Final = 0.1
 _OTHERS_S: Final = 20.0
+_CREATED_S: Final = 60.0
 Config = dict[str, dict[str, Any]]
 
 
@@ -54,10 +55,15 @@ class WorkerProcess:
             for line in (f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items()))
         ]
         path.write_text("\n".join(lines) + "\n")
+        self._config = path
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, also again after ``stop``; the log goes on."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TRIFID_")}
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "broker.cli", "run", "--config", str(path)],
+                [sys.executable, "-m", "broker.cli", "run", "--config", str(self._config)],
                 stdout=log, stderr=log, env=environment, cwd=_ROOT,
             )  # fmt: skip
 
@@ -98,6 +104,8 @@ class Workers:
 
     def __init__(self, folder: Path, count: int, config: Config) -> None:
         self._processes: list[WorkerProcess] = []
+        self.exchange: WorkerProcess | None = None
+        """A worker that is being exchanged (``upgrade``), and so may have ended."""
         try:
             self._processes += [WorkerProcess(folder, f"worker-{number}", config) for number in range(count)]
         except BaseException:
@@ -110,7 +118,28 @@ class Workers:
 
     def check(self) -> None:
         for process in self._processes:
-            process.check()
+            if process is not self.exchange:
+                process.check()
+
+    def upgrade(self, away_s: float) -> list[tuple[float, float]]:
+        """Stop and start one worker after the other, the last first, as a StatefulSet does: the next ends when the one
+        before is ready. Each stays away for ``away_s``, as a pod that is scheduled anew.
+
+        Unix times, of each, when it was told to stop and when it was ready again. Raises RuntimeError as ``stop`` does.
+        """
+        times = []
+        for process in reversed(self._processes):
+            began = time.time()
+            self.exchange = process
+            try:
+                process.stop()
+                time.sleep(away_s)
+                process.start()
+            finally:
+                self.exchange = None
+            process.wait_until_ready()
+            times.append((began, time.time()))
+        return times
 
     def metrics(self) -> measures.Samples:
         """Sums over the workers."""
@@ -184,7 +213,7 @@ class Subscriber:
         for topic in (ANNOTATIONS, DEAD_LETTERS):
             for number in range(partitions):
                 place = TopicPartition(topic, number)
-                place.offset = self._consumer.get_watermark_offsets(place, timeout=60)[1]
+                place.offset = _end_of(self._consumer, place)
                 places.append(place)
         self._consumer.assign(places)
         self._values: list[bytes] = []
@@ -232,11 +261,26 @@ class Subscriber:
         return np.array([sequence_of(r["alertId"]) for r in records], np.int64), np.array(self._times), np.array(taken)
 
 
+def _end_of(consumer: Consumer, place: TopicPartition) -> int:
+    """The offset behind the last message; waits for a partition that was just created."""
+    end = time.monotonic() + _CREATED_S
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=60)[1])
+        except KafkaException:
+            if time.monotonic() > end:
+                raise
+        time.sleep(_LOOK_S)
+
+
 def configuration(
     *, bootstrap: str, topic: str, redis: str, partitions: int, batch_size: int, threads: int, delivery: str,
-    triton: str | None, model_repository: Path,
+    triton: str | None, model_repository: Path, similar: bool = False,
 ) -> Config:  # fmt: skip
-    """Settings of a worker, one group for each topic; ``triton`` is the server's address, None for ONNX Runtime."""
+    """Settings of a worker, one group for each topic; ``triton`` is the server's address, None for ONNX Runtime.
+
+    ``similar`` is whether embeddings are kept in vector sets.
+    """
     inference: dict[str, Any] = {"model_repository": str(model_repository), "threads": threads}
     config: Config = {
         "kafka": {
@@ -246,6 +290,7 @@ def configuration(
         "redis": {"url": redis},
         "inference": {**inference, "engine": "onnx" if triton is None else "triton"},
         "pipeline": {"batch_size": batch_size},
+        "similar": {"enabled": similar},
         "publish": {"topic_prefix": PREFIX},
     }  # fmt: skip
     if triton is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,16 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.workload.packets import Kind, Template, Visits, magnitudes
 from broker.batch import IncomingMessage
-from broker.build import load_reference_set
-from broker.config import Settings
+from broker.build import build_keeper, load_reference_set
+from broker.child_process import end_with_parent
+from broker.config import RedisSettings, Settings, SimilarSettings
 from broker.inference.onnx import OnnxEngine
 from broker.photometry import magnitude_to_flux
 from broker.pipeline import Pipeline, Received
-from broker.records import BAND_CODE, Alert, LightCurve
+from broker.records import BAND_CODE, Alert, KeptSearch, LightCurve
+from broker.similar.keeper import Keeper
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder
 from broker.times import jd_of_mjd, mjd_of_jd
@@ -36,6 +39,8 @@ _LAST: Final = 61_300.0
 _REFERENCE: Final = 0.9
 """The reference image's flux, in units of the star's faintest, so that all differences are positive."""
 _BATCH: Final = 512
+_SEARCH: Final = KeptSearch(0, 2, 100, 59_000.0, 60_000.0, (1,) * 8, ((1.0, 0.5),) * 16)
+"""Of the size of those that are kept."""
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 _BANDS: Final = np.array([0, BAND_CODE["ztf:g"], BAND_CODE["ztf:r"]], np.uint8)
 
@@ -130,6 +135,18 @@ class Sky:
 
         The points are as packets bring them, to the last bit: a packet's earlier detections are no new ones.
         """
+        return self._alert(number, self._history(number, share))
+
+    def alike(self, numbers: Iterable[int]) -> Iterator[Alert]:
+        """As ``known``, of many objects: where several have one curve, its points are made once."""
+        made: dict[int, LightCurve] = {}
+        for number in numbers:
+            curve = int(self.curve[number])
+            if curve not in made:
+                made[curve] = self._history(number, 1.0)
+            yield self._alert(number, made[curve])
+
+    def _history(self, number: int, share: float) -> LightCurve:
         begin = int(self.first[number])
         end = begin + max(1, round(share * int(self.points[number])))
         mjd = mjd_of_jd(jd_of_mjd(self.curves.mjd[begin:end] + self.shift[number]))
@@ -141,7 +158,7 @@ class Sky:
         )
         flux, error = magnitude_to_flux(magnitude, magnitude_error)
         reference_flux, _ = magnitude_to_flux(reference, np.zeros(()))
-        curve = LightCurve(
+        return LightCurve(
             mjd,
             flux.astype(np.float32),
             error.astype(np.float32),
@@ -149,9 +166,11 @@ class Sky:
             _BANDS[band_of(np.arange(begin, end))],
             np.zeros(end - begin, np.uint8),
         )
+
+    def _alert(self, number: int, curve: LightCurve) -> Alert:
         return Alert(
             "ztf", number + 1, number + 1, object_name("ZTF17", number), float(self.ra[number]),
-            float(self.dec[number]), float(mjd[-1]), "ztf:g", curve, "4.02", real_bogus=0.9,
+            float(self.dec[number]), float(curve.mjd[-1]), "ztf:g", curve, "4.02", real_bogus=0.9,
         )  # fmt: skip
 
     def visit(self, number: int, count: int) -> Visits:
@@ -198,6 +217,11 @@ class Stream:
         self.sent: list[Kind] = []
         """What each alert so far was, by its number."""
 
+    def first(self, count: int) -> list[int]:
+        """The objects of the first ``count`` alerts that repeat, each once."""
+        numbers: list[int] = self._order[:count].tolist()
+        return numbers
+
     def kinds(self, mix: Mapping[Kind, float], count: int) -> list[Kind]:
         """``count`` kinds in random order, as many of each as its share of ``mix``, to within one alert."""
         ends = np.rint(np.cumsum([mix.get(kind, 0.0) for kind in Kind]) * count).astype(int)
@@ -222,32 +246,40 @@ class Stream:
 
 _SKY: Sky | None = None
 """That of a process that writes objects: it comes with the fork, not through a pipe."""
-_PIPELINES: dict[str, tuple[RedisStore, Pipeline]] = {}
+_PIPELINES: dict[str, tuple[RedisStore, Pipeline, Keeper | None]] = {}
 
 
-def _pipeline(url: str) -> tuple[RedisStore, Pipeline]:
+def _pipeline(url: str, similar: bool) -> tuple[RedisStore, Pipeline, Keeper | None]:
     """One a process, made by its first batch."""
     if url not in _PIPELINES:
-        settings = Settings()
+        settings = Settings(redis=RedisSettings(url=SecretStr(url)), similar=SimilarSettings(enabled=similar))
         store = RedisStore(url, timeout=60)
         engine = OnnxEngine(settings.inference.model_repository, threads=1)
-        _PIPELINES[url] = store, Pipeline(Decoder(), store, engine, engine.manifest, load_reference_set(settings))
+        keeper = build_keeper(settings, engine.model_version)
+        if keeper is not None:
+            keeper.start()
+        reference = load_reference_set(settings)
+        pipeline = Pipeline(Decoder(), store, engine, engine.manifest, reference, similar=keeper)
+        _PIPELINES[url] = store, pipeline, keeper
     return _PIPELINES[url]
 
 
-def _write(task: tuple[str, range, float]) -> int:
-    url, numbers, growth = task
+def _write(task: tuple[str, Sequence[int], float, bool]) -> int:
+    url, numbers, growth, similar = task
     assert _SKY is not None
-    write_known(_SKY, numbers, *_pipeline(url), growth)
+    store, pipeline, keeper = _pipeline(url, similar)
+    write_known(_SKY, numbers, store, pipeline, growth)
+    if keeper is not None:
+        keeper.drain()
     return len(numbers)
 
 
-def write_known(sky: Sky, numbers: range, store: RedisStore, pipeline: Pipeline, growth: float) -> None:
+def write_known(sky: Sky, numbers: Sequence[int], store: RedisStore, pipeline: Pipeline, growth: float) -> None:
     """Write some objects of ``sky`` as ``preload`` says."""
     if not growth:
         store.update([sky.known(number) for number in numbers])
         return
-    rng = np.random.default_rng(numbers.start)
+    rng = np.random.default_rng(numbers[0])
     shares = (1.0 + growth) ** -rng.random(len(numbers))
     for alerts in (
         [sky.known(number, share) for number, share in zip(numbers, shares, strict=True)],
@@ -256,7 +288,9 @@ def write_known(sky: Sky, numbers: range, store: RedisStore, pipeline: Pipeline,
         pipeline.annotate([Received(alert, IncomingMessage(b"", alert.mjd)) for alert in alerts])
 
 
-def preload(sky: Sky, url: str, processes: int, growth: float) -> Iterator[int]:
+def preload(
+    sky: Sky, url: str, processes: int, growth: float, similar: bool = False, only: Sequence[int] | None = None
+) -> Iterator[int]:
     """Write all objects to Redis as a worker does, in batches; yields how many each batch had.
 
     A worker keeps what it found in a light curve, and searches it anew only when it has grown by the fraction
@@ -264,18 +298,56 @@ def preload(sky: Sky, url: str, processes: int, growth: float) -> Iterator[int]:
     classified here, and so searched, when it had between 1 / (1 + growth) of its points and all of them, and again with
     all of them, as if its last alert before the run had brought the rest. With a growth of 0 objects are written and
     nothing is found in them, as after a migration: the first alert of each has its period searched.
+
+    With ``similar`` their embeddings are in the vector sets as well, as of a service that had kept them all along.
+    ``only`` are the objects to write, all where it is not given.
     """
     global _SKY
     _SKY = sky
-    tasks = [(url, range(first, min(first + _BATCH, len(sky))), growth) for first in range(0, len(sky), _BATCH)]
-    with get_context("fork").Pool(processes) as pool:
+    numbers = range(len(sky)) if only is None else only
+    tasks = [(url, numbers[first : first + _BATCH], growth, similar) for first in range(0, len(numbers), _BATCH)]
+    with get_context("fork").Pool(processes, end_with_parent) as pool:
         yield from pool.imap_unordered(_write, tasks)
 
 
-def preload_with_progress(sky: Sky, url: str, processes: int, growth: float) -> None:
+def _write_plain(task: tuple[str, Sequence[int]]) -> int:
+    url, numbers = task
+    assert _SKY is not None
+    store = RedisStore(url, timeout=60)
+    for first in range(0, len(numbers), _BATCH):
+        some = numbers[first : first + _BATCH]
+        alerts = list(_SKY.alike(some))
+        store.update(alerts)
+        store.keep_searches({(alert.survey, alert.object_id): _SEARCH for alert in alerts})
+    store.close()
+    return len(numbers)
+
+
+def preload_plain(sky: Sky, url: str, processes: int, but: Sequence[int]) -> None:
+    """Write all objects to Redis but some, with a period search that says nothing, of the size that others have.
+
+    For objects that no alert is of, so that there can be many: nothing is classified.
+    """
+    global _SKY
+    _SKY = sky
+    numbers = np.setdiff1d(np.arange(len(sky)), but)
+    numbers = numbers[np.argsort(sky.curve[numbers], kind="stable")]  # so that a batch has few curves
+    pieces = [piece.tolist() for piece in np.array_split(numbers, 16 * processes)]
+    with (
+        Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar,
+        get_context("fork").Pool(processes, end_with_parent) as pool,
+    ):
+        task = bar.add_task("objects into Redis, unsearched", total=len(numbers))
+        for count in pool.imap_unordered(_write_plain, [(url, piece) for piece in pieces]):
+            bar.advance(task, count)
+
+
+def preload_with_progress(
+    sky: Sky, url: str, processes: int, growth: float, similar: bool = False, only: Sequence[int] | None = None
+) -> None:
     """``preload`` with a bar on the terminal."""
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with bar:
-        task = bar.add_task("objects into Redis", total=len(sky))
-        for count in preload(sky, url, processes, growth):
+        task = bar.add_task("objects into Redis", total=len(sky) if only is None else len(only))
+        for count in preload(sky, url, processes, growth, similar, only):
             bar.advance(task, count)

@@ -6,7 +6,6 @@ with it the model.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from broker.anomaly.statistics import DISTANCES, OTHERS, SPACES, ClassCentres, c
 from broker.anomaly.tails import Tail
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
+from broker.npz import from_npz, to_npz
 
 FORMAT: Final = 1
 COMBINED: Final = ("combined", "combined with catalogue")
@@ -72,27 +72,20 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """As one .npz file."""
-        out = io.BytesIO()
-        np.savez_compressed(
-            out,
+        return to_npz(
             format=np.array(FORMAT, np.int32),
-            model=np.array(self.model),
-            reference_version=np.array(self.reference_version),
-            columns=np.array((*COLUMNS, *COMBINED)),
+            model=self.model,
+            reference_version=self.reference_version,
+            columns=(*COLUMNS, *COMBINED),
             whitening=self.whitening.astype(np.float16),
             strata=self.strata.astype(np.int32),
             values=self.values.astype(np.float32),
         )
-        return out.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes, origin: str) -> Calibration:
         """The inverse of ``to_bytes``; raises ConfigurationError, naming ``origin``, for anything else."""
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in _ARRAYS}
-        except Exception as error:  # zipfile and zlib raise errors of their own
-            raise ConfigurationError(f"{origin} is no calibration of anomaly scores: {error!r}; {REMAKE}") from error
+        arrays = from_npz(data, _ARRAYS, f"{origin} is no calibration of anomaly scores", f"; {REMAKE}")
         return _checked(arrays, origin)
 
 
@@ -121,12 +114,25 @@ class Scorer:
 
     reference: ReferenceSet
     calibration: Calibration
+    base: Scorer | None = None
+    """Scores the strata that this one's calibration does not have; None: these have no score."""
     centres: Mapping[int, ClassCentres] = field(init=False)
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError where the two do not belong together; find the middle of each class."""
         self.calibration.check(self.reference)
         object.__setattr__(self, "centres", class_centres(self.reference, self.calibration.whitening))
+
+    @staticmethod
+    def of(reference: ReferenceSet) -> Scorer | None:
+        """What scores by a set, and by its base where that has what it has not; None where nothing calibrates it."""
+        base = None if reference.base is None else Scorer.of(reference.base)
+        return base if reference.scores is None else Scorer(reference, reference.scores, base)
+
+    @property
+    def own(self) -> list[int]:
+        """The strata that its own calibration has."""
+        return [number for number, tails in self.calibration.tails.items() if COMBINED[0] in tails]
 
 
 def calibration_path(reference_set: Path) -> Path:

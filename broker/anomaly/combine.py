@@ -26,9 +26,9 @@ _WORDS: Final = {
     "all": "all data together", "light_curve": "light curve", "spectrum": "spectrum", "metadata": "catalogue values",
 }  # fmt: skip
 _SAID: Final = {
-    "neighbours": "the {space} is far from the most alike known stars",
-    "mahalanobis": "the {space} does not fit the spread of any class",
-    "centroid": "the {space} is unlike the middle of every class",
+    "neighbours": "by {space}, far from the most alike known stars",
+    "mahalanobis": "by {space}, outside the spread of every class",
+    "centroid": "by {space}, unlike the middle of every class",
 }
 
 
@@ -42,6 +42,10 @@ class Combined:
     """Of each object the scores, 0 to 1, of its statistics by name; empty where there is no score."""
     reasons: list[str | None]
     """What is strange, in plain words; None where there is no score."""
+    after_answers: NDArray[np.float64] | None = None
+    """(n,) scores after what people answered about similar objects (``broker.feedback``); None where nobody has."""
+    answers: NDArray[np.intp] | None = None
+    """(n,) how many answers raised a score, or negative, how many lowered it."""
 
     @staticmethod
     def none(size: int) -> Combined:
@@ -92,8 +96,29 @@ def combine(
     """Scores of ``objects``; ``distance`` (n,) as for ``statistics_of``.
 
     ``names`` (n,) says what a catalogue has at the place, such as ``VSX says EA``, for the reason. An object of several
-    modalities has no score where the engine does not say what each is by itself.
+    modalities has no score where the engine does not say what each is by itself. By a set that was made from the stream
+    each object is scored by the calibration that has its stratum, else by that of the model's own set.
     """
+    if scorer.base is None:
+        return _combined(scorer, objects, distance, names)
+    # Never by parts of both: what a sum of surprises is compared with was summed by the same calibration.
+    own = np.isin(objects.strata(), scorer.own)
+    found = Combined.none(len(own))
+    for part, rows in ((scorer, np.flatnonzero(own)), (scorer.base, np.flatnonzero(~own))):
+        if not len(rows):
+            continue
+        by_name = [names[row] for row in rows.tolist()] if len(names) else ()
+        one = _combined(part, objects.take(rows), None if distance is None else distance[rows], by_name)
+        found.score[rows] = one.score
+        for row, parts, reason in zip(rows.tolist(), one.parts, one.reasons, strict=True):
+            found.parts[row], found.reasons[row] = parts, reason
+    return found
+
+
+def _combined(
+    scorer: Scorer, objects: Objects, distance: NDArray[np.float32] | None, names: Sequence[str | None]
+) -> Combined:
+    """As ``combine``, by the calibration of ``scorer`` alone."""
     statistics, leading = statistics_of(
         objects, scorer.reference, scorer.centres, scorer.calibration.whitening, distance
     )
@@ -102,9 +127,11 @@ def combine(
     several = objects.present.sum(axis=1) > 1
     if objects.by_modality is None:
         plain[several] = np.nan
-    known = ~np.isnan(with_catalogue) & ~np.isnan(plain)
-    surprise = np.full(len(plain), np.nan)
     strata = objects.strata()
+    # Without the catalogue where too few stars of the stratum are in one to compare with.
+    named = [number for number, tails in scorer.calibration.tails.items() if COMBINED[1] in tails]
+    known = ~np.isnan(with_catalogue) & ~np.isnan(plain) & np.isin(strata, named)
+    surprise = np.full(len(plain), np.nan)
     for total, own, column in ((plain, ~known, COMBINED[0]), (with_catalogue, known, COMBINED[1])):
         for number in np.unique(strata[own & ~np.isnan(plain)]).tolist():
             tail = scorer.calibration.tails.get(number, {}).get(column)

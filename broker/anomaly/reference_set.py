@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, strata_of, stratum_name
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
+from broker.npz import from_npz, to_npz
 from broker.taxonomy import CLASS_NAMES
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class ReferenceSet:
     calibration_values: NDArray[np.int32]
     scores: Calibration | None = None
     """What calibrates combined scores, in a file of its own; None where there is none, and then no combined score."""
+    base: ReferenceSet | None = None
+    """Of a set that was made from the stream, the model's own: it calibrates combined scores in the strata of which
+    the stream had too little."""
     strata: dict[int, Stratum] = field(init=False)
     """By the numbers of ``strata_of``; those of which there is anything."""
 
@@ -89,8 +92,7 @@ class ReferenceSet:
         order = np.argsort(strata, kind="stable")
         for name in ("embeddings", "object_ids", "class_names", "modalities", "detections", "values"):
             object.__setattr__(self, name, getattr(self, name)[order])
-        strata = strata[order]
-        calibrated = strata_of(self.calibration_modalities, self.calibration_detections, self.calibration_values)
+        strata, calibrated = strata[order], self.calibration_strata()
         found: dict[int, Stratum] = {}
         for number in np.union1d(strata, calibrated).tolist():
             first, end = np.searchsorted(strata, [number, number + 1]).tolist()
@@ -105,6 +107,10 @@ class ReferenceSet:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def calibration_strata(self) -> NDArray[np.intp]:
+        """(m,) the strata of the stars that calibrate it."""
+        return strata_of(self.calibration_modalities, self.calibration_detections, self.calibration_values)
 
     def check_model(self, model: str, width: int) -> None:
         """Raise ConfigurationError unless the set was made by ``model``, whose embeddings have ``width`` values."""
@@ -121,13 +127,11 @@ class ReferenceSet:
 
     def to_bytes(self) -> bytes:
         """The set as one .npz file, embeddings in eight bits a value."""
-        out = io.BytesIO()
         steps, scales = _quantise(self.embeddings)
-        np.savez_compressed(
-            out,
+        return to_npz(
             format=np.array(FORMAT, np.int32),
-            version=np.array(self.version),
-            model=np.array(self.model),
+            version=self.version,
+            model=self.model,
             embeddings=steps,
             scales=scales,
             object_ids=self.object_ids.astype(np.str_),
@@ -141,27 +145,16 @@ class ReferenceSet:
             calibration_detections=self.calibration_detections.astype(np.int32),
             calibration_values=self.calibration_values.astype(np.int32),
         )
-        return out.getvalue()
 
     @staticmethod
     def from_bytes(data: bytes, origin: str) -> ReferenceSet:
         """The inverse of ``to_bytes``; raises ConfigurationError, naming ``origin``, for anything else."""
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                if "calibration_distances" in file and "format" not in file:
-                    raise ConfigurationError(f"{origin} is a reference set of an earlier release; {_REMAKE}")
-                arrays = {name: file[name] for name in _ARRAYS}
-        except ConfigurationError:
-            raise
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise ConfigurationError(f"{origin} is no reference set: {error!r}") from error
-        except Exception as error:  # zipfile and zlib raise errors of their own
-            raise ConfigurationError(f"{origin} is damaged: {error!r}") from error
+        arrays = from_npz(data, None, f"{origin} is no reference set")
+        if "calibration_distances" in arrays and "format" not in arrays:
+            raise ConfigurationError(f"{origin} is a reference set of an earlier release; {_REMAKE}")
+        if missing := [name for name in _ARRAYS if name not in arrays]:
+            raise ConfigurationError(f"{origin} is no reference set: there is no {', '.join(missing)}")
         return _checked(arrays, origin)
-
-    def save_npz(self, path: Path) -> None:
-        """Write the set to a file."""
-        path.write_bytes(self.to_bytes())
 
     @staticmethod
     def load_npz(path: Path, sha256: str | None = None) -> ReferenceSet:

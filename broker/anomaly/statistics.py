@@ -15,7 +15,7 @@ The first three are of each modality alone (``light_curve.neighbours``) and of a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,6 @@ from broker.taxonomy import CLASS_NAMES
 
 DISTANCES: Final = ("neighbours", "mahalanobis", "centroid")
 OTHERS: Final = ("uncertainty", "disagreement", "catalogue")
-STATISTICS: Final = (*DISTANCES, *OTHERS)
 SPACES: Final = ("all", *MODALITIES)
 _TEMPERATURE: Final = 0.07
 """Of the probabilities by centroid: CLIP's (Radford et al. 2021, arXiv 2103.00020), with which the spaces were made."""
@@ -84,6 +83,28 @@ class Objects:
     """(n,) known catalogue values, coordinates included."""
     doubt: NDArray[np.float64]
     """(n,) 1 - the probability of the class that a catalogue of known variable stars names; NaN where none does."""
+
+    def take(self, rows: NDArray[np.intp]) -> Objects:
+        """Some of the objects."""
+        return Objects(
+            self.embeddings[rows], None if self.by_modality is None else self.by_modality[rows],
+            self.probabilities[rows], self.present[rows], self.detections[rows], self.values[rows], self.doubt[rows],
+        )  # fmt: skip
+
+    @staticmethod
+    def joined(parts: Sequence[Objects]) -> Objects:
+        """Several, one at least, as one; ``by_modality`` where all have it."""
+        each = [part.by_modality for part in parts]
+        several = [one for one in each if one is not None]
+        columns = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("probabilities", "present", "detections", "values", "doubt")
+        )
+        return Objects(
+            np.concatenate([part.embeddings for part in parts]),
+            np.concatenate(several) if len(several) == len(each) else None,
+            *columns,
+        )
 
     def strata(self, modality: int | None = None) -> NDArray[np.intp]:
         """(n,) of all modalities together, or of one alone; -1 where it is absent."""

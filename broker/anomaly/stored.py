@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import redis
+
 from broker.anomaly.calibration import Calibration, calibration_path, with_scores
 from broker.anomaly.reference_set import ReferenceSet, digest, read_checked
 from broker.errors import ConfigurationError
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 _KEY: Final = "trifid:reference_set"
 _TIMEOUT_S: Final = 10.0
 """A set has 6 MB."""
-_EXPIRY_S: Final = 180 * 86_400
+EXPIRY_S: Final = 180 * 86_400
 """A set that no worker has started with for so long, of a model replaced long ago, takes no memory any more."""
 
 
@@ -34,16 +36,22 @@ def scores_key_of(reference: ReferenceSet) -> str:
 
 def put(url: str, model: str, data: bytes) -> None:
     """Store the file ``data`` as the set of ``model`` in the Redis at ``url``, replacing an earlier one at once."""
-    with closing(_connection(url)) as redis:
-        redis.call(lambda client: client.set(key_of(model), data, ex=_EXPIRY_S))
+    with closing(connect(url)) as connection:
+        connection.call(lambda client: client.set(key_of(model), data, ex=EXPIRY_S))
 
 
 def get(url: str, model: str) -> bytes | None:
-    """The file stored as the set of ``model`` in the Redis at ``url``, None where there is none."""
-    with closing(_connection(url)) as redis:
-        data = redis.get(key_of(model))
+    """The file stored as the set of ``model`` in the Redis at ``url``, None where there is none.
+
+    Empty where there is something that is no file, such as a hash, which is then replaced as another file is.
+    """
+    with closing(connect(url)) as connection:
+        try:
+            data = connection.get(key_of(model))
+        except redis.ResponseError:
+            return b""
         if data is not None:
-            redis.call(lambda client: client.expire(key_of(model), _EXPIRY_S))
+            connection.call(lambda client: client.expire(key_of(model), EXPIRY_S))
     return data
 
 
@@ -90,22 +98,23 @@ def shared_scores(url: str, reference: ReferenceSet, path: Path) -> ReferenceSet
         own = with_scores(reference, path)
     except ConfigurationError as error:
         unusable = error
-    with closing(_connection(url)) as redis:
+    with closing(connect(url)) as connection:
         if own.scores is not None:
             data = calibration_path(path).read_bytes()
-            redis.call(lambda client: client.set(key, data, ex=_EXPIRY_S))
+            connection.call(lambda client: client.set(key, data, ex=EXPIRY_S))
             return own
-        stored = redis.get(key)
+        stored = connection.get(key)
         if stored is None and unusable is not None:
             raise unusable
         if stored is None:
             log.warning("no calibration of combined anomaly scores for reference set %s: there are none", own.version)
             return reference
-        redis.call(lambda client: client.expire(key, _EXPIRY_S))
+        connection.call(lambda client: client.expire(key, EXPIRY_S))
     calibration = Calibration.from_bytes(stored, key)
     calibration.check(reference)
     return replace(reference, scores=calibration)
 
 
-def _connection(url: str) -> RedisConnection:
+def connect(url: str) -> RedisConnection:
+    """To the Redis at ``url``, with the time that a set takes."""
     return RedisConnection(url, timeout=_TIMEOUT_S, connect_timeout=_TIMEOUT_S)

@@ -26,9 +26,10 @@ from broker import __version__
 from broker.archives.catalog import write_catalog
 from broker.archives.partition import DATASET, Job, write_entry
 from broker.archives.sources import Archive, HatsArchive, open_archive
+from broker.archives.workers import METHOD, ONE_THREAD, prepare
 from broker.config import Settings
 from broker.errors import ConfigurationError
-from broker.inference.manifest import load_manifest
+from broker.inference.manifest import Manifest, load_manifest
 from broker.records import TimeSystem
 
 RUN: Final = "trifid/run.json"
@@ -37,11 +38,11 @@ _LOCK: Final = "trifid/lock"
 _AT_ONCE: Final = 4
 """Partitions given to the scheduler for each worker, each with its own graph: one graph of 10^5 would be looked through
 for each of them."""
-_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _DASK: Final = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.profile.enabled": False,
-    "distributed.nanny.pre-spawn-environ": dict.fromkeys(_THREADS, 1),
+    "distributed.worker.multiprocessing-method": METHOD,
+    "distributed.nanny.pre-spawn-environ": dict(ONE_THREAD),
 }
 """A partition that kills its worker twice fails; nobody looks at the profiles that workers keep of themselves; and
 Dask's MALLOC_TRIM_THRESHOLD_ is left out: with it each array is new memory from the system, for 1.6 x the CPU."""
@@ -92,8 +93,10 @@ def classify_archive(
     of something else or another run is at work in it.
     """
     archive = open_archive(name, columns or {})
-    job = Job(output.absolute(), settings, tuple({**archive.columns, **(columns or {})}.items()), time_system, known)
-    with _only(job.output, _identity(archive, job)):
+    manifest = load_manifest(settings.inference.model_repository, verify_models=False)
+    named = tuple({**archive.columns, **(columns or {})}.items())
+    job = Job(output.absolute(), settings, named, time_system, known, manifest.model_version)
+    with _only(job.output, _identity(archive, job, manifest)):
         progress = Progress(len(archive.keys))
         left = []
         for key in archive.keys:
@@ -170,9 +173,8 @@ def _has_results(job: Job, key: str) -> bool:
     return entry is not None and entry["objects"] > 0
 
 
-def _identity(archive: Archive, job: Job) -> dict[str, Any]:
+def _identity(archive: Archive, job: Job, manifest: Manifest) -> dict[str, Any]:
     """What decides the results: those of two different ones must not be mixed in a folder."""
-    manifest = load_manifest(job.settings.inference.model_repository, verify_models=False)
     return {
         "archive": archive.name if "://" in archive.name else str(Path(archive.name).resolve()),
         "partitions": len(archive.keys),
@@ -225,6 +227,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Client]:
         with client:
             yield client
         return
+    prepare()
     with (
         dask.config.set(_DASK),
         tempfile.TemporaryDirectory(prefix="trifid-") as folder,

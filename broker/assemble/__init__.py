@@ -10,13 +10,14 @@ from typing import Final
 import numpy as np
 
 from broker import barycentre
-from broker.assemble import chromatic, harmonics, passes
+from broker.assemble import chromatic, event_passes, harmonics, passes, point_passes
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, ModelInputs
 from broker.assemble.kept import KeptSearches, Reason
-from broker.assemble.lightcurve import UsablePoints, assemble_points, assemble_with_kept, usable_points
+from broker.assemble.lightcurve import assemble_points, assemble_with_kept
 from broker.assemble.metadata import assemble_metadata
 from broker.assemble.spectrum import assemble_spectra
+from broker.assemble.usable import UsablePoints, usable_points
 from broker.barycentre import barycentric_light_curves
 from broker.records import KeptSearch, ObjectState
 
@@ -39,6 +40,8 @@ def warm_up() -> None:
     harmonics.warm_up()
     chromatic.warm_up()
     passes.warm_up()
+    point_passes.warm_up()
+    event_passes.warm_up()
     barycentre.warm_up()
 
 

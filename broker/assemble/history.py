@@ -12,8 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.grouped import group_median, group_quantiles, order_within
-from broker.assemble.lightcurve import UsablePoints
+from broker.assemble import point_passes
+from broker.assemble.grouped import group_quantiles
+from broker.assemble.usable import UsablePoints
 from broker.bands import AB_OFFSET, BANDS, WAVELENGTH
 
 HISTORY_FEATURES: Final[tuple[str, ...]] = (
@@ -51,19 +52,18 @@ def history_features(points: UsablePoints) -> NDArray[np.float64]:
     has_reference = np.isfinite(points.reference) & (points.reference > 0)
     magnitude, reference = (_magnitude(flux, points.band) for flux in (points.total_flux, points.reference))
     total = np.isfinite(magnitude)
-    for prefix, value, use in (
-        ("reference", reference, has_reference),
-        ("total", magnitude, total),
+    of_reference, reference_median, *_ = _by_band(reference, has_reference, points)
+    of_total, total_median, low, high = _by_band(magnitude, total, points)
+    for prefix, median, count in (
+        ("reference", reference_median, of_reference),
+        ("total", total_median, of_total),
     ):
-        red, color = _by_wavelength(value[use], points.row[use], points.band[use], size)
+        red, color = _by_wavelength(median, count)
         columns[f"{prefix}_r_mag"][:], columns[f"{prefix}_g_r"][:] = red, color
-    blue = WAVELENGTH[points.band] < _SPLIT
-    for name, side in (("blue_range", total & blue), ("red_range", total & ~blue)):
-        columns[name][:] = _range(magnitude[side], points.row[side], points.band[side], size)
+    for name, side in (("blue_range", WAVELENGTH < _SPLIT), ("red_range", WAVELENGTH >= _SPLIT)):
+        columns[name][:] = _range(low, high, np.where(side, of_total, 0))
     changed = total & has_reference
-    row, time = points.row[changed], points.time[changed]
-    change = magnitude[changed] - reference[changed]
-    _changes(change, row, time, size, columns)
+    _changes(magnitude - reference, points, changed, columns)
     return result
 
 
@@ -73,18 +73,27 @@ def _magnitude(flux: NDArray[np.float64], band: NDArray[np.intp]) -> NDArray[np.
         return np.where(flux > 0, _AB_NJY - 2.5 * np.log10(flux), np.nan) + AB_OFFSET[band]
 
 
+def _by_band(
+    value: NDArray[np.float64], use: NDArray[np.bool_], points: UsablePoints
+) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """How many points to ``use`` (m,) there are, and median and central 90 % of their values, each (size, bands)."""
+    shape = points.size, len(BANDS)
+    cell, cells = (points.row * len(BANDS) + points.band)[use], points.size * len(BANDS)
+    median, low, high = group_quantiles(value[use], cell, cells, (0.5, 0.05, 0.95))
+    count = np.bincount(cell, minlength=cells).reshape(shape)
+    return count, median.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
 def _by_wavelength(
-    magnitude: NDArray[np.float64], row: NDArray[np.intp], band: NDArray[np.intp], size: int
+    median: NDArray[np.float64], count: NDArray[np.intp]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Magnitude at 637 nm and g - r, each (size,), from the median of each optical band, a line in 1/wavelength.
+
+    ``median`` and ``count`` (size, bands) are of the points in each band.
 
     Over the optical a star's magnitudes are close to a line in 1/wavelength (a black body's are, in Wien's limit), so
     that g - r is comparable whatever bands it comes from.
     """
-    bands = len(BANDS)
-    cell = row * bands + band
-    count = np.bincount(cell, minlength=size * bands).reshape(size, bands)
-    median = group_median(magnitude, cell, size * bands).reshape(size, bands)
     weight = np.where(_OPTICAL & (count > 0), np.sqrt(count), 0.0)
     x = 1.0 / WAVELENGTH - 1.0 / _RED
     sums = weight.sum(axis=1)
@@ -99,40 +108,32 @@ def _by_wavelength(
     return at_red, np.where(far, slope * _G_TO_R, np.nan)
 
 
-def _range(
-    magnitude: NDArray[np.float64], row: NDArray[np.intp], band: NDArray[np.intp], size: int
-) -> NDArray[np.float64]:
-    """(size,) the central 90 % of the magnitudes in the band with most points; NaN with fewer than two in all."""
-    bands = len(BANDS)
-    cell = row * bands + band
-    count = np.bincount(cell, minlength=size * bands).reshape(size, bands)
-    best = count.argmax(axis=1)
-    own = best[row] == band
-    low, high = group_quantiles(magnitude[own], row[own], size, (0.05, 0.95))
-    return np.where(count.max(axis=1) >= 2, high - low, np.nan)
+def _range(low: NDArray[np.float64], high: NDArray[np.float64], count: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(size,) from ``low`` to ``high`` in the band with most points; NaN with fewer than two; all (size, bands)."""
+    best = count.argmax(axis=1)[:, None]
+    width = np.take_along_axis(high, best, 1) - np.take_along_axis(low, best, 1)
+    return np.where(count.max(axis=1) >= 2, width[:, 0], np.nan)
 
 
 def _changes(
     change: NDArray[np.float64],
-    row: NDArray[np.intp],
-    time: NDArray[np.float64],
-    size: int,
+    points: UsablePoints,
+    use: NDArray[np.bool_],
     columns: dict[str, NDArray[np.float64]],
 ) -> None:
-    """Fill what is known of total minus reference magnitudes."""
+    """Fill what is known of total minus reference magnitudes (m,), those to ``use`` (m,)."""
+    size, row = points.size, points.row[use]
     count = np.bincount(row, minlength=size)
     some, several = count > 0, count > 2
-    low, middle, high = group_quantiles(change, row, size, (0.0, 0.5, 1.0))
+    low, middle, high = group_quantiles(change[use], row, size, (0.0, 0.5, 1.0))
     columns["brightest_change"][some] = low[some]
     columns["median_change"][some] = middle[some]
     columns["faintest_change"][some] = high[some]
-    columns["bright_share"][some] = (np.bincount(row, change < 0, size) / np.maximum(count, 1))[some]
-    order = order_within(time, count)
-    row, change = row[order], change[order]
-    columns["latest_change"][row] = change  # the last one written stays
-    mean = np.bincount(row, change, size) / np.maximum(count, 1)
-    variance = np.bincount(row, (change - mean[row]) ** 2, size) / np.maximum(count, 1)
-    successive = np.bincount(row[1:], np.where(row[1:] == row[:-1], np.diff(change) ** 2, 0.0), size)
+    by_time = points.by_time[use[points.by_time]]
+    start = np.concatenate([[0], np.cumsum(count)]).astype(np.intp)
+    variance, successive, latest, negative = point_passes.changes(change[by_time], start)
+    columns["bright_share"][some] = (negative / np.maximum(count, 1))[some]
+    columns["latest_change"][some] = latest[some]
     columns["change_scatter"][several] = np.sqrt(variance)[several]
     roughness = successive / np.maximum(2.0 * variance * np.maximum(count - 1, 1), 1e-9)
     columns["change_roughness"][several] = np.clip(roughness, 0.0, 4.0)[several]

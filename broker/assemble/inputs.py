@@ -36,6 +36,15 @@ class LightCurveInputs:
     """(batch,): best period in days, NaN where none was searched."""
     detections: NDArray[np.int32]
     """(batch,): number of photometric points used."""
+    event: NDArray[np.float32]
+    """(batch, EVENT_FEATURES): what tells a one-off event in difference fluxes, see ``broker.assemble.event``; of
+    objects with too few points for a light curve, too."""
+
+    @property
+    def is_difference(self) -> NDArray[np.bool_]:
+        """(batch,) whether there is a light curve of difference photometry, and not of fluxes that are total."""
+        own: NDArray[np.bool_] = np.logical_and(self.event[:, 0] > 0, self.present)
+        return own
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,12 +96,12 @@ class ModelInputs:
             return parts[0]
         return ModelInputs(*(_joined([getattr(part, name) for part in parts]) for name in MODALITIES))
 
-    def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> ModelInputs:
-        """The batch of some of the objects: a mask (batch,), or row numbers."""
+    def rows(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> ModelInputs:
+        """The batch of some of the objects: a mask (batch,), row numbers, or a slice, whose arrays are views."""
         return replace(self, **{name: _rows(getattr(self, name), rows) for name in MODALITIES})
 
 
-def _rows(inputs: Any, rows: NDArray[Any]) -> Any:
+def _rows(inputs: Any, rows: NDArray[Any] | slice) -> Any:
     return replace(inputs, **{field.name: getattr(inputs, field.name)[rows] for field in fields(inputs)})
 
 

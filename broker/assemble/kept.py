@@ -28,7 +28,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.assemble.period import NO_PERIOD, SEARCH_VERSION, PeriodSearch, find_period, refine_period
+from broker.assemble import point_passes
+from broker.assemble.period import MAX_FREQUENCY, NO_PERIOD, SEARCH_VERSION, PeriodSearch, find_period, refine_period
 from broker.records import KeptSearch, LightCurve, ObjectState, TimeSystem
 
 PARTS: Final = 8
@@ -39,6 +40,9 @@ WORSE_RATIO: Final = 1.1
 WORSE_FLOOR: Final = 0.005
 """A fit is worse where it leaves more unexplained than WORSE_RATIO times what was left before, and WORSE_FLOOR of the
 variance more: of a light curve without noise, that ratio would be one of rounding errors."""
+_BELOW_ALL: Final = 1e-7
+_ABOVE_ALL: Final = 2 * MAX_FREQUENCY
+"""Cycles/day, outside of what a search finds; with frequencies of 1e-310 and 1e305 periods and phases overflow."""
 _SYSTEMS: Final = tuple(TimeSystem)
 _MIX: Final = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], np.uint64
@@ -138,12 +142,13 @@ class PeriodSearches:
     def _keep(self, row: int, found: PeriodSearch) -> KeptSearch:
         own = self.index[self.start[row] : self.start[row + 1]]
         mjd = self.earlier.mjd[own]
-        first, last = float(mjd.min()), float(mjd.max())
-        sums = np.zeros(PARTS + 1, np.uint64)
-        np.add.at(sums, _part(mjd, np.full(len(own), first), np.full(len(own), last)), self.earlier.stamp[own])
+        first, last = mjd.min(keepdims=True), mjd.max(keepdims=True)
+        sums, *_ = point_passes.parts(
+            self.earlier.mjd, self.earlier.stamp, own, np.array([0, len(own)]), first, last, PARTS
+        )
         return KeptSearch(
-            SEARCH_VERSION, self._basis(row), len(own), first, last,
-            tuple((sums[:PARTS] & np.uint64(0xFFFFFFFF)).tolist()), found.candidates,
+            SEARCH_VERSION, self._basis(row), len(own), float(first[0]), float(last[0]),
+            tuple((sums[0] & np.uint64(0xFFFFFFFF)).tolist()), found.candidates,
         )  # fmt: skip
 
     def _basis(self, row: int) -> int:
@@ -163,20 +168,11 @@ class PeriodSearches:
             first[row], last[row], then[row], sums[row] = before.first, before.last, before.points, before.checksums
         wanted = np.zeros(size, np.bool_)
         wanted[known] = True
-        object_ = np.repeat(np.arange(size), count)
-        use = wanted[object_]
-        object_, own = object_[use], self.index[use]
-        mjd = self.earlier.mjd[own]
-        part = _part(mjd, first[object_], last[object_])
-        cell = object_ * (PARTS + 1) + part
-        present = np.zeros(size * (PARTS + 1), np.uint64)
-        np.add.at(present, cell, self.earlier.stamp[own])
-        same = (present.reshape(size, PARTS + 1)[:, :PARTS] & np.uint64(0xFFFFFFFF)) == sums
-        new = np.bincount(object_, part == PARTS, size)
-        gone = np.maximum(then - (np.bincount(object_, minlength=size) - new), 0)
-        oldest, newest = np.full(size, np.inf), np.full(size, -np.inf)
-        np.minimum.at(oldest, object_, mjd)
-        np.maximum.at(newest, object_, mjd)
+        present, new, oldest, newest = point_passes.parts(
+            self.earlier.mjd, self.earlier.stamp, self.index, self.start, first, last, PARTS
+        )
+        same = (present & np.uint64(0xFFFFFFFF)) == sums
+        gone = np.maximum(then - (count - new), 0)
         # A part that begins before the oldest point that is left has lost points.
         begins = first[:, None] + (last - first)[:, None] * np.arange(PARTS) / PARTS
         intact = np.all(same | (begins < oldest[:, None]), axis=1)
@@ -204,21 +200,15 @@ def _usable(kept: KeptSearch | None) -> bool:
         kept is not None
         and len(kept.checksums) == PARTS
         and kept.points > 0
-        and kept.last > kept.first
+        and 0 < kept.last - kept.first < np.inf
         and len(kept.candidates) > 1
-        and all(0 < f < np.inf or (f != f and at == 1) for at, (f, _) in enumerate(kept.candidates))
+        and all(_BELOW_ALL < f < _ABOVE_ALL or (f != f and at == 1) for at, (f, _) in enumerate(kept.candidates))
     )
 
 
 def _is_worse(r_squared: float, before: float) -> bool:
     left, was = 1.0 - r_squared, 1.0 - before
     return left > WORSE_RATIO * was and left > was + WORSE_FLOOR
-
-
-def _part(mjd: NDArray[np.float64], first: NDArray[np.float64], last: NDArray[np.float64]) -> NDArray[np.intp]:
-    """(m,) which of PARTS equal parts of the time from ``first`` to ``last`` each is in; PARTS outside of it."""
-    part = np.minimum(np.floor(PARTS * (mjd - first) / (last - first)), PARTS - 1)
-    return np.where((mjd < first) | (mjd > last), PARTS, part).astype(np.intp)
 
 
 def _column(curves: Sequence[LightCurve], name: str) -> NDArray[np.generic]:

@@ -1,8 +1,7 @@
 """Light curves to model inputs, the one way for training and serving.
 
 The points of all objects of a batch are kept in flat columns, with the object's row beside each point, so
-that every step but the period search is one array operation over the whole batch. The module has over 400 lines, as
-all of its steps fit under one phase.
+that every step but the period search is one array operation over the whole batch.
 """
 
 from __future__ import annotations
@@ -15,21 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble import passes
-from broker.assemble.chromatic import (
-    AMPLITUDE_EXPONENT,
-    LAG_DEVIATION,
-    SLOPE_DEVIATION,
-    fit_bands,
-    log_wavelength,
-)
-from broker.assemble.grouped import group_median, group_order, group_quantiles, order_within
+from broker.assemble.chromatic import AMPLITUDE_EXPONENT, LAG_DEVIATION, SLOPE_DEVIATION, fit_bands, log_wavelength
+from broker.assemble.event import event_features
+from broker.assemble.grouped import group_median, group_order, group_quantiles
 from broker.assemble.harmonics import harmonic_fit
 from broker.assemble.inputs import LightCurveInputs
 from broker.assemble.kept import KeptSearches, PeriodSearches
 from broker.assemble.period import NO_PERIOD, PeriodSearch, find_period
+from broker.assemble.usable import UsablePoints, usable_points
 from broker.bands import BANDS, WAVELENGTH
 from broker.photometry import POGSON
-from broker.records import LightCurve, PhotometryKind
+from broker.records import LightCurve
 
 POINTS: Final = 200
 """Points of a light curve that the model sees one by one (AstroM3, section 3.1)."""
@@ -64,44 +59,16 @@ the best period (Simon & Lee 1981, ApJ 248, 291); the percentile ratios follow R
 ``tone`` is the points' mean ln(wavelength) against V's; slope and lag are those of ``broker.assemble.chromatic``."""
 
 _TONE: Final = log_wavelength(WAVELENGTH)
+_TO_REFERENCE: Final = np.exp(AMPLITUDE_EXPONENT * _TONE)
+"""By which an amplitude in each band is multiplied for that at V's wavelength."""
 _FEATURE: Final = {name: column for column, name in enumerate(LIGHT_CURVE_FEATURES)}
 _CHROMATIC: Final = [
     _FEATURE[name] for name in ("chromatic_slope", "chromatic_slope_error", "phase_lag", "phase_lag_error")
 ]
 _TRIED: Final = np.array([0.5, 1.0, 2.0, 4.0])
 """Of the best frequency, where the light curve is fitted to describe it."""
-_SAME_EXPOSURE: Final = 1e-5  # days
 _MOST_ROUGHNESS: Final = 4.0
 """Of von Neumann's ratio, which is 2 for noise and at most 4 but for few points."""
-_MAX_MJD: Final = 200_000.0
-"""Times beyond this (the year 2406) are mistakes, and one of them would spoil the whole light curve's span."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UsablePoints:
-    """The m measurements of a batch that can be used, by object, band and time; upper limits are only counted."""
-
-    size: int
-    """Objects in the batch."""
-    row: NDArray[np.intp]
-    """(m,) the object of each point."""
-    time: NDArray[np.float64]
-    """(m,) MJD."""
-    flux: NDArray[np.float64]
-    """(m,) nJy, as in ``LightCurve``."""
-    error: NDArray[np.float64]
-    reference: NDArray[np.float64]
-    """(m,) nJy; NaN where unknown, 0 where ``flux`` is total."""
-    band: NDArray[np.intp]
-    limits: NDArray[np.intp]
-    """(size,) upper limits of each object."""
-    index: NDArray[np.intp]
-    """(m,) numbers of the points among all of the batch's, one light curve after another."""
-
-    @property
-    def total_flux(self) -> NDArray[np.float64]:
-        """(m,) nJy; NaN where the reference flux is unknown."""
-        return self.flux + self.reference
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,10 +139,9 @@ def _assemble(usable: UsablePoints, earlier: KeptSearches | None) -> tuple[Light
         present=present,
         period=np.full(size, np.nan),
         detections=detections,
+        event=event_features(usable),
     )
-    searches = None
-    if earlier is not None:
-        searches = PeriodSearches(earlier, points.index, points.edges, points.total)
+    searches = None if earlier is None else PeriodSearches(earlier, points.index, points.edges, points.total)
     if not present.any():
         return inputs, searches
     center, scale = _center_and_scale(points)
@@ -191,42 +157,6 @@ def _assemble(usable: UsablePoints, earlier: KeptSearches | None) -> tuple[Light
     return inputs, searches
 
 
-def usable_points(light_curves: Sequence[LightCurve]) -> UsablePoints:
-    """The points of a batch of light curves that can be used, each exposure once, by object, band and time."""
-    size = len(light_curves)
-    lengths = np.array([len(curve) for curve in light_curves], np.intp)
-    row = np.repeat(np.arange(size), lengths)
-
-    def column(name: str) -> NDArray[np.float64]:
-        parts = [getattr(curve, name) for curve in light_curves]
-        return np.concatenate([*parts, np.empty(0)]).astype(np.float64)
-
-    time, flux, error, reference = (column(n) for n in ("mjd", "flux", "flux_error", "reference_flux"))
-    band, kind = column("band").astype(np.intp), column("kind").astype(np.intp)
-    limit = kind == PhotometryKind.LIMIT
-    usable = ~limit & np.isfinite(time) & (time < _MAX_MJD) & np.isfinite(flux) & (error > 0)
-    usable &= np.isfinite(error)
-
-    # An exposure may give a detection and a forced measurement: after sorting they are neighbours.
-    order = np.flatnonzero(usable)
-    cell, kinds = row[order] * len(BANDS) + band[order], len(PhotometryKind)
-    order = order[group_order(cell * kinds + kind[order], size * len(BANDS) * kinds)]
-    cell = row[order] * len(BANDS) + band[order]
-    order = order[order_within(time[order], np.bincount(cell, minlength=size * len(BANDS)))]
-    repeated = np.zeros(len(order), np.bool_)
-    repeated[1:] = (
-        (row[order][1:] == row[order][:-1])
-        & (band[order][1:] == band[order][:-1])
-        & (np.diff(time[order]) < _SAME_EXPOSURE)
-        & (kind[order][1:] != kind[order][:-1])
-    )
-    order = order[~repeated]
-    return UsablePoints(
-        size, row[order], time[order], flux[order], error[order], reference[order], band[order],
-        np.bincount(row[limit], minlength=size).astype(np.intp), order,
-    )  # fmt: skip
-
-
 def _brightness(points: UsablePoints) -> _Points:
     """Put the points on one brightness scale and sort them by object and time."""
     size, row, band, error = points.size, points.row, points.band, points.error
@@ -234,24 +164,29 @@ def _brightness(points: UsablePoints) -> _Points:
     total_flux = points.total_flux
     with_total = np.bincount(row, has_total, size)
     is_total = (with_total >= 0.5 * np.bincount(row, minlength=size)) & (with_total > 0)
-    order = np.flatnonzero(~is_total[row] | (has_total & (total_flux > 0)))
+    chosen = ~is_total[row] | (has_total & (total_flux > 0))
+    order, by_time = np.flatnonzero(chosen), points.by_time
+    if len(order) < len(chosen):
+        by_time = (np.cumsum(chosen) - 1)[by_time[chosen[by_time]]]
 
     row, time, error, band = row[order], points.time[order], error[order], band[order]
     total = is_total[row]
     flux = np.where(total, total_flux[order], points.flux[order])
-    largest = np.zeros(size)
-    np.maximum.at(largest, row, np.abs(flux))
-    unit = np.where(total, np.abs(flux), largest[row])
+    unit = np.abs(flux)
+    if not total.all():
+        largest = np.zeros(size)
+        np.maximum.at(largest, row, unit)
+        unit = np.where(total, unit, largest[row])
     unit = np.where(unit > 0, unit, 1.0)
     value = np.where(total, POGSON * np.log(unit), POGSON * flux / unit)
     error = POGSON * error / unit
     # Difference fluxes rise and fall with the star's colour, too: no rule for these.
-    to_reference = np.where(total, np.exp(AMPLITUDE_EXPONENT * _TONE[band]), 1.0)
-    value -= group_median(value, row * len(BANDS) + band, size * len(BANDS))[row * len(BANDS) + band]
+    to_reference = np.where(total, _TO_REFERENCE[band], 1.0)
+    cell = row * len(BANDS) + band
+    value -= group_median(value, cell, size * len(BANDS))[cell]
     value *= to_reference
     error = np.clip(error * to_reference, 1e-4, 1.0)
     count = np.bincount(row, minlength=size).astype(np.intp)
-    by_time = order_within(time, count)
     return _Points(
         row, time[by_time], value[by_time], error[by_time], band[by_time], points.index[order][by_time], count,
         is_total,

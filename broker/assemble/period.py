@@ -19,13 +19,15 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import finufft
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.harmonics import MOST_HARMONICS, STEPS, band_means, best_candidates, turn_fraction
+
+if TYPE_CHECKING:
+    import finufft
 
 MAX_FREQUENCY: Final = 24.0
 """Highest frequency searched, cycles/day: delta Scuti stars reach periods of about 0.04 day."""
@@ -90,6 +92,8 @@ class _Plans(threading.local):
         self._modes = 0
 
     def get(self, modes: int, bands: int) -> finufft.Plan:
+        import finufft  # of those who import this, most never search
+
         key = modes, bands
         if key not in self._plans:
             self._plans[key] = finufft.Plan(
@@ -117,7 +121,7 @@ def coarse_power(
     The frequencies are done in bands of _BAND_MODES, each a transform of the signal shifted by the band's
     middle: transforms that fit the processor's cache are three times as fast as one over all frequencies.
     """
-    step = _coarse_step(time)
+    step = _coarse_step(_span(time))
     count = max(int(max_frequency / step), 2)
     modes = min(_BAND_MODES, max(256, 1 << (count - 1).bit_length()))
     bands = -(-count // modes)
@@ -136,9 +140,14 @@ def coarse_power(
     return step, np.square(amplitude.real) + np.square(amplitude.imag)
 
 
-def _coarse_step(time: NDArray[np.float64]) -> float:
-    """Step of the coarse grid, cycles/day."""
-    return 1.0 / (SAMPLES_PER_PEAK * float(np.ptp(time)))
+def _coarse_step(span: float) -> float:
+    """Step of the coarse grid, cycles/day, of a light curve of ``span`` days."""
+    return 1.0 / (SAMPLES_PER_PEAK * span)
+
+
+def _span(time: NDArray[np.float64]) -> float:
+    """Days from the first time to the last, 0 of none."""
+    return float(time.max() - time.min()) if len(time) else 0.0
 
 
 def find_period(
@@ -154,7 +163,7 @@ def find_period(
     ``band_start`` (b + 1,) from 0 to n, None where there is one band. NO_PERIOD where there are fewer than
     MIN_POINTS_FOR_PERIOD points or they span less than two hours.
     """
-    if not _long_enough(time):
+    if not _long_enough(time, _span(time)):
         return NO_PERIOD
     band_start = _all_or(band_start, time)
     value = value - band_means(value, weight, band_start)
@@ -170,29 +179,30 @@ def refine_period(
     weight: NDArray[np.float64],
     band_start: NDArray[np.intp] | None,
     candidates: Sequence[float],
-    span: float,
+    earlier_span: float,
 ) -> PeriodSearch:
     """Best period near one of the frequencies that an earlier search of the light curve was left with.
 
     ``time``, ``value``, ``weight``, ``band_start`` as in ``find_period``; ``candidates``, at least one, in cycles/day,
-    of which the last are left out where there are many points; ``span`` days, how long the light curve was then: half a
-    coarse grid step of that time is looked at on either side of each, as finely as the present length asks for.
-    NO_PERIOD as from ``find_period``.
+    of which the last are left out where there are many points; ``earlier_span`` days, how long the light curve was
+    then: half a coarse grid step of that time is looked at on either side of each, as finely as the present length
+    asks for. NO_PERIOD as from ``find_period``.
 
     The frequencies looked at are among those that ``find_period`` would fit around the same peaks: where these are the
     right ones, both find the same, to the last bit.
     """
-    if not _long_enough(time):
+    span = _span(time)
+    if not _long_enough(time, span):
         return NO_PERIOD
-    step = _coarse_step(time)
-    aside = math.ceil(STEPS // 2 * max(1.0, float(np.ptp(time)) / span))
+    step = _coarse_step(span)
+    aside = math.ceil(STEPS // 2 * max(1.0, span / earlier_span))
     most = min(max(_REFINED_POINTS // len(time), _FEWEST_REFINED), KEPT_CANDIDATES)
     nearest = np.rint(np.array(candidates[:most], np.float64) * (STEPS / step))
     return _decide(time, value, weight, _all_or(band_start, time), nearest, step, aside)
 
 
-def _long_enough(time: NDArray[np.float64]) -> bool:
-    return len(time) >= MIN_POINTS_FOR_PERIOD and float(np.ptp(time)) >= 1.0 / 12.0
+def _long_enough(time: NDArray[np.float64], span: float) -> bool:
+    return len(time) >= MIN_POINTS_FOR_PERIOD and span >= 1.0 / 12.0
 
 
 def _all_or(band_start: NDArray[np.intp] | None, time: NDArray[np.float64]) -> NDArray[np.intp]:

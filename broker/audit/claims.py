@@ -55,7 +55,7 @@ class Claims:
         """
         preset = replace(_PRESET, radius=radius).with_columns(columns)
         self._catalog = MemoryCatalogs()
-        self.count: int = self._catalog.load("claims", path, preset)
+        self.count: int = self._catalog.load("claims", path, preset).sources
         """Stars that have a position, and a name or a type."""
         self._source = path.name
         table = CatalogTable(path, preset)

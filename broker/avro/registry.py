@@ -17,14 +17,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError
-
-from broker.avro.registry_http import MAX_SCHEMA_BYTES, AnswerTooLargeError, Exchange, guard
-from broker.avro.schema import AvroSchema, WriterSchema, read_schema
+from broker.avro.schema import MAX_SCHEMA_BYTES, AvroSchema, WriterSchema, read_schema
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError, TrifidError
+
+# Only where there is a registry: the client brings an HTTP client and OAuth, a sixth of what a worker's start imports.
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,10 @@ class SchemaRegistry:
         self._total_s = _TRIES * timeout_s + _SLACK_S
         if url is None:
             return
+        from confluent_kafka.schema_registry import SchemaRegistryClient
+
+        from broker.avro.registry_http import guard
+
         self._address, place = _address(url)
         self._folder = cache_dir / place if cache_dir is not None else None
         conf: dict[str, str | int | float] = {
@@ -191,6 +196,10 @@ class SchemaRegistry:
         Raises _NoSuchIdError where the registry has none, _UnavailableError where it does not answer, DecodeError
         where what it has is of no use.
         """
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
+        from broker.avro.registry_http import AnswerTooLargeError, Exchange
+
         try:
             found = Exchange(lambda: client.get_schema(schema_id)).result(self._total_s)
         except SchemaRegistryError as error:
@@ -229,6 +238,8 @@ class SchemaRegistry:
         before would not be able to read the next one, or the other way round, as the subject's compatibility asks;
         DependencyUnavailableError where it is unavailable.
         """
+        from confluent_kafka.schema_registry import Schema, SchemaRegistryError
+
         client, schema = self._client, Schema(schema_text, "AVRO")
         assert client is not None
         with self._lock:
@@ -260,6 +271,8 @@ class SchemaRegistry:
 
     def _rule(self, client: SchemaRegistryClient, subject: str) -> str:
         """The compatibility of a subject, or where it has none the registry's, as the registry calls it."""
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
         for name in (subject, None):
             try:
                 return f"{self._ask(partial(client.get_compatibility, name))} compatibility"
@@ -269,6 +282,10 @@ class SchemaRegistry:
 
     def _ask(self, question: Callable[[], T]) -> T:
         """The registry's answer; raises SchemaRegistryError for its no, DependencyUnavailableError for silence."""
+        from confluent_kafka.schema_registry import SchemaRegistryError
+
+        from broker.avro.registry_http import Exchange
+
         assert self._client is not None
         try:
             return Exchange(question).result(self._total_s)

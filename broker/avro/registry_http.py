@@ -7,14 +7,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from confluent_kafka.schema_registry import SchemaRegistryClient
 from confluent_kafka.schema_registry.common._httpx_compat import httpx  # the one of httpx, httpx2 that the client uses
 
-MAX_SCHEMA_BYTES: Final = 4_000_000
-"""Largest answer taken from a registry, and largest file from the disk: LSST's schema 11.1 is 15 kB there."""
-
+from broker.avro.schema import MAX_SCHEMA_BYTES
 
 T = TypeVar("T")
 

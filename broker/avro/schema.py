@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from fastavro.schema import SchemaParseException, parse_schema
 
 from broker.errors import DecodeError
 
 AvroSchema = dict[str, Any]
+
+MAX_SCHEMA_BYTES: Final = 4_000_000
+"""Largest answer taken from a registry, and largest file from the disk: LSST's schema 11.1 is 15 kB there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from broker.catalog.generations import FileProgress
 from broker.catalog.layout import EPOCH, CatalogLayout
-from broker.catalog.plausible import Counts
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable, expand
 from broker.errors import InputFileError
@@ -50,22 +49,6 @@ def open_tables(files: Mapping[str, Path], preset: Preset) -> tuple[dict[str, Ca
         except InputFileError as error:
             failures.append(str(error))
     return tables, failures
-
-
-def add_counts(counts: Counts, more: Counts) -> None:
-    """Add to what is counted so far, by column and reason."""
-    for column, reasons in more.items():
-        for reason, count in reasons.items():
-            of_column = counts.setdefault(column, {})
-            of_column[reason] = of_column.get(reason, 0) + count
-
-
-def describe_unknown(unknown: Counts) -> str:
-    """How many values and rows are left out, by column and reason, in one line."""
-    return "; ".join(
-        f"{column}: {', '.join(f'{count:,} {reason}' for reason, count in sorted(reasons.items()))}"
-        for column, reasons in unknown.items()
-    )
 
 
 def named_files(paths: Sequence[Path]) -> dict[str, Path]:

@@ -152,3 +152,19 @@ def _is_nines(column: Array, least: float) -> NDArray[np.bool_]:
         code = _NINES[np.minimum(np.searchsorted(_NINES, size[rows] * (1.0 - _SAME)), len(_NINES) - 1)]
         near[rows] = (np.abs(size[rows] - code) <= _SAME * code) & (code >= least * (1.0 - _SAME))
     return near
+
+
+def add_counts(counts: Counts, more: Counts) -> None:
+    """Add to what is counted so far, by column and reason."""
+    for column, reasons in more.items():
+        for reason, count in reasons.items():
+            of_column = counts.setdefault(column, {})
+            of_column[reason] = of_column.get(reason, 0) + count
+
+
+def describe_unknown(unknown: Counts) -> str:
+    """How many values and rows are left out, by column and reason, in one line."""
+    return "; ".join(
+        f"{column}: {', '.join(f'{count:,} {reason}' for reason, count in sorted(reasons.items()))}"
+        for column, reasons in unknown.items()
+    )

@@ -11,9 +11,7 @@ import numpy as np
 
 from broker.catalog.cells import choose_order
 from broker.catalog.files import (
-    add_counts,
     common_columns,
-    describe_unknown,
     named_files,
     open_tables,
     require_columns,
@@ -22,7 +20,7 @@ from broker.catalog.files import (
 from broker.catalog.generations import Contents, Generations
 from broker.catalog.layout import CatalogLayout, Entry, max_order
 from broker.catalog.match import CatalogReader, Match
-from broker.catalog.plausible import Counts
+from broker.catalog.plausible import Counts, add_counts, describe_unknown
 from broker.catalog.presets import Preset
 from broker.catalog.tables import CatalogTable
 from broker.errors import ConfigurationError, InputFileError

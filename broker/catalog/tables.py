@@ -16,11 +16,15 @@ from broker.catalog.layout import EPOCH
 from broker.catalog.plausible import POSITION, Counts, plausible
 from broker.catalog.presets import FIELDS, Preset, Source
 from broker.errors import InputFileError
+from broker.lightcurves.columns import NAME as OBJECT_NAME
+from broker.lightcurves.columns import find
 from broker.sky import Array
 from broker.tables.files import SUFFIXES, open_table
 from broker.tables.table import input_errors
 
 _NO_VALUES: Final = "no value"
+_OBJECT: Final = "object name"
+"""What the column of names is called among ours."""
 _UNEVEN: Final = "another number of cells than the header"
 _UNITS: Final = {
     "ra": "deg", "dec": "deg", EPOCH: "yr", "parallax": "mas", "parallax_error": "mas",
@@ -55,19 +59,24 @@ class Chunk:
 class CatalogTable:
     """One file of a catalogue, read as a preset says."""
 
-    def __init__(self, path: Path, preset: Preset) -> None:
-        """Open ``path``; raises InputFileError where it is no table, or one without positions or values."""
+    def __init__(self, path: Path, preset: Preset, *, by_name: bool = False) -> None:
+        """Open ``path``; raises InputFileError where it is no table, or one without positions or values.
+
+        ``by_name``: it needs names of its objects (``OBJECT_NAME``) instead of positions, for ``named_values``.
+        """
         self.path: Final = path
         self.known: Final = preset.known
         """Whether it is one of known variable stars."""
         self._table = open_table(path)
         if not self._table.names:
             raise InputFileError(f"{path}: no header line")
-        self._sources = self._choose(preset)
+        self._sources = self._choose(preset, by_name)
         self._factors = {ours: self._factor(ours, source.name) for ours, source in self._sources.items()}
         named = {ours: source.name for ours, source in self._sources.items()}
         texts = frozenset(named[ours] for ours in TEXTS if ours in named) if self.known else frozenset()
-        self._kinds = Kinds(texts, {named["ra"]: 15.0, named["dec"]: 1.0})
+        if by_name:
+            texts |= {named[_OBJECT]}
+        self._kinds = Kinds(texts, {named[axis]: unit for axis, unit in (("ra", 15.0), ("dec", 1.0)) if axis in named})
         self._table.keep(list(dict.fromkeys(named.values())))
 
     @property
@@ -104,6 +113,21 @@ class CatalogTable:
                 done, read - int(usable.sum()), bytes_read, counts,
             )  # fmt: skip
 
+    def named_values(self, size: int = 100_000) -> Iterator[tuple[list[str], dict[str, NDArray[Any]], Counts]]:
+        """Names (n,) and columns (n,) of METADATA_FEATURES, and values that are unknown, by column and reason.
+
+        Of a table opened ``by_name``; raises InputFileError.
+        """
+        uneven = 0
+        for columns, _ in self._pieces(tuple(self._sources), 0, size):
+            names = [name.decode("utf-8", "replace").strip() for name in columns.pop(_OBJECT).tolist()]
+            values, unknown = plausible(columns)
+            values.pop(EPOCH, None)
+            if self._table.uneven > uneven:
+                unknown["row"] = {_UNEVEN: self._table.uneven - uneven}
+                uneven = self._table.uneven
+            yield names, values, {name: reasons for name, reasons in unknown.items() if reasons}
+
     def positions(self, size: int = 1_000_000) -> Iterator[tuple[Array, Array]]:
         """Right ascensions and declinations of all rows that have them; raises InputFileError."""
         for columns, _ in self._pieces(("ra", "dec"), 0, size):
@@ -121,7 +145,7 @@ class CatalogTable:
                 read = {name: self._convert(name, columns[self._sources[name].name]) for name in ours}
                 yield read, self._table.bytes_read
 
-    def _choose(self, preset: Preset) -> dict[str, Source]:
+    def _choose(self, preset: Preset, by_name: bool) -> dict[str, Source]:
         """For each of our columns the one of the table; raises InputFileError where too few are there."""
         names = self._table.names
         by_lower = {name.lower(): name for name in reversed(names)}
@@ -134,8 +158,13 @@ class CatalogTable:
                     break
         if any(names.count(source.name) > 1 for source in chosen.values()):
             raise InputFileError(f"{self.path}: two columns have the same name: {', '.join(names)[:500]}")
+        if by_name:
+            chosen = {ours: source for ours, source in chosen.items() if ours not in ("ra", "dec")}
+            if (name := find(names, OBJECT_NAME)) is None:
+                raise InputFileError(f"{self.path}: no column of names ({', '.join(OBJECT_NAME[:3])}, ...)")
+            chosen[_OBJECT] = Source(name)
         wanted = [name for name in ("ra", "dec") if name not in chosen]
-        if wanted:
+        if wanted and not by_name:
             tried = " or ".join(" and ".join(s.name for s in preset.columns[name]) for name in wanted)
             raise InputFileError(
                 f"{self.path}: no column for {' and '.join(wanted)} (looked for {tried}); "

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from typing import Any
 
 import click
 
 from broker import __version__
-from broker.cli import text
+from broker.cli import logs, text
 from broker.cli.audit import audit
 from broker.cli.catalog import catalog
 from broker.cli.classify import classify
 from broker.cli.deadletter import deadletter
 from broker.cli.demo import demo
 from broker.cli.discover import discover
-from broker.cli.logs import log_to_stderr
+from broker.cli.drift import drift
+from broker.cli.feedback import feedback
 from broker.cli.models import models
 from broker.cli.night import night
 from broker.cli.notify import notify
@@ -43,10 +45,24 @@ class _UsageFailure(_Failure):
 
 class _Group(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
-        log_to_stderr()
+        logs.log_to_stderr()
         return super().main(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._invoke(ctx)
+        except click.ClickException as error:
+            if not logs.structured():
+                raise
+            logs.say(error.format_message(), level=logging.ERROR, exit_code=error.exit_code)
+            raise click.exceptions.Exit(error.exit_code) from error
+        except Exception:
+            if not logs.structured():
+                raise
+            logs.say("a fault of Trifid", level=logging.CRITICAL, exc_info=sys.exc_info(), exit_code=1)
+            raise click.exceptions.Exit(1) from None
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.ClickException as error:
@@ -100,8 +116,8 @@ def main() -> None:
 
 
 _COMMANDS = (
-    audit, catalog, classify, deadletter, demo, discover, models, night, notify, reference, replay, run, similar,
-    spectra, state, subscribe, web,
+    audit, catalog, classify, deadletter, demo, discover, drift, feedback, models, night, notify, reference, replay,
+    run, similar, spectra, state, subscribe, web,
 )  # fmt: skip
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from broker.archives.workers import prepare
 from broker.cli import text
 from broker.cli.bar import Bar
 
@@ -32,6 +33,8 @@ def classify_archive(
     columns: Mapping[str, str],
 ) -> bool:
     """Classify an archive and say what became of it; returns whether all partitions are done."""
+    if scheduler is None:
+        prepare()
     try:
         from broker.archives import run
     except ModuleNotFoundError as error:

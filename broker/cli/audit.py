@@ -3,40 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from broker.cli import options, text
-from broker.cli.classify import refuse_output
 from broker.cli.web import require_extra
+
+if TYPE_CHECKING:
+    from broker.records import TimeSystem
 
 
 @click.command()
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option(
-    "--lightcurves",
-    "tables",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="Light curves of the stars, as `trifid classify` reads them. May be given several times.",
+@options.files("--lightcurves", "tables", "Light curves of the stars, as `trifid classify` reads them.")
+@options.files(
+    "--spectra", "spectra_files", "Spectra of the stars, as `trifid spectra show` reads them, matched by position."
 )
-@click.option(
-    "--spectra",
-    "spectra_files",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="Spectra of the stars, as `trifid spectra show` reads them, matched by position. May be given several times.",
-)
-@click.option("--radius", type=options.Number(min=0.1, max=60), default=2.0, show_default=True, help="Arcsec.")
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="OURS=THEIRS",
-    help="Which column of TABLE is what, where its name does not tell: ra, dec, name, type, period.",
-)
+@options.match_radius(2.0)
+@options.table_columns
 @click.option(
     "--top", type=click.IntRange(min=1), default=30, show_default=True, help="Labels on the terminal and in the report."
 )
@@ -49,11 +34,7 @@ from broker.cli.web import require_extra
     metavar="FILE.html",
     help="One HTML file of the most doubtful, with light curves in time and phase. Needs the extra web.",
 )
-@click.option(
-    "--times",
-    type=click.Choice(["utc", "heliocentric", "barycentric"]),
-    help="What the times of the light curves are, where their column's name does not tell.",
-)
+@options.times("What the times of the light curves are, where their column's name does not tell.")
 @options.json_lines
 @options.config
 def audit(
@@ -65,7 +46,7 @@ def audit(
     top: int,
     output: Path | None,
     report: Path | None,
-    times: str | None,
+    time_system: TimeSystem | None,
     as_json: bool,
     config: Path | None,
 ) -> None:
@@ -86,29 +67,24 @@ def audit(
     from broker.config import load_settings
     from broker.files import require_file
     from broker.lightcurves.files import read_light_curves
-    from broker.records import TimeSystem
     from broker.replaced import Replaced
     from broker.spectra.places import Spectra
-
-    def say(message: str) -> None:
-        text.echo(text.printable(message), err=True)
 
     if not tables and not spectra_files:
         raise click.UsageError("give the stars' light curves with --lightcurves FILE, or spectra with --spectra FILE")
     for file in (table, *tables, *spectra_files):
         require_file(file)
     if output is not None:
-        refuse_output(output, [table, *tables, *spectra_files])
+        options.refuse_output(output, [table, *tables, *spectra_files])
         audited.check_ending(output)
     if report is not None:
         require_extra()
-        refuse_output(report, [table, *tables, *spectra_files])
+        options.refuse_output(report, [table, *tables, *spectra_files])
     settings = load_settings(config)
     claims = Claims(table, radius, columns)
-    say(f"{table.name}: {claims.count:,} stars with a position")
-    time_system = None if times is None else TimeSystem[times.upper()]
-    curves = chain.from_iterable(read_light_curves(file, say, time_system) for file in tables)
-    spectra = Spectra.of_files(spectra_files, radius, say)
+    text.say(f"{table.name}: {claims.count:,} stars with a position")
+    curves = chain.from_iterable(read_light_curves(file, text.say, time_system) for file in tables)
+    spectra = Spectra.of_files(spectra_files, radius, text.say)
     found = run(
         local_pipeline(settings), spectra_alone(spectra, curves), claims, settings.pipeline.batch_size,
         spectra if spectra.all else None,
@@ -128,6 +104,7 @@ def audit(
         else:
             text.echo(text.printable(audited.line(row, rank)))
     for reason, count in sorted(found.left_out.items(), key=lambda item: -item[1]):
-        say(f"{count} not audited: {reason}")
+        text.say(f"{count} not audited: {reason}")
     wrong = sum(row.likely_wrong for row in found.rows)
-    say(f"{found.total} stars = {len(found.rows)} audited + {found.left_out.total()} not audited; {wrong} likely wrong")
+    counts = f"{len(found.rows)} audited + {found.left_out.total()} not audited"
+    text.say(f"{found.total} stars = {counts}; {wrong} likely wrong")

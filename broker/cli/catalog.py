@@ -227,7 +227,7 @@ def _known(star: Any) -> dict[str, Any]:
 
 def _echo_unknown(contents: Any) -> None:
     """Values that were left out, a line a column."""
-    from broker.catalog.files import describe_unknown
+    from broker.catalog.plausible import describe_unknown
 
     for column, reasons in contents.unknown.items():
         text.echo(f"  unknown {describe_unknown({column: reasons})}")

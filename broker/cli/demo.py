@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,14 @@ def _real_alerts() -> Path | None:
 )
 @click.option("--metrics-port", type=click.IntRange(0, 65535), default=0, help="Serve Prometheus metrics there.")
 @click.option("--web", is_flag=True, help="Serve the web page of what is read, until Ctrl-C (needs the extra web).")
-@click.option("--web-port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--web-port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Of the page.")
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Go on until Ctrl-C; FILE, with the settings of the demo's servers, is there as long as they are: "
+    "`trifid subscribe --config FILE` and other commands work beside it.",
+)
 def demo(
     objects: int,
     alerts_per_object: int,
@@ -47,6 +55,7 @@ def demo(
     metrics_port: int,
     web: bool,
     web_port: int,
+    keep: Path | None,
 ) -> None:
     """Show the whole broker at work on this machine, without any server or data.
 
@@ -59,6 +68,9 @@ def demo(
 
     from broker.demo import Audience, demo_packets, run_demo
 
+    if keep is not None:
+        # As a service is ended; a shell has what it starts in the background ignore Ctrl-C's signal.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     audience: Audience | None = None
     if web:
         require_extra()
@@ -67,13 +79,23 @@ def demo(
         audience = WebAudience(web_port, lambda told: text.echo(told, err=True))
     console = Console()
     packets = demo_packets(alerts, objects, alerts_per_object, seed)
-    with Live(console=console, auto_refresh=False) as live:
-        progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port, audience)
+    if keep is not None:
+        text.echo(f"in another terminal: trifid subscribe --parent RRLyrae --config {keep} - Ctrl-C ends it", err=True)
+    try:
+        with Live(console=console, auto_refresh=False) as live:
+            progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port, audience, keep)
+    except KeyboardInterrupt:
+        if keep is None and not web:
+            raise
+        text.echo("ended before the servers were there", err=True)
+        return
     console.print()
     text.echo(f"{progress.seen} annotations in {progress.seconds:.1f} s: {progress.rate:.0f} alerts a second")
     accounting = progress.accounting
     text.echo(accounting)
-    if not accounting.reconciled or progress.seen != accounting.classified + accounting.not_classified:
+    # Of a demo that goes on until Ctrl-C the last alerts need not have been read again.
+    all_seen = keep is not None or web or progress.seen == accounting.classified + accounting.not_classified
+    if not accounting.reconciled or not all_seen:
         raise SystemExit(1)
 
 

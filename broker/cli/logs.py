@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar
 
 import click
 
 from broker.cli import text
+from broker.log_fields import current_fields
+
+log = logging.getLogger("broker")
 
 LEVELS: Final = ("DEBUG", "INFO", "WARNING", "ERROR")
 TEXT_STYLE: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -42,7 +47,10 @@ class _Stderr(logging.Handler):
 
 class JsonLines(logging.Formatter):
     """A record as a JSON object: ``time`` (UTC, ISO 8601), ``level``, ``logger``, ``message``, what was given as
-    ``extra`` (``topic``, ``partition``, ``offset``, ``alert_id``, ...) and ``traceback``."""
+    ``extra`` (``topic``, ``partition``, ``offset``, ``alert_id``, ...) and ``traceback``.
+
+    A record that does not name a message itself has the fields of the batch being handled (``broker.log_fields``).
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -52,7 +60,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        entry |= {name: value for name, value in vars(record).items() if name not in _OWN and name not in entry}
+        given = {name: value for name, value in vars(record).items() if name not in _OWN and name not in entry}
+        entry |= given if "offset" in given else {**current_fields(), **given}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str, ensure_ascii=True)
@@ -79,6 +88,23 @@ def log_to_stderr(
         root.setLevel(level)
         for name, own in modules.items():
             logging.getLogger(name).setLevel(own)
+
+
+def structured() -> bool:
+    """Whether this process logs JSON objects, beside which nothing else shall be on its standard error or output."""
+    return isinstance(_HANDLER.formatter, JsonLines) and _HANDLER in logging.getLogger().handlers
+
+
+def say(message: object, *, err: bool = True, level: int = logging.INFO, **fields: object) -> None:
+    """Tell whoever started a service something, whatever the levels of the log.
+
+    As text it goes to stderr, or to stdout without ``err``; where the log is structured it is a record with ``fields``.
+    """
+    if not structured():
+        text.echo(message, err=err)
+        return
+    record = {"name": log.name, "levelno": level, "levelname": logging.getLevelName(level), "msg": str(message)}
+    _HANDLER.handle(logging.makeLogRecord({**record, **fields}))
 
 
 def hide(secrets: Iterable[str]) -> None:
@@ -111,6 +137,8 @@ def options(command: _Command) -> _Command:
         "--log-format",
         default="text",
         show_default=True,
+        is_eager=True,
+        callback=_begin,
         envvar="TRIFID_LOG_FORMAT",
         show_envvar=True,
         type=click.Choice(["text", "json"]),
@@ -128,6 +156,39 @@ def options(command: _Command) -> _Command:
     )(command)
 
 
+def _begin(context: click.Context, option: click.Parameter, form: Format) -> Format:
+    """Callback of the format: what is wrong with values of other options is told in it, too."""
+    log_to_stderr(form=form)
+    return form
+
+
 def log_service(log_levels: dict[str, str], log_format: Format) -> None:
-    """Log as a service does, as ``options`` say."""
+    """Log as a service does, as ``options`` say, until the command's context is closed.
+
+    Warnings of libraries, and what ends a thread or happens in a finalizer, which Python would print, are logged too.
+    """
     log_to_stderr(log_levels.pop("", "INFO"), TEXT_STYLE, log_format, log_levels)
+    click.get_current_context().with_resource(_all_logged())
+
+
+@contextmanager
+def _all_logged() -> Iterator[None]:
+    def of_thread(told: threading.ExceptHookArgs) -> None:
+        name = "?" if told.thread is None else told.thread.name
+        log.critical("thread %s ended", name, exc_info=_exc_info(told.exc_value))
+
+    def unraisable(told: sys.UnraisableHookArgs) -> None:
+        log.error("%s: %r", told.err_msg or "exception ignored in", told.object, exc_info=_exc_info(told.exc_value))
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook, sys.unraisablehook = of_thread, unraisable
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        threading.excepthook, sys.unraisablehook = before
+
+
+def _exc_info(error: BaseException | None) -> Any:
+    return None if error is None else (type(error), error, error.__traceback__)

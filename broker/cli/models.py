@@ -49,7 +49,8 @@ def _opened(folder: Path | None, config: Path | None) -> tuple[Settings, ModelRe
 def _server(settings: Settings, timeout: float) -> Server | None:
     """Triton, where the settings say that it runs the models."""
     from broker.build import build_engine, triton_tls
-    from broker.inference.triton_client import load_models
+    from broker.inference.triton_client import load_models, loaded_models
+    from broker.models.leases import in_use
     from broker.models.promote import Server
 
     if settings.inference.engine != "triton":
@@ -59,6 +60,9 @@ def _server(settings: Settings, timeout: float) -> Server | None:
         lambda: load_models(triton.url, triton_tls(triton), timeout),
         lambda version: build_engine(settings.inference, triton, version),
         f"Triton at {triton.url}",
+        lambda: loaded_models(triton.url, triton_tls(triton), triton.timeout_s),
+        lambda: in_use(settings.redis.address()),
+        text.echo,
     )
 
 
@@ -79,11 +83,12 @@ def _tell(report: Report) -> None:
 @options.config
 @options.json_lines
 def list_versions(folder: Path | None, config: Path | None, as_json: bool) -> None:
-    """Show the versions of a repository: which is served, where each comes from, what it scored, its reference set.
+    """Show the versions of a repository: which is served, which workers use it, where each comes from, what it scored.
 
-    The exit code is 1 where a version is damaged.
+    Workers say so in the Redis of the settings. The exit code is 1 where a version is damaged.
     """
-    _, repository = _opened(folder, config)
+    settings, repository = _opened(folder, config)
+    workers = _workers(settings)
     served = repository.served()
     before = served.promotion.before if served.promotion is not None else ()
     damaged = False
@@ -91,14 +96,28 @@ def list_versions(folder: Path | None, config: Path | None, as_json: bool) -> No
         state = "served" if version == served.model_version else "served before" if version in before else "built"
         facts = _facts(repository, version)
         damaged |= facts["problem"] is not None
+        identity = facts.pop("identity", "")
+        users = None if workers is None else workers.get(identity, [])
         if as_json:
-            click.echo(json.dumps({"version": version, "state": state, **facts}))
+            click.echo(json.dumps({"version": version, "state": state, "in_use_by": users, **facts}))
         else:
-            _show(version, state, facts)
+            _show(version, f"{state}, in use by {', '.join(users)}" if users else state, facts)
     for file in repository.unnamed():
         text.echo(f"{file}: belongs to no version, is not served", err=as_json)
     if damaged:
         raise SystemExit(1)
+
+
+def _workers(settings: Settings) -> dict[str, list[str]] | None:
+    """The workers that use each version; None, and why, where Redis does not say."""
+    from broker.errors import DependencyUnavailableError
+    from broker.models.leases import in_use
+
+    try:
+        return in_use(settings.redis.address(), timeout=2.0)
+    except DependencyUnavailableError as error:
+        text.echo(f"which workers use them is not known: {error}", err=True)
+        return None
 
 
 def _facts(repository: ModelRepository, version: str) -> dict[str, Any]:
@@ -119,6 +138,7 @@ def _facts(repository: ModelRepository, version: str) -> dict[str, Any]:
         for score in manifest.training.get("scores", [])
     ]
     return {
+        "identity": manifest.identity,
         "problem": problem,
         "classifier": manifest.classifier_name,
         "variant": manifest.variant,

@@ -73,9 +73,14 @@ def night(
     with Replaced(path) as partial:
         partial.write_text(made, "utf-8")
     if problem is not None:
-        text.echo(text.printable(problem), err=True)
+        text.say(problem)
     if found.dead_letters is None and dead_letters:
-        text.echo(text.printable(f"dead letters: {found.dead_letters_problem}"), err=True)
+        text.say(f"dead letters: {found.dead_letters_problem}")
+    if not found.annotations:
+        text.say(
+            f"no annotation of the night of {bounds.day} is {'in the topics' if from_kafka else 'in web.database'}"
+            + ("" if from_kafka else ": `trifid web` fills it, with the same settings; --from-kafka reads the topics")
+        )
     text.echo(
         f"{path}: {found.annotations} annotations = {found.classified} classified + {found.not_classified} "
         f"NotClassified, of {found.objects} objects",

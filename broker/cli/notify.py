@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from broker.cli import logs, options, text
+from broker.cli import logs, options
 from broker.cli.web import open_index
 
 
@@ -29,16 +29,21 @@ def notify(config: Path | None, log_levels: dict[str, str], log_format: logs.For
     settings = load_settings(config)
     logs.hide(settings.secrets())
     with closing(open_index(settings)) as index:
+        from broker.readiness import metrics_server, watched
         from broker.watch.notifier import Notifier
-        from broker.web.app import metrics_server
 
         notifier = Notifier(settings, index.engine)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: notifier.stop())
         port = settings.notify.metrics_port
         try:
-            with metrics_server(settings.web.address, port), notifier:
-                text.echo(f"reading annotations in the group {settings.notify.group_id}", err=True)
+            with (
+                watched(settings, index.engine, own=lambda: dict(notifier.problems)) as readiness,
+                metrics_server(settings.web.address, port, readiness),
+                notifier,
+            ):
+                group = settings.notify.group_id
+                logs.say(f"reading annotations in the group {group}", group_id=group)
                 notifier.wait()
         except OSError as error:
             raise ConfigurationError(f"{settings.web.address}, port {port}: {error}") from error

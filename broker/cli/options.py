@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from broker.records import TimeSystem
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+Decorator = Callable[[_Command], _Command]
 
 
 def ra(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -30,6 +37,12 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
         return datetime_of(moment_of(value))
     except (ValueError, OverflowError):
         raise click.BadParameter(f"{value!r} is neither an MJD nor such as 2026-11-28T03:00") from None
+
+
+def _time_system(context: click.Context, parameter: click.Parameter, value: str | None) -> TimeSystem | None:
+    from broker.records import TimeSystem
+
+    return None if value is None else TimeSystem[value.upper()]
 
 
 def _angle(value: str | None, low: float, high: float, form: str, *, hours: bool) -> float | None:
@@ -74,6 +87,46 @@ class Number(click.FloatRange):
         return number
 
 
+def files(flag: str, name: str, about: str, *, metavar: str = "FILE", required: bool = False) -> Decorator[Any]:
+    """An option that names a file, or several when it is given again."""
+    return click.option(
+        flag,
+        name,
+        type=click.Path(path_type=Path),
+        multiple=True,
+        required=required,
+        metavar=metavar,
+        help=f"{about} May be given several times.",
+    )
+
+
+def match_radius(default: float) -> Decorator[Any]:
+    """Within which a star of a table and one of its light curves, spectra or values are the same."""
+    return click.option("--radius", type=Number(min=0.1, max=60), default=default, show_default=True, help="Arcsec.")
+
+
+def times(about: str) -> Decorator[Any]:
+    """What the times of light curves are, as ``TimeSystem``; None where the name of their column tells."""
+    kinds = click.Choice(["utc", "heliocentric", "barycentric"])
+    return click.option("--times", "time_system", type=kinds, callback=_time_system, help=about)
+
+
+def refuse_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Raise UsageError where results would replace what is read, or could not be written in the end."""
+    if output.is_dir():
+        raise click.UsageError(f"--output {output}: a folder, give the name of a file")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise click.UsageError(f"--output {output}: is read as well, and would be replaced")
+
+
+table_columns: Final = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Which column of TABLE is what, where its name does not tell: ra, dec, name, type, period.",
+)
 TEXT: Final = _Text()
 POSITIVE: Final = Number(min=0, min_open=True)
 SHARE: Final = Number(min=0, max=1)

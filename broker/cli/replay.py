@@ -49,7 +49,7 @@ def replay(
     def report(remark: Remark) -> None:
         nonlocal lost
         lost += remark.lost
-        text.echo(text.printable(str(remark)), err=True)
+        text.say(str(remark))
 
     packets = islice(iter_packets(paths, report), limit)
     with Replay(kafka, topic, rate, lambda name, reason: report(Remark(name, reason, lost=True))) as sender:

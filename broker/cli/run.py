@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from broker.cli import logs, options, text
+from broker.cli import logs, options
 
 DEAD_LETTER_LIMIT_EXIT: Final = 3
 """Exit code where too many alerts would be dead letters: starting again would not help."""
@@ -51,7 +51,7 @@ def run(config: Path | None, log_levels: dict[str, str], log_format: logs.Format
     except OSError as error:
         raise ConfigurationError(f"metrics at {settings.metrics.address}:{settings.metrics.port}: {error}") from error
     accounting = outcome.accounting
-    text.echo(accounting)
+    logs.say(accounting, err=False, **accounting.counts())
     if outcome.hangs:
         # The interpreter would wait for what hangs.
         sys.stdout.flush()

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from broker.cli import options, text
+from broker.similar.answer import BY, MAX_LIMIT
 
 if TYPE_CHECKING:
     from broker.config import Settings
     from broker.records import ObjectState
-    from broker.similar.search import Answer, Similar
+    from broker.similar.answer import Answer
+    from broker.similar.search import Similar
 
-_BY: Final = ("all", "light-curve", "spectrum", "metadata")
 _MOST: Final = 100
 """Objects of a file."""
 
@@ -25,13 +26,13 @@ _MOST: Final = 100
 @click.argument("what", metavar="ID|FILE")
 @click.option(
     "--by",
-    type=click.Choice(_BY),
+    type=click.Choice(BY),
     help="Which of the other objects' embeddings are compared: of all that is known together, or of one modality. By "
     "default all for an object, and what the file holds for a file.",
 )
 @click.option(
     "--of",
-    type=click.Choice(_BY),
+    type=click.Choice(BY),
     help="With which embedding of its own; that of --by by default. --of spectrum --by light-curve finds the light "
     "curves of what has such a spectrum. A file of spectra does so with --by light-curve alone.",
 )
@@ -43,7 +44,7 @@ _MOST: Final = 100
     help='Only these: "class=RRAB|RRC", class=Eclipsing, survey=ztf, "mag<18", "probability>0.9", "detections>50", '
     "cone=RA,DEC,ARCSEC. Several in one text with spaces between, or the option again; all have to hold.",
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True, help="So many objects.")
+@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=10, show_default=True, help="So many objects.")
 @options.json_lines
 @options.config
 def similar(
@@ -79,7 +80,7 @@ def similar(
             from broker.build import local_pipeline
             from broker.similar.query import vectors_of
 
-            vectors = vectors_of(local_pipeline(settings), states)
+            vectors = vectors_of(local_pipeline(settings, version=found.version), states)
             answers = (
                 (state.object_id, like_vectors(found, one, by or kind, of, meant, limit))
                 for state, one in zip(states, vectors, strict=True)
@@ -132,7 +133,7 @@ def _name(given: str, settings: Settings, found: Similar) -> tuple[str, str]:
 
 
 def _read(path: Path, settings: Settings) -> tuple[str, list[ObjectState]]:
-    """What a file holds, by one of _BY, and its objects; raises InputFileError where it is neither."""
+    """What a file holds, by one of BY, and its objects; raises InputFileError where it is neither."""
     from itertools import islice
 
     from broker.errors import InputFileError
@@ -141,11 +142,8 @@ def _read(path: Path, settings: Settings) -> tuple[str, list[ObjectState]]:
     from broker.spectra.files import read_raw
     from broker.spectra.normalise import UnusableSpectrumError, to_observed
 
-    def say(message: str) -> None:
-        text.echo(text.printable(message), err=True)
-
     try:
-        curves = list(islice(read_light_curves(path, say), _MOST + 1))
+        curves = list(islice(read_light_curves(path, text.say), _MOST + 1))
         states, kind = [state_of_curve(curve) for curve in curves], "light-curve"
     except InputFileError as no_curves:
         try:
@@ -154,5 +152,5 @@ def _read(path: Path, settings: Settings) -> tuple[str, list[ObjectState]]:
             raise InputFileError(f"neither light curves ({no_curves}) nor spectra ({no_spectra})") from no_spectra
         states, kind = [state_of_spectrum(spectrum) for spectrum in spectra], "spectrum"
     if len(states) > _MOST:
-        say(f"{path}: the first {_MOST} objects alone")
+        text.say(f"{path}: the first {_MOST} objects alone")
     return kind, states[:_MOST]

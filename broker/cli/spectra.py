@@ -86,6 +86,10 @@ def send(
 ) -> None:
     """Send spectra to Kafka, where the broker takes them up as they come.
 
+    The objects that they are of are classified again at once. One that --object-id or the file names has to be within
+    800 arcsec of the spectrum's position for that; one farther away is classified with it upon its next alert, and a
+    worker's log says so.
+
     PATH is a file or a folder. Exit codes are those of `trifid spectra load`.
     """
     from broker.config import load_settings

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli import options, text
+from broker.cli.state_rebuild import rebuild
 
 if TYPE_CHECKING:
     from broker.redis_client import RedisConnection
@@ -24,6 +25,9 @@ def state() -> None:
 
     OBJECT is survey:id, as ztf:ZTF18abcdefg, or an id alone.
     """
+
+
+state.add_command(rebuild)
 
 
 def _connected(url: str) -> RedisConnection:
@@ -79,53 +83,6 @@ def migrate(source: str | None, config: Path | None) -> None:
         if keys:
             text.echo(f"{len(keys)} {what}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}", err=True)
     if not counts.complete:
-        raise SystemExit(1)
-
-
-@state.command()
-@click.option(
-    "--from", "sources", metavar="PATH", type=click.Path(exists=True, path_type=Path), multiple=True, required=True,
-    help="A packet, a folder, an archive or a table of stored alerts, as `trifid replay` reads; again for more.",
-)  # fmt: skip
-@options.config
-def rebuild(sources: tuple[Path, ...], config: Path | None) -> None:
-    """Make the state of all objects again from stored alerts, after Redis has lost it.
-
-    Nothing is classified or published. Workers may run meanwhile: an alert that is merged twice changes nothing, so
-    that this may also be stopped and run again. Catalogues are to be loaded again with `trifid catalog load`. What
-    cannot be read is named with the reason, and the exit code is then 1.
-    """
-    import time
-
-    from rich.console import Console
-    from rich.progress import track
-
-    from broker.build import build_decoder, build_store
-    from broker.config import load_settings
-    from broker.rebuild import Rebuilt
-    from broker.rebuild import rebuild as merge
-    from broker.sources import Remark, iter_packets
-
-    settings = load_settings(config)
-    lost = 0
-
-    def report(remark: Remark) -> None:
-        nonlocal lost
-        lost += remark.lost
-        text.echo(text.printable(str(remark)), err=True)
-
-    counts = Rebuilt()
-    began = time.monotonic()
-    with closing(build_store(settings)) as store:
-        store.check()
-        packets = track(iter_packets(sources, report), "packets", console=Console(stderr=True), show_speed=True)
-        for name, reason in merge(packets, build_decoder(settings), store, counts):
-            report(Remark(name, reason, lost=True))
-    text.echo(
-        f"{counts.alerts} alerts and {counts.spectra} spectra of {counts.messages} packets in the state, "
-        f"{lost} not readable; {counts.alerts / max(time.monotonic() - began, 1e-9):.0f} alerts/s"
-    )
-    if lost:
         raise SystemExit(1)
 
 

@@ -21,6 +21,7 @@ from broker.topic_names import pattern_of, topic_of
 
 if TYPE_CHECKING:
     from broker.client import ForeignMessage, PublishedAnnotation, Subscription
+    from broker.client.positions import Start
     from broker.config import Settings
 
 _PART: Final = 500
@@ -87,6 +88,12 @@ class _Name(click.ParamType[str]):
     metavar="TIME",
     help="Begin with what was published from then on, MJD or ISO 8601 (UTC); moves no group that has a position.",
 )
+@click.option(
+    "--reset",
+    is_flag=True,
+    help="Have --group begin at --from-beginning, --since or, without both, the end, wherever it was. Not while others "
+    "of the group are reading.",
+)
 @click.option("--min-probability", type=options.SHARE, help="Of --class or --parent, else of the most probable class.")
 @click.option("--min-anomaly", type=options.SHARE, help="Lowest anomaly score.")
 @click.option("--min-points", type=click.IntRange(min=0), help="Fewest photometric points.")
@@ -94,6 +101,12 @@ class _Name(click.ParamType[str]):
 @click.option("--ra", callback=options.ra, help="Of a cone, ICRS: degrees, or hours such as 17:57:48.5.")
 @click.option("--dec", callback=options.dec, help="ICRS: degrees, or such as +04:41:36.")
 @click.option("--radius", type=options.POSITIVE, metavar="ARCSEC", help="Of the cone.")
+@click.option(
+    "--moc",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Within a region: a MOC in ASCII, JSON or FITS (this takes astropy and pyarrow).",
+)
 @click.option("--where", "condition", metavar="EXPRESSION", help="Such as 'period < 0.3 and detections > 50'.")
 @click.option("--limit", type=click.IntRange(min=1), help="End after so many annotations.")
 @click.option("--idle", type=options.POSITIVE, metavar="SECONDS", help="End when nothing has come for so long.")
@@ -129,6 +142,7 @@ def subscribe(
     group: str | None,
     from_beginning: bool,
     since: datetime | None,
+    reset: bool,
     min_probability: float | None,
     min_anomaly: float | None,
     min_points: int | None,
@@ -136,6 +150,7 @@ def subscribe(
     ra: float | None,
     dec: float | None,
     radius: float | None,
+    moc: Path | None,
     condition: str | None,
     limit: int | None,
     idle: float | None,
@@ -160,7 +175,8 @@ def subscribe(
     Exit codes: 0 after --limit or --idle; 1 where Kafka does not answer; 2 where a topic does not exist or holds no
     annotations.
     """
-    from broker.client import Cone, Expression, Filter, Subscription
+    signals = click.get_current_context().with_resource(_Signals())
+    from broker.client import Cone, Expression, Filter, Region, Subscription, move_group
     from broker.client.schemas import schemas_of
     from broker.config import load_settings
     from broker.errors import ConfigurationError
@@ -171,6 +187,8 @@ def subscribe(
         raise click.UsageError("give --since or --from-beginning")
     if len({ra is None, dec is None, radius is None}) > 1:
         raise click.UsageError("a cone is --ra, --dec and --radius")
+    if reset and (group is None or lag):
+        raise click.UsageError("--reset goes with --group, and without --lag")
     settings = load_settings(config)
     given = bool(topics)
     kinds = (*classes, *parents)
@@ -203,25 +221,31 @@ def subscribe(
         min_detections=min_points,
         known=known,
         cone=None if ra is None or dec is None or radius is None else Cone(ra, dec, radius),
+        region=None if moc is None else Region.of_file(moc),
     )
-    expression = None if condition is None else Expression(condition)
+    expressions = [] if condition is None else [Expression(condition)]
     foreign = _Foreign()
     registry = annotation_registry(settings.annotation_registry, schema_registry)
+    servers = bootstrap_servers or kafka.bootstrap_servers
+    start: Start = since or ("earliest" if from_beginning else "latest")
+    client = {k: v for k, v in kafka.client_options().items() if k != "bootstrap.servers"}
     subscription = Subscription(
         topics,
-        bootstrap_servers or kafka.bootstrap_servers,
+        servers,
         group_id=group,
-        start=since or ("earliest" if from_beginning else "latest"),
-        where=lambda annotation: wanted(annotation) and (expression is None or expression(annotation)),
+        start=start,
+        where=[wanted, *expressions],
         idle_timeout=idle,
         timeout=timeout,
         on_foreign=foreign,
         hold=output is not None,
         schema_registry=None if registry is None else schemas_of(registry),
-        options={k: v for k, v in kafka.client_options().items() if k != "bootstrap.servers"},
+        options=client,
     )
+    if reset and group is not None:
+        move_group(topics, servers, group, start, client)
     printed = 0
-    with _Signals() as signals, subscription:
+    with subscription:
         if output is not None:
             printed = _save(subscription, output, limit, signals)
             limit = 0
@@ -261,7 +285,7 @@ def _save(subscription: Subscription, path: Path, limit: int | None, signals: _S
                     if len(part) == _PART:
                         sink.write(part)
                         count, part = count + len(part), []
-        except (KeyboardInterrupt, SystemExit) as end:  # how a stream without --limit or --idle is left
+        except SystemExit as end:  # by a signal, which is how a stream without --limit or --idle is left
             ended = end
         sink.write(part)
         count += len(part)
@@ -337,8 +361,6 @@ class _Signals:
         self._pending = number
 
     def _raise(self, number: int) -> NoReturn:
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
         raise SystemExit(128 + number)
 
 
@@ -353,7 +375,7 @@ class _Foreign:
         count = self.counts[message.topic] = self.counts.get(message.topic, 0) + 1
         if count <= _NAMED or count == 10 ** (len(str(count)) - 1):
             more = f" ({count} so far)" if count > _NAMED else ""
-            text.echo(text.printable(f"skipped {message}{more}"), err=True)
+            text.say(f"skipped {message}{more}")
 
     def summary(self) -> str:
         """How many there were."""

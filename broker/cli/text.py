@@ -35,6 +35,11 @@ def echo(message: object, *, err: bool = False) -> None:
     click.echo(lines(str(message)), err=err)
 
 
+def say(message: str) -> None:
+    """Print one message, which may hold anything from outside, as one line of stderr."""
+    click.echo(printable(message), err=True)
+
+
 def line(annotation: Annotation) -> str:
     """One annotation under HEADER; for one that is NotClassified, why."""
     return printable(_line(annotation))
@@ -58,6 +63,12 @@ def _line(annotation: Annotation) -> str:
         f"{start} {annotation.best_probability:>5.2f}  {others:<18} {parent:<15} {annotation.detections:>6} "
         f"{period:>11} {anomaly:>7}  {alike}{remark}{_known(annotation)}"
     )
+
+
+def modalities(annotation: Annotation) -> str:
+    """Those that were used: ``light curve + spectrum + values (metadata)``."""
+    names = {"light_curve": "light curve", "metadata": "values (metadata)"}
+    return " + ".join(names.get(name, name) for name in annotation.modalities) or "nothing"
 
 
 def _known(annotation: Annotation) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.cli import logs, options, text
-from broker.web.scopes import SCOPES
+from broker.scopes import SCOPES
 
 if TYPE_CHECKING:
     from broker.config import Settings
+    from broker.tokens import Tokens
     from broker.web.index import Index
-    from broker.web.tokens import Tokens
 
 
 def _load(config: Path | None) -> Settings:
@@ -31,7 +32,7 @@ def require_extra() -> None:
     """Raise ConfigurationError, which says what to do, where the extra is not installed."""
     from broker.errors import ConfigurationError
 
-    for package in ("fastapi", "jinja2", "python_multipart", "sqlalchemy", "uvicorn"):
+    for package in ("cryptography", "fastapi", "jinja2", "python_multipart", "sqlalchemy", "uvicorn"):
         if find_spec(package) is None:
             raise ConfigurationError(f"{package} is not installed: pip install 'trifid[web]'")
 
@@ -44,13 +45,13 @@ def open_index(settings: Settings) -> Index:
 
     url = in_clear(settings.web.database)
     assert url is not None
-    return Index(url)
+    return Index(url, settings.web.secret_keys)
 
 
 @contextmanager
 def _tokens(config: Path | None) -> Iterator[Tokens]:
     with closing(open_index(_load(config))) as index:
-        from broker.web.tokens import Tokens
+        from broker.tokens import Tokens
 
         yield Tokens(index.engine)
 
@@ -77,6 +78,7 @@ def web(
     """
     context.obj = config
     if context.invoked_subcommand is not None:
+        logs.log_to_stderr()  # for people, whatever the service's format
         return
     from pydantic import ValidationError
 
@@ -92,15 +94,20 @@ def web(
         raise refusal_of(error) from error
     settings = settings.model_copy(update={"web": web})
     index = open_index(settings)
-    from broker.web.app import metrics_server, parts_of, server
-    from broker.web.tokens import Tokens
+    from broker.readiness import metrics_server, watched
+    from broker.tokens import Tokens
+    from broker.web.app import parts_of, server
 
     if settings.web.tokens_required and not Tokens(index.engine).all():
-        text.echo("no token yet: trifid web token create NAME --scope read", err=True)
+        logs.say("no token yet: trifid web token create NAME --scope read")
     try:
-        with metrics_server(settings.web.address, settings.web.metrics_port), parts_of(settings, index) as parts:
-            text.echo(f"http://{settings.web.address}:{settings.web.port}/", err=True)
-            server(parts).run()
+        with (
+            parts_of(settings, index) as parts,
+            watched(settings, index.engine, parts.store) as readiness,
+            metrics_server(settings.web.address, settings.web.metrics_port, readiness),
+        ):
+            logs.say(f"http://{settings.web.address}:{settings.web.port}/")
+            server(replace(parts, readiness=readiness)).run()
     except OSError as error:
         ports = " or ".join(str(port) for port in (settings.web.port, settings.web.metrics_port) if port)
         raise ConfigurationError(f"{settings.web.address}, port {ports}: {error}") from error
@@ -115,7 +122,15 @@ def token() -> None:
 
 @token.command()
 @click.argument("name")
-@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, default=("read",), show_default=True)
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice(SCOPES),
+    multiple=True,
+    default=("read",),
+    show_default=True,
+    help="What its bearer may do. May be given several times.",
+)
 @click.option("--days", type=options.POSITIVE, help="Until it expires; never by default.")
 @click.pass_obj
 def create(config: Path | None, name: str, scopes: tuple[str, ...], days: float | None) -> None:

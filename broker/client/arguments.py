@@ -77,6 +77,10 @@ def check_arguments(
     check_topics(topics)
     if not servers.strip():
         raise ConfigurationError("bootstrap_servers is empty: give Kafka's address, host:port")
+    if servers.strip().lower().startswith(("http://", "https://")):
+        raise ConfigurationError(
+            f"bootstrap_servers is {servers!r}, the address of a web page: give Kafka's, host:port"
+        )
     if group_id is not None and not group_id.strip():
         raise ConfigurationError("group_id is empty: give a name, or None to read without a group")
     check_start(start)
@@ -99,8 +103,8 @@ def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | N
         **options,
         "bootstrap.servers": servers,
         "group.id": group_id or f"trifid-subscriber-{uuid4()}",
-        # Each partition begins at a position of its own; this is for one that Kafka no longer has.
-        "auto.offset.reset": "earliest",
+        # Each partition begins at a position of its own. One that Kafka no longer has is an event, which is told.
+        "auto.offset.reset": "error",
         "enable.auto.commit": group_id is not None,
         "auto.commit.interval.ms": _COMMIT_MS,
         "enable.auto.offset.store": False,

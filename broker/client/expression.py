@@ -69,6 +69,10 @@ class Expression:
         """Whether it is true of an annotation."""
         return bool(self.mask(Columns.of([annotation]))[0])
 
+    def holds(self, values: Mapping[str, Any]) -> bool:
+        """Whether it is true of an annotation with these values of ``fields``; None is missing."""
+        return bool(self.mask(Columns(1, lambda name: [values[name]]))[0])
+
     def mask(self, columns: Columns) -> NDArray[np.bool_]:
         """(n,) of which annotations it is true."""
         with np.errstate(all="ignore"):

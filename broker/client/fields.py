@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.publish.annotation import PublishedAnnotation
+from broker.publish.annotation import DERIVED, PublishedAnnotation
 from broker.taxonomy import PARENTS
 
 Array = NDArray[Any]
@@ -27,21 +27,16 @@ class Kind(Enum):
     TEXTS = "a list of texts"
 
 
-def _parent_probability(annotation: PublishedAnnotation) -> float | None:
-    parent = annotation.parent
-    return None if parent is None else annotation.parents[parent]
-
-
 FIELDS: Final[Mapping[str, tuple[Kind, Callable[[PublishedAnnotation], Any], str]]] = {
     "survey": (Kind.TEXT, lambda a: a.survey, "ztf, lsst or elasticc"),
     "objectId": (Kind.TEXT, lambda a: a.object_id, "name of the object in the survey"),
     "ra": (Kind.NUMBER, lambda a: a.ra, "ICRS degrees"),
     "dec": (Kind.NUMBER, lambda a: a.dec, "ICRS degrees"),
     "mjd": (Kind.NUMBER, lambda a: a.mjd, "of the detection"),
-    "class": (Kind.TEXT, lambda a: a.best_class, "the most probable class, `Other` or `NotClassified`"),
-    "probability": (Kind.NUMBER, lambda a: a.best_probability, "of `class`"),
+    "class": (Kind.TEXT, DERIVED["class"], "the most probable class, `Other` or `NotClassified`"),
+    "probability": (Kind.NUMBER, DERIVED["probability"], "of `class`"),
     "parent": (Kind.TEXT, lambda a: a.parent, "the most probable parent"),
-    "parentProbability": (Kind.NUMBER, _parent_probability, "of `parent`"),
+    "parentProbability": (Kind.NUMBER, DERIVED["parentProbability"], "of `parent`"),
     "answer": (Kind.TEXT, lambda a: a.answer, "what the prediction set leaves open"),
     "predictionSet": (Kind.TEXTS, lambda a: a.prediction_set, "classes that are not ruled out"),
     "pOther": (Kind.NUMBER, lambda a: a.p_other, "probability that it is none of the ten classes"),
@@ -52,7 +47,7 @@ FIELDS: Final[Mapping[str, tuple[Kind, Callable[[PublishedAnnotation], Any], str
     "periodAmbiguous": (Kind.FLAG, lambda a: a.period_ambiguous, "whether twice or half of it may be the orbit"),
     "anomalyScore": (Kind.NUMBER, lambda a: a.anomaly_score, "0 to 1"),
     "anomalyDistance": (Kind.NUMBER, lambda a: a.anomaly_distance, "0 to 2"),
-    "known": (Kind.FLAG, lambda a: bool(a.known_as), "whether a catalogue of variable stars has it"),
+    "known": (Kind.FLAG, DERIVED["known"], "whether a catalogue of variable stars has it"),
     "catalogueDisagrees": (Kind.FLAG, lambda a: a.catalogue_disagrees, "whether the model contradicts one"),
     "realBogus": (Kind.NUMBER, lambda a: a.real_bogus, "the survey's score that it is real"),
     "starScore": (Kind.NUMBER, lambda a: a.star_score, "how star-like it is, by the survey"),

@@ -1,4 +1,4 @@
-"""How far a subscription, or a consumer group, is behind the end of its topics."""
+"""Where a consumer group is in its topics: how far behind the end, and how it is moved elsewhere."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from broker.client.arguments import consumer_options, no_topic
-from broker.client.positions import CALL_S, Position
+from broker.client.arguments import check_start, consumer_options, no_topic
+from broker.client.positions import CALL_S, Position, Start, starting_points
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.topic_names import is_pattern, matches
 
@@ -47,16 +47,9 @@ def group_lag(
     Reads nothing and joins no group. Raises ConfigurationError where a topic does not exist or ``options`` of
     librdkafka cannot be meant, DependencyUnavailableError where Kafka does not answer.
     """
+    consumer = _consumer(bootstrap_servers, group_id, options)
     try:
-        consumer = Consumer(consumer_options(options or {}, bootstrap_servers, group_id))
-    except KafkaException as error:
-        raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
-    try:
-        there = consumer.list_topics(timeout=5 * CALL_S).topics
-        if missing := [topic for topic in topics if not is_pattern(topic) and topic not in there]:
-            raise no_topic(bootstrap_servers, missing, there)
-        names = sorted(name for name in there if any(matches(topic, name) for topic in topics))
-        every = [TopicPartition(name, number) for name in names for number in there[name].partitions]
+        every = _partitions(consumer, bootstrap_servers, topics)
         committed = consumer.committed(every, 5 * CALL_S) if every else []
         found = []
         for p in committed:
@@ -69,6 +62,55 @@ def group_lag(
         raise DependencyUnavailableError(f"Kafka at {bootstrap_servers}: {error.args[0].str()}") from error
     finally:
         consumer.close()
+
+
+def move_group(
+    topics: Sequence[str],
+    bootstrap_servers: str,
+    group_id: str,
+    start: Start,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Have a group go on at ``start`` in each partition of ``topics``, wherever it was: as ``Subscription`` has both.
+
+    Raises ConfigurationError where the group has members, which go by their own positions, where a topic does not
+    exist, or where an argument cannot be meant; DependencyUnavailableError where Kafka does not answer.
+    """
+    check_start(start)
+    consumer = _consumer(bootstrap_servers, group_id, options)
+    try:
+        if not (every := _partitions(consumer, bootstrap_servers, topics)):
+            return
+        at, _ = starting_points(consumer, every, {}, start, {p.topic for p in every})
+        moved = [TopicPartition(*place, offset) for place, offset in at.items()]
+        for p in moved:
+            if p.offset < 0:  # the beginning, which is no offset that can be committed
+                p.offset = _ends(consumer, bootstrap_servers, p)[0]
+        consumer.commit(offsets=moved, asynchronous=False)
+    except KafkaException as error:
+        if error.args[0].code() in (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION):
+            raise ConfigurationError(
+                f"group {group_id} has members, or had them until a moment ago: end them before it is moved"
+            ) from error
+        raise DependencyUnavailableError(f"Kafka at {bootstrap_servers}: {error.args[0].str()}") from error
+    finally:
+        consumer.close()
+
+
+def _consumer(servers: str, group_id: str, options: Mapping[str, Any] | None) -> Consumer:
+    try:
+        return Consumer(consumer_options(options or {}, servers, group_id))
+    except KafkaException as error:
+        raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
+
+
+def _partitions(consumer: Consumer, servers: str, topics: Sequence[str]) -> list[TopicPartition]:
+    """All partitions of topics, some of which are regular expressions; raises KafkaException, ConfigurationError."""
+    there = consumer.list_topics(timeout=5 * CALL_S).topics
+    if missing := [topic for topic in topics if not is_pattern(topic) and topic not in there]:
+        raise no_topic(servers, missing, there)
+    names = sorted(name for name in there if any(matches(topic, name) for topic in topics))
+    return [TopicPartition(name, number) for name in names for number in there[name].partitions]
 
 
 def _ends(consumer: Consumer, servers: str, partition: TopicPartition) -> tuple[int, int]:

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote, urlencode
 
-from broker.client.asking import ask
-from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
-
-By = Literal["all", "light-curve", "spectrum", "metadata"]
-
-
-@dataclass(frozen=True, slots=True)
-class SimilarObject:
-    """A live object, and how similar it is."""
-
-    survey: str
-    object_id: str
-    similarity: float
-    """Cosine between the embeddings, 1 for the same; across modalities only the order means something."""
-    class_name: str
-    probability: float
-    ra: float
-    """ICRS degrees, as ``dec``."""
-    dec: float
-    magnitude: float | None
-    """AB, of the median total flux."""
-    detections: int
-    modalities: tuple[str, ...]
+from broker.client.asking import answer_of
+from broker.errors import ConfigurationError
+from broker.similar.answer import By, SimilarObject
 
 
 def similar_objects(
@@ -67,7 +44,7 @@ def similar_objects(
         body = before.encode() + what.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         headers["Content-Type"] = f"multipart/form-data; boundary={boundary}"
         request = urllib.request.Request(f"{base}/similar/{kind}?{query}", body, headers, method="POST")
-        (answer, *_) = _answer(request, timeout)["answers"] or [{"objects": [], "problem": "nothing in it"}]
+        (answer, *_) = answer_of(request, timeout)["answers"] or [{"objects": [], "problem": "nothing in it"}]
         if answer["problem"] is not None:
             raise ConfigurationError(f"{what}: {answer['problem']}")
     else:
@@ -75,34 +52,5 @@ def similar_objects(
         if not colon:
             raise ConfigurationError(f"{what!r:.80} is no survey:id, as ztf:ZTF18abcdefg")
         path = f"{base}/objects/{quote(survey, safe='')}/{quote(object_id, safe='')}/similar"
-        answer = _answer(urllib.request.Request(f"{path}?{query}", headers=headers), timeout)
-    return [
-        SimilarObject(
-            one["survey"], one["objectId"], one["similarity"], one["class"], one["probability"], one["ra"], one["dec"],
-            one["magnitude"], one["detections"], tuple(one["modalities"]),
-        )
-        for one in answer["objects"]
-    ]  # fmt: skip
-
-
-def _answer(request: urllib.request.Request, timeout: float) -> Any:
-    """The JSON of an answer; its refusals as our errors, with the server's reason."""
-    if not request.full_url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{request.full_url:.80} is no http:// or https:// URL")
-    try:
-        with ask(request, timeout) as response:
-            return json.load(response)
-    except urllib.error.HTTPError as error:
-        with error:
-            reason = _reason(error.read())
-        kind: type[TrifidError] = DependencyUnavailableError if error.code >= 500 else ConfigurationError
-        raise kind(f"{request.host}: {reason or error.reason}") from error
-    except (OSError, ValueError) as error:
-        raise DependencyUnavailableError(f"{request.host} does not answer: {error}") from error
-
-
-def _reason(body: bytes) -> str | None:
-    try:
-        return str(json.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return None
+        answer = answer_of(urllib.request.Request(f"{path}?{query}", headers=headers), timeout)
+    return [SimilarObject.of_record(one) for one in answer["objects"]]

@@ -1,4 +1,7 @@
-"""Read annotations from Trifid's topics."""
+"""Read annotations from Trifid's topics.
+
+The module has over 400 lines, as all of a subscription shares its place in each partition.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,15 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final, Literal, Self, TypeVar
 
-from confluent_kafka import (
-    OFFSET_INVALID,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from broker.client.arguments import (
-    check_arguments,
-    check_seconds,
-    consumer_options,
-    no_topic,
-)
+from broker.client.arguments import check_arguments, check_seconds, consumer_options, no_topic
 from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
 from broker.client.lag import behind
 from broker.client.outage import Outage
-from broker.client.positions import CALL_S, Position, Start, after, starting_points, weakly
-from broker.client.reading import Reader
+from broker.client.positions import CALL_S, Position, Start, after, after_lost, place_of, starting_points, weakly
+from broker.client.reading import Condition, Reader
 from broker.client.schemas import schemas_of
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, Schemas
@@ -79,7 +71,7 @@ class Subscription:
         *,
         group_id: str | None = None,
         start: Start = "latest",
-        where: Callable[[PublishedAnnotation], bool] | None = None,
+        where: Condition | Sequence[Condition] | None = None,
         idle_timeout: float | None = None,
         timeout: float = 30.0,
         on_foreign: Literal["warn", "raise"] | Callable[[ForeignMessage], None] = "warn",
@@ -90,8 +82,10 @@ class Subscription:
         """Subscribe to one or several topics; one that begins with ``^`` is a regular expression.
 
         Dead letters are no annotations: a regular expression leaves their topic out. ``start`` is where to begin in a
-        topic in which the group has no position: a time with a zone is that of publication. ``where``, such as a
-        ``Filter``, says which annotations are delivered; the others count as read. After ``idle_timeout`` seconds
+        topic in which the group has no position: a time with a zone is that of publication. ``where``, a ``Filter``,
+        ``Expression`` or function, or several that all have to agree, says which annotations are delivered; the others
+        count as read, and those that Kafka's headers tell a ``Filter`` or ``Expression`` to leave out are not even
+        decoded (``broker.client.headers.FIELDS_IN_HEADERS`` are the fields). After ``idle_timeout`` seconds
         without any annotation the iteration ends, with None never. ``timeout`` bounds, in seconds, the wait for Kafka
         and for the topics at the beginning; later outages are waited for. ``on_foreign`` is what to do with a message
         that is no annotation: ``warn`` logs where it is, counts it in ``skipped`` and goes on; ``raise`` raises
@@ -103,7 +97,6 @@ class Subscription:
         """
         self._topics = list(dict.fromkeys([topics] if isinstance(topics, str) else topics))
         self._servers, self._start, self._timeout = bootstrap_servers, start, timeout
-        self._where = where or (lambda _: True)
         self._idle_timeout = idle_timeout
         self._has_group, self._hold = group_id is not None, hold
         options = options or {}
@@ -136,7 +129,8 @@ class Subscription:
         except KafkaException as error:
             raise ConfigurationError(f"options of Kafka: {error.args[0].str()}") from error
         schemas = schemas_of(schema_registry) if isinstance(schema_registry, str) else schema_registry
-        self._read = Reader(self._consumer, schemas, on_foreign, timeout)
+        conditions = [where] if callable(where) else where or ()
+        self._read = Reader(self._consumer, schemas, on_foreign, timeout, conditions)
 
     def __iter__(self) -> Iterator[PublishedAnnotation]:
         """Annotations in the order of each partition; may be called again, and goes on where it was.
@@ -186,7 +180,7 @@ class Subscription:
         """Annotations, and None after each message or pause: what was delivered until then may be acknowledged."""
         heard = time.monotonic()
         while (left := self._time_left(heard)) > 0 or not self._idle_is_meant():
-            message = self._consumer.poll(max(0.0, min(_POLL_S, left)))
+            message = self._poll(max(0.0, min(_POLL_S, left)))
             if message is None:
                 self._outage.ask_again(self._consumer)
                 yield None
@@ -196,14 +190,28 @@ class Subscription:
                 self._hear(error, message.topic() or "")
                 continue
             self._outage.over()
-            annotations = self._read(message)
-            own = [a for a in annotations if is_first(a, self._topics, self._visible) and self._where(a)]
+            own, has_any = self._read(message, lambda one: is_first(one, self._topics, self._visible))
             yield from own[:-1]
             position = after(message)
             self._handed[position.topic, position.partition] = position
             yield own[-1] if own else None
-            if annotations:
+            if has_any:
                 heard = time.monotonic()
+
+    def _poll(self, wait: float) -> Message | None:
+        """The next message or event; None after ``wait`` seconds, or where Kafka has deleted what was to come next.
+
+        Raises DependencyUnavailableError where the consumer cannot begin in a partition, or go on in it.
+        """
+        try:
+            message = self._consumer.poll(wait)  # calls _on_assign, too
+            error = None if message is None else message.error()
+            if message is not None and error is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+                self._go_on_after_lost(message)
+                return None
+            return message
+        except KafkaException as failed:
+            raise DependencyUnavailableError(f"Kafka at {self._servers}: {failed.args[0].str()}") from failed
 
     @property
     def skipped(self) -> int:
@@ -357,21 +365,37 @@ class Subscription:
         begun, self._visible = self._insist(
             lambda: starting_points(consumer, partitions, positions, self._start, self._known or ())
         )
-        ahead = []
-        for p in partitions:
-            place = p.topic, p.partition
-            read, p.offset = self._positions.get(place, OFFSET_INVALID), begun[place]
-            if 0 <= read > p.offset:
-                p.offset = read  # what an outage kept from being committed
-                ahead.append(p)
-            self._positions[place] = p.offset
+        # What an outage kept from being committed was read all the same.
+        places = [(p.topic, p.partition) for p in partitions]
+        ahead = {place for place in places if 0 <= self._positions.get(place, OFFSET_INVALID) > begun[place]}
+        going_on = {place: self._positions[place] if place in ahead else begun[place] for place in places}
+        going_on = self._insist(lambda: after_lost(consumer, going_on))
+        for p, place in zip(partitions, places, strict=True):
+            p.offset = self._positions[place] = going_on[place]
         if self._incremental:
             consumer.incremental_assign(partitions)
         else:
             consumer.assign(partitions)
         if ahead and self._has_group:
-            consumer.store_offsets(offsets=ahead)
+            consumer.store_offsets(offsets=[p for p, place in zip(partitions, places, strict=True) if place in ahead])
         self._assigned, self._idle_from = True, time.monotonic()
+
+    def _go_on_after_lost(self, message: Message) -> None:
+        """Read a partition on with what Kafka still has, where it has deleted what was to be read next."""
+        topic, partition, offset = place_of(message)
+        going_on = self._insist(lambda: after_lost(self._consumer, {(topic, partition): offset}))
+        self._positions[topic, partition] = going_on[topic, partition]
+        here = TopicPartition(topic, partition, going_on[topic, partition])
+        # librdkafka has ended reading the partition, and then refuses to seek in it.
+        if self._incremental:
+            self._consumer.incremental_unassign([here])
+            self._consumer.incremental_assign([here])
+        else:
+            assigned = self._consumer.position(self._consumer.assignment())
+            others = [p for p in assigned if (p.topic, p.partition) != (topic, partition)]
+            for p in others:
+                p.offset = self._positions[p.topic, p.partition] if p.offset < 0 else p.offset
+            self._consumer.assign([here, *others])
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Partitions go to other members, or are lost in an outage; the group assigns anew."""

@@ -7,8 +7,8 @@ names, as the images of databases have it: ``TRIFID_KAFKA__SASL_PASSWORD_FILE=/r
 Values that cannot be meant are refused: empty texts, infinite numbers, a login or files for TLS where it is off.
 
 A module for each group of sections: ``kafka`` (also the schema registry), ``servers`` (Redis, Triton), ``processing``
-(state, model, batches, output, metrics), ``web`` (page and API), ``notify`` (users' lists); ``settings`` puts them
-together, and reads file and environment.
+(state, model, batches, output, metrics), ``web`` (page and API), ``notify`` (users' lists), ``tracing``; ``settings``
+puts them together, and reads file and environment.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from broker.config.processing import (
     MetricsSettings,
     PipelineSettings,
     PublishSettings,
+    SimilarSettings,
     StateSettings,
 )
 from broker.config.section import in_clear
 from broker.config.servers import RedisSettings, TritonSettings
 from broker.config.settings import CONFIG_VARIABLE, Settings, load_settings, refusal_of
+from broker.config.tracing import TracingSettings
 from broker.config.web import WebSettings
 
 __all__ = [
@@ -45,7 +47,9 @@ __all__ = [
     "RedisSettings",
     "SchemaRegistrySettings",
     "Settings",
+    "SimilarSettings",
     "StateSettings",
+    "TracingSettings",
     "TritonSettings",
     "WebSettings",
     "in_clear",

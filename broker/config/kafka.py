@@ -20,12 +20,14 @@ class KafkaSettings(Section):
     _may_be_empty: ClassVar[frozenset[str]] = frozenset({"spectra_topic"})
 
     bootstrap_servers: str = "localhost:9092"
+    """Brokers to ask first, ``host:port``, several with commas; they tell of all others."""
     input_topics: Names = ("alerts.ztf", "alerts.lsst")
     """A name that begins with ``^`` is a regular expression: ``^lsst-alerts-.*`` reads reprocessed alerts, too
     (docs/schemas.md). None may take a topic that the service writes to, or ``spectra_topic``."""
     spectra_topic: str = "spectra"
     """Where spectra arrive (docs/spectra.md), read beside the alerts; none where empty."""
     group_id: str = "trifid"
+    """Consumer group: workers of one group share out the input partitions. Part of the transactional id, too."""
     worker_id: str = Field(default_factory=socket.gethostname)
     """Names this process among those of the group, the same after a restart: it is part of the transactional
     id, by which Kafka fences an earlier process that only seemed dead, and the static member's name. No two
@@ -34,6 +36,7 @@ class KafkaSettings(Section):
     """Folder from which the workers of one machine take ids that are free, in place of ``worker_id``: replicas of
     Docker Compose, whose hosts have another name each time (docs/operations.md)."""
     delivery: Literal["exactly-once", "at-least-once"] = "exactly-once"
+    """``exactly-once`` with transactions; ``at-least-once`` for a Kafka without them (docs/delivery.md)."""
     session_timeout_s: Seconds = 10.0
     """A worker silent for so long loses its partitions to the others of the group; one that was stopped and is a
     static member, too."""
@@ -47,6 +50,7 @@ class KafkaSettings(Section):
     """A worker that does not ask for alerts for so long loses its partitions. It asks while a batch takes long, too:
     this is for one that hangs."""
     transaction_timeout_s: Seconds = 60.0
+    """Kafka aborts a transaction that has been open for so long, and its batch is processed again."""
     max_message_bytes: Int32 = 10_485_760
     """Largest message sent out, and how much is fetched at once. What comes in is bounded by the input topic's
     ``max.message.bytes``: a consumer takes larger messages than it asks for, one at a time."""
@@ -66,18 +70,25 @@ class KafkaSettings(Section):
     """Whether to create those of ``input_topics`` that are missing, regular expressions excepted. A name with a typing
     error in it is created, too."""
     topic_partitions: Int32 = 4
+    """Of created topics."""
     replication_factor: int = -1
     """Of created topics; -1 for the cluster's own default."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Whether connections are encrypted (``SSL``) and whether there is a login (``SASL``; docs/security.md)."""
     sasl_mechanism: str | None = None
     """``SCRAM-SHA-512``, ``SCRAM-SHA-256`` or ``PLAIN``."""
     sasl_username: str | None = None
+    """Login at the broker, with ``SASL_PLAINTEXT`` and ``SASL_SSL``."""
     sasl_password: SecretStr | None = None
+    """Its password; better from ``TRIFID_KAFKA__SASL_PASSWORD_FILE`` than from a file of settings."""
     ssl_ca_location: Path | None = None
     """Authorities to trust, PEM; the system's own where None."""
     ssl_certificate_location: Path | None = None
+    """This client's own certificate, PEM, where the broker asks for one."""
     ssl_key_location: Path | None = None
+    """The certificate's private key, PEM."""
     ssl_key_password: SecretStr | None = None
+    """Of an encrypted private key."""
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Further librdkafka properties, for consumer, producer and administration alike, that tune or secure connections
     (``broker/config/kafka_options.py``). None that delivery rests on, and no secrets: these are printed like any
@@ -166,12 +177,17 @@ class _RegistrySettings(Section):
     url: str | None = None
     """``https://host/path`` of the registry; None for none."""
     username: str | None = None
+    """Login, by HTTP basic authentication."""
     password: SecretStr | None = None
+    """Its password."""
     ca_location: Path | None = None
     """Authorities to trust, PEM, a file or a folder; those of certifi where None."""
     certificate_location: Path | None = None
+    """This client's own certificate, PEM, where the registry asks for one."""
     key_location: Path | None = None
+    """The certificate's private key, PEM."""
     key_password: SecretStr | None = None
+    """Of an encrypted private key."""
     timeout_s: Seconds = 5.0
     """Longest wait for each step of a request (seconds); asking for one schema takes twice as long at most, in all."""
 

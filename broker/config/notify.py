@@ -18,7 +18,7 @@ class NotifySettings(Section):
     group_id: str = "trifid-notify"
     """The consumer group that reads annotations for lists."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Where Prometheus finds the metrics of ``trifid notify``, at ``web.address``; 0 for nowhere."""
+    """Where metrics, ``/healthz`` and ``/readyz`` of ``trifid notify`` are, at ``web.address``; 0 for nowhere."""
     reload_s: Seconds = 10.0
     """How soon a new or changed list counts, at the latest."""
     topic_retention_hours: float = Field(default=168.0, gt=0, le=87_600)
@@ -38,6 +38,7 @@ class NotifySettings(Section):
     retry_s: Seconds = 30.0
     """Until the second attempt; twice as long before each further one, up to ``max_retry_s``."""
     max_retry_s: Seconds = 14_400.0
+    """Longest pause between two attempts."""
     timeout_s: Seconds = 15.0
     """Longest a mail server or webhook may take in all."""
     lease_s: Seconds = 60.0
@@ -50,11 +51,15 @@ class NotifySettings(Section):
     smtp_host: str | None = None
     """The mail server; no mail without it."""
     smtp_port: int = Field(default=587, ge=1, le=65535)
+    """Of the mail server."""
     smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    """``starttls``: encrypted after the greeting; ``tls``: from the start; ``none``: in clear, password included."""
     smtp_ca_file: Path | None = None
     """Who signed the mail server's certificate; the system's authorities by default."""
     smtp_user: str | None = None
+    """Login at the mail server; none where it is left out."""
     smtp_password: SecretStr | None = None
+    """Its password; better from ``TRIFID_NOTIFY__SMTP_PASSWORD_FILE``."""
     mail_from: str | None = None
     """The sender's address."""
     public_url: str | None = None

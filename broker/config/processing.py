@@ -72,17 +72,28 @@ class AnomalySettings(Section):
 class SimilarSettings(Section):
     """Similar objects (docs/similar.md)."""
 
-    enabled: bool = True
-    """Whether the embeddings of all objects are kept in Redis's vector sets: some 4.5 kB an object."""
+    enabled: bool = False
+    """Whether the embeddings of all objects are kept in Redis's vector sets: some 4.5 kB an object, and a part of the
+    rate (docs/performance.md). For the workers, and for what asks: ``trifid similar`` and ``trifid web``."""
     growth: float = Field(default=0.2, ge=0, le=10)
     """An object's embeddings are written again where its light curve has grown by this fraction since, or its
     modalities are others; 0 for at every new point."""
+
+
+class DriftSettings(Section):
+    """Whether the stream is still what it was (docs/drift.md)."""
+
+    enabled: bool = True
+    """Whether workers count what they see, and compare it with the baseline once a minute."""
+    window_hours: int = Field(default=24, ge=1, le=71)
+    """So many hours, and the one that goes on, are compared with the baseline."""
 
 
 class PipelineSettings(Section):
     """How alerts are put together into batches, and how long to wait for what is unavailable."""
 
     batch_size: Int32 = 256
+    """Alerts processed together at most; larger batches cost latency and save CPU time (docs/performance.md)."""
     period_search_growth: float = Field(default=0.2, ge=0, le=1)
     """A light curve's period is searched anew where its points, or the time they span, have grown by this fraction
     since the last full search; in between that one's result is refined (docs/state.md). 0 for at every new point."""
@@ -99,8 +110,10 @@ class PipelineSettings(Section):
     max_message_mib: int = Field(default=64, ge=1, le=1024)
     """A message that inflates to more, MiB, becomes a dead letter before the memory for it is taken."""
     first_backoff_s: Seconds = 0.5
-    """Pause before the first new attempt where Redis, Triton or Kafka is unavailable; doubled each time."""
+    """Pause before the first new attempt where Redis, Triton or Kafka is unavailable; doubled each time. Each is by up
+    to half shorter or longer, so that workers do not come back all at once."""
     max_backoff_s: Seconds = 15.0
+    """Longest pause between two attempts, on average."""
     max_dead_letter_ratio: float = Field(default=0.5, ge=0, le=1)
     """The service stops where more than this share of the latest alerts would be dead letters, and leaves the batch
     that would make it so in the input topic (docs/operations.md); 1 for never."""
@@ -125,7 +138,9 @@ class PublishSettings(Section):
     """What is published and where."""
 
     topic_prefix: str = Field(default="trifid", pattern=r"^[A-Za-z0-9._-]+$")
+    """First part of the names of all output topics."""
     broker_name: str = "Trifid"
+    """``brokerName`` of annotations."""
     elasticc_surveys: Names = ()
     """Surveys, such as ``elasticc``, whose annotations go to ``<topic_prefix>.brokerclassification`` as well, in
     ELAsTiCC's own schema (docs/annotation.md); none where it is left out."""
@@ -140,6 +155,7 @@ class MetricsSettings(Section):
     """Where Prometheus finds the metrics."""
 
     address: str = "0.0.0.0"
+    """Where to listen; the default is all of the machine's addresses."""
     port: int = Field(default=8000, ge=0, le=65535)
     """0 for none. ``/healthz`` and ``/readyz`` are there, too (docs/operations.md)."""
     probe_interval_s: Seconds = 5.0

@@ -21,10 +21,13 @@ class RedisSettings(Section):
     username: str | None = None
     """Of the ACL; wins over the one in ``url``, and so does the password."""
     password: SecretStr | None = None
+    """Of the ACL's user, or of a Redis that has a password only; better from ``TRIFID_REDIS__PASSWORD_FILE``."""
     ca_location: Path | None = None
     """Authorities to trust, PEM; the system's own where None."""
     certificate_location: Path | None = None
+    """This client's own certificate, PEM, where Redis asks for one."""
     key_location: Path | None = None
+    """The certificate's private key, PEM."""
     cluster: bool = False
     """Whether ``url`` is of a node of a Redis Cluster, which is asked where each key is (docs/operations.md)."""
     nodes: Names = ()
@@ -123,17 +126,24 @@ class TritonSettings(Section):
     """``host:port`` of the gRPC service."""
 
     timeout_s: Seconds = 10.0
+    """Longest wait for the answer to one request."""
     retries: int = Field(default=2, ge=0)
+    """Further attempts at a request that failed, before the batch waits for Triton (``pipeline.first_backoff_s``)."""
     one_request: Literal["auto", "off"] = "auto"
     """``auto``: a batch is one request where the server has the model ``trifid``; ``off``: one for each model."""
+    requests_in_flight: int = Field(default=2, ge=1, le=64)
+    """Parts of a batch that are with the server at the same time, while the worker assembles the next; of at least 64
+    objects each."""
     shared_memory: Literal["auto", "off"] = "auto"
     """``auto``: inputs go through shared memory where the server is seen to be on this host."""
     tls: bool = False
+    """Whether the connection is encrypted."""
     root_certificates: Path | None = None
     """Authorities to trust, PEM; gRPC's own list where None."""
     private_key: Path | None = None
     """With ``certificate_chain``: by which this worker identifies itself, which is Triton's only login."""
     certificate_chain: Path | None = None
+    """This worker's certificate and those between it and its authority, PEM."""
 
     @field_validator("url")
     @classmethod

@@ -19,6 +19,7 @@ from broker.config.notify import NotifySettings
 from broker.config.processing import (
     AnomalySettings,
     CandidateSettings,
+    DriftSettings,
     InferenceSettings,
     MetricsSettings,
     PipelineSettings,
@@ -28,6 +29,7 @@ from broker.config.processing import (
 )
 from broker.config.section import Names, in_clear
 from broker.config.servers import RedisSettings, TritonSettings
+from broker.config.tracing import TracingSettings
 from broker.config.web import WebSettings
 from broker.errors import ConfigurationError
 from broker.topic_names import KINDS, dead_letter_topic, elasticc_topic, matches, topic_of
@@ -61,9 +63,11 @@ class Settings(BaseSettings):
     candidate: CandidateSettings = CandidateSettings()
     anomaly: AnomalySettings = AnomalySettings()
     similar: SimilarSettings = SimilarSettings()
+    drift: DriftSettings = DriftSettings()
     pipeline: PipelineSettings = PipelineSettings()
     publish: PublishSettings = PublishSettings()
     metrics: MetricsSettings = MetricsSettings()
+    tracing: TracingSettings = TracingSettings()
     web: WebSettings = WebSettings()
     notify: NotifySettings = NotifySettings()
 
@@ -77,6 +81,7 @@ class Settings(BaseSettings):
                 yield secret
             if "://" in secret and (password := urlsplit(secret).password):
                 yield from {password, unquote(password)}
+        yield from self.web.secret_keys  # each of several
         if word := urlsplit(self.redis.address()).password:
             yield word
 
@@ -162,17 +167,19 @@ def load_settings(path: Path | None = None) -> Settings:
     Variables of the environment win over all of them. Raises ConfigurationError where the file cannot be
     read, has a key that is no setting, or a value is wrong.
     """
+    by = ""
     if path is None and os.environ.get(CONFIG_VARIABLE):
-        path = Path(os.environ[CONFIG_VARIABLE])
+        path, by = Path(os.environ[CONFIG_VARIABLE]), f", which {CONFIG_VARIABLE} names"
     table: dict[str, Any] = {}
     if path is not None:
         try:
             table = tomllib.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"settings file {path}: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ConfigurationError(f"settings file {path}{by}: {why}") from error
         unknown = list(_unknown_keys(table, Settings))
         if unknown:
-            raise ConfigurationError(f"settings file {path}: unknown {'; '.join(unknown)}")
+            raise ConfigurationError(f"settings file {path}{by}: unknown {'; '.join(unknown)}")
     try:
         return Settings(**table)
     except ValidationError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from base64 import urlsafe_b64decode
 from ipaddress import ip_address, ip_network
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from broker.config.section import Names, Section
 
+_KEY_BYTES: Final = 32
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{43}=")
 PerMinute = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
@@ -16,12 +20,17 @@ class WebSettings(Section):
     """Where people look at what the broker says, and for how long that is kept."""
 
     address: str = "127.0.0.1"
+    """Where to listen. On a loopback address no token is needed (docs/web.md)."""
     port: int = Field(default=8080, ge=1, le=65535)
+    """Of the pages and the API."""
     metrics_port: int = Field(default=0, ge=0, le=65535)
-    """Where Prometheus finds the metrics without a token, at ``address``; 0 for none but ``/metrics`` of the API."""
+    """Where metrics, ``/healthz`` and ``/readyz`` are without a token, at ``address``; 0 for those of the API alone."""
     database: SecretStr = SecretStr("sqlite:///trifid-web.sqlite")
     """SQLAlchemy's URL of the index of annotations: a file of SQLite, or ``postgresql+psycopg://user:password@host/db``
     for several processes. Its tables are made where they are missing."""
+    secret_key: SecretStr | None = None
+    """Encrypts what lists hold of receivers, URLs of webhooks and tokens, in the database: 32 bytes in URL-safe base64
+    (``openssl rand -base64 32 | tr +/ -_``). Of several, with blanks between, the first encrypts and all decrypt."""
     group_id: str = "trifid-web"
     """The consumer group that fills the index; processes that share a database share it, others have one each."""
     retention_days: float = Field(default=30.0, gt=0, le=36_500)
@@ -37,6 +46,7 @@ class WebSettings(Section):
     classifications_per_minute: PerMinute = 30
     """Likewise, of requests that run the model: uploads, and an object's classes by modality."""
     max_upload_mib: int = Field(default=4, ge=1, le=256)
+    """Largest uploaded file, MiB."""
 
     @field_validator("database")
     @classmethod
@@ -44,6 +54,18 @@ class WebSettings(Section):
         if "://" not in database.get_secret_value():
             raise ValueError("no URL of a database, such as sqlite:////var/lib/trifid/web.sqlite")
         return database
+
+    @field_validator("secret_key")
+    @classmethod
+    def _are_keys(cls, secret: SecretStr | None) -> SecretStr | None:
+        for key in () if secret is None else secret.get_secret_value().split() or ("",):
+            try:
+                right = len(urlsafe_b64decode(key)) == _KEY_BYTES and _KEY.fullmatch(key)
+            except ValueError:  # which quotes nothing, but is no help either
+                right = None
+            if not right:
+                raise ValueError("no key of 32 bytes in URL-safe base64: openssl rand -base64 32 | tr +/ -_ makes one")
+        return secret
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -61,6 +83,11 @@ class WebSettings(Section):
                 "anybody could give feedback and make tokens. Listen on 127.0.0.1, or leave require_login out"
             )
         return self
+
+    @property
+    def secret_keys(self) -> tuple[str, ...]:
+        """Of ``secret_key``, the one that encrypts first."""
+        return () if self.secret_key is None else tuple(self.secret_key.get_secret_value().split())
 
     @property
     def on_loopback(self) -> bool:

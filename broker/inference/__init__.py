@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +30,58 @@ class Predictions:
     """(batch, 3, 512) of MODALITIES, the embeddings that ``embeddings`` are the mean of, L2-normalised; zero where
     absent. None where the engine was not asked for them, or the server cannot give them."""
 
+    @staticmethod
+    def joined(parts: Sequence[Predictions]) -> Predictions:
+        """Those of the parts of a batch, at least one, as those of the batch."""
+        if len(parts) == 1:
+            return parts[0]
+        # None, too, of a part without any modality.
+        shapes = [part.by_modality.shape[1:] for part in parts if part.by_modality is not None]
+        by_modality = None
+        if shapes:
+            by_modality = np.concatenate(
+                [
+                    np.zeros((len(part.other), *shapes[0]), np.float32)
+                    if part.by_modality is None
+                    else part.by_modality
+                    for part in parts
+                ]
+            )
+        return Predictions(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.embeddings for part in parts]),
+            np.concatenate([part.other for part in parts]),
+            by_modality,
+        )
+
+
+def equal_parts(objects: int, most: int, least: int) -> list[slice]:
+    """A batch in up to ``most`` parts of nearly equal size; where it is cut, each is of at least ``least`` objects."""
+    parts = max(1, min(most, objects // least))
+    edges = [objects * number // parts for number in range(parts + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]
+
+
+class Begun(AbstractContextManager["Begun"], Protocol):
+    """A batch that was given to an engine; at the end of the context whatever is still under way is abandoned."""
+
+    def result(self) -> Predictions:
+        """Wait for the answer; raises as ``Engine.predict``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Later(AbstractContextManager["Later"]):
+    """``Begun`` of which nothing is under way before it is waited for."""
+
+    predict: Callable[[], Predictions]
+
+    def result(self) -> Predictions:
+        """The answer."""
+        return self.predict()
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing is under way."""
+
 
 class Engine(Protocol):
     """Encodes and classifies batches."""
@@ -38,6 +92,15 @@ class Engine(Protocol):
 
     def predict(self, inputs: ModelInputs) -> Predictions:
         """Run encoders and classifier; raises DependencyUnavailableError when the server is unavailable."""
+
+    def parts(self, objects: int) -> Sequence[slice]:
+        """The parts of a batch that ``begin`` is best given: several where the next can be prepared meanwhile.
+
+        Raises as ``predict``.
+        """
+
+    def begin(self, inputs: ModelInputs) -> Begun:
+        """As ``predict``, without waiting where the engine is a server; raises as ``predict``."""
 
     def embedding_width(self) -> int:
         """Values of an embedding; raises DependencyUnavailableError when the server is unavailable."""

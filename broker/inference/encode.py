@@ -46,6 +46,9 @@ BY_MODALITY: Final = "by_modality"
 """What ``Classify`` may give beside the classifier's outputs: (batch, 3, width), the encoders' embeddings."""
 _OPTIONAL_OUTPUTS: Final[dict[str, dict[str, str]]] = {CLASSIFIER: {"other": "FP32"}}
 """Outputs that a model may have beside these."""
+EVENT: Final = "event"
+_OPTIONAL_INPUTS: Final[dict[str, dict[str, str]]] = {CLASSIFIER: {EVENT: "FP32"}}
+"""Inputs likewise: classifiers before 2026.11.29 take no ``broker.assemble.event``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,9 @@ def check_signatures(signatures: Mapping[str, Signature], manifest: Manifest) ->
     """Raise ConfigurationError unless the four models are those that this release knows how to use."""
     for model, (inputs, outputs) in _TENSORS.items():
         signature = signatures[model]
-        optional = _OPTIONAL_OUTPUTS.get(model, {})
         for kind, expected, found, more in (
-            ("inputs", inputs, signature.inputs, {}),
-            ("outputs", outputs, signature.outputs, optional),
+            ("inputs", inputs, signature.inputs, _OPTIONAL_INPUTS.get(model, {})),
+            ("outputs", outputs, signature.outputs, _OPTIONAL_OUTPUTS.get(model, {})),
         ):
             types = {name: spec.datatype for name, spec in found.items()}
             if not expected.items() <= types.items() <= (expected | more).items():
@@ -121,6 +123,8 @@ class RequestBatch:
     """(objects, 1) number of photometric points."""
     feeds: Mapping[str, Tensors]
     """Inputs by encoder, of the encoders whose modality is there; the rows are those of the objects that have it."""
+    event: NDArray[np.float32] | None = None
+    """(objects, EVENT_FEATURES); None for a classifier that does not take it."""
 
     def __len__(self) -> int:
         return len(self.present)
@@ -134,14 +138,20 @@ class RequestBatch:
                 last = first + int(self.present[start:stop, column].sum())
                 if last > first:
                     feeds[encoder] = {name: array[first:last] for name, array in self.feeds[encoder].items()}
-        return RequestBatch(self.present[start:stop], self.detections[start:stop], feeds)
+        event = None if self.event is None else self.event[start:stop]
+        return RequestBatch(self.present[start:stop], self.detections[start:stop], feeds, event)
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """All of it by tensor name, as the server's model GATEWAY takes it."""
-        everything: dict[str, NDArray[Any]] = {"present": self.present, "detections": self.detections}
+        everything = self.to_classifier()
         for feed in self.feeds.values():
             everything |= feed
         return everything
+
+    def to_classifier(self) -> dict[str, NDArray[Any]]:
+        """What the classifier takes as it is, beside the embeddings."""
+        taken: dict[str, NDArray[Any]] = {"present": self.present, "detections": self.detections}
+        return taken if self.event is None else {**taken, EVENT: self.event}
 
 
 Classify = Callable[[RequestBatch], Tensors]
@@ -156,7 +166,7 @@ def classify_by(run_models: RunModels, width: int) -> Classify:
 
     def classify(batch: RequestBatch) -> Tensors:
         encoded = run_models(batch.feeds)
-        feed: dict[str, NDArray[Any]] = {"present": batch.present, "detections": batch.detections}
+        feed = batch.to_classifier()
         by_modality = np.zeros((len(batch), len(_ENCODERS), width), np.float32)
         for column, (encoder, name) in enumerate(zip(_ENCODERS, _CLASSIFIER_INPUTS, strict=True)):
             embeddings = np.zeros((len(batch), width), np.float32)
@@ -172,8 +182,14 @@ def _rows(array: NDArray[Any], rows: NDArray[np.bool_]) -> NDArray[Any]:
     return array if rows.all() else array[rows]
 
 
-def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> RequestBatch:
+def to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> RequestBatch | None:
+    """What goes to the models of a batch; None where no object has any modality.
+
+    Raises InferenceError where the inputs do not have the models' shapes.
+    """
     present = inputs.present
+    if not present.any():
+        return None
     light_curve = inputs.light_curve
     arrays: Sequence[Tensors] = (
         {
@@ -192,16 +208,30 @@ def _to_models(inputs: ModelInputs, signatures: Mapping[str, Signature]) -> Requ
             _check_shapes(encoder, signatures[encoder], feeds[encoder])
     any_present = present.any(axis=1)
     detections = light_curve.detections[any_present, None].astype(np.float32)
-    return RequestBatch(present[any_present], detections, feeds)
+    classifier = signatures[CLASSIFIER]
+    if EVENT not in classifier.inputs:
+        return RequestBatch(present[any_present], detections, feeds)
+    batch = RequestBatch(present[any_present], detections, feeds, light_curve.event[any_present])
+    own = {name: spec for name, spec in classifier.inputs.items() if name in batch.to_classifier()}
+    _check_shapes(CLASSIFIER, Signature(own, classifier.outputs), batch.to_classifier())
+    return batch
 
 
 def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], classify: Classify) -> Predictions:
     """Encode each modality of the objects that have it, then classify the objects that have any.
 
+    Gives what ``predictions_of`` gives, and raises what it, ``to_models`` and ``classify`` raise.
+    """
+    batch = to_models(inputs, signatures)
+    return predictions_of(inputs, signatures, {} if batch is None else classify(batch))
+
+
+def predictions_of(inputs: ModelInputs, signatures: Mapping[str, Signature], outputs: Tensors) -> Predictions:
+    """Predictions of a batch from what ``Classify`` gave for ``to_models`` of it; nothing where that is None.
+
     Rows without any modality come back as zeros in both arrays, and so do rows for which the model gives a
     value that is not finite: neither is a classification. ``other`` is NaN there, and in all rows of a model that
-    has no such output. Raises InferenceError where the inputs do not have
-    the models' shapes, and whatever ``classify`` raises.
+    has no such output.
     """
     any_present = inputs.present.any(axis=1)
     classes = signatures[CLASSIFIER].outputs["probabilities"].shape[0]
@@ -210,9 +240,8 @@ def predict_batch(inputs: ModelInputs, signatures: Mapping[str, Signature], clas
         embeddings=np.zeros((len(inputs), embedding_width(signatures)), np.float32),
         other=np.full(len(inputs), np.nan, np.float32),
     )
-    if not any_present.any():
+    if not outputs:
         return predictions
-    outputs = classify(_to_models(inputs, signatures))
     if BY_MODALITY in outputs:
         predictions = replace(
             predictions, by_modality=np.zeros((len(inputs), *outputs[BY_MODALITY].shape[1:]), np.float32)

@@ -87,6 +87,9 @@ class Manifest(BaseModel):
     which an object is published as ``Other``, 1 for never (``inference.other_threshold`` wins); None where the model
     was not made to tell. How far the probability of something else rises above that of stars depends on both: one
     threshold for all would be that of the worst."""
+    other_thresholds_of_differences: dict[str, tuple[Annotated[float, Field(gt=0, le=1)], ...]] | None = None
+    """The same for objects whose fluxes are difference photometry; None where they have those of ``other_thresholds``.
+    """
     reference_set_sha256: str | None = None
     """Checksum of the repository's ``reference_set.npz``; None where there is none for this model yet."""
     training: dict[str, Any] = Field(default_factory=dict)
@@ -105,11 +108,12 @@ class Manifest(BaseModel):
             raise ValueError(f"conformal_thresholds must have exactly the keys {MODALITY_SUBSETS}")
         if any(len(row) != len(CALIBRATION_BINS) for row in self.conformal_thresholds.values()):
             raise ValueError(f"conformal_thresholds must have one value for each of the detections {CALIBRATION_BINS}")
-        others = self.other_thresholds
-        if others is not None and set(others) != set(MODALITY_SUBSETS):
-            raise ValueError(f"other_thresholds must have exactly the keys {MODALITY_SUBSETS}")
-        if others is not None and any(len(row) != len(CALIBRATION_BINS) for row in others.values()):
-            raise ValueError(f"other_thresholds must have one value for each of the detections {CALIBRATION_BINS}")
+        for name in ("other_thresholds", "other_thresholds_of_differences"):
+            others = getattr(self, name)
+            if others is not None and set(others) != set(MODALITY_SUBSETS):
+                raise ValueError(f"{name} must have exactly the keys {MODALITY_SUBSETS}")
+            if others is not None and any(len(row) != len(CALIBRATION_BINS) for row in others.values()):
+                raise ValueError(f"{name} must have one value for each of the detections {CALIBRATION_BINS}")
         models = sorted(path.split("/")[0] for path in self.sha256)
         if models != sorted(MODELS) or any(len(path.split("/")) != 3 for path in self.sha256):
             raise ValueError(f"sha256 must name <model>/<version>/model.onnx once for each of {MODELS}")
@@ -133,17 +137,22 @@ class Manifest(BaseModel):
         p_other: NDArray[np.floating],
         present: NDArray[np.bool_],
         detections: NDArray[np.integer],
+        difference: NDArray[np.bool_],
         setting: float | None = None,
     ) -> NDArray[np.bool_]:
         """(batch,) which objects are published as ``Other`` for their probability ``p_other`` (batch,), NaN for none.
 
-        ``present`` (batch, 3) and ``detections`` (batch,) as in ``prediction_sets``. ``setting`` is a threshold that
+        ``present`` (batch, 3) and ``detections`` (batch,) as in ``prediction_sets``; ``difference`` (batch,) whether
+        fluxes are difference photometry (``LightCurveInputs.is_difference``). ``setting`` is a threshold that
         wins over the model's own; 1 is never, and so is a model without any.
         """
         if setting is not None:
             threshold: NDArray[np.float64] = np.full(p_other.shape, setting)
         elif self.other_thresholds is not None:
             threshold = _of_cells(self.other_thresholds, present, detections, absent=1.0)
+            if self.other_thresholds_of_differences is not None:
+                own = _of_cells(self.other_thresholds_of_differences, present, detections, absent=1.0)
+                threshold = np.where(difference, own, threshold)
         else:
             return np.zeros(p_other.shape, np.bool_)
         called: NDArray[np.bool_] = np.logical_and(p_other >= threshold, threshold < 1.0)

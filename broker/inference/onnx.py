@@ -12,7 +12,7 @@ import onnxruntime
 
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, InferenceError
-from broker.inference import Predictions
+from broker.inference import Begun, Later, Predictions
 from broker.inference.encode import (
     Signature,
     Tensors,
@@ -95,11 +95,19 @@ class OnnxEngine:
         return self.manifest.identity
 
     def predict(self, inputs: ModelInputs) -> Predictions:
-        """Run encoders and classifier, as described at ``predict_batch``.
+        """Run encoders and classifier, as described at ``predictions_of``.
 
         Raises InferenceError where ONNX Runtime refuses the batch.
         """
         return predict_batch(inputs, self._signatures, self._classify)
+
+    def parts(self, objects: int) -> Sequence[slice]:
+        """The whole batch: nothing is prepared while this process computes."""
+        return [slice(0, objects)]
+
+    def begin(self, inputs: ModelInputs) -> Begun:
+        """As ``predict``, once the answer is waited for."""
+        return Later(lambda: self.predict(inputs))
 
     def embedding_width(self) -> int:
         """Values of an embedding."""

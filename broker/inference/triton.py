@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from tritonclient import grpc as tritongrpc
 from tritonclient.utils import InferenceServerException
 
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
-from broker.inference import Predictions
+from broker.inference import Begun, Later, Predictions, equal_parts
 from broker.inference.encode import (
     BY_MODALITY,
-    Classify,
     RequestBatch,
     Signature,
     Tensors,
@@ -28,11 +26,13 @@ from broker.inference.encode import (
     check_signatures,
     classify_by,
     embedding_width,
-    predict_batch,
+    predictions_of,
+    to_models,
 )
 from broker.inference.manifest import CLASSIFIER, MODELS, Manifest, load_manifest
-from broker.inference.shared_memory import Region, SharedMemory, in_message
+from broker.inference.shared_memory import SharedMemory, in_message
 from broker.inference.triton_client import AWAY, TritonTls, connect
+from broker.inference.triton_requests import Predicting, Request, Requests, Sent, joined
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +40,10 @@ GATEWAY: Final = "trifid"
 """The server's model that runs the others (``model_repo/trifid``); no trained one, and so not in the manifest."""
 
 _UNANSWERED: Final = frozenset({"StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED"})
-# Failures inside the server (a backend process that died, memory of the GPU that ran out) may pass as well,
-# but where they persist it is the batch that is refused, not the server that is unavailable.
-_RETRIED: Final = AWAY | {"StatusCode.INTERNAL", "StatusCode.UNKNOWN"}
 _NO_REGION: Final = "shared memory region"  # in Triton's message where it does not know one
 _UNLIMITED: Final = 1 << 30  # objects of a request
-_FIRST_PAUSE: Final = 0.1  # seconds; doubled with each retry
+LEAST: Final = 64
+"""Objects of a part of a batch; a request costs the CPU as much as twenty objects do (docs/serving.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +59,6 @@ class _Served:
     """Whether GATEWAY is to be asked for the encoders' embeddings, and gives them."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Request:
-    """One batch for one model of the server, no larger than that takes."""
-
-    model: str
-    version: str
-    feed: Tensors
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of ``async_infer``; of outputs the names."""
-
-
 class TritonEngine:
     """Runs the models on a Triton server. One engine may be used by several threads."""
 
@@ -85,25 +72,27 @@ class TritonEngine:
         retries: int = 2,
         tls: TritonTls | None = None,
         one_request: bool = True,
+        requests_in_flight: int = 1,
         shared_memory: bool = True,
         by_modality: bool = False,
     ) -> None:
         """Prepare a connection to ``url`` (``host:port`` of the gRPC service); none is made yet.
 
         ``model_repository`` needs to hold its manifests only; ``version`` is one of its versions, the served one where
-        None. A request is abandoned after ``timeout``
-        seconds, and tried again up to ``retries`` times. With ``one_request`` a batch is one request where the server
-        has the model ``trifid``, else one for each encoder and one for the classifier. With ``shared_memory`` the
-        server reads inputs from there where it is seen to be on this host. With ``by_modality`` predictions have the
-        embeddings of each modality, 6 kB an object more from the server. Raises ConfigurationError where the
-        manifest or a TLS file cannot be used.
+        None. A request is abandoned after ``timeout`` seconds, and tried again up to ``retries`` times. With
+        ``one_request`` a batch is one request where the server has the model ``trifid``, else one for each encoder and
+        one for the classifier; a batch of at least twice LEAST objects is up to ``requests_in_flight`` such requests at
+        the same time. With ``shared_memory`` the server reads inputs from there where it is seen to be on this host.
+        With ``by_modality`` predictions have the embeddings of each modality, 6 kB an object more from the server.
+        Raises ConfigurationError where the manifest or a TLS file cannot be used.
         """
         self.manifest: Final[Manifest] = load_manifest(model_repository, version, verify_models=False)
         self._url = url
         self._timeout = timeout
-        self._retries = retries
+        self.retries = retries
         self._client = connect(url, tls)
         self._one_request, self._by_modality = one_request, by_modality
+        self._in_flight = requests_in_flight
         self._shared = SharedMemory(self._client, timeout) if shared_memory else None
         self._served: _Served | None = None
 
@@ -113,14 +102,40 @@ class TritonEngine:
         return self.manifest.identity
 
     def predict(self, inputs: ModelInputs) -> Predictions:
-        """Run encoders and classifier, as described at ``predict_batch``, in one request if the server can.
+        """Run encoders and classifier, as described at ``predictions_of``.
 
         The first call, and each after the server was unavailable, checks that the models served are those of the
         manifest. Raises DependencyUnavailableError where Triton is unavailable, ConfigurationError where it serves
         other models, InferenceError where it refuses the batch.
         """
+        parts = self.parts(len(inputs))
+        with ExitStack() as stack:
+            begun = [stack.enter_context(self.begin(inputs.rows(part))) for part in parts]
+            return Predictions.joined([part.result() for part in begun])
+
+    def parts(self, objects: int) -> list[slice]:
+        """See ``Engine.parts``: more than one where a part is one request; raises as ``predict``."""
+        most = self._in_flight if self._what_is_served().gateway else 1
+        return equal_parts(objects, most, LEAST)
+
+    def begin(self, inputs: ModelInputs) -> Begun:
+        """Send a batch as one request; what a server without GATEWAY needs for it is done when it is waited for.
+
+        Raises as ``predict``.
+        """
         served = self._what_is_served()
-        return predict_batch(inputs, served.signatures, self._classify(served))
+        batch = to_models(inputs, served.signatures)
+
+        def predictions(outputs: Tensors) -> Predictions:
+            return predictions_of(inputs, served.signatures, outputs)
+
+        if batch is None:
+            return Later(lambda: predictions({}))
+        if not served.gateway:
+            run_models = partial(self._run_models, served.max_batch)
+            classify = classify_by(run_models, embedding_width(served.signatures))
+            return Later(lambda: predictions(classify(batch)))
+        return Predicting(Requests(self, self._in_one(served, batch)), predictions)
 
     def embedding_width(self) -> int:
         """See ``Engine.embedding_width``; raises as ``predict`` where Triton is unavailable or serves other models."""
@@ -165,13 +180,6 @@ class TritonEngine:
             self._shared.close()
         self._client.close()
 
-    def _classify(self, served: _Served) -> Classify:
-        if not served.gateway:
-            return classify_by(partial(self._run_models, served.max_batch), embedding_width(served.signatures))
-        most = min((size for size in served.max_batch.values() if size), default=_UNLIMITED)
-        outputs = (*served.signatures[CLASSIFIER].outputs, *([BY_MODALITY] if served.by_modality else []))
-        return partial(self._classify_in_one, most, outputs)
-
     def _what_is_served(self) -> _Served:
         served = self._served
         if served is None:
@@ -211,73 +219,41 @@ class TritonEngine:
             self._shared.look()
         return _Served(signatures, max_batch, gateway, by_modality)
 
-    def _classify_in_one(self, most: int, outputs: Sequence[str], batch: RequestBatch) -> Tensors:
-        """``Classify`` by the server's GATEWAY: a request for each ``most`` objects, all of them at once."""
-        versions = {model: self.manifest.version_of(model) for model in MODELS}
-        requests = [
-            _Request(
-                GATEWAY, "", batch.part(start, start + most).tensors(), {"outputs": outputs, "parameters": versions}
-            )
+    def _in_one(self, served: _Served, batch: RequestBatch) -> list[Request]:
+        """A request of the server's GATEWAY, or one for each as many objects as its models take."""
+        most = min((size for size in served.max_batch.values() if size), default=_UNLIMITED)
+        outputs = (*served.signatures[CLASSIFIER].outputs, *([BY_MODALITY] if served.by_modality else []))
+        options = {"outputs": outputs, "parameters": {model: self.manifest.version_of(model) for model in MODELS}}
+        return [
+            Request(GATEWAY, "", batch.part(start, start + most).tensors(), options)
             for start in range(0, len(batch), most)
         ]
-        return _joined(self._answers(requests))
 
     def _run_models(self, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> dict[str, Tensors]:
         requests = list(_requests(self.manifest, max_batch, feeds))
         answers = self._answers(requests)
         return {
-            model: _joined(
-                [answer for request, answer in zip(requests, answers, strict=True) if request.model == model]
-            )
+            model: joined([answer for request, answer in zip(requests, answers, strict=True) if request.model == model])
             for model in feeds
         }
 
-    def _answers(self, requests: Sequence[_Request]) -> list[Tensors]:
-        """Outputs for each request; those that fail for what may pass are sent again, after growing pauses."""
-        answers: dict[_Request, Tensors] = {}
-        pause = _FIRST_PAUSE
-        for attempt in range(1 + self._retries):
-            if attempt:
-                time.sleep(pause)
-                pause *= 2
-            failures = self._send([request for request in requests if request not in answers], answers)
-            final = [error for error in failures if error.status() not in _RETRIED]
-            if not failures or final:
-                break
-        if failures:
-            error = (final or failures)[0]
-            if error.status() in AWAY:
-                self._served = None
-                raise DependencyUnavailableError(f"Triton at {self._url}: {error}") from error
-            raise InferenceError(f"Triton at {self._url}: {error}") from error
-        return [answers[request] for request in requests]
+    def _answers(self, requests: Sequence[Request]) -> list[Tensors]:
+        with Requests(self, requests) as sent:
+            return sent.answers()
 
-    def _send(self, requests: Sequence[_Request], answers: dict[_Request, Tensors]) -> list[InferenceServerException]:
-        """Send all requests at once; put answers into ``answers`` and return the failures."""
-        calls = [(request, *self._start(request, self._shared)) for request in requests]
-        failures: list[InferenceServerException] = []
-        for request, call, region in calls:
-            try:
-                result = self._result(request, call, region)
-            except InferenceServerException as error:
-                failures.append(error)
-            else:
-                answers[request] = {
-                    output.name: result.as_numpy(output.name) for output in result.get_response().outputs
-                }
-        return failures
-
-    def _start(self, request: _Request, shared: SharedMemory | None) -> tuple[Future[Any], Region | None]:
+    def send(self, request: Request, *, in_shared_memory: bool = True) -> Sent:
+        """See ``Sender.send``; inputs go in the message where not ``in_shared_memory``."""
+        shared = self._shared if in_shared_memory else None
         inputs, region = (in_message(request.feed), None) if shared is None else shared.place(request.feed)
-        call: Future[Any] = Future()
+        answer: Future[Any] = Future()
         options = dict(request.options)
         if "outputs" in options:
             options["outputs"] = [tritongrpc.InferRequestedOutput(name) for name in options["outputs"]]
         try:
-            self._client.async_infer(
+            call = self._client.async_infer(
                 request.model,
                 inputs,
-                callback=_into(call),
+                callback=_into(answer),
                 model_version=request.version,
                 # So long it may wait in the server's queue, where nobody waits for it afterwards.
                 timeout=int(1e6 * self._timeout),
@@ -288,12 +264,13 @@ class TritonEngine:
             if shared is not None:
                 shared.give_back(region)
             raise InferenceError("the engine is closed") from error
-        return call, region
+        return Sent(request, answer, region, call)
 
-    def _result(self, request: _Request, call: Future[Any], region: Region | None) -> Any:
-        shared = self._shared
+    def result(self, sent: Sent) -> Any:
+        """See ``Sender.result``."""
+        shared, region = self._shared, sent.region
         try:
-            result = call.result()
+            result = sent.answer.result()
         except InferenceServerException as error:
             if shared is None or region is None:
                 raise
@@ -303,25 +280,38 @@ class TritonEngine:
             shared.give_back(region, answered=error.status() not in _UNANSWERED)
             if _NO_REGION not in str(error):
                 raise
-            return self._start(request, None)[0].result()
+            return self.send(sent.request, in_shared_memory=False).answer.result()
         if shared is not None:
             shared.give_back(region)
         return result
 
+    def abandon(self, sent: Sent) -> None:
+        """Nobody waits for the answer any more: the server need not make it, if it has not begun."""
+        error = None
+        if answered := sent.answer.done():
+            error = sent.answer.exception()
+        else:
+            sent.call.cancel()
+        if self._shared is not None:
+            late = isinstance(error, InferenceServerException) and error.status() in _UNANSWERED
+            self._shared.give_back(sent.region, answered=answered and not late)
 
-def _requests(manifest: Manifest, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> Iterator[_Request]:
+    def failure(self, error: InferenceServerException) -> DependencyUnavailableError | InferenceError:
+        """See ``Sender.failure``."""
+        text = f"Triton at {self._url}: {error}"
+        if error.status() not in AWAY:
+            return InferenceError(text)
+        self._served = None
+        return DependencyUnavailableError(text)
+
+
+def _requests(manifest: Manifest, max_batch: Mapping[str, int], feeds: Mapping[str, Tensors]) -> Iterator[Request]:
     for model, feed in feeds.items():
         rows = len(next(iter(feed.values())))
         step = max_batch[model] or rows
         for start in range(0, rows, step):
             part = {name: array[start : start + step] for name, array in feed.items()}
-            yield _Request(model, manifest.version_of(model), part)
-
-
-def _joined(parts: Sequence[Tensors]) -> Tensors:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            yield Request(model, manifest.version_of(model), part)
 
 
 def _into(call: Future[Any]) -> Any:

@@ -74,6 +74,25 @@ def load_models(url: str, tls: TritonTls | None, timeout: float) -> None:
         client.close()
 
 
+def loaded_models(url: str, tls: TritonTls | None, timeout: float) -> dict[str, dict[int, float]]:
+    """The versions of each model that a server has loaded, and when each was last asked for.
+
+    Seconds since 1970 by the server's clock, 0 for never. Raises DependencyUnavailableError where it does not answer
+    within ``timeout`` seconds.
+    """
+    client = connect(url, tls)
+    found: dict[str, dict[int, float]] = {model: {} for model in MODELS}
+    try:
+        for row in client.get_inference_statistics(client_timeout=timeout).model_stats:
+            if row.name in found:
+                found[row.name][int(row.version)] = row.last_inference / 1e3
+    except InferenceServerException as error:
+        raise DependencyUnavailableError(f"Triton at {url}: {error}") from error
+    finally:
+        client.close()
+    return found
+
+
 def _answers(client: Any, timeout: float) -> bool:
     try:
         return bool(client.is_server_live(client_timeout=timeout))

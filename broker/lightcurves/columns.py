@@ -7,6 +7,7 @@ its Python client), ATLAS's forced photometry, Catalina, OGLE, VizieR and of thi
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -40,7 +41,7 @@ DEC: Final = (
 TIME: Final = (
     "mjd", "hmjd", "bmjd", "mjd_obs", "obs_mjd", "midpoint_mjd_tai", "exp_midpt_mjd", "mjd_tai", "mjd_utc",
     "hjd", "bjd", "jd", "bjd_tdb", "obs_jd", "jd_obs", "julian_date", "rjd", "btjd", "bkjd", "time", "obs_time",
-    "date_time", "t",
+    "date_time", "t", "date_obs", "obs_date", "date",
 )  # fmt: skip
 MAGNITUDE: Final = (
     "mag", "vmag", "magnitude", "mag_psf", "psf_mag", "mag_v", "v_mag", "mag_ap", "mag_auto", "mag_autocorr",
@@ -171,7 +172,12 @@ class Columns:
                 else f"no column for the error of the magnitude ({', '.join(_ROLES[role][:4])}, ...), nor one of fluxes"
                 for role in missing
             )
-            raise ValueError(f"{wanted}; the table has {', '.join(names)[:500] or 'no columns'}")
+            wanted_names = [plain(spelling) for role in missing for spelling in _ROLES[role]]
+            near = [
+                n for n, one in zip(names, each, strict=True) if difflib.get_close_matches(one, wanted_names, 1, 0.8)
+            ]
+            hint = f" (did you mean {', '.join(near)}? --column says which is what)" if near else ""
+            raise ValueError(f"{wanted}; the table has {', '.join(names)[:500] or 'no columns'}{hint}")
         flag = next(
             (
                 n

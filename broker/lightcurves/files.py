@@ -20,10 +20,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from broker.bands import BAND_CODE
+from broker.bands import BAND_CODE, BANDS
 from broker.errors import InputFileError
 from broker.lightcurves.asassn import is_asassn
-from broker.lightcurves.columns import DEC, NAME, RA, Columns, plain
+from broker.lightcurves.columns import DEC, NAME, NO_BAND, RA, Columns, band_code, plain
 from broker.lightcurves.fluxes import ARBITRARY, band_of, error_scale, mission_of, zero_point
 from broker.lightcurves.objects import NamedLightCurve, ObjectBuilder
 from broker.lightcurves.points import RowReader
@@ -53,6 +53,7 @@ def read_light_curves(
     say: Callable[[str], None] = lambda _: None,
     time_system: TimeSystem | None = None,
     columns: Mapping[str, str] | None = None,
+    band: str | None = None,
 ) -> Iterator[NamedLightCurve]:
     """Each object of a table once, in the order of their first rows; rows of one name are put together.
 
@@ -61,12 +62,12 @@ def read_light_curves(
     Rows of one name that lie at two places are no object: it has no points, and ``problem`` says so. Magnitudes are
     taken as AB (see ``broker.photometry``) and as total flux. ``say`` is called with what the user should know of the
     file, a line each time. ``time_system`` is what the times are, where not what their column is called after;
-    ``columns`` are the names of columns by their role (see ``Columns.of``). Raises InputFileError where the file is not
-    such a table.
+    ``columns`` are the names of columns by their role (see ``Columns.of``); ``band`` is that of all points where the
+    table has no column for it. Raises InputFileError where the file is not such a table, or the band is not known.
     """
     table = path if isinstance(path, Table) else open_table(path)
     try:
-        yield from _Reader(table, say, time_system, columns or {}).light_curves()
+        yield from _Reader(table, say, time_system, columns or {}, band).light_curves()
     except pa.ArrowException as error:
         raise InputFileError(f"{table.path}: {error}") from error
 
@@ -82,7 +83,12 @@ class _Reader:
     """One pass through one file."""
 
     def __init__(
-        self, table: Table, say: Callable[[str], None], time_system: TimeSystem | None, given: Mapping[str, str]
+        self,
+        table: Table,
+        say: Callable[[str], None],
+        time_system: TimeSystem | None,
+        given: Mapping[str, str],
+        band: str | None,
     ) -> None:
         self._table, self._path = table, table.path
         path = table.path
@@ -106,6 +112,11 @@ class _Reader:
         mission = mission_of(self._table.header)
         if mission is not None and self._columns.band is None:
             self._columns = replace(self._columns, bare={"": BAND_CODE[band_of(mission)]})
+        elif self._columns.band is None and band is not None:
+            code = band_code(band, {})
+            if code == NO_BAND:
+                raise InputFileError(f"{path}: the band {band} is not known (known: {', '.join(BANDS)})")
+            self._columns, two_filters = replace(self._columns, bare={"": code}, camera=None), False
         units = self._table.units
         time = TimeColumn(
             self._columns.time, mjd_now() + 1.0, units.get(self._columns.time) or self._epoch_of_gaia(header)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from broker.errors import InputFileError
 from broker.lightcurves.asassn import UNNAMED, bands_of_cameras, is_asassn
 from broker.lightcurves.columns import (
+    DEFAULT_BAND,
     NO_BAND,
     Columns,
     as_text,
@@ -134,7 +135,7 @@ class RowReader:
             names = np.array([f"row {first + row + 1}" for row in range(rows)], np.object_)
         else:
             names = np.full(rows, self._whole_name, np.object_)
-        if columns.band is None:
+        if columns.band is None and (self._two_filters or columns.camera is not None or "" not in columns.bare):
             band = self._filters(band, names, None if columns.camera is None else batch[columns.camera], time, size)
         reason[(band >= len(BANDS)) & (band != UNNAMED)] = LeftOut.BAND
         ra, dec = (
@@ -226,4 +227,7 @@ class RowReader:
                 "no column for the filter: ASAS-SN's V and g are told apart by "
                 f"{'camera, ' if camera is not None else ''}date and the two levels of each object"
             )
+        if not two.all() and DEFAULT_BAND not in self._report.ways:
+            self._report.ways.add(DEFAULT_BAND)
+            self._report.line(f"no column for the band: taken as {DEFAULT_BAND} (trifid classify --band, if another)")
         return np.where(two, found, band)

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from broker.lightcurves.columns import is_text, numbers
 from broker.sky import angle
+from broker.tables.parquet import is_list
+from broker.tables.text import NULLS
 
 _LIST: Final = r"[,;\s\[(]"
-
-
-def is_list(kind: Any) -> bool:
-    """Whether a type of Arrow's is one of lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+_TWO: Final = r"(?i)^[-+.\d]+\s+(" + "|".join([*filter(str.isalpha, NULLS), "inf"]) + ")$"
+"""A number and a missing value, not a number with its unit."""
 
 
 def values_of(column: pa.Array[Any], decimal_comma: bool) -> tuple[NDArray[np.int64], pa.Array[Any]]:
@@ -40,9 +39,12 @@ def values_of(column: pa.Array[Any], decimal_comma: bool) -> tuple[NDArray[np.in
 
 
 def _is_one_number(text: Any) -> bool:
-    """Whether blanks stand only where one value may have them: after the sign of a limit, in a date."""
-    single: Any = pc.match_substring_regex(text, r"^[<>]\s*\S+$|^\d{4}-\d{2}-\d{2} \S+$|^[^,;\s\[(]*$")
-    return bool(pc.all(single).as_py())
+    """Whether blanks stand only where one value may have them: after the sign of a limit, in a date, before a unit."""
+    single: Any = pc.match_substring_regex(
+        text, r"^[<>]\s*\S+$|^\d{4}-\d{2}-\d{2} \S+$|^[-+.\d]+\s+[A-Za-zµ]+$|^[^,;\s\[(]*$"
+    )
+    two: Any = pc.match_substring_regex(text, _TWO)
+    return bool(pc.all(pc.and_not(single, two)).as_py())
 
 
 def per_point(

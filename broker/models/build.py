@@ -89,7 +89,8 @@ def _add(origin: ModelRepository, repository: ModelRepository, manifest: Manifes
         )
     if others:
         # A server that starts meanwhile, or after this is killed, loads what was there and no more.
-        repository.pin(repository.loaded())
+        needed, pinned = repository.numbers(repository.needed()), repository.pinned()
+        repository.pin({model: needed[model] | pinned[model] for model in needed})
     manifest = manifest.model_copy(update={"sha256": _copy_models(origin, repository, manifest, others)})
     _configure(origin.folder, folder, manifest.variant)
     source, target = reference_set_path(origin.folder, manifest), folder / f"reference_set-{version}.npz"
@@ -101,7 +102,7 @@ def _add(origin: ModelRepository, repository: ModelRepository, manifest: Manifes
     _publish(partial, cases_path(folder, version))
     write_manifest(folder, manifest)
     if empty:
-        repository.pin([manifest])
+        repository.pin(repository.numbers([manifest]))
         repository.serve(version, ())
 
 

@@ -7,7 +7,6 @@ has it), one object at a time. It shares no code with ONNX Runtime, CUDA or Tens
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from broker.errors import ConfigurationError, DependencyUnavailableError, Infere
 from broker.inference import Engine, Predictions
 from broker.inference.encode import Signature, Tensors, TensorSpec, classify_by, embedding_width, predict_batch
 from broker.inference.manifest import MODALITY_SUBSETS, MODELS, Manifest
+from broker.npz import from_npz, to_npz
 from broker.records import Alert, ObservedSpectrum, Spectrum
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
@@ -185,29 +185,28 @@ def _models_digest(manifest: Manifest) -> str:
 
 def to_bytes(cases: Cases, manifest: Manifest) -> bytes:
     """Cases as one .npz file, which says of which models they are."""
-    out = io.BytesIO()
     arrays = {
         f"{group}.{field.name}": getattr(getattr(cases.inputs, group), field.name)
         for group, kind in _GROUPS.items()
         for field in fields(kind)
     }
     arrays |= {f"expected.{field.name}": getattr(cases.expected, field.name) for field in fields(Predictions)}
-    np.savez_compressed(out, models=np.array(_models_digest(manifest)), origin=np.array(cases.origin), **arrays)
-    return out.getvalue()
+    return to_npz(models=_models_digest(manifest), origin=cases.origin, **arrays)
 
 
 def load(path: Path, manifest: Manifest) -> Cases:
     """Read cases; raises ConfigurationError where they cannot be, or are of other models than the manifest names."""
+    refusal = f"{path} holds no cases of a model"
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            models, origin = str(file["models"]), str(file["origin"])
-            groups = {
-                group: kind(**{field.name: file[f"{group}.{field.name}"] for field in fields(kind)})
-                for group, kind in _GROUPS.items()
-            }
-            expected = Predictions(**{field.name: file[f"expected.{field.name}"] for field in fields(Predictions)})
-    except Exception as error:  # zipfile and zlib raise errors of their own
-        raise ConfigurationError(f"{path} holds no cases of a model: {error!r}") from error
+        found = from_npz(path.read_bytes(), None, refusal)
+        models, origin = str(found["models"]), str(found["origin"])
+        groups = {
+            group: kind(**{field.name: found[f"{group}.{field.name}"] for field in fields(kind)})
+            for group, kind in _GROUPS.items()
+        }
+        expected = Predictions(**{field.name: found[f"expected.{field.name}"] for field in fields(Predictions)})
+    except (OSError, KeyError) as error:
+        raise ConfigurationError(f"{refusal}: {error!r}") from error
     if models != _models_digest(manifest):
         raise ConfigurationError(f"{path} holds cases of other models than those of version {manifest.model_version}")
     return Cases(ModelInputs(**groups), expected, origin)

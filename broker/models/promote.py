@@ -1,15 +1,26 @@
-"""Another version for the workers of a repository, while they work."""
+"""Another version for the workers of a repository, while they work.
+
+A server is told twice: first to load the version beside all that it has, and, once the version has become the served
+one, to unload what nobody uses. So nothing is unloaded that a worker asks for, and nothing before its successor is
+there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from broker.errors import ConfigurationError, TrifidError
+from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
 from broker.inference import Engine
-from broker.inference.manifest import Manifest
+from broker.inference.manifest import MODELS, Manifest
 from broker.models.check import Report, check
 from broker.models.repository import ModelRepository
+
+_RECENT_S: Final = 300.0
+"""What a request has asked for so short a time before the latest request is in use, by whomever."""
+Numbers = Mapping[str, set[int]]
+"""Triton's versions of each of MODELS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +33,12 @@ class Server:
     """The engine that asks it for a version."""
     name: str
     """For messages."""
+    loaded: Callable[[], Mapping[str, Mapping[int, float]]]
+    """What it has loaded, and when each was last asked for, seconds by its own clock; raises as ``load``."""
+    in_use: Callable[[], Mapping[str, list[str]]]
+    """The workers that say they use each version, by ``Manifest.identity``; raises DependencyUnavailableError."""
+    tell: Callable[[str], None] = lambda _: None
+    """Is told what stays loaded, and why."""
 
 
 def load(repository: ModelRepository, version: str, server: Server) -> Report:
@@ -31,7 +48,9 @@ def load(repository: ModelRepository, version: str, server: Server) -> Report:
     """
     with repository.locked():
         manifest = repository.verify(version)
-        return _loaded(repository, manifest, repository.loaded(), server)
+        report = _loaded(repository, manifest, repository.needed(), server)
+        _unload(repository, [manifest, *repository.needed()], server)
+        return report
 
 
 def promote(repository: ModelRepository, version: str, server: Server | None) -> Report:
@@ -50,10 +69,12 @@ def promote(repository: ModelRepository, version: str, server: Server | None) ->
         if server is None:
             report = check(repository, version)
             report.require()
-            repository.pin([manifest, served])
+            repository.pin(repository.numbers([manifest, served]))
         else:
             report = _loaded(repository, manifest, [served], server)
         repository.serve(version, before)
+        if server is not None:
+            _unload(repository, [manifest, served], server)
         return report
 
 
@@ -69,35 +90,59 @@ def rollback(repository: ModelRepository, server: Server | None) -> Manifest:
         if not before:
             raise ConfigurationError(f"no version was served before {served.model_version}")
         manifest = repository.verify(before[-1])
-        pins = repository.loaded()
-        repository.pin([manifest, served])
-        if server is not None:
-            try:
-                server.load()
+        if server is None:
+            repository.pin(repository.numbers([manifest, served]))
+        else:
+            with _Beside(repository, [manifest, served], server):
                 _ready(server, manifest)
-            except TrifidError:
-                _restore(repository, pins, server)
-                raise
-        return repository.serve(manifest.model_version, before[:-1])
+        found = repository.serve(manifest.model_version, before[:-1])
+        if server is not None:
+            _unload(repository, [manifest, served], server)
+        return found
 
 
 def _before(served: Manifest) -> tuple[str, ...]:
     return () if served.promotion is None else served.promotion.before
 
 
-def _loaded(repository: ModelRepository, manifest: Manifest, others: Sequence[Manifest], server: Server) -> Report:
-    """Have the server load a version beside others, and check its answers there."""
-    pins = repository.loaded()
-    repository.pin([manifest, *others])
-    try:
-        server.load()
+def _loaded(repository: ModelRepository, manifest: Manifest, others: Iterable[Manifest], server: Server) -> Report:
+    """Have the server load a version beside all that it has, others among it, and check its answers there."""
+    with _Beside(repository, [manifest, *others], server):
         _ready(server, manifest)
         report = check(repository, manifest.model_version, server.engine, where=server.name)
         report.require()
-    except TrifidError:
-        _restore(repository, pins, server)
-        raise
     return report
+
+
+class _Beside:
+    """The server with more versions than it had; it has what it had where the context ends with an error."""
+
+    def __init__(self, repository: ModelRepository, manifests: Iterable[Manifest], server: Server) -> None:
+        self._repository, self._server = repository, server
+        self._manifests = list(manifests)
+
+    def __enter__(self) -> None:
+        has = self._server.loaded()
+        pinned, numbers = self._repository.pinned(), self._repository.numbers(self._manifests)
+        self._had = {model: set(has.get(model, {})) or pinned[model] for model in MODELS}
+        self._repository.pin({model: self._had[model] | numbers[model] for model in MODELS})
+        try:
+            self._server.load()
+        except TrifidError:
+            self._restore()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TrifidError):
+            self._restore()
+
+    def _restore(self) -> None:
+        """Have what was loaded before; the error that led here is the one to tell."""
+        self._repository.pin(self._had)
+        try:
+            self._server.load()
+        except TrifidError:
+            return
 
 
 def _ready(server: Server, manifest: Manifest) -> None:
@@ -110,10 +155,45 @@ def _ready(server: Server, manifest: Manifest) -> None:
         engine.close()
 
 
-def _restore(repository: ModelRepository, pins: Sequence[Manifest], server: Server) -> None:
-    """Have what was loaded before; the error that led here is the one to tell."""
-    repository.pin(pins)
+def _unload(repository: ModelRepository, needed: Iterable[Manifest], server: Server) -> None:
+    """Have the server unload what is neither needed nor in use. Never raises: what is served is served."""
     try:
-        server.load()
-    except TrifidError:
-        return
+        has = server.loaded()
+        keep = _in_use(repository, server, has)
+        numbers = repository.numbers(needed)
+        keep = {model: numbers[model] | keep[model] for model in MODELS}
+        repository.pin(keep)
+        if any(set(has.get(model, {})) - keep[model] for model in MODELS):
+            server.load()
+    except TrifidError as error:
+        server.tell(f"what nobody uses is not unloaded: {error}")
+
+
+def _in_use(repository: ModelRepository, server: Server, has: Mapping[str, Mapping[int, float]]) -> Numbers:
+    """What the server has loaded and somebody uses."""
+    try:
+        workers = server.in_use()
+    except DependencyUnavailableError as error:
+        server.tell(f"all that is loaded stays, since nobody can say who uses it: {error}")
+        return {model: set(has.get(model, {})) for model in MODELS}
+    used = [manifest for manifest in _manifests(repository) if manifest.identity in workers]
+    for manifest in used:
+        server.tell(f"{manifest.model_version} is in use by {', '.join(workers[manifest.identity])}")
+    named = repository.numbers(used)
+    # Workers of earlier releases, or with another Redis, say nothing; what they ask for is seen.
+    latest = max((at for versions in has.values() for at in versions.values()), default=0.0)
+    return {
+        model: {n for n, at in has.get(model, {}).items() if n in named[model] or (at and latest - at < _RECENT_S)}
+        for model in MODELS
+    }
+
+
+def _manifests(repository: ModelRepository) -> list[Manifest]:
+    """Of all versions that can be read."""
+    found = []
+    for version in repository.versions():
+        try:
+            found.append(repository.manifest(version))
+        except ConfigurationError:
+            continue
+    return found

@@ -11,8 +11,8 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -21,6 +21,7 @@ from broker.anomaly.calibration import calibration_path, with_scores
 from broker.anomaly.reference_set import ReferenceSet
 from broker.errors import ConfigurationError
 from broker.inference.manifest import MODELS, Manifest, Promotion, load_manifest, manifest_name
+from broker.models.warm_up import with_warm_up
 from broker.replaced import Replaced
 
 REFERENCE_SET_FILE: Final = "reference_set.npz"
@@ -29,12 +30,21 @@ SERVED: Final = "manifest.json"
 GATEWAY_FOLDER: Final = "trifid"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _POLICY: Final = re.compile(r"^version_policy *\{.*\}$", re.MULTILINE)
+_SPECIFIC: Final = re.compile(r"^version_policy *\{ *specific *\{ *versions: *\[([0-9, ]*)\]", re.MULTILINE)
 
 
 def reference_set_path(folder: Path, manifest: Manifest) -> Path:
     """Where the reference set of a version is: beside its manifest, or where training wrote it."""
     own = folder / f"reference_set-{manifest.model_version}.npz"
     return own if own.exists() else folder / REFERENCE_SET_FILE
+
+
+def fingerprint(path: Path) -> tuple[int, int, int] | None:
+    """What is another one after a file was replaced; None while it is not there."""
+    with suppress(OSError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
 
 
 def cases_path(folder: Path, version: str) -> Path:
@@ -74,8 +84,8 @@ class ModelRepository:
             names.add(self.served().model_version)
         return sorted(names)
 
-    def loaded(self) -> list[Manifest]:
-        """The versions that a server has: the served one, and the one before it, to which it can be rolled back."""
+    def needed(self) -> list[Manifest]:
+        """The versions that a server needs: the served one, and the one before it, to which it can be rolled back."""
         served = self.served()
         before = served.promotion.before[-1:] if served.promotion is not None else ()
         return [served, *(self.manifest(version) for version in before)]
@@ -155,20 +165,40 @@ class ModelRepository:
         if not path.exists():
             _write(path, manifest.model_copy(update={"promotion": None}))
 
-    def pin(self, manifests: Iterable[Manifest]) -> None:
-        """Have Triton load the models of these versions and of no other, when it is told or started."""
+    def numbers(self, manifests: Iterable[Manifest]) -> dict[str, set[int]]:
+        """Triton's versions of each model that some versions consist of."""
         several = list(manifests)
+        return {model: {int(manifest.version_of(model)) for manifest in several} for model in MODELS}
+
+    def pinned(self) -> dict[str, set[int]]:
+        """Triton's versions of each model that it loads when it is told or started; none where that is not said."""
+        found: dict[str, set[int]] = {}
         for model in MODELS:
-            numbers = sorted({int(manifest.version_of(model)) for manifest in several})
-            policy = f"version_policy {{ specific {{ versions: {numbers} }} }}"
-            path = self.folder / model / "config.pbtxt"
+            said = _SPECIFIC.search(self._configuration(model).read_text())
+            found[model] = set(map(int, said[1].split(","))) if said and said[1].strip() else set()
+        return found
+
+    def pin(self, numbers: Mapping[str, Iterable[int]]) -> None:
+        """Have Triton load these versions of each model and no other, when it is told or started.
+
+        A version whose model is not in the repository is left out. They are warmed up by what all of them take.
+        """
+        for model in MODELS:
+            files = {n: self.folder / model / str(n) / "model.onnx" for n in sorted(numbers[model])}
+            there = [n for n, file in files.items() if file.exists()]
+            policy = f"version_policy {{ specific {{ versions: {there} }} }}"
+            path = self._configuration(model)
             text = path.read_text()
             new, found = _POLICY.subn(policy, text)
             if not found:
                 new = f"{text}\n{policy}\n"
+            new = with_warm_up(new, [files[n] for n in there])
             if new != text:
                 with Replaced(path) as partial:
                     partial.write_text(new)
+
+    def _configuration(self, model: str) -> Path:
+        return self.folder / model / "config.pbtxt"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

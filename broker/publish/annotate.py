@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import compress
-from math import isfinite
+from math import isfinite, nan
 from typing import Final, Literal, TypedDict
 
 import numpy as np
@@ -48,12 +48,14 @@ def annotate(
 
     An alert whose object has no usable modality, or for which the model gave no probabilities (a row of
     zeros), is NotClassified, with the reason. One whose ``predictions.other`` is at least ``other_threshold`` (None for
-    the manifest's; 1 for never) is Other, and so is, whatever the model says, a known body of the solar system, and a
-    classified alert that its survey takes for an artefact, with the survey's probability where that is higher.
+    the manifest's; 1 for never) is Other, and so is, whatever the model says, a known body of the solar system, a
+    classified alert that its survey takes for an artefact, with the survey's probability where that is higher, and a
+    star whose period its class cannot have (``broker.inference.physics``).
     ``confidence`` is the probability from which the model's answer counts against that of a catalogue of known variable
     stars (``broker.publish.disagreement``).
     """
-    plausible, period = rule_out(predictions.probabilities, inputs.light_curve)
+    ruled = rule_out(predictions.probabilities, inputs.light_curve)
+    plausible, period, impossible = ruled
     classified: NDArray[np.bool_] = np.any(plausible, axis=1)
     # In double precision, so that the published probabilities sum to 1 to the last digits.
     probabilities = plausible.astype(np.float64)
@@ -65,9 +67,11 @@ def annotate(
     unreal = np.array(
         [1.0 - (a.real_bogus or 0.0) if b else np.nan for a, b in zip(alerts, bogus, strict=True)], np.float64
     )
-    p_other = np.where(moves, 1.0, np.fmax(predictions.other.astype(np.float64), unreal))
-    called = manifest.called_other(p_other, inputs.present, inputs.light_curve.detections, other_threshold)
-    other = moves | bogus | (classified & called)
+    p_other = np.where(moves, 1.0, np.fmax(predictions.other.astype(np.float64), np.fmax(unreal, ruled.other)))
+    called = manifest.called_other(
+        p_other, inputs.present, inputs.light_curve.detections, inputs.light_curve.is_difference, other_threshold
+    )
+    other = moves | bogus | impossible | (classified & called)
     # The model's ten are of an object that is one of them.
     probabilities[other] *= 1.0 - p_other[other, None]
     in_parents = (probabilities @ _IN_PARENT).tolist()
@@ -77,11 +81,14 @@ def annotate(
     for row in np.flatnonzero(other).tolist():
         sets[row] = (OTHER.name, *sets[row])
     named = [_named(*row) for row in zip(probabilities.tolist(), p_other.tolist(), classified, other, strict=True)]
-    published = orbital_periods(inputs.light_curve, period, plausible.argmax(axis=1), classified & ~other)
+    leading = plausible.argmax(axis=1)
+    published = orbital_periods(inputs.light_curve, period, leading, classified & ~other)
     periods, photometric, p_others = published.period.tolist(), period.tolist(), p_other.tolist()
     detections = inputs.light_curve.detections.tolist()
     combined = combined or Combined.none(len(alerts))
     scores = combined.score.tolist()
+    after = [nan] * len(alerts) if combined.after_answers is None else combined.after_answers.tolist()
+    answers = [0] * len(alerts) if combined.answers is None else combined.answers.tolist()
     percentiles, distances = anomalies.percentile.tolist(), anomalies.distance.tolist()
     return [
         Annotation(
@@ -102,11 +109,23 @@ def annotate(
             combined_anomaly=scores[row] if good and isfinite(scores[row]) else None,
             anomaly_parts=combined.parts[row] if good else {},
             anomaly_explanation=combined.reasons[row] if good else None,
+            anomaly_after_answers=after[row] if good and isfinite(after[row]) else None,
+            anomaly_answers=answers[row] if good and isfinite(after[row]) else None,
             neighbours=anomalies.neighbours[row] if good else (),
             reference_set_version=anomalies.version if good else None,
             classifier_name=manifest.classifier_name,
             model_version=manifest.identity,
-            reason=_reason(alert, bool(moves[row]), bool(bogus[row]), good, inputs.present[row], detections[row]),
+            reason=_reason(
+                alert,
+                bool(moves[row]),
+                bool(bogus[row]),
+                good,
+                inputs.present[row],
+                detections[row],
+                f"a period of {photometric[row]:.4g} d, which no star of class {CLASS_NAMES[leading[row]]} has"
+                if impossible[row]
+                else None,
+            ),
             known_as=_compared(states[row].known_as, named[row], in_parents[row], sets[row], confidence),
         )
         for row, (alert, received, good) in enumerate(zip(alerts, received_mjd, classified, strict=True))
@@ -210,14 +229,22 @@ def _history(alert: Alert, state: ObjectState) -> Literal["remembered", "packet"
 
 
 def _reason(
-    alert: Alert, moves: bool, bogus: bool, classified: bool, present: NDArray[np.bool_], detections: int
+    alert: Alert,
+    moves: bool,
+    bogus: bool,
+    classified: bool,
+    present: NDArray[np.bool_],
+    detections: int,
+    impossible: str | None,
 ) -> str | None:
-    """Why there is no class, and the bands that were left out; None where there is nothing to say."""
+    """Why there is no class, or Other, and the bands that were left out; None where there is nothing to say."""
     said = []
     if moves:
         said.append(_MOVES)
     elif bogus:
         said.append(f"an artefact of one night, by the survey's score of {alert.real_bogus:.2f}")
+    elif impossible is not None:
+        said.append(impossible)
     elif not classified and present.any():
         said.append("the model gave no finite probabilities")
     elif not classified:

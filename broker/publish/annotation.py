@@ -6,10 +6,11 @@ registry. The container's header is the same each time and is made once.
 
 from __future__ import annotations
 
+import difflib
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -22,7 +23,7 @@ from broker import __version__
 from broker.avro.wire import CONFLUENT_MAGIC, read_confluent_header
 from broker.errors import DecodeError, TrifidError
 from broker.records import Annotation, KnownObject, Neighbour
-from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER
+from broker.taxonomy import CLASS_INDEX, ELASTICC_ID, NOT_CLASSIFIED, OTHER, place_of_best
 from broker.times import datetime_of, mjd_of
 
 IDS: Final = ("alertId", "diaSourceId")
@@ -52,6 +53,35 @@ class PublishedAnnotation(Annotation):
     """ELAsTiCC's number of each of ``class_names``; None in messages of earlier releases."""
     topics: tuple[str, ...] = ()
     """All topics that this annotation was published to; empty in messages of earlier releases."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by its documented name: those of ``annotation.avsc``, as a record has them, and of DERIVED.
+
+        ``annotation["objectId"]`` is ``annotation.object_id``. Raises KeyError for other names.
+        """
+        if name in DERIVED:
+            return DERIVED[name](self)
+        if (field := _FIELDS.get(name)) is not None:
+            value = getattr(self, field.attribute)
+            return value if field.encode is None else field.encode(value)
+        if name in _ORDER:
+            return published_record(self)[name]
+        near = difflib.get_close_matches(str(name), [*_ORDER, *DERIVED], n=1)
+        raise KeyError(f"an annotation has no field {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _parent_probability(annotation: Annotation) -> float | None:
+    parent = annotation.parent
+    return None if parent is None else annotation.parents[parent]
+
+
+DERIVED: Final[Mapping[str, Callable[[Annotation], Any]]] = {
+    "class": lambda a: a.best_class,
+    "probability": lambda a: a.best_probability,
+    "parentProbability": _parent_probability,
+    "known": lambda a: bool(a.known_as),
+}
+"""What filters and headers know of an annotation that is no field of ``annotation.avsc``, but follows from some."""
 
 
 class _Field(NamedTuple):
@@ -108,6 +138,8 @@ _FIELDS: Final[dict[str, _Field]] = {
     "combinedAnomaly": _Field("combined_anomaly"),
     "anomalyParts": _Field("anomaly_parts", None, dict),
     "anomalyExplanation": _Field("anomaly_explanation"),
+    "anomalyAfterAnswers": _Field("anomaly_after_answers"),
+    "anomalyAnswers": _Field("anomaly_answers"),
     "referenceSetVersion": _Field("reference_set_version"),
     "neighbours": _Field(
         "neighbours",
@@ -142,6 +174,12 @@ The only mapping of Avro fields to attributes; derived fields and those the brok
 types and docs are in annotation.avsc."""
 _values: Final = attrgetter(*(field.attribute for field in _FIELDS.values()))
 _ENCODED: Final = [(name, field.encode) for name, field in _FIELDS.items() if field.encode is not None]
+
+
+def best_of(classifications: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Which of a record's ``classifications`` is its class, as ``Annotation.best_class``."""
+    names, probabilities = ([one[field] for one in classifications] for field in ("className", "probability"))
+    return classifications[place_of_best(names, probabilities)]
 
 
 def to_record(

@@ -10,6 +10,7 @@ from broker.avro.container import ContainerWriter
 from broker.batch import BatchResult, DeadLetter
 from broker.publish.annotation import SCHEMA_TEXT, to_record
 from broker.publish.elasticc import classification
+from broker.publish.headers import summary_headers
 from broker.publish.registered import RegisteredWriter
 from broker.publish.topics import OutputTopics
 from broker.times import mjd_now
@@ -27,7 +28,7 @@ class OutgoingMessage:
     topic: str
     value: bytes
     key: bytes | None = None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, str | bytes], ...] = ()
     partition: int | None = None
     """Where it has to be; None where its key decides."""
 
@@ -60,17 +61,21 @@ class Publisher:
     def messages(self, result: BatchResult) -> Iterator[OutgoingMessage]:
         """One message for each topic of each annotation, keyed by object id, and one for each dead letter.
 
+        Annotations have the headers of ``summary_headers``.
+
         Where asked for, one in ELAsTiCC's schema for each annotation of an alert whose time of publication is known.
         """
         now = mjd_now()
         for annotation in result.annotations:
             topics = self.topics.of(annotation)
-            value = self._write(to_record(annotation, self._broker_name, now, topics=topics))
+            record = to_record(annotation, self._broker_name, now, topics=topics)
+            value, headers = self._write(record), summary_headers(annotation, record["parent"])
             key = annotation.object_id.encode()
+            trace = result.traces.get((annotation.survey, annotation.alert_id), ()) if result.traces else ()
             for topic in topics:
-                yield OutgoingMessage(topic, value, key)
+                yield OutgoingMessage(topic, value, key, headers + trace)
             if annotation.survey in self.topics.elasticc_surveys and annotation.alert_publish_mjd is not None:
-                yield OutgoingMessage(self.topics.elasticc, classification(annotation, self._broker_name), key)
+                yield OutgoingMessage(self.topics.elasticc, classification(annotation, self._broker_name), key, trace)
         for letter in result.dead_letters:
             yield self._dead_letter(letter)
 
@@ -93,7 +98,7 @@ class Publisher:
         return OutgoingMessage(
             self.topics.dead_letter,
             payload[: self._limit],
-            headers=tuple((name, _header(text)) for name, text in headers.items()),
+            headers=(*((name, _header(text)) for name, text in headers.items()), *letter.message.trace),
         )
 
 

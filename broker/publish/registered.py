@@ -53,19 +53,20 @@ def annotation_registry(settings: AnnotationRegistrySettings, url: str | None = 
     """
     if (url or settings.url) is None:
         return None
+    from broker.avro.registry import SchemaRegistry
+
     try:
-        from broker.avro.registry import SchemaRegistry
+        return SchemaRegistry(
+            url or settings.url,
+            username=settings.username,
+            password=in_clear(settings.password),
+            ca_location=settings.ca_location,
+            certificate_location=settings.certificate_location,
+            key_location=settings.key_location,
+            key_password=in_clear(settings.key_password),
+            timeout_s=settings.timeout_s,
+        )
     except ImportError as error:  # 20 MiB, cryptography above all, that most subscribers have no use for
         raise ConfigurationError(
             f"a schema registry needs more packages: pip install 'trifid[registry]' ({error})"
         ) from error
-    return SchemaRegistry(
-        url or settings.url,
-        username=settings.username,
-        password=in_clear(settings.password),
-        ca_location=settings.ca_location,
-        certificate_location=settings.certificate_location,
-        key_location=settings.key_location,
-        key_password=in_clear(settings.key_password),
-        timeout_s=settings.timeout_s,
-    )

@@ -10,7 +10,7 @@ from typing import Final
 
 from broker import sky
 from broker.errors import ConfigurationError
-from broker.similar.sets import unit_vector
+from broker.sky import unit_vector
 from broker.taxonomy import NOT_CLASSIFIED, OUTPUT_NAMES, PARENTS
 
 FORMS: Final = "class=RRAB, class=RRLyrae, survey=ztf, mag<18, probability>0.9, detections>50, cone=RA,DEC,ARCSEC"

@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import cache
+from typing import Final
 
 import numpy as np
 import redis
@@ -19,8 +20,8 @@ from broker.errors import DependencyUnavailableError, TrifidError
 from broker.metrics import SIMILAR_WRITES
 from broker.photometry import POGSON
 from broker.records import AB_ZERO_POINT_NJY, Annotation, LightCurve, ObjectState, PhotometryKind
-from broker.redis_client import CommandPipeline, RedisConnection
-from broker.similar.sets import KINDS, NO_VECTOR_SETS, Element, Sets
+from broker.redis_client import RedisConnection
+from broker.similar.sets import KINDS, NO_VECTOR_SETS, Element, Sets, Written, class_index
 from broker.times import mjd_now
 
 log = logging.getLogger(__name__)
@@ -165,61 +166,74 @@ class Keeper:
 
     def write(self, batch: Embedded, rows: Sequence[int]) -> None:
         """Write the objects of some rows that are new or have changed; raises what Redis refuses."""
-        today = int(mjd_now())
+        # The last alert of an object in the batch.
         latest = {f"{batch.annotations[row].survey}:{batch.annotations[row].object_id}": row for row in rows}
         SIMILAR_WRITES.labels("unchanged").inc(len(rows) - len(latest))
         if not latest:
             return
-        sets = self._sets
-        shards = {element: sets.shard_of(element) for element in latest}
-        before = sets.connection.commands(
-            [("VGETATTR", sets.key(shards[element], KINDS[0]), element) for element in latest]
+        elements, own = list(latest), [batch.annotations[row] for row in latest.values()]
+        today = int(mjd_now())
+        now = Written(
+            np.full(len(own), today, np.int64),
+            np.array([annotation.detections for annotation in own], np.int64),
+            np.array([class_index(annotation.best_class) for annotation in own], np.int64),
+            np.array([_code(annotation.modalities) for annotation in own], np.int64),
         )
-        written = unchanged = 0
+        before = self._sets.written(elements)
+        moved = self._moved(before, now)
+        # A class is for filters: where the light curve has hardly grown, the embedding has hardly moved.
+        told = ~moved & ((before.class_index != now.class_index) | (before.day + self._grain <= today))
+        self._send(batch, elements, list(latest.values()), now, moved, told)
+        SIMILAR_WRITES.labels("written").inc(int(moved.sum()))
+        SIMILAR_WRITES.labels("unchanged").inc(int((~moved).sum()))
 
-        def queue_writes(pipeline: CommandPipeline) -> None:
-            nonlocal written, unchanged
-            written = unchanged = 0
-            for (element, row), attributes in zip(latest.items(), before, strict=True):
-                annotation, shard = batch.annotations[row], shards[element]
-                code = int(subset_codes(np.array([[name in annotation.modalities for name in MODALITIES]]))[0])
-                known = _element(attributes)
-                if known is not None and not self._moved(known, annotation, code):
-                    unchanged += 1
-                    # A class is for filters: where the light curve has hardly grown, the embedding has hardly moved.
-                    if known.class_name == annotation.best_class and known.day + self._grain > today:
-                        continue
+    def _moved(self, before: Written, now: Written) -> NDArray[np.bool_]:
+        """(n,) what is to be written again: other modalities, or a grown light curve."""
+        fewer, more = np.minimum(before.detections, now.detections), np.maximum(before.detections, now.detections)
+        moved: NDArray[np.bool_] = (before.modalities != now.modalities) | (more > fewer * (1.0 + self._growth))
+        return moved
+
+    def _send(
+        self,
+        batch: Embedded,
+        elements: Sequence[str],
+        rows: Sequence[int],
+        now: Written,
+        moved: NDArray[np.bool_],
+        told: NDArray[np.bool_],
+    ) -> None:
+        """Vectors and attributes where ``moved``, attributes where ``told``; nothing where there are none of both."""
+        sets, today = self._sets, int(now.day[0])
+        index, new = np.flatnonzero(moved | told).tolist(), np.flatnonzero(moved).tolist()
+        if not index:
+            return
+        # A whole number first, since `remove_expired` goes by it; what was written is said when it is.
+        commands = sets.note([elements[i] for i in new], np.full(len(new), float(today)))
+        updated: dict[int, int] = {}
+        for i in index:
+            row, element = rows[i], elements[i]
+            shard = sets.shard_of(element)
+            said = describe(batch.annotations[row], batch.curves[row], int(now.modalities[i]), today).to_json()
+            if not moved[i]:
+                updated[i] = len(commands)
+            for kind in KINDS:
+                key, vector = sets.key(shard, kind), batch.vector(row, kind) if moved[i] else None
+                if not moved[i]:
+                    commands.append(("VSETATTR", key, element, said))
+                elif vector is None:
+                    commands.append(("VREM", key, element))
                 else:
-                    known = None
-                    written += 1
-                now = describe(annotation, batch.curves[row], code, today)
-                # Before the vectors: `remove_expired` goes by it.
-                pipeline.command("ZADD", sets.key(shard, "seen"), today, element)
-                for kind in KINDS:
-                    key, vector = sets.key(shard, kind), batch.vector(row, kind)
-                    if known is not None:
-                        pipeline.command("VSETATTR", key, element, now.to_json())
-                    elif vector is None:
-                        pipeline.command("VREM", key, element)
-                    else:
-                        pipeline.command(
-                            "VADD", key, "FP32", vector.astype("<f4").tobytes(), element, "Q8", "EF", _EFFORT,
-                            "SETATTR", now.to_json(), "M", _LINKS,
-                        )  # fmt: skip
-            for shard in set(shards.values()):
-                for key in sets.keys(shard):
-                    pipeline.command("EXPIRE", key, self._model_expiry)
-
-        sets.connection.execute(queue_writes)
-        SIMILAR_WRITES.labels("written").inc(written)
-        SIMILAR_WRITES.labels("unchanged").inc(unchanged)
-
-    def _moved(self, known: Element, annotation: Annotation, code: int) -> bool:
-        """Whether an object is to be written again: other modalities, or a grown light curve."""
-        if known.modalities != code:
-            return True
-        fewer, more = sorted((known.detections, annotation.detections))
-        return more > fewer * (1.0 + self._growth)
+                    commands.append(
+                        ("VADD", key, "FP32", vector.astype("<f4").tobytes(), element, "Q8", "EF", _EFFORT,
+                         "SETATTR", said, "M", _LINKS)
+                    )  # fmt: skip
+        answers = sets.connection.commands([*commands, *sets.renew(self._model_expiry)])
+        # Where Redis has the score and not the vector, as where a set was deleted: written with the next alert.
+        scores = now.scores()
+        for i, at in updated.items():
+            if not answers[at]:
+                scores[i] = today
+        sets.connection.commands(sets.note([elements[i] for i in index], scores[index]))
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -228,20 +242,27 @@ class Keeper:
         # A day has begun when it is noted, and one that is not renewed may be a grain old.
         removed = self._sets.remove_expired(int(mjd_now() - self._expiry) - self._grain, _SWEPT)
         SIMILAR_WRITES.labels("expired").inc(removed)
-        self._sets.register(self._model_expiry)  # which ends as the sets do, that are renewed with each write
+        self._sets.register(self._model_expiry)
+        self._sets.connection.commands(self._sets.renew(self._model_expiry))
         self._next_sweep = now + (0.0 if removed >= _SWEPT else _SWEEP_S)
 
 
 def kept_rows(batch: Embedded) -> list[int]:
     """Rows of the objects that are kept: classified, no moving body, with a usable light curve or a spectrum."""
+    embedded: list[bool] = np.any(batch.fused, axis=1).tolist()
     return [
         row
         for row, annotation in enumerate(batch.annotations)
-        if annotation.classified
+        if embedded[row]
+        and annotation.classified
         and not annotation.solar_system
         and not _LONG_ENOUGH.isdisjoint(annotation.modalities)
-        and batch.fused[row].any()
     ]
+
+
+@cache
+def _code(modalities: tuple[str, ...]) -> int:
+    return int(subset_codes(np.array([[name in modalities for name in MODALITIES]]))[0])
 
 
 def describe(annotation: Annotation, curve: LightCurve, code: int, day: int) -> Element:
@@ -263,13 +284,3 @@ def median_magnitude(curve: LightCurve) -> float | None:
     reference = curve.reference_flux[detected]
     flux = float(np.median(curve.flux[detected] + np.where(np.isfinite(reference), reference, 0.0)))
     return float(-POGSON * np.log(flux / AB_ZERO_POINT_NJY)) if flux > 0 else None
-
-
-def _element(attributes: Any) -> Element | None:
-    """None where an object is not there, or what is there cannot be read: it is written anew then."""
-    if attributes is None:
-        return None
-    try:
-        return Element.from_json(attributes)
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -13,19 +13,19 @@ from broker.lightcurves.objects import NamedLightCurve
 from broker.pipeline import Pipeline
 from broker.records import LightCurve, ObjectState, ObservedSpectrum
 from broker.similar.among import Among
-from broker.similar.search import BY, Answer, Similar
+from broker.similar.answer import BY, Answer
+from broker.similar.search import Similar
 from broker.similar.sets import KINDS
 
 Vectors = Mapping[str, NDArray[np.float32]]
 """Embeddings (d,) by kind, of those that there are."""
-ALL = BY[0]
 
 
 def kind_of(by: str) -> str:
     """One of KINDS from one of BY; raises ConfigurationError for others."""
     if by not in BY:
         raise ConfigurationError(f"by: {by!r:.40} is none of {', '.join(BY)}")
-    return KINDS[BY.index(by)]
+    return by.replace("-", "_")
 
 
 def vectors_of(pipeline: Pipeline, states: Sequence[ObjectState]) -> list[Vectors]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,13 +11,12 @@ from numpy.typing import NDArray
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError, TrifidError
 from broker.similar.among import Among
+from broker.similar.answer import Answer, SimilarObject
+from broker.similar.plane import Plane
 from broker.similar.sets import KINDS, NO_VECTOR_SETS, Element, Sets
 from broker.similar.translate import Translator
 from broker.times import mjd_now
 
-BY: Final = tuple(kind.replace("_", "-") for kind in KINDS)
-"""As people name the kinds: all, light-curve, spectrum, metadata."""
-MAX_LIMIT: Final = 1000
 _MORE: Final = 4
 """Times as many are asked for as are wanted, and put in order here: the quantised dot product that Redis orders by is
 uncertain by 0.0004, and neighbours are closer to each other than that (docs/similar.md)."""
@@ -31,40 +29,6 @@ _EXACT: Final = 200_000
 searches would keep workers' writes waiting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """An object, and how similar it is."""
-
-    survey: str
-    object_id: str
-    similarity: float
-    """Cosine between the two embeddings, 1 for the same. Across modalities only the order means something."""
-    class_name: str
-    probability: float
-    ra: float
-    """ICRS degrees, as ``dec``."""
-    dec: float
-    magnitude: float | None
-    """AB, of the median total flux."""
-    detections: int
-    modalities: tuple[str, ...]
-
-    def record(self) -> dict[str, Any]:
-        """For JSON, by the names that annotations have."""
-        found = asdict(self)
-        names = {"object_id": "objectId", "class_name": "class"}
-        return {names.get(key, key): list(value) if isinstance(value, tuple) else value for key, value in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a search found, the most similar first."""
-
-    matches: tuple[Match, ...]
-    complete: bool
-    """False where a filter left fewer than were asked for, and there may be more."""
-
-
 class UnknownToSetsError(TrifidError):
     """An object that has no such embedding in the sets."""
 
@@ -72,15 +36,28 @@ class UnknownToSetsError(TrifidError):
 class Similar:
     """Asks the vector sets of one model; reads only."""
 
-    def __init__(self, sets: Sets, expiry_days: float, translator: Callable[[], Translator] | None = None) -> None:
+    def __init__(
+        self,
+        sets: Sets,
+        expiry_days: float,
+        translator: Callable[[], Translator] | None = None,
+        version: str | None = None,
+        plane: Callable[[], Plane] | None = None,
+    ) -> None:
         """``expiry_days`` after it was last seen an object is none of the answer, if it is still there.
 
+        ``version`` is that of the model (``Manifest.model_version``), for whoever makes the embeddings to compare.
+
         ``translator`` gives, when it is first needed, what takes embeddings from one modality to another; without it
-        they are compared as they are, as for a model whose encoders share one space.
+        they are compared as they are, as for a model whose encoders share one space. ``plane`` gives the plane in
+        which the model's embeddings are drawn, when it is first needed.
         """
         self._sets, self._expiry, self._make_translator = sets, expiry_days, translator
         self._translator: Translator | None = None
+        self._make_plane = plane
+        self._plane: Plane | None = None
         self._supported = False
+        self.version: Final = version
 
     def check(self) -> None:
         """Raise ConfigurationError where this Redis has no vector sets."""
@@ -93,6 +70,24 @@ class Similar:
         """Close the connection."""
         self._sets.connection.close()
 
+    @property
+    def model(self) -> str:
+        """``Manifest.identity`` of the model."""
+        return self._sets.model
+
+    def plane(self) -> Plane:
+        """The plane in which the model's embeddings are drawn; raises ConfigurationError where there is none."""
+        if self._plane is None:
+            if self._make_plane is None:
+                raise ConfigurationError("there is no reference set to draw embeddings by")
+            self._plane = self._make_plane()
+        return self._plane
+
+    def vectors_of(self, names: Sequence[tuple[str, str]], kind: str) -> list[NDArray[np.float64] | None]:
+        """The embeddings (d,) of ``kind`` that are kept of objects; None of others."""
+        found = stored_vectors(self._sets, names) if names else []
+        return [None if kinds is None else kinds.get(kind) for kinds in found]
+
     def vector_of(self, name: tuple[str, str], kind: str) -> NDArray[np.float64]:
         """The embedding (d,) that is kept of an object; raises UnknownToSetsError where there is none."""
         self.check()
@@ -102,8 +97,8 @@ class Similar:
         found = {one: vector for one, vector in zip(KINDS, map(_stored, raw), strict=True) if vector is not None}
         if not found:
             raise UnknownToSetsError(
-                f"{element} is not among the {self._sets.count():,} objects whose embeddings are kept: it had no alert "
-                "since similarity was turned on, is not classified, or has neither 5 points nor a spectrum"
+                f"the object {element} is not among the {self._sets.count():,} objects whose embeddings are kept: it "
+                "had no alert since similarity was turned on, is not classified, or has neither 5 points nor a spectrum"
             )
         if kind not in found:
             there = ", ".join(one.replace("_", "-") for one in found)
@@ -182,6 +177,27 @@ class Similar:
         return [list(_scored(reply)) for reply in replies]
 
 
+def stored_vectors(sets: Sets, names: Sequence[tuple[str, str]]) -> list[dict[str, NDArray[np.float64]] | None]:
+    """The embeddings (d,) that are kept of objects, by kind; None of an object that is not among those.
+
+    Of an object of one modality, that modality's is the fused one.
+    """
+    keys = [(element, sets.shard_of(element)) for element in map(":".join, names)]
+    raw = sets.connection.commands(
+        [("VEMB", sets.key(shard, kind), element, "RAW") for element, shard in keys for kind in KINDS]
+    )
+    vectors = [_stored(reply) for reply in raw]
+    found: list[dict[str, NDArray[np.float64]] | None] = []
+    for start in range(0, len(vectors), len(KINDS)):
+        kinds = {
+            kind: vector
+            for kind, vector in zip(KINDS, vectors[start : start + len(KINDS)], strict=True)
+            if vector is not None
+        }
+        found.append(kinds or None)
+    return found
+
+
 def _scored(reply: Any) -> Iterable[tuple[str, float, bytes]]:
     """Releases of redis-py differ: a dict of pairs, or a flat list."""
     if isinstance(reply, dict):
@@ -208,10 +224,10 @@ def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
     return vector / length if length > 0 else vector
 
 
-def _match(element: str, known: Element, similarity: float) -> Match:
+def _match(element: str, known: Element, similarity: float) -> SimilarObject:
     survey, _, object_id = element.partition(":")
     modalities = tuple(name for bit, name in enumerate(MODALITIES) if known.modalities >> bit & 1)
-    return Match(
+    return SimilarObject(
         survey, object_id, round(similarity, 6), known.class_name, known.probability, known.ra, known.dec,
         known.magnitude, known.detections, modalities,
     )  # fmt: skip

@@ -2,6 +2,10 @@
 
 ``<prefix>:similar:{<shard>}:<model>:<kind>`` for each of KINDS, and ``:seen`` beside them, a sorted set of the same
 objects by the day on which they were seen last. The shard is the hash tag: all of one object are in one slot.
+
+Scores of ``seen`` say in their fraction what was written of the object (``Written``), so that one command tells for a
+whole batch what has to be written again. A whole number is an object whose vectors are being written, or were written
+by an earlier release.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import redis
+from numpy.typing import NDArray
 
 from broker.assemble.inputs import MODALITIES
 from broker.redis_client import CommandPipeline, RedisConnection
+from broker.sky import unit_vector
+from broker.taxonomy import OUTPUT_NAMES
 
 ObjectName = tuple[str, str]
 """Survey and object id."""
@@ -27,9 +35,19 @@ CLUSTER_SHARDS: Final = 16
 since a query asks each."""
 _POSITION_DIGITS: Final = 9
 """Of a unit vector: 0.0002 arcsec."""
+_CODE_BITS: Final = len(MODALITIES)
+_CLASS_BITS: Final = 5
+_DETECTION_BITS: Final = 22
+_SAID_BITS: Final = _DETECTION_BITS + _CLASS_BITS + _CODE_BITS
+_MOST_DETECTIONS: Final = (1 << _DETECTION_BITS) - 1
+OFF: Final = (
+    "similar objects are off, as by default: no embeddings are kept to compare with. Set TRIFID_SIMILAR__ENABLED=true, "
+    "or enabled = true under [similar], for the workers and for `trifid similar` and `trifid web`; each object is "
+    "found from its next alert on (docs/similar.md)"
+)
 NO_VECTOR_SETS: Final = (
     "has no vector sets (Redis 8 has; Redis 7 and Valkey have not): similar objects are neither kept nor found. All "
-    "else works. similar.enabled = false ends this message"
+    "else works. `similar.enabled = false` (the default) ends this message"
 )
 
 
@@ -75,10 +93,43 @@ class Element:
         )  # fmt: skip
 
 
-def unit_vector(ra: float, dec: float) -> tuple[float, float, float]:
-    """A position (degrees) on the unit sphere."""
-    ra, dec = math.radians(ra), math.radians(dec)
-    return math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec)
+@dataclass(frozen=True, slots=True, eq=False)
+class Written:
+    """What was written last of n objects."""
+
+    day: NDArray[np.int64]
+    """(n,) MJD."""
+    detections: NDArray[np.int64]
+    """(n,) at most ``_MOST_DETECTIONS``."""
+    class_index: NDArray[np.int64]
+    """(n,) ``class_index`` of the published class."""
+    modalities: NDArray[np.int64]
+    """(n,) as ``broker.assemble.inputs.subset_codes``; 0 where nothing was written, or not all of it."""
+
+    def scores(self) -> NDArray[np.float64]:
+        """(n,) of the sorted set: a double has 53 bits, of which this needs 47."""
+        said = np.minimum(self.detections, _MOST_DETECTIONS) << (_CLASS_BITS + _CODE_BITS)
+        said |= (self.class_index << _CODE_BITS) | self.modalities
+        scores: NDArray[np.float64] = self.day + said / float(1 << _SAID_BITS)
+        return scores
+
+    @classmethod
+    def of_scores(cls, scores: NDArray[np.float64]) -> Written:
+        """The inverse; NaN is an object that is not there."""
+        known = np.where(np.isfinite(scores), scores, 0.0)
+        day = np.floor(known)
+        said = ((known - day) * (1 << _SAID_BITS)).astype(np.int64)
+        return cls(
+            day.astype(np.int64),
+            said >> (_CLASS_BITS + _CODE_BITS),
+            (said >> _CODE_BITS) & ((1 << _CLASS_BITS) - 1),
+            said & ((1 << _CODE_BITS) - 1),
+        )
+
+
+def class_index(name: str) -> int:
+    """The number by which ``Written`` knows a published class; one for all that this release does not know."""
+    return OUTPUT_NAMES.index(name) if name in OUTPUT_NAMES else (1 << _CLASS_BITS) - 1
 
 
 class Sets:
@@ -120,6 +171,35 @@ class Sets:
         """Objects that are kept."""
         counts = self.connection.commands([("VCARD", self.key(shard, KINDS[0])) for shard in range(self.shards)])
         return sum(int(count or 0) for count in counts)
+
+    def written(self, elements: Sequence[str]) -> Written:
+        """What was written last of objects: one command a shard."""
+        rows = self._by_shard(elements)
+        asked = [("ZMSCORE", self.key(shard, "seen"), *(elements[row] for row in own)) for shard, own in rows.items()]
+        scores = np.full(len(elements), np.nan)
+        for own, found in zip(rows.values(), self.connection.commands(asked), strict=True):
+            scores[own] = [math.nan if score is None else float(score) for score in found]
+        return Written.of_scores(scores)
+
+    def note(self, elements: Sequence[str], scores: NDArray[np.float64]) -> list[Sequence[Any]]:
+        """Commands that set the scores of objects, one a shard."""
+        values = scores.tolist()
+        return [
+            ("ZADD", self.key(shard, "seen"), *(word for row in own for word in (repr(values[row]), elements[row])))
+            for shard, own in self._by_shard(elements).items()
+        ]
+
+    def renew(self, seconds: int) -> list[Sequence[Any]]:
+        """Commands by which all sets of the model are kept so long."""
+        return [("EXPIRE", key, seconds) for shard in range(self.shards) for key in self.keys(shard)]
+
+    def _by_shard(self, elements: Sequence[str]) -> dict[int, list[int]]:
+        if self.shards == 1:
+            return {0: list(range(len(elements)))} if elements else {}
+        rows: dict[int, list[int]] = {}
+        for row, element in enumerate(elements):
+            rows.setdefault(self.shard_of(element), []).append(row)
+        return rows
 
     def remove(self, elements: Iterable[str]) -> None:
         """Take objects out of all sets; what is not there is passed over."""

@@ -24,6 +24,8 @@ MAX_FILE_BYTES: Final = 512_000_000
 MAX_TEXT_BYTES: Final = 64_000_000
 """Of a file that is none of the binary formats: MAX_PIXELS lines of 640 characters."""
 MAX_VOTABLE_BYTES: Final = 256_000_000
+FILE: Final = "file:"
+"""Before a file's name, as the id of a spectrum that has none."""
 _REASONS: Final = 5
 """That are listed of a file with several unusable spectra."""
 
@@ -55,14 +57,14 @@ class Overrides:
         if self.spectrum_id is not None:
             said["spectrum_id"] = self.spectrum_id + suffix
         elif not raw.spectrum_id:
-            said["spectrum_id"] = f"file:{name}{suffix}"
+            said["spectrum_id"] = f"{FILE}{name}{suffix}"
         return dataclasses.replace(raw, **said)
 
 
 def read_spectra(
-    path: Path, overrides: Overrides = Overrides(), *, rest_frame: bool = True
+    path: Path, overrides: Overrides = Overrides(), *, rest_frame: bool = True, placed: bool = True
 ) -> Iterator[ObservedSpectrum]:
-    """The spectra of a file, as ``to_observed`` makes them.
+    """The spectra of a file, as ``to_observed`` makes them, with ``placed`` as there.
 
     Formats: LAMOST low resolution and SDSS FITS, FITS tables and one-dimensional images, VOTable, Parquet, ECSV, CSV
     and other text, messages of ``broker.spectra.message``; also compressed with gzip, bzip2, xz or zstandard.
@@ -75,7 +77,7 @@ def read_spectra(
     for raw in read_raw(path, overrides):
         count += 1
         try:
-            yield to_observed(raw, rest_frame=rest_frame)
+            yield to_observed(raw, rest_frame=rest_frame, placed=placed)
         except UnusableSpectrumError as error:
             failed += 1
             if failed <= _REASONS:

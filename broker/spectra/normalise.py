@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-from astropy import units
 from numpy.typing import NDArray
 
 from broker.assemble.spectrum import GRID, MIN_COVERAGE, resample
@@ -205,6 +204,8 @@ def air_to_vacuum(wavelength: Array) -> Array:
 
 def to_angstrom(values: Array, unit: str) -> Array:
     """Wavelengths in Angstrom, of wavelengths, frequencies, energies or wave numbers."""
+    from astropy import units
+
     parsed = _unit(unit)
     try:
         with np.errstate(all="ignore"):
@@ -217,6 +218,8 @@ def _per_wavelength(wavelength: Array, unit: str) -> Array:
     """(m,) what flux in ``unit`` is to be multiplied with to be per unit wavelength, in any unit."""
     if unit.strip().lower() in _RELATIVE:
         return np.ones(len(wavelength))
+    from astropy import units
+
     parsed = _unit(unit)
     target = units.erg / units.s / units.cm**2 / units.AA
     for area in (units.dimensionless_unscaled, units.sr):  # surface brightness has the same shape
@@ -234,9 +237,12 @@ def _per_wavelength(wavelength: Array, unit: str) -> Array:
     raise UnusableSpectrumError(f"{unit!r} is no unit of flux density")
 
 
+# Astropy is imported where a spectrum has a unit: it is a fifth of what a worker's start would import.
 @lru_cache(maxsize=64)
 def _unit(text: str) -> Any:
     """The unit; raises UnusableSpectrumError for what is none."""
+    from astropy import units
+
     spelled = text.strip()
     if len(spelled) > _MAX_UNIT or _LONG_NUMBER.search(spelled):  # powers are worked out while it is read
         raise UnusableSpectrumError(f"{text[:_MAX_UNIT]!r} is not a known unit")

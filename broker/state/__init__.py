@@ -20,6 +20,9 @@ class Store(Protocol):
         Raises DependencyUnavailableError when the store is unavailable.
         """
 
+    def absorb(self, alerts: Sequence[Alert]) -> None:
+        """Leave what ``update`` would in the state, and return nothing: what is only for a state is not read."""
+
     def keep_searches(self, searches: Mapping[tuple[str, str], KeptSearch]) -> None:
         """Keep the results of period searches beside their objects, by survey and object id, in place of earlier ones.
 

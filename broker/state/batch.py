@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -96,7 +96,8 @@ class StoredBatch:
                 if found is not None and (known.kept_search is None or found.points > known.kept_search.points):
                     known.kept_search = found
         for (name, home, _), cell in zip(seen, own_cells([latest for *_, latest in seen]), strict=True):
-            self.copies[name][home] = replace(self.copies[name][home], cell=cell)
+            copy = self.copies[name][home]
+            self.copies[name][home] = Copy(copy.value, cell, copy.search)
         for name, place in places:
             latest = self.objects.known[name].latest
             # An entry of another time is left from before the object moved, when its value could not be read.

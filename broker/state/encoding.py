@@ -68,12 +68,16 @@ def encode_object(curve: LightCurve, latest: Alert, before: bytes | None = None)
     """
     revision = _REVISION.unpack_from(before, _HEADER.size)[0] if before and is_current(before) else 0
     value = _encode(curve, latest, revision)
-    return value if value == before else _encode(curve, latest, (revision + 1) % 2**32)
+    if value == before:
+        return value
+    changed = bytearray(value)
+    _REVISION.pack_into(changed, _HEADER.size, (revision + 1) % 2**32)
+    return bytes(changed)
 
 
 def _encode(curve: LightCurve, latest: Alert, revision: int) -> bytes:
     values = [] if latest.metadata is None else latest.metadata.values.tolist()
-    known = [(index, value) for index, value in enumerate(values) if value == value]
+    known = [part for pair in enumerate(values) if pair[1] == pair[1] for part in pair]
     return b"".join(
         [
             _HEADER.pack(VERSION, b"L", len(curve)),
@@ -81,9 +85,9 @@ def _encode(curve: LightCurve, latest: Alert, revision: int) -> bytes:
             _LATEST.pack(
                 latest.ra, latest.dec, latest.mjd, latest.alert_id, latest.source_id,
                 _number(latest.real_bogus), _number(latest.star_score),
-                BAND_CODE.get(latest.band, _NO_BAND), latest.solar_system, len(known),
+                BAND_CODE.get(latest.band, _NO_BAND), latest.solar_system, len(known) // 2,
             ),
-            *(_PACKET_VALUE.pack(index, value) for index, value in known),
+            struct.pack("<" + "Bf" * (len(known) // 2), *known),
             *(np.ascontiguousarray(getattr(curve, name), dtype).tobytes() for name, dtype in _COLUMNS),
         ]
     )  # fmt: skip
@@ -219,8 +223,7 @@ def _packet_values(data: bytes, start: int, known: int) -> SourceMetadata | None
     if not known:
         return None
     values = np.full(len(SOURCE_FEATURES), np.nan, np.float32)
-    for number in range(known):
-        index, value = _PACKET_VALUE.unpack_from(data, start + number * _PACKET_VALUE.size)
+    for index, value in _PACKET_VALUE.iter_unpack(data[start : start + known * _PACKET_VALUE.size]):
         values[index] = value
     return SourceMetadata(values)
 

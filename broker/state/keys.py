@@ -16,6 +16,8 @@ ObjectName = tuple[str, str]
 """Survey and object id."""
 NO_HOME: Final = ""
 """Of keys as releases before 29 November 2026 wrote them, without a tag: only a single Redis has them."""
+HOMES: Final = b"homes"
+"""What the layout key says where no key is of before."""
 _BODIES: Final = 16_384
 _NO_SURVEYS: Final = ("spectrum", "where", "spectrum-of", "sky", "cat", "catalog")
 
@@ -52,7 +54,7 @@ def split_object_key(prefix: str, key: str) -> tuple[str, ObjectName]:
 
 
 def layout_key(prefix: str) -> str:
-    """Says which keys there are: ``homes`` where none is of before."""
+    """Says which keys there are: HOMES where none is of before."""
     return f"{prefix}:layout"
 
 

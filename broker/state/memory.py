@@ -21,6 +21,10 @@ class MemoryStore:
         """See ``Store.update``."""
         return self._objects.merge(alerts, self._catalogs.of_alerts(alerts))
 
+    def absorb(self, alerts: Sequence[Alert]) -> None:
+        """See ``Store.absorb``."""
+        self._objects.absorb(alerts, self._catalogs.of_alerts(alerts))
+
     def keep_searches(self, searches: Mapping[ObjectName, KeptSearch]) -> None:
         """See ``Store.keep_searches``."""
         for name, search in searches.items():

@@ -10,16 +10,20 @@ further apart than that, merging is idempotent, commutative and associative.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.records import LightCurve, PhotometryKind
+from broker.records import LightCurve
 
 TIME_STEP: Final = 2e-6  # days
 MAX_POINTS: Final = 2000
 """Points kept of one object in one survey: more than any of the ten classes needs, and 44 kB."""
+_DTYPES: Final = (np.float64, np.float32, np.float32, np.float32, np.uint8, np.uint8)
+"""Of a light curve's columns."""
 
 
 def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -> LightCurve:
@@ -32,69 +36,28 @@ def merge(first: LightCurve, second: LightCurve, max_points: int = MAX_POINTS) -
     Cutting keeps the result independent of order too, as it goes by what identifies a point: one that was cut
     comes after all that are kept, whatever is merged later.
     """
-    columns = [
-        np.concatenate([getattr(first, name), getattr(second, name)])
-        for name in ("mjd", "flux", "flux_error", "reference_flux", "band", "kind")
-    ]
-    return _unique(LightCurve(*columns), max_points)
+    size = len(first) + len(second)
+    columns: list[Any] = [np.empty(size, dtype) for dtype in _DTYPES]
+    found = _union()(*_columns(first), *_columns(second), TIME_STEP, max_points, *columns)
+    if found < size:
+        for column in columns:
+            column.resize(found, refcheck=False)  # no other array shares its memory, and the rest is freed
+    return LightCurve(*columns)
 
 
-def _unique(curve: LightCurve, max_points: int) -> LightCurve:
-    # What identifies a point, in the order of the result.
-    identity = (_instants(curve.mjd) << 16) | (curve.band.astype(np.int64) << 8) | curve.kind
-    order = np.argsort(identity, kind="stable")
-    own = identity[order]
-    first = np.ones(len(order), np.bool_)
-    first[1:] = own[1:] != own[:-1]
-    if not first.all():  # only of points that are there more than once the values need be compared
-        starts = np.flatnonzero(first)
-        size = np.diff(np.append(starts, len(order)))
-        order[starts[size > 1]] = _best(curve, identity, order[np.repeat(size > 1, size)])
-    index = order[first]
-    if max_points and len(index) > max_points:
-        no_limit = curve.kind[index] != PhotometryKind.LIMIT
-        last = np.argsort(no_limit, kind="stable")[-max_points:]
-        index = index[np.sort(last)]
-    return LightCurve(
-        curve.mjd[index], curve.flux[index], curve.flux_error[index],
-        curve.reference_flux[index], curve.band[index], curve.kind[index],
-    )  # fmt: skip
+def warm_up() -> None:
+    """Compile now and not at the first alert."""
+    _union()
 
 
-def _best(curve: LightCurve, identity: NDArray[np.int64], index: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Of the points ``index`` the one that is kept of each identity, in order of identity."""
-    mjd, flux, error, reference = (
-        getattr(curve, name)[index] for name in ("mjd", "flux", "flux_error", "reference_flux")
-    )
-    # Least significant key first; NaN sorts last, but "has a reference" matters more than the error.
-    order = np.lexsort((-mjd, -reference, -flux, error, np.isnan(reference), identity[index]))
-    index = index[order]
-    own = identity[index]
-    first = np.ones(len(index), np.bool_)
-    first[1:] = own[1:] != own[:-1]
-    return index[first]
+def _columns(curve: LightCurve) -> Iterator[NDArray[Any]]:
+    columns = curve.mjd, curve.flux, curve.flux_error, curve.reference_flux, curve.band, curve.kind
+    return map(np.asarray, columns, _DTYPES)
 
 
-def _instants(mjd: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(n,) the number of each time's instant, in order of time: times of one instant are within TIME_STEP.
+@cache
+def _union() -> Callable[..., int]:
+    """Loads Numba, which whoever needs no more than the constants of this module need not."""
+    from broker.state.merge_points import union
 
-    A new instant begins after a gap of more than TIME_STEP. Where times follow each other more closely, as in
-    photometry of many frames a second, one also ends TIME_STEP after the first time without a gap before it:
-    a chain of close times is no single exposure.
-    """
-    if not len(mjd):
-        return np.empty(0, np.int64)
-    order = mjd.argsort(kind="stable")  # fast where two sorted light curves follow each other
-    time = mjd[order]
-    begins = np.ones(len(mjd), np.bool_)
-    begins[1:] = ~(time[1:] - time[:-1] <= TIME_STEP)
-    if not begins.all():
-        starts = np.flatnonzero(begins)
-        since = time - np.repeat(time[starts], np.diff(np.append(starts, len(mjd))))
-        # A hair more than TIME_STEP: the difference of two times is rounded.
-        if since.max() > 1.001 * TIME_STEP:
-            step = np.floor(since / (1.001 * TIME_STEP))
-            begins[1:] |= step[1:] != step[:-1]
-    instant = np.empty(len(mjd), np.int64)
-    instant[order] = np.cumsum(begins)
-    return instant
+    return union()

@@ -13,6 +13,7 @@ from broker.redis_client import CommandPipeline, RedisConnection
 from broker.state.batch import Copy
 from broker.state.encoding import NewerStateError, StateError, decode_object, decode_spectrum, of_later_release
 from broker.state.keys import (
+    HOMES,
     ObjectName,
     layout_key,
     named_spectra_key,
@@ -22,7 +23,7 @@ from broker.state.keys import (
     untagged_keys,
 )
 from broker.state.places import StoredPlace, own_cells
-from broker.state.redis import HOMES, RedisStore
+from broker.state.redis import RedisStore
 from broker.state.scripts import REMOVE, removal
 from broker.state.stored_spectra import put_spectra
 

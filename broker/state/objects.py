@@ -92,23 +92,43 @@ class Objects:
         for alert, values in zip(alerts, catalogued, strict=True):
             name = (alert.survey, alert.object_id)
             own = self.known[name]
-            before = own.latest
-            had_no_place = before is not None and is_moving(before, own.light_curve)
+            had_no_place = _has_no_place(own)
             latest = own.merge(alert, self.limits.max_points)
             # The same where an alert is merged again, as it is when a batch is tried again.
-            remembered = max(0, len(own.light_curve) - len(alert.light_curve))
-            state = replace(self.state(name, alert, values), remembered=remembered)
-            if latest.mjd == alert.mjd:
-                if not is_moving(alert, own.light_curve):
-                    self.places.put(name, place_of(alert, state.metadata), alert.survey)
-            elif had_no_place and not is_moving(latest, own.light_curve):
-                # This alert is the history that tells the latest one from a passing body's.
-                self.places.put(name, place_of(latest, state.metadata), alert.survey)
+            state = self.state(name, alert, values, max(0, len(own.light_curve) - len(alert.light_curve)))
+            self._put_place(name, alert, latest, had_no_place, state.metadata)
             states.append(state)
         return states
 
-    def state(self, name: ObjectName, at: Alert, catalogued: Catalogued | None) -> ObjectState:
+    def absorb(self, alerts: Sequence[Alert], catalogued: Sequence[Catalogued | None]) -> None:
+        """Merge as ``merge`` does, without the states."""
+        for alert, values in zip(alerts, catalogued, strict=True):
+            name = (alert.survey, alert.object_id)
+            own = self.known[name]
+            had_no_place = _has_no_place(own)
+            latest = own.merge(alert, self.limits.max_points)
+            there = None if values is None or is_moving(alert, own.light_curve) else values.metadata
+            self._put_place(name, alert, latest, had_no_place, _fill(there, latest.metadata))
+
+    def _put_place(
+        self, name: ObjectName, alert: Alert, latest: Alert, had_no_place: bool, metadata: SourceMetadata | None
+    ) -> None:
+        """Note where an object is, after an alert was merged; ``had_no_place`` is of before."""
+        if latest.mjd == alert.mjd:
+            seen = alert
+        elif had_no_place:
+            seen = latest  # this alert is the history that tells the latest one from a passing body's
+        else:
+            return
+        if not is_moving(seen, self.known[name].light_curve):
+            self.places.put(name, place_of(seen, metadata), alert.survey)
+
+    def state(
+        self, name: ObjectName, at: Alert, catalogued: Catalogued | None, remembered: int | None = None
+    ) -> ObjectState:
         """All that is known of one object, with its counterparts in other surveys and the spectra at its place.
+
+        ``remembered`` of its points are not in the packet; all where it is not given.
 
         A catalogue's values at the position win over the packet's, which fill what is unknown; what catalogues of known
         variable stars have there is passed on as it is. The nearest object of each other survey is taken for the same.
@@ -137,7 +157,7 @@ class Objects:
         return ObjectState(
             name[1], latest.ra, latest.dec, light_curve, spectrum, metadata,
             tuple(sorted(f"{survey}:{object_id}" for survey, object_id in others.values())),
-            remembered=len(own.light_curve),
+            remembered=len(own.light_curve) if remembered is None else remembered,
             history_start=float(own.light_curve.mjd[0]) if len(own.light_curve) else None,
             known_as=found_there.known_as, kept_search=own.kept_search,
         )  # fmt: skip
@@ -193,6 +213,10 @@ class Objects:
             (alert, self.state((alert.survey, alert.object_id), alert, values))
             for alert, values in zip(latest, catalogued, strict=True)
         ]
+
+
+def _has_no_place(own: StoredObject) -> bool:
+    return own.latest is not None and is_moving(own.latest, own.light_curve)
 
 
 def has_no_object(alert: Alert) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from broker import sky
 from broker.metrics import CROWDED_SEARCHES
 from broker.records import METADATA_FEATURES, Alert, ObservedSpectrum, SourceMetadata
+from broker.sky import unit_vector
 from broker.times import JULIAN_YEAR
 
 ORDER: Final = 10
@@ -40,8 +41,9 @@ CELL: Final = 20_000
 BUDGET: Final = 20_000
 """Entries after which ``read.lua`` leaves the other alerts of a batch to another call: Redis serves nobody else while
 it runs, some 20 ms for so many."""
-_ANYWHERE: Final = 800.0
-"""Arcsec, nearly a coarse cell: a cone that reaches out of one from wherever in it."""
+WIDE: Final = 800.0
+"""Arcsec within which an object is looked for by the name that a spectrum has: nearly a coarse cell, so that the cone
+reaches out of one from wherever in it. Names are not looked up all over the sky, since keys are by place."""
 _PACKED: Final = struct.Struct("<ddddd")
 _PM: Final = (METADATA_FEATURES.index("pmra"), METADATA_FEATURES.index("pmdec"))
 
@@ -77,10 +79,10 @@ class StoredPlace:
         years = (mjd - self.mjd) / JULIAN_YEAR
         years = 0.0 if math.isnan(years) else min(max(years, -MAX_YEARS), MAX_YEARS)
         cos_dec = max(math.cos(math.radians(self.dec)), 1e-9)
-        x, y, z = _vector(
+        x, y, z = unit_vector(
             self.ra + self.pmra / 3.6e6 / cos_dec * years, min(max(self.dec + self.pmdec / 3.6e6 * years, -90.0), 90.0)
         )
-        x0, y0, z0 = _vector(ra, dec)
+        x0, y0, z0 = unit_vector(ra, dec)
         return math.degrees(math.sqrt((x - x0) ** 2 + (y - y0) ** 2 + (z - z0) ** 2)) * sky.ARCSEC
 
 
@@ -122,7 +124,7 @@ def near_homes(positions: Sequence[Alert | ObservedSpectrum], radius: float) -> 
 
 def wide_homes(position: ObservedSpectrum) -> list[str]:
     """The coarse cell of a position and all around it."""
-    _, cell = sky.cone_cells(np.array([position.ra]), np.array([position.dec]), _ANYWHERE, HOME_ORDER)
+    _, cell = sky.cone_cells(np.array([position.ra]), np.array([position.dec]), WIDE, HOME_ORDER)
     return list(map(str, cell.tolist()))
 
 
@@ -144,14 +146,20 @@ class SkyIndex(Generic[Name]):
             lambda: defaultdict(dict)
         )
         self._where: dict[Name, tuple[_Bin, str]] = {}
+        self._groups: defaultdict[str, int] = defaultdict(int)
+        """How many there are of each group."""
 
     def put(self, name: Name, place: StoredPlace, group: str = "") -> None:
         """Say where something is; where it was before is removed."""
-        x, y, z = vector = _vector(place.ra, place.dec)
+        x, y, z = vector = unit_vector(place.ra, place.dec)
         where = (math.floor(x / BIN), math.floor(y / BIN), math.floor(z / BIN)), group
         before = self._where.get(name)
         if before is not None and before != where:
             del self._bins[before[0]][before[1]][name]
+        if before is None or before[1] != group:
+            self._groups[group] += 1
+            if before is not None:
+                self._groups[before[1]] -= 1
         self._where[name] = where
         self._bins[where[0]][group][name] = place, vector
 
@@ -160,6 +168,7 @@ class SkyIndex(Generic[Name]):
         where = self._where.pop(name, None)
         if where is not None:
             del self._bins[where[0]][where[1]][name]
+            self._groups[where[1]] -= 1
 
     def place(self, name: Name) -> StoredPlace | None:
         """Where something is; None where it is not known."""
@@ -173,8 +182,10 @@ class SkyIndex(Generic[Name]):
         be what is beyond the first CROWD of a group in a bin, which a metric counts.
         """
         found: list[tuple[float, Name]] = []
+        if not any(number for group, number in self._groups.items() if group != without):
+            return found
         crowded = False
-        x, y, z = centre = _vector(at.ra, at.dec)
+        x, y, z = centre = unit_vector(at.ra, at.dec)
         limit = math.radians(radius / sky.ARCSEC) * (1 + 1e-9)
         for bin_ in _bins_around(centre, math.radians((radius + MARGIN) / sky.ARCSEC)):
             for group, places in self._bins[bin_].items() if bin_ in self._bins else ():
@@ -197,8 +208,3 @@ def _bins_around(centre: _Vector, radius: float) -> Iterator[_Bin]:
     """The bins that a position's surroundings reach into; ``radius`` in radians."""
     x, y, z = (range(math.floor((value - radius) / BIN), math.floor((value + radius) / BIN) + 1) for value in centre)
     return product(x, y, z)
-
-
-def _vector(ra: float, dec: float) -> tuple[float, float, float]:
-    ra, dec = math.radians(ra), math.radians(dec)
-    return math.cos(dec) * math.cos(ra), math.cos(dec) * math.sin(ra), math.sin(dec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import uuid
@@ -56,6 +57,12 @@ class StoreWatch:
                 self._seen[key] = value
             if self._may_look:
                 self._redis.call(self._look_at_evictions)
+
+    @property
+    def generation(self) -> str:
+        """Another one after Redis, or one primary of a cluster, was seen to have lost what it held."""
+        with self._lock:
+            return hashlib.sha256(b"".join(value for _, value in sorted(self._seen.items()))).hexdigest()[:16]
 
     def _keys(self, client: Any) -> list[str]:
         """The marker, or one for each primary: the first numbers that are in its slots."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from broker.batch import SPECTRA as SPECTRA_SURVEY
 from broker.batch import BatchResult
@@ -95,6 +95,11 @@ class Accounting:
             self.alerts_in == self.classified + self.not_classified + self.dead_lettered
             and self.spectra_in == self.spectra_stored + self.spectra_dead_lettered
         )
+
+    def counts(self) -> dict[str, int]:
+        """All counts by name, as structured logs have them."""
+        with self.lock:
+            return {one.name: value for one in fields(self) if type(value := getattr(self, one.name)) is int}
 
     def __str__(self) -> str:
         with self.lock:

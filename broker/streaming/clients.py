@@ -21,8 +21,10 @@ T = TypeVar("T")
 
 CALL_TIMEOUT: Final = 5.0
 """Seconds to wait for Kafka in one call: short enough to notice a request to stop in time."""
+_HEARTBEAT_S: Final = 1.0
 _CREATE_TIMEOUT: Final = 30.0
 _REPEAT_S: Final = 30.0
+_KEPT_ERRORS: Final = 20
 _RIGHTS: Final = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "inputs need Read, outputs Write, and Create where kafka.create_topics",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "kafka.group_id, and the same with -spectra, need Read",
@@ -82,7 +84,8 @@ def consumer(settings: KafkaSettings, group_id: str | None = None) -> Consumer:
             "partition.assignment.strategy": _STRATEGIES[settings.group_protocol],
             **({"group.instance.id": settings.worker_id} if settings.static_membership else {}),
             "session.timeout.ms": _milliseconds(settings.session_timeout_s),
-            "heartbeat.interval.ms": _milliseconds(settings.session_timeout_s / 3),
+            # Members learn of a rebalance with the answer to their next heartbeat, and a cooperative one takes two.
+            "heartbeat.interval.ms": _milliseconds(min(_HEARTBEAT_S, settings.session_timeout_s / 3)),
             "max.poll.interval.ms": _milliseconds(settings.max_poll_interval_s),
             **_bounds(settings),
         },
@@ -138,10 +141,33 @@ def failure(error: KafkaError, what: str = "") -> TrifidError:
     return DependencyUnavailableError(f"Kafka: {told}")
 
 
-def hear(client: AdminClient | Producer) -> None:
+def poll_events(client: AdminClient | Producer) -> None:
     """Have log_error told what a client knows of its connection, such as a refused login: nobody polls it otherwise."""
     with suppress(KafkaException):  # a fatal error, which the caller has already
         client.poll(0)
+
+
+def probe(settings: KafkaSettings, ask: Callable[[AdminClient], object]) -> Callable[[], str | None]:
+    """What asks Kafka something, and says why there was no answer; None where there was.
+
+    Asks through a client of its own: a consumer's may be closed meanwhile.
+    """
+    heard: list[KafkaError] = []
+    client = admin(settings, heard.append)
+
+    def asked() -> str | None:
+        try:
+            ask(client)
+        except KafkaException as error:
+            poll_events(client)
+            # Why there is no connection says more than that there is none.
+            why = [e for e in heard if e.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)] or [error.args[0]]
+            del heard[:-_KEPT_ERRORS]
+            return str(why[-1].str())
+        heard.clear()
+        return None
+
+    return asked
 
 
 def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None:
@@ -156,7 +182,7 @@ def create_missing_topics(settings: KafkaSettings, names: Iterable[str]) -> None
         ]
         created = client.create_topics(missing, request_timeout=_CREATE_TIMEOUT) if missing else {}
     except KafkaException as error:
-        hear(client)
+        poll_events(client)
         raise failure(error.args[0]) from error
     for name, future in created.items():
         try:

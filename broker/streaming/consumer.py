@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from broker.batch import IncomingMessage, Origin
 from broker.config import KafkaSettings
 from broker.errors import ConfigurationError, DependencyUnavailableError
+from broker.metrics import OFFSETS_PENDING
 from broker.streaming import clients
 from broker.streaming.delivery import WorkerFencedError
 from broker.streaming.health import Health
@@ -27,6 +28,8 @@ from broker.topic_names import matches
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
+_PENDING_S: Final = 30.0
+"""After so long without committed offsets a worker is not ready: a rebalance takes less."""
 
 
 class GroupConsumer:
@@ -50,6 +53,9 @@ class GroupConsumer:
         """Of joining the group anew without a predecessor's partitions (``_on_assign``): until the group has answered,
         messages may still be theirs. Once is enough, and more would be for ever where a pattern is read otherwise."""
         self._stop = threading.Event()
+        self._pending_since: float | None = None
+        """Since when committed offsets cannot be read, by the monotonic clock."""
+        OFFSETS_PENDING.labels(check).set(0.0)
         health.report(check, "not joined yet")
 
     def subscribe(self, stop: threading.Event) -> None:
@@ -108,15 +114,35 @@ class GroupConsumer:
                 return True
             self.partitions.resume()
             self.partitions.seek_to_committed()
+            self._positioned()
             return True
         except (KafkaException, DependencyUnavailableError) as error:
             if isinstance(error, KafkaException):
                 _check_fenced(error)
             # Such as a partition that was just assigned, and is not read yet.
             log.info("cannot seek to the committed offsets yet: %s", error)
+            self._not_positioned(error)
             self.partitions.unpositioned = True
             self.consumer.poll(0)  # a message that this gives comes again with what follows
             return False
+
+    def _not_positioned(self, error: Exception) -> None:
+        """Make it known where that lasts: offsets that a transaction holds are read only when it ends (KIP-447)."""
+        now = time.monotonic()
+        self._pending_since = self._pending_since or now
+        OFFSETS_PENDING.labels(self._check).set(now - self._pending_since)
+        if now - self._pending_since > _PENDING_S:
+            self._health.report(
+                self._check,
+                f"cannot read the committed offsets for {now - self._pending_since:.0f} s, as where a transaction does "
+                f"not end (docs/runbook.md, TrifidOffsetsPending): {error}",
+            )
+
+    def _positioned(self) -> None:
+        if self._pending_since is not None:
+            self._pending_since = None
+            OFFSETS_PENDING.labels(self._check).set(0.0)
+            self._health.report(self._check, None)
 
     def lag(self, *, cached: bool) -> int:
         """As ``Partitions.lag``; none before the group is joined."""

@@ -176,7 +176,7 @@ class ExactlyOnceDelivery:
         try:
             self._producer.init_transactions(CALL_TIMEOUT)
         except KafkaException as error:
-            clients.hear(self._producer)
+            clients.poll_events(self._producer)
             raise self._outbox.failure(error.args[0]) from error
 
     def deliver(self, messages: Sequence[OutgoingMessage], offsets: list[TopicPartition], consumer: Consumer) -> None:
@@ -194,9 +194,9 @@ class ExactlyOnceDelivery:
             self._producer.begin_transaction()
             self._outbox.put(messages)
             sending_offsets = True
-            self._insist(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT))
+            self._retry(lambda: self._producer.send_offsets_to_transaction(offsets, group, CALL_TIMEOUT))
             sending_offsets = False
-            self._insist(lambda: self._producer.commit_transaction(CALL_TIMEOUT))
+            self._retry(lambda: self._producer.commit_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             failure = self._outbox.failure(error.args[0])
             if not self._stop.is_set() and not error.args[0].fatal():
@@ -216,15 +216,15 @@ class ExactlyOnceDelivery:
             if anew:
                 self.close()
                 self._producer = self._outbox.producer = self._connect()
-                self._insist(lambda: self._producer.init_transactions(CALL_TIMEOUT))
+                self._retry(lambda: self._producer.init_transactions(CALL_TIMEOUT))
             else:
-                self._insist(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
+                self._retry(lambda: self._producer.abort_transaction(CALL_TIMEOUT))
         except KafkaException as error:
             if self._stop.is_set():  # aborted by the next process under this name, or after its timeout
                 return
             raise WorkerFencedError(f"Kafka does not let the transaction be aborted: {error}") from error
 
-    def _insist(self, call: Callable[[], None]) -> None:
+    def _retry(self, call: Callable[[], None]) -> None:
         """Repeat a call while Kafka says it may still succeed, until the service has to stop.
 
         The outcome of such a call is not known, so that nothing but the same call may follow it.

@@ -9,6 +9,7 @@ from typing import Final
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.dead_letters import dead_letter, isolate_first
+from broker.log_fields import Field
 from broker.metrics import stage_timer
 from broker.publish.messages import OutgoingMessage, Publisher
 
@@ -56,8 +57,12 @@ def _log_dead_letters(letters: Sequence[DeadLetter]) -> None:
         log.warning("%d dead letters, the first from %s: %s", len(same), first.message.origin, reason, extra=extra)
 
 
-def _where(message: IncomingMessage) -> dict[str, str | int]:
-    """Fields of structured logs."""
+def about(messages: Sequence[IncomingMessage]) -> dict[str, Field]:
+    """Fields of structured logs about a batch: where its first message is, and how many there are."""
+    return {**_where(messages[0]), "messages": len(messages)}
+
+
+def _where(message: IncomingMessage) -> dict[str, Field]:
     if (origin := message.origin) is None:
         return {}
     return {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset}

@@ -1,4 +1,4 @@
-"""Whether the worker is alive and ready, and the small HTTP server that says so beside the metrics.
+"""Whether a process is alive and ready, and the small HTTP server that says so beside the metrics.
 
 Alive (``/healthz``) is a worker that a restart would not fix: its loop comes round, whatever is unavailable. Ready
 (``/readyz``) is one that does its work at present; the answer names each check and what is wrong.
@@ -89,36 +89,16 @@ class LagTrend:
         return f"has grown from {earlier:.0f} to {later:.0f} alerts over {self._window:.0f} s"
 
 
-class Health:
-    """What the parts of a worker report of themselves. Safe to use from several threads."""
+class Readiness:
+    """What probes and the parts of a process report of themselves. Safe to use from several threads."""
 
-    def __init__(self, settings: MetricsSettings, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is ready yet."""
-        self._settings, self._clock = settings, clock
+    def __init__(self, probe_interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """A probe that has not answered for three times its interval has found something wrong."""
+        self._overdue, self._clock = _OVERDUE * probe_interval_s, clock
         self._lock = threading.Lock()
-        self._beat = clock()
-        self._batch_since: float | None = None
-        self._checks: dict[str, str | None] = {"model": "not loaded yet", "group": "not joined yet", "work": None}
+        self._checks: dict[str, str | None] = {}
         self._probed: dict[str, float] = {}
         self._notes: dict[str, str] = {}
-        self._lag = LagTrend(settings.lag_window_s, settings.lag_floor, clock)
-
-    def beat(self) -> None:
-        """The worker's loop has come round."""
-        self._beat = self._clock()
-
-    def begin(self) -> None:
-        """A batch, or another piece of work, is in flight."""
-        self._batch_since = self._clock()
-
-    def progress(self) -> None:
-        """Part of the batch is done, such as some of the many alerts of one message."""
-        if self._batch_since is not None:
-            self._batch_since = self._clock()
-
-    def end(self) -> None:
-        """It no longer is."""
-        self._batch_since = None
 
     def report(self, check: str, problem: str | None) -> None:
         """Say how a check of readiness stands: None, or what is wrong."""
@@ -143,6 +123,53 @@ class Health:
         with self._lock:
             return dict(self._notes)
 
+    def alive(self) -> Checks:
+        """The checks of ``/healthz``: none, so that a process that answers is alive."""
+        return {}
+
+    def ready(self) -> Checks:
+        """The checks of ``/readyz``."""
+        with self._lock:
+            now = self._clock()
+            checks = dict(self._checks)
+            for name, at in self._probed.items():
+                if checks[name] is None and now - at > self._overdue:
+                    checks[name] = f"has not answered for {now - at:.0f} s"
+        return checks
+
+    def update_metrics(self) -> None:
+        """Put the answers into the metrics, where there are some of them."""
+
+
+class Health(Readiness):
+    """What the parts of a worker report of themselves."""
+
+    def __init__(self, settings: MetricsSettings, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is ready yet."""
+        super().__init__(settings.probe_interval_s, clock)
+        self._settings = settings
+        self._beat = clock()
+        self._batch_since: float | None = None
+        self._checks |= {"model": "not loaded yet", "group": "not joined yet", "work": None}
+        self._lag = LagTrend(settings.lag_window_s, settings.lag_floor, clock)
+
+    def beat(self) -> None:
+        """The worker's loop has come round."""
+        self._beat = self._clock()
+
+    def begin(self) -> None:
+        """A batch, or another piece of work, is in flight."""
+        self._batch_since = self._clock()
+
+    def progress(self) -> None:
+        """Part of the batch is done, such as some of the many alerts of one message."""
+        if self._batch_since is not None:
+            self._batch_since = self._clock()
+
+    def end(self) -> None:
+        """It no longer is."""
+        self._batch_since = None
+
     def lag(self, alerts: int) -> None:
         """Enter the worker's lag of now."""
         with self._lock:
@@ -165,15 +192,10 @@ class Health:
 
     def ready(self) -> Checks:
         """The checks of ``/readyz``, those of ``/healthz`` among them."""
-        overdue = _OVERDUE * self._settings.probe_interval_s
+        checks = super().ready()
         with self._lock:
-            now = self._clock()
-            checks = dict(self._checks)
-            for name, at in self._probed.items():
-                if checks[name] is None and now - at > overdue:
-                    checks[name] = f"has not answered for {now - at:.0f} s"
-            checks["lag"] = self._lag.problem()
-        return {**checks, **self.alive()}
+            lag = self._lag.problem()
+        return {**checks, "lag": lag, **self.alive()}
 
     def update_metrics(self) -> None:
         """Put the answers into the metrics."""
@@ -186,7 +208,7 @@ class Health:
 class Probes:
     """Looks at each dependency again and again, each in a thread of its own, while the context lasts."""
 
-    def __init__(self, health: Health, interval_s: float, probes: Mapping[str, Probe]) -> None:
+    def __init__(self, health: Readiness, interval_s: float, probes: Mapping[str, Probe]) -> None:
         """A dependency counts as not looked at yet, and so as unavailable, until its first answer."""
         self._health, self._interval, self._probes = health, interval_s, probes
         self._stop = threading.Event()
@@ -223,13 +245,12 @@ def wrong_device(wanted: str, found: str | None) -> str | None:
 class HealthServer:
     """Serves ``/metrics``, ``/healthz`` and ``/readyz`` in a thread, while the context lasts."""
 
-    def __init__(self, health: Health, settings: MetricsSettings) -> None:
+    def __init__(self, health: Readiness, address: str, port: int) -> None:
         """Listen at once; raises OSError where the port is taken."""
         self._health = health
         self._metrics = make_wsgi_app()
-        self._server = make_server(
-            settings.address, settings.port, self._answer, server_class=_Server, handler_class=_Handler
-        )
+        kind = _Server6 if ":" in address else _Server
+        self._server = make_server(address, port, self._answer, server_class=kind, handler_class=_Handler)
         self.port: int = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(_LOOK_S,), name="metrics", daemon=True)
 
@@ -257,15 +278,21 @@ class HealthServer:
         return [b"/metrics, /healthz and /readyz are here\n"]
 
 
-def _respond(
-    start_response: StartResponse, question: str, checks: Checks, notes: Mapping[str, str] | None = None
-) -> Iterable[bytes]:
+def answer(question: str, checks: Checks, notes: Mapping[str, str] | None = None) -> tuple[bool, bytes]:
+    """Whether nothing is wrong, and the JSON that says what each check has found."""
     good = not any(checks.values())
     body: dict[str, Any] = {question: good, "checks": {name: problem or "ok" for name, problem in checks.items()}}
     if notes:
         body["notes"] = dict(notes)
+    return good, json.dumps(body, indent=1).encode() + b"\n"
+
+
+def _respond(
+    start_response: StartResponse, question: str, checks: Checks, notes: Mapping[str, str] | None = None
+) -> Iterable[bytes]:
+    good, body = answer(question, checks, notes)
     start_response("200 OK" if good else "503 Service Unavailable", [("Content-Type", _JSON)])
-    return [json.dumps(body, indent=1).encode() + b"\n"]
+    return [body]
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -308,6 +335,10 @@ class _Server(ThreadingMixIn, WSGIServer):
         del self._open[connection]
         with suppress(OSError):  # the client was faster
             connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _HeaderLimit(io.RawIOBase):

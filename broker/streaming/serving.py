@@ -1,32 +1,38 @@
 """The model that a worker runs, and its change for another version that was promoted, without a stop.
 
 A thread of its own looks at the repository's ``manifest.json``, which ``trifid models promote`` and ``rollback``
-replace. It loads the other version while the one at hand goes on; between two batches the work thread then takes the
-new one. So a batch has one version, with its own thresholds and its own reference set, and each annotation says which.
+replace, and at which reference set ``trifid reference promote`` and ``rollback`` have named in Redis. It loads the
+other one while that at hand goes on; between two batches the work thread then takes the new one. So a batch has one
+version, with its own thresholds and one reference set, and each annotation says which.
+The same thread keeps the leases of the versions in use, which Triton does not unload (``broker.models.leases``).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult, IncomingMessage
 from broker.build import build_engine, build_keeper, reference_set_in_redis
 from broker.config import Settings
-from broker.errors import ConfigurationError
+from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.inference.manifest import Manifest, load_manifest
-from broker.inference.onnx import OnnxEngine
-from broker.inference.triton import TritonEngine
-from broker.metrics import MODEL_SWITCHES
+from broker.metrics import MODEL_SWITCHES, REFERENCE_FROM_STREAM
+from broker.models.leases import Leases
+from broker.models.repository import fingerprint
 from broker.pipeline import Pipeline
+from broker.redis_client import RedisConnection
+from broker.reference.versions import Versions
 from broker.similar.keeper import Keeper
 from broker.streaming.health import wrong_device
+
+if TYPE_CHECKING:
+    from broker.build import AnyEngine
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +40,6 @@ _LOOK_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 5.0
 """Before a version that cannot be loaded is tried again; doubled each time."""
 _MAX_PAUSE_S: Final = 120.0
-
-AnyEngine = OnnxEngine | TritonEngine
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,10 +55,6 @@ class Model:
     def name(self) -> str:
         """The version with that of its reference set."""
         return f"{self.engine.model_version} with reference set {self.reference.version}"
-
-    def close(self) -> None:
-        """Release the models; embeddings that wait to be written are written first."""
-        _close(self.engine, self.keeper)
 
 
 class Serving:
@@ -74,7 +74,13 @@ class Serving:
         """
         self._settings, self._make, self._on_model, self._note = settings, pipeline, on_model, note
         self._path = settings.inference.model_repository / "manifest.json"
-        self._seen = _fingerprint(self._path)
+        self.leases = Leases(settings.redis.address(), f"{settings.kafka.group_id}/{settings.kafka.worker_id}")
+        """What this worker uses; of a candidate, too."""
+        self._seen = fingerprint(self._path)
+        self._redis = RedisConnection(settings.redis.address())
+        self._set_pause, self._set_again = _FIRST_PAUSE_S, 0.0
+        self._set_seen: dict[str, bytes | None] = {}
+        """What said which reference set of a model was in use when it was loaded, by ``Manifest.identity``."""
         self._engine, self._keeper = self._build()
         self._pipeline: Pipeline | None = None
         self._next: Model | None = None
@@ -90,7 +96,7 @@ class Serving:
         """
         model = self._complete(self._engine, self._keeper)
         self._use(model)
-        if self._settings.inference.follow_promotions and self._watch is None:
+        if self._watch is None:
             self._watch = threading.Thread(target=self._look, name="promotions", daemon=True)
             self._watch.start()
         return self.process
@@ -115,9 +121,11 @@ class Serving:
         self._end.set()
         with self._lock:
             waiting, self._next = self._next, None
-        if waiting is not None:
-            waiting.close()
-        _close(self._engine, self._keeper)
+        if waiting is not None and waiting.engine is not self._engine:
+            self._drop(waiting.engine, waiting.keeper)
+        self._drop(self._engine, self._keeper)
+        self._redis.close()
+        self.leases.close()
 
     def _build(self, version: str | None = None) -> tuple[AnyEngine, Keeper | None]:
         settings = self._settings
@@ -126,22 +134,39 @@ class Serving:
         return engine, build_keeper(settings, engine.model_version)
 
     def _complete(self, engine: AnyEngine, keeper: Keeper | None) -> Model:
-        """The engine's version with its reference set, both seen to be usable."""
+        """The engine's version with its reference set, both seen to be usable, and from now on in use."""
+        self.leases.hold(engine, engine.model_version)
         engine.check()
         if device := wrong_device(self._settings.inference.device, engine.device()):
             where = ", ".join(f"{model} on {what}" for model, what in engine.placement().items())
             raise ConfigurationError(f"{device} ({where})")
-        reference = reference_set_in_redis(self._settings, engine.manifest.model_version)
+        reference = self._reference(engine)
         reference.check_model(engine.model_version, engine.embedding_width())
         if keeper is not None:
             keeper.start()
         return Model(engine, reference, keeper)
+
+    def _reference(self, engine: AnyEngine, *, strict: bool = False) -> ReferenceSet:
+        """The set of the engine's model in use; unless ``strict`` its own where the promoted one cannot be used."""
+        # Before it is loaded: what is promoted meanwhile is then seen to be another one.
+        signature = Versions(self._redis, engine.model_version).signature()
+        version = engine.manifest.model_version
+        try:
+            reference = reference_set_in_redis(self._settings, version, strict=True)
+        except ConfigurationError as error:
+            if strict:
+                raise
+            reference = reference_set_in_redis(self._settings, version)
+            self._refuse(f"a reference set of {engine.model_version}", error)
+        self._set_seen[engine.model_version] = signature
+        return reference
 
     def _use(self, model: Model) -> None:
         """Take a version; where this raises, the one before is as it was."""
         pipeline, device = self._make(model.engine, model.reference, model.keeper), model.engine.device()
         self._pipeline, self._engine, self._keeper = pipeline, model.engine, model.keeper
         loaded = {"model": model.engine.model_version, "reference_set": model.reference.version, "device": device}
+        REFERENCE_FROM_STREAM.set(model.reference.base is not None)
         log.info("model %s, on %s", model.name, device, extra=loaded)
         self._on_model(model.name)
 
@@ -155,11 +180,13 @@ class Serving:
             try:
                 self._use(model)
             except Exception as error:  # whatever it is, the version at hand goes on
-                self._refuse(model.engine.model_version, error)
-                model.close()
+                self._refuse(model.name, error)
+                if model.engine is not self._engine:
+                    self._drop(model.engine, model.keeper)
                 return
-        # Not here: what it has to write of its embeddings may take seconds.
-        threading.Thread(target=_close, args=before, name="replaced", daemon=True).start()
+        if model.engine is not before[0]:
+            # Not here: what it has to write of its embeddings may take seconds.
+            threading.Thread(target=self._drop, args=before, name="replaced", daemon=True).start()
         MODEL_SWITCHES.labels("done").inc()
         self._note(None)
 
@@ -170,11 +197,13 @@ class Serving:
         self._note(text)
 
     def _look(self) -> None:
-        """Watch ``manifest.json`` until the end."""
-        pause = _FIRST_PAUSE_S
+        """Renew the leases, and watch ``manifest.json`` and which reference set is in use, until the end."""
+        pause, again = _FIRST_PAUSE_S, 0.0
         while not self._end.wait(_LOOK_S):
-            found = _fingerprint(self._path)
-            if found is None or found == self._seen:
+            self.leases.renew()
+            self._look_for_reference()
+            found = fingerprint(self._path) if self._settings.inference.follow_promotions else None
+            if found is None or found == self._seen or time.monotonic() < again:
                 continue
             version = "a version"
             try:
@@ -183,17 +212,43 @@ class Serving:
                 self._load(manifest)
             except Exception as error:  # whatever it is, the version at hand goes on
                 self._refuse(version, error)
-                self._end.wait(pause)
+                again = time.monotonic() + pause
                 pause = min(2 * pause, _MAX_PAUSE_S)
             else:
                 self._seen, pause = found, _FIRST_PAUSE_S
+
+    def _look_for_reference(self) -> None:
+        """Load another reference set of the model in use where one was promoted, for the work thread to take."""
+        with self._lock:
+            engine, keeper, waiting = self._engine, self._keeper, self._next is not None
+        if waiting or time.monotonic() < self._set_again or self._settings.anomaly.reference_set is not None:
+            return  # what waits is loaded with its own
+        name = "a reference set"
+        try:
+            signature = Versions(self._redis, engine.model_version).signature()
+            if signature == self._set_seen.get(engine.model_version):
+                self._set_pause = _FIRST_PAUSE_S
+                return
+            reference = self._reference(engine, strict=True)
+            name = reference.version
+            reference.check_model(engine.model_version, engine.embedding_width())
+        except DependencyUnavailableError as error:
+            log.debug("which reference set is in use is not known: %s", error)
+        except Exception as error:  # whatever it is, the set at hand goes on
+            self._refuse(f"{name} of {engine.model_version}", error)
+            self._set_again = time.monotonic() + self._set_pause
+            self._set_pause = min(2 * self._set_pause, _MAX_PAUSE_S)
+        else:
+            with self._lock:
+                if self._engine is engine and self._next is None and not self._end.is_set():
+                    self._next = Model(engine, reference, keeper)
 
     def _load(self, manifest: Manifest) -> None:
         """Load a version that was promoted, for the work thread to take."""
         with self._lock:
             waiting, self._next = self._next, None
-        if waiting is not None:  # of an earlier promotion, since which no batch has come
-            waiting.close()
+        if waiting is not None and waiting.engine is not self._engine:  # since whose promotion no batch has come
+            self._drop(waiting.engine, waiting.keeper)
         current = self._engine.manifest
         if manifest.model_version == current.model_version:
             if manifest.sha256 != current.sha256 or manifest.reference_set_sha256 != current.reference_set_sha256:
@@ -204,24 +259,17 @@ class Serving:
         try:
             model = self._complete(engine, keeper)
         except BaseException:
-            _close(engine, keeper)
+            self._drop(engine, keeper)
             raise
         with self._lock:
             if self._end.is_set():
-                model.close()
+                self._drop(engine, keeper)
             else:
                 self._next = model
 
-
-def _close(engine: AnyEngine, keeper: Keeper | None) -> None:
-    if keeper is not None:
-        keeper.close()
-    engine.close()
-
-
-def _fingerprint(path: Path) -> tuple[int, int, int] | None:
-    """What is another one after a file was replaced; None while it is not there."""
-    with suppress(OSError):
-        found = path.stat()
-        return found.st_ino, found.st_mtime_ns, found.st_size
-    return None
+    def _drop(self, engine: AnyEngine, keeper: Keeper | None) -> None:
+        """Release the models of a version; embeddings that wait to be written are written first."""
+        if keeper is not None:
+            keeper.close()
+        engine.close()
+        self.leases.release(engine)

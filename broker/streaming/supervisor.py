@@ -77,7 +77,7 @@ def supervise(settings: Settings) -> Outcome:
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
         if settings.metrics.port:
-            stack.enter_context(HealthServer(control.health, settings.metrics))
+            stack.enter_context(HealthServer(control.health, settings.metrics.address, settings.metrics.port))
         # The main thread has nothing else to do than to look: a signal is handled between two of its steps, and so
         # would not be while it waits in a library.
         thread = threading.Thread(target=work, name="worker", daemon=True)

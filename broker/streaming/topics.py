@@ -58,7 +58,7 @@ class TopicAdmin:
         try:
             cluster = self._admin.list_topics(timeout=clients.CALL_TIMEOUT)
         except KafkaException as error:
-            clients.hear(self._admin)
+            clients.poll_events(self._admin)
             raise clients.failure(error.args[0]) from error
         self._has_controller = cluster.controller_id in cluster.brokers
         self._heard = time.monotonic()
@@ -97,7 +97,7 @@ class TopicAdmin:
                 topic_id = str(future.result(2 * clients.CALL_TIMEOUT).topic_id)
             except KafkaException as error:
                 if error.args[0].code() not in _MISSING:
-                    clients.hear(self._admin)
+                    clients.poll_events(self._admin)
                     raise clients.failure(error.args[0], f"topic {name}") from error
                 ids[name] = None
             except TimeoutError as error:
@@ -125,13 +125,16 @@ class TopicAdmin:
             try:
                 there = self._admin.list_topics(timeout=clients.CALL_TIMEOUT).topics
             except KafkaException as error:
-                clients.hear(self._admin)
+                clients.poll_events(self._admin)
                 raise clients.failure(error.args[0]) from error
             missing += [p for p in patterns if not any(matches(p, topic) for topic in there)]
         return missing
 
     def committed(self, group_id: str, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        """The offsets that a group has committed, negative where none; raises DependencyUnavailableError."""
+        """The offsets that a group has committed, negative where none.
+
+        Raises DependencyUnavailableError, also where a transaction that has not ended holds one of them.
+        """
         # Only the names: an offset that is given along is refused.
         asked = [TopicPartition(p.topic, p.partition) for p in partitions]
         request = [ConsumerGroupTopicPartitions(group_id, asked)]
@@ -144,6 +147,10 @@ class TopicAdmin:
             if isinstance(error, KafkaException) and error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
                 return partitions
             raise _group_failure(error, group_id) from error
+        for p in found:
+            # A partition with an error has no offset here, and would be taken for one of which nothing was read.
+            if p.error is not None:
+                raise clients.failure(p.error, f"group {group_id}, {p.topic}[{p.partition}]")
         return found
 
     def is_assigned(self, group_id: str, topic: str) -> bool | None:

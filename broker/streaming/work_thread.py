@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -25,12 +26,13 @@ class WorkThread:
         self._thread.start()
 
     def submit(self, action: Callable[[], R]) -> Future[R]:
-        """Have something done after what was asked for before."""
+        """Have something done after what was asked for before, with the context variables of whoever asks."""
         future: Future[R] = Future()
+        context = copy_context()
 
         def act() -> None:
             try:
-                result = action()
+                result = context.run(action)
             except BaseException as error:  # for whoever asks for the result
                 future.set_exception(error)
             else:

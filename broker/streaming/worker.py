@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Final
+from functools import partial
+from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from broker import metrics
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import BatchResult
 from broker.build import (
     build_decoder,
+    build_drift,
     build_engine,
     build_pipeline,
     build_publisher,
@@ -21,21 +23,27 @@ from broker.build import (
     reference_set_in_redis,
 )
 from broker.config import KafkaSettings, Settings
+from broker.errors import ConfigurationError
+from broker.feedback.learned import Learned
 from broker.models.candidate import Candidate, Loaded
 from broker.pipeline import Pipeline
+from broker.redis_client import RedisConnection
 from broker.similar.keeper import Keeper
+from broker.state import Store
 from broker.streaming import clients
 from broker.streaming.handling import Process
 from broker.streaming.health import Health, Probe, Probes, wrong_device
 from broker.streaming.peers import Peers
-from broker.streaming.service import Control, Service
-from broker.streaming.serving import AnyEngine, Serving
+from broker.streaming.service import Control, Service, Traced
+from broker.streaming.serving import Serving
 from broker.streaming.topics import TopicAdmin
+from broker.surveys import Decoder
 from broker.topic_names import dead_letter_topic, is_pattern
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from broker.build import AnyEngine
 
-_KEPT_ERRORS: Final = 20
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -54,10 +62,17 @@ def worker(
     metrics.initialise(publisher.topics.surveys, named)
     versions: list[str] = []
     candidates: list[Candidate | None] = [None]
+    drift = build_drift(settings)
     progress = control.health.progress if control is not None else lambda: None
 
     def pipeline(engine: AnyEngine, reference: ReferenceSet, keeper: Keeper | None) -> Pipeline:
-        return build_pipeline(settings, decoder, store, engine, reference, progress, keeper, candidates[0])
+        counter = None if drift is None else drift.counter(reference)
+        made = build_pipeline(
+            settings, decoder, store, engine, reference, progress, keeper, candidates[0], learned, counter
+        )
+        # Not before: where a version is refused, that in use keeps its own correction.
+        learned.follow(engine.model_version, reference.version)
+        return made
 
     def on_model(name: str) -> None:
         versions[:] = [name]
@@ -66,28 +81,19 @@ def worker(
         if control is not None:
             control.health.note("promotion", text)
 
-    second = settings.candidate
-
-    def load_candidate() -> Loaded:
-        # Not again what failed: the served version has answered. What is published has combined anomaly scores, too.
-        engine = build_engine(
-            settings.inference, settings.triton, second.version, retries=0, by_modality=second.publish
-        )
-        try:
-            engine.check()
-            reference = reference_set_in_redis(settings, second.version)
-            return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference))
-        except BaseException:
-            engine.close()
-            raise
-
     with (
         closing(build_store(settings)) as store,
+        closing(Learned(RedisConnection(settings.redis.address()))) as learned,
         closing(Serving(settings, pipeline, on_model, note)) as serving,
         ExitStack() as stack,
     ):
-        if second.version is not None:
-            candidate = Candidate(load_candidate, second.share, publish=second.publish)
+        if drift is not None:
+            stack.enter_context(closing(drift))
+            drift.start()
+        traced = _tracing(settings, stack)
+        if settings.candidate.version is not None:
+            load = partial(_load_candidate, settings, decoder, store, serving)
+            candidate = Candidate(load, settings.candidate.share, publish=settings.candidate.publish)
             candidates[0] = stack.enter_context(closing(candidate))
 
         def prepare() -> Process:
@@ -96,10 +102,13 @@ def worker(
             publisher.prepare()
             return serving.prepare()
 
+        def about_dead_letters(client: AdminClient) -> None:
+            client.list_topics(dead_letter_topic(settings.publish.topic_prefix), timeout=clients.CALL_TIMEOUT)
+
         probes: dict[str, Probe] = {
             "redis": store.check,
             settings.inference.engine: serving.check,
-            "kafka": _kafka_probe(settings),
+            "kafka": clients.probe(settings.kafka, about_dead_letters),
             "topics": _topics_probe(settings.kafka),
             "device": lambda: wrong_device(settings.inference.device, serving.device()),
         }
@@ -118,27 +127,35 @@ def worker(
         )
         probes["models"] = peers.probe
         with closing(peers), Probes(control.health, settings.metrics.probe_interval_s, probes):
-            yield Service(settings.kafka, settings.pipeline, prepare, publisher, control, on_batch)
+            yield Service(settings.kafka, settings.pipeline, prepare, publisher, control, on_batch, traced)
 
 
-def _kafka_probe(settings: Settings) -> Probe:
-    """Asks through a client of its own: the consumer's may be closed meanwhile."""
-    heard: list[KafkaError] = []
-    client = clients.admin(settings.kafka, heard.append)
+def _load_candidate(settings: Settings, decoder: Decoder, store: Store, serving: Serving) -> Loaded:
+    """The candidate's engine and pipeline; raises what these do where they cannot be had."""
+    version, publish = settings.candidate.version, settings.candidate.publish
+    # Not again what failed: the served version has answered. What is published has combined anomaly scores, too.
+    engine = build_engine(settings.inference, settings.triton, version, retries=0, by_modality=publish)
+    try:
+        serving.leases.hold("candidate", engine.model_version)
+        engine.check()
+        reference = reference_set_in_redis(settings, version)
+        return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference))
+    except BaseException:
+        engine.close()
+        raise
 
-    def probe() -> str | None:
-        try:
-            client.list_topics(dead_letter_topic(settings.publish.topic_prefix), timeout=clients.CALL_TIMEOUT)
-        except KafkaException as error:
-            clients.hear(client)
-            # Why there is no connection says more than that there is none.
-            why = [e for e in heard if e.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)] or [error.args[0]]
-            del heard[:-_KEPT_ERRORS]
-            return str(why[-1].str())
-        heard.clear()
+
+def _tracing(settings: Settings, stack: ExitStack) -> Traced | None:
+    """What makes spans of batches, closed with ``stack``; None where tracing is off."""
+    if settings.tracing.endpoint is None:
         return None
-
-    return probe
+    try:
+        from broker import tracing
+    except ImportError as error:
+        needed = "tracing.endpoint needs the extra otel: pip install 'trifid[otel]'"
+        raise ConfigurationError(f"{needed} ({error})") from error
+    spans = tracing.start(settings.tracing, settings.kafka.group_id, settings.kafka.worker_id)
+    return stack.enter_context(closing(spans)).batch
 
 
 def _topics_probe(settings: KafkaSettings) -> Probe:

@@ -270,7 +270,7 @@ class Decoder:
     ) -> tuple[_AlertSchema | _SpectrumSchema, list[Block]]:
         """The schema of a message, and its records where they are alerts."""
         if header is not None:
-            schema = self._schema(header.schema_json, lambda: container_schema(header))
+            schema = self._schema(header.schema_json, lambda: container_schema(header.schema_json))
             if isinstance(schema, _SpectrumSchema):
                 return schema, []
             try:
@@ -334,10 +334,10 @@ def _layout(survey: Survey) -> Layout:
         raise ConfigurationError(f"survey {survey.name!r}: {error}") from error
 
 
-def container_schema(header: Header) -> AvroSchema:
+def container_schema(schema_json: bytes) -> AvroSchema:
     """The schema of a container; raises DecodeError where it is too large or not valid JSON."""
     try:
-        return read_schema(header.schema_json, MAX_SCHEMA_BYTES)
+        return read_schema(schema_json, MAX_SCHEMA_BYTES)
     except ValueError as error:
         raise DecodeError(f"Avro container: its schema {error}") from error
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from lsst.alert.packet.schema import Schema, get_schema_path, get_schema_root
-
 from broker.avro.schema import AvroSchema
 from broker.errors import DecodeError
+
+# The package is imported at the first message without a schema in it: it brings file systems of clouds.
 
 
 @cache
 def _lsst_versions() -> frozenset[tuple[int, int]]:
+    from lsst.alert.packet.schema import get_schema_root
+
     found = (path.parts[-2:] for path in Path(get_schema_root()).glob("[0-9]*/[0-9]*"))
     return frozenset((int(major), int(minor)) for major, minor in found)
 
@@ -22,6 +24,8 @@ def lsst_schema(schema_id: int) -> AvroSchema:
 
     Raises DecodeError, naming the id, where this release of lsst-alert-packet has no such version.
     """
+    from lsst.alert.packet.schema import Schema, get_schema_path
+
     version = divmod(schema_id, 100)
     if version not in _lsst_versions():
         newest = max(_lsst_versions())

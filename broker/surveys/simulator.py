@@ -89,15 +89,25 @@ _KINDS: Final[dict[str, _Kind]] = {
     "M": _Kind((120.0, 450.0), (2.5, 5.0), lambda p: 0.9 * _sine(p) + 0.1 * _saw(p)),
     "DSCT": _Kind((0.05, 0.15), (0.08, 0.25), _sine),
 }
+_LONG_RR_LYRAE: Final = _Kind((0.9, 0.97), (0.6, 1.2), _saw)
+"""Few RR Lyrae stars have such periods: what the tutorial looks for."""
+LONG_RR_LYRAE_AT: Final = (15.0, 25.0)
+"""ICRS degrees."""
 
 
-def simulate_alerts(objects: int, alerts_per_object: int, seed: int = 0) -> Iterator[SimulatedAlert]:
+def simulate_alerts(
+    objects: int, alerts_per_object: int, seed: int = 0, *, long_rr_lyrae: bool = False
+) -> Iterator[SimulatedAlert]:
     """Packets of ``objects`` objects in order of time, up to ``alerts_per_object`` of each; the same for one seed.
 
-    Objects whose variation often is below ZTF's limit of detection give fewer.
+    Objects whose variation often is below ZTF's limit of detection give fewer. With ``long_rr_lyrae`` the last object
+    is an RRAB star with a period above 0.9 days, at LONG_RR_LYRAE_AT.
     """
     rng = np.random.default_rng(seed)
-    simulated = [_Object.draw(number, alerts_per_object, rng) for number in range(objects)]
+    last = objects - 1 if long_rr_lyrae else objects
+    simulated = [
+        _Object.draw(number, alerts_per_object, rng, long_rr_lyrae=number == last) for number in range(objects)
+    ]
     mjd = np.concatenate([o.mjd[o.detected] for o in simulated])
     owner = np.repeat(np.arange(objects), [int(o.detected.sum()) for o in simulated])
     visit = np.concatenate([np.flatnonzero(o.detected) for o in simulated])
@@ -126,9 +136,10 @@ class _Object:
     detected: NDArray[np.bool_]
 
     @staticmethod
-    def draw(number: int, visits: int, rng: np.random.Generator) -> _Object:
-        supernova = rng.random() < _SUPERNOVA_SHARE
+    def draw(number: int, visits: int, rng: np.random.Generator, *, long_rr_lyrae: bool = False) -> _Object:
+        supernova = rng.random() < _SUPERNOVA_SHARE and not long_rr_lyrae
         class_name = SUPERNOVA if supernova else CLASS_NAMES[rng.integers(len(CLASS_NAMES))]
+        class_name = "RRAB" if long_rr_lyrae else class_name
         nights = _FIRST_MJD + np.cumsum(rng.exponential(_DAYS_BETWEEN_NIGHTS, (visits + 1) // 2) + 0.5)
         nights += rng.uniform(0.0, 0.3, len(nights))
         # Both filters in one night, an hour or more apart.
@@ -142,7 +153,7 @@ class _Object:
             total = _flux(mean + color * (band == 1)) * bell
             reference = np.zeros(visits)
         else:
-            kind = _KINDS[class_name]
+            kind = _LONG_RR_LYRAE if long_rr_lyrae else _KINDS[class_name]
             period = np.exp(rng.uniform(*np.log(kind.period)))
             amplitude = rng.uniform(*kind.amplitude)
             phase = ((mjd - _FIRST_MJD) / period + rng.random()) % 1.0 if period < 30 else (mjd - _FIRST_MJD) / period
@@ -153,9 +164,11 @@ class _Object:
         error = np.hypot(noise, _CALIBRATION_ERROR * total)
         difference = total - reference + rng.normal(0.0, error)
         letters = "".join(_LETTERS[(number // 26**power) % 26] for power in reversed(range(7)))
+        ra, dec = float(rng.uniform(0, 360)), float(np.degrees(np.arcsin(rng.uniform(-0.5, 1))))
+        if long_rr_lyrae:
+            ra, dec = LONG_RR_LYRAE_AT
         return _Object(
-            f"ZTF18{letters}", class_name,
-            float(rng.uniform(0, 360)), float(np.degrees(np.arcsin(rng.uniform(-0.5, 1)))),
+            f"ZTF18{letters}", class_name, ra, dec,
             mjd, band, difference, error, reference, np.abs(difference) > 5 * error,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final
 
 from broker.avro.compiler import Program, compile_schema
@@ -47,7 +48,7 @@ def split_container(stream: Stream) -> Iterator[tuple[int | None, bytes | Decode
     """
     try:
         header = _header(stream)
-        program = compile_schema(WriterSchema.parse(container_schema(header)), NOTHING)
+        program = _program(header.schema_json)
     except DecodeError:
         yield None, read_packet(stream)
         return
@@ -62,6 +63,9 @@ def split_container(stream: Stream) -> Iterator[tuple[int | None, bytes | Decode
             yield None, start + raw + read_packet(stream)
             return
         alone = number == 1 and not stream.peek(1)
+        if alone and read_long(raw, 0)[0] == 1:  # as archives of packets have them; the decoder sees what is in it
+            yield None, start + raw
+            return
         try:
             parts = _split(start + raw, header, program)
         except DecodeError as error:
@@ -70,12 +74,18 @@ def split_container(stream: Stream) -> Iterator[tuple[int | None, bytes | Decode
                 return
             yield None, DecodeError(f"block {number} of the container cannot be read: {error}")
             continue
-        if alone and len(parts) == 1:
-            yield None, start + raw
-            return
         for part in parts:
             yield records, container_message(header.schema_json, part)
             records += 1
+
+
+@lru_cache(maxsize=8)
+def _program(schema_json: bytes) -> Program:
+    """What finds the ends of records by a schema; of an archive of thousands of packets it is made once.
+
+    Raises DecodeError where the schema cannot be read.
+    """
+    return compile_schema(WriterSchema.parse(container_schema(schema_json)), NOTHING)
 
 
 def _header(stream: Stream) -> Header:

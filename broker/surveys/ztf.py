@@ -37,7 +37,10 @@ MAX_PS1_DISTANCE: Final = 1.5
 MAX_SOLAR_SYSTEM_DISTANCE: Final = 5.0
 """Arcsec within which the nearest known moving object is taken for the detection."""
 _MISSING: Final = -99.0
-"""Magnitudes, distances and fluxes are -999 or -99999 where they are missing."""
+"""Magnitudes and distances are -999 or -99999 where they are missing."""
+_NO_FLUX: Final = -99_999.0
+"""Flux of forced photometry, in counts, where it is missing. A lower one is a measurement: a Mira of 13 mag in the
+reference image has -2e5 in its minimum."""
 TIMES: Final = TimeRange(first=58_000.0)
 """The camera saw its first light on 2017 November 1, MJD 58058 (Bellm et al. 2019, PASP 131, 018002)."""
 _SIGN: Final = {
@@ -250,7 +253,7 @@ def _forced_flux(forced: FilledTable) -> tuple[Numbers, Numbers]:
     flux, error = forced.numbers("forcediffimflux"), forced.numbers("forcediffimfluxunc")
     with np.errstate(over="ignore", invalid="ignore"):  # absurd zero points become infinite, and nothing worse
         unit = AB_ZERO_POINT_NJY * 10.0 ** (-0.4 * forced.numbers("magzpsci"))
-        return np.where(flux <= -99_999.0, np.nan, flux) * unit, error * unit
+        return np.where(flux == _NO_FLUX, np.nan, flux) * unit, error * unit
 
 
 def _metadata(packet: FilledTable, ps1: NDArray[np.bool_]) -> list[SourceMetadata | None]:

@@ -109,12 +109,17 @@ class CdsTable(Table):
         return texts, blank
 
     def _angle(self, table: NDArray[np.uint8], parts: Sequence[str], unit: float) -> NDArray[np.float64]:
-        """Degrees of a position in hours or degrees, minutes and seconds, of which the last may be missing."""
+        """Degrees of a position in hours or degrees, minutes and seconds, of which the last may be missing.
+
+        A sign has a column of its own, or stands before the degrees: ``-00`` is negative, too.
+        """
         whole, minutes, seconds = parts[-3:]
-        degrees = _numbers(table, self._fields[whole]) + np.nan_to_num(_numbers(table, self._fields[minutes])) / 60.0
+        degrees = np.abs(_numbers(table, self._fields[whole]))
+        degrees = degrees + np.nan_to_num(_numbers(table, self._fields[minutes])) / 60.0
         if seconds in self._fields:
             degrees = degrees + np.nan_to_num(_numbers(table, self._fields[seconds])) / 3600.0
-        negative = _cells(table, self._fields["DE-"]) == b"-" if len(parts) > 3 and "DE-" in self._fields else False
+        signs = [self._fields[name] for name in (parts[0], whole) if name in self._fields]
+        negative = np.any([np.char.startswith(_cells(table, sign), b"-") for sign in signs], axis=0)
         result: NDArray[np.float64] = np.where(negative, -degrees, degrees) * unit
         return result
 

@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from broker import sky
+from broker import moc, sky
 from broker.errors import InputFileError
 from broker.lightcurves.columns import DEC, NAME, RA, as_text, find
 from broker.lightcurves.values import angles
 from broker.tables.files import open_table
 from broker.tables.table import Table
-from broker.watch import moc
 
 MOST: Final = 1_000_000
 """Positions and names of one file, whatever a user's quota."""
@@ -122,21 +121,12 @@ def of_file(path: Path, limit: int) -> Content:
     """
     with path.open("rb") as file:
         head = file.read(4096)
-    start = head.lstrip()
-    if start.startswith(b"{") or _is_ascii_moc(start):
-        try:
-            return Content(region=moc.of_text(path.read_text("ascii")))
-        except UnicodeDecodeError:
-            raise InputFileError(f"{path}: no MOC: it has characters other than ASCII") from None
+    if moc.is_text(head):
+        return Content(region=moc.of_text_file(path))
     table = open_table(path, limit)
     if moc.is_moc(table.header, table.names):
         return Content(region=moc.of_table(table))
     return _of_table(table)
-
-
-def _is_ascii_moc(start: bytes) -> bool:
-    order, slash, _ = start[:4].partition(b"/")
-    return bool(slash) and order.isdigit()
 
 
 def _of_table(table: Table) -> Content:

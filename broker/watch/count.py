@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from broker.client.expression import Expression
 from broker.client.fields import FIELDS, PROBABILITY, Columns, probability_of
+from broker.database import ANNOTATIONS, OBJECTS
 from broker.watch.content import Content
 from broker.watch.match import Matcher, Wanted
-from broker.web.tables import ANNOTATIONS, OBJECTS
 
 MOST: Final = 50_000
 """Annotations that are looked at, the latest."""

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
 from broker.client.expression import Expression, ExpressionError
 from broker.config import Settings
+from broker.database import COUNTERS, DELIVERIES, MATCHES, TOKENS, WATCH_CONTENTS, WATCHES, count_up
 from broker.errors import TrifidError
 from broker.times import mjd_now
+from broker.tokens import LOCAL
+from broker.watch import outputs
 from broker.watch.content import Content
 from broker.watch.match import MAX_RADIUS, MIN_RADIUS, Wanted
+from broker.watch.outputs import PLAIN
 from broker.watch.times import next_message
 from broker.watch.webhook import check_url
-from broker.web.tables import DELIVERIES, MATCHES, TOKENS, WATCH_CONTENTS, WATCHES
-from broker.web.tokens import LOCAL
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +34,10 @@ _EMAIL: Final = re.compile(
     r"[A-Za-z0-9._%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}"
 )
 _LONGEST_SLUG: Final = 64
+_COUNTER: Final = "lists"
 _MOST_HOURS: Final = 168.0
 _LONGEST_PROBLEM: Final = 500
+_MASK: Final = "/..."
 
 
 class ListError(TrifidError):
@@ -52,7 +58,12 @@ class Terms:
     email: str | None = None
     webhook: str | None = None
     every_hours: float = 24.0
-    """Between messages; 0: at once, 24: daily at ``notify.digest_hour``."""
+    """Between messages; 0: at once, 24: daily at ``notify.digest_hour``. Other formats than Slack's: always at once."""
+    format: str = PLAIN
+    """Of what is sent to ``webhook``: Slack's, or one of ``watch.outputs.FORMATS``."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    token: str | None = None
+    """With which the receiver lets us in; where there is none, the one that a list has for the same URL."""
 
 
 def topic_of(prefix: str, owner: str, name: str) -> str:
@@ -77,7 +88,7 @@ class Lists:
         """Keep a new list; raises ListError."""
         if not _NAME.fullmatch(name):
             raise ListError("a list's name has 1 to 48 of a to z, 0 to 9 and -, which is neither first nor last")
-        self._check(terms, content)
+        terms = self._check(terms, content)
         now = mjd_now()
         row = self._row(terms, content, now) | {
             "owner": owner,
@@ -93,6 +104,7 @@ class Lists:
         }
         try:
             with self._engine.begin() as connection:
+                count_up(connection, _COUNTER)  # first: of two at a time, the second sees what the first has made
                 self._check_quota(connection, owner, content.size, None)
                 (key,) = connection.execute(sa.insert(WATCHES).returning(WATCHES.c.id), [row]).scalars()
                 connection.execute(sa.insert(WATCH_CONTENTS), [content.stored() | {"watch": key}])
@@ -106,8 +118,10 @@ class Lists:
     def change(self, owner: str, name: str, terms: Terms, content: Content | None) -> None:
         """Give a list other terms, and another content where one is given; raises ListError and NoListError."""
         row = self.get(owner, name)
+        terms = _unmasked(terms, row)
         with self._engine.begin() as connection:
             now = mjd_now()
+            count_up(connection, _COUNTER)
             if content is None:
                 content = self._content(connection, row["id"])
             else:
@@ -115,22 +129,26 @@ class Lists:
                 connection.execute(
                     sa.update(WATCH_CONTENTS).where(WATCH_CONTENTS.c.watch == row["id"]).values(content.stored())
                 )
-            self._check(terms, content)
+            terms = self._check(terms, content)
             # What was refused may go well now.
             values = self._row(terms, content, now) | {
                 "problem": None, "topic_attempts": 0, "topic_given_up": False, "topic_due": now
             }  # fmt: skip
             connection.execute(sa.update(WATCHES).where(WATCHES.c.id == row["id"]).values(values))
-            if terms.email is None and terms.webhook is None:  # of a later address it would be old news
-                waiting = sa.update(MATCHES).where(MATCHES.c.watch == row["id"], MATCHES.c.waiting)
-                connection.execute(waiting.values(waiting=False))
-                pending = (DELIVERIES.c.watch == row["id"]) & (DELIVERIES.c.state == "pending")
-                connection.execute(sa.delete(DELIVERIES).where(pending))
+            gone = terms.email is None and terms.webhook is None
+            if gone or (None if terms.format == PLAIN else terms.format) != row["format"]:
+                # Of a later address it would be old news; and messages of one format are none of another.
+                own = MATCHES.c.watch == row["id"]
+                connection.execute(sa.update(MATCHES).where(own, MATCHES.c.waiting).values(waiting=False))
+                unsent = DELIVERIES.c.state != "sent"
+                connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.watch == row["id"], unsent))
+                connection.execute(sa.update(MATCHES).where(own, ~MATCHES.c.unsent).values(payload=None))
 
     def delete(self, owner: str, name: str) -> None:
         """Have a list end: ``trifid notify`` deletes its topic and then the list; raises NoListError."""
         row = self.get(owner, name)
         with self._engine.begin() as connection:
+            count_up(connection, _COUNTER)
             connection.execute(
                 sa.update(WATCHES).where(WATCHES.c.id == row["id"]).values(deleted=True, changed=mjd_now())
             )
@@ -166,7 +184,8 @@ class Lists:
         stored = sa.select(WATCH_CONTENTS.c.places, WATCH_CONTENTS.c.texts, WATCH_CONTENTS.c.region)
         return Content.of_stored(*connection.execute(stored.where(WATCH_CONTENTS.c.watch == key)).one())
 
-    def _check(self, terms: Terms, content: Content) -> None:
+    def _check(self, terms: Terms, content: Content) -> Terms:
+        """With the defaults of its format; raises ListError."""
         if not content and terms.expression is None:
             raise ListError("give positions, names, a region or an expression")
         if terms.expression is not None:
@@ -186,9 +205,25 @@ class Lists:
                 raise ListError(f"mail goes to {', '.join(allowed)} only")
         if terms.webhook is not None:
             try:
-                check_url(terms.webhook, self._settings.webhook_networks)
+                parts = check_url(terms.webhook, self._settings.webhook_networks)
+                if parts.path == _MASK:
+                    raise ValueError(f"{terms.webhook} is what is shown of another URL: give all of it")
             except ValueError as error:
                 raise ListError(f"webhook: {error}") from None
+        if terms.format == PLAIN:
+            if terms.options or terms.token is not None:
+                raise ListError(f"options and a token are for formats other than {PLAIN}")
+            return terms
+        if terms.webhook is None:
+            raise ListError(f"format {terms.format}: give the URL of the service as webhook")
+        token = terms.token
+        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+            raise ListError("token: it has printable characters of ASCII only")
+        try:
+            options = outputs.check(terms.format, terms.options, token)
+        except ValueError as error:
+            raise ListError(str(error)) from None
+        return replace(terms, options=options, every_hours=0.0)
 
     def _row(self, terms: Terms, content: Content, now: float) -> dict[str, Any]:
         return {
@@ -198,6 +233,9 @@ class Lists:
             "regions": len(content.region),
             "email": terms.email,
             "webhook": terms.webhook,
+            "format": None if terms.format == PLAIN else terms.format,
+            "options": None if terms.format == PLAIN else json.dumps(terms.options),
+            "token": terms.token,
             "every_hours": terms.every_hours,
             "next_message": next_message(now, terms.every_hours, self._settings.digest_hour),
             "changed": now,
@@ -220,26 +258,45 @@ def check_radius(radius: float) -> None:
         raise ListError(f"radius is {radius:g}: give arcsec, {MIN_RADIUS:g} to {MAX_RADIUS:g}")
 
 
-def load(engine: sa.Engine, *, tokens_required: bool) -> list[tuple[Wanted, Mapping[str, Any]]]:
-    """The lists that count, as they are matched: those whose owner has a token that is valid and may keep lists.
+def masked(webhook: str) -> str:
+    """What is shown of a webhook's URL, whose path and query are secret."""
+    parts = urlsplit(webhook)
+    return f"{parts.scheme}://{parts.netloc}{_MASK}"
 
-    Where no tokens are needed, also those of whoever is at this machine. One that this release does not understand
-    is left out with its problem.
+
+def _unmasked(terms: Terms, row: Mapping[str, Any]) -> Terms:
+    """With the URL and token of a row, where a client gives back what it was shown of them."""
+    if terms.webhook is not None and row["webhook"] is not None and terms.webhook == masked(row["webhook"]):
+        terms = replace(terms, webhook=row["webhook"])
+    if terms.token is None and terms.format != PLAIN and terms.webhook == row["webhook"]:
+        terms = replace(terms, token=row["token"])
+    return terms
+
+
+def owner_counts(now: float, *, tokens_required: bool) -> sa.ColumnElement[bool]:
+    """Of a row of WATCHES: whether its owner has a token that is valid at an MJD and may keep lists.
+
+    Where no tokens are needed, also whoever is at this machine.
     """
-    now = mjd_now()
+    valid = sa.exists().where(
+        TOKENS.c.name == WATCHES.c.owner,
+        (sa.literal(" ") + TOKENS.c.scopes + " ").like("% watch %"),
+        TOKENS.c.expires.is_(None) | (TOKENS.c.expires > now),
+    )
+    return valid if tokens_required else valid | (WATCHES.c.owner == LOCAL.name)
+
+
+def load(engine: sa.Engine, *, tokens_required: bool) -> list[tuple[Wanted, Mapping[str, Any]]]:
+    """The lists that count (``owner_counts``), as they are matched.
+
+    One that this release does not understand is left out with its problem.
+    """
+    counts = owner_counts(mjd_now(), tokens_required=tokens_required)
     with engine.connect() as connection:
-        tokens = connection.execute(sa.select(TOKENS.c.name, TOKENS.c.scopes, TOKENS.c.expires)).all()
-        owners = {
-            n for n, scopes, expires in tokens if "watch" in scopes.split() and (expires is None or expires > now)
-        }
-        if not tokens_required:
-            owners.add(LOCAL.name)
-        query = sa.select(WATCHES, WATCH_CONTENTS).join(WATCH_CONTENTS).where(~WATCHES.c.deleted)
+        query = sa.select(WATCHES, WATCH_CONTENTS).join(WATCH_CONTENTS).where(~WATCHES.c.deleted, counts)
         rows = connection.execute(query.order_by(WATCHES.c.id)).mappings().all()
     found: list[tuple[Wanted, Mapping[str, Any]]] = []
     for row in rows:
-        if row["owner"] not in owners:
-            continue
         try:
             content = Content.of_stored(row["places"], row["texts"], row["region"])
             expression = None if row["expression"] is None else Expression(row["expression"])
@@ -262,10 +319,12 @@ def keep_problems(engine: sa.Engine, problems: Mapping[int, str]) -> None:
 
 
 def version(engine: sa.Engine) -> tuple[Any, ...]:
-    """What is another one whenever a list or a token is."""
+    """What is another one whenever a list or a token is; no clock has a part in it but that tokens expire."""
     with engine.connect() as connection:
-        lists = connection.execute(
-            sa.select(sa.func.count(), sa.func.max(WATCHES.c.changed), sa.func.max(WATCHES.c.id))
-        ).one()
+        counted = connection.execute(
+            sa.select(COUNTERS.c.value).where(COUNTERS.c.name == _COUNTER)
+        ).scalar_one_or_none()
+        # An earlier release, beside this one, counts nothing.
+        lists = connection.execute(sa.select(sa.func.count(), sa.func.max(WATCHES.c.changed))).one()
         tokens = connection.execute(sa.select(TOKENS.c.id, TOKENS.c.expires < mjd_now()).order_by(TOKENS.c.id)).all()
-    return (*lists, *map(tuple, tokens))
+    return (counted, *lists, *map(tuple, tokens))

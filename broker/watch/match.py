@@ -10,11 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker import sky
+from broker import moc, sky
 from broker.client.expression import Expression
 from broker.client.fields import Columns
 from broker.publish.annotation import PublishedAnnotation
-from broker.watch import moc
 from broker.watch.content import Content
 
 MIN_RADIUS: Final = 0.01

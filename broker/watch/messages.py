@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import smtplib
+import socket
 import ssl
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,20 +16,32 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from broker.config import NotifySettings, in_clear
-from broker.watch import webhook
-from broker.watch.outbox import Delivery
+from broker.watch import outputs, webhook
+from broker.watch.deliveries import Delivery
+from broker.watch.outputs import OutputError
 from broker.watch.webhook import WebhookError
 
 _IN_A_CALL: Final = 20
+_AGAIN_S: Final = 0.5
 
 
 class SendError(Exception):
     """A message that its receiver has not taken; the reason has no secrets in it."""
 
+    answered: bool = True
+    """As ``outputs.OutputError`` has it."""
+
 
 def send(delivery: Delivery, settings: NotifySettings) -> None:
     """Send one message; raises SendError."""
-    if delivery.to == "webhook":
+    if delivery.to == "webhook" and delivery.watch["format"] is not None:
+        try:
+            outputs.send(delivery.watch, delivery.rows[0], delivery.number, settings)
+        except OutputError as error:
+            failed = SendError(str(error))
+            failed.answered = error.answered
+            raise failed from None
+    elif delivery.to == "webhook":
         url = str(delivery.watch["webhook"])
         try:
             webhook.post(url, call(delivery, settings), delivery.number, settings.webhook_networks, settings.timeout_s)
@@ -101,13 +115,15 @@ def mail(delivery: Delivery, settings: NotifySettings) -> EmailMessage:
 
 
 def _send_mail(message: EmailMessage, settings: NotifySettings) -> None:
-    host, timeout = settings.smtp_host or "", settings.timeout_s
+    host, port, timeout = settings.smtp_host or "", settings.smtp_port, settings.timeout_s
     context = ssl.create_default_context(cafile=settings.smtp_ca_file)
+    deadline = _Deadline(timeout)
     try:
+        # Both connect, and read the server's greeting, before they are there.
         server = (
-            smtplib.SMTP_SSL(host, settings.smtp_port, timeout=timeout, context=context)
+            _SecureServer(deadline, host, port, timeout=timeout, context=context)
             if settings.smtp_security == "tls"
-            else smtplib.SMTP(host, settings.smtp_port, timeout=timeout)
+            else _Server(deadline, host, port, timeout=timeout)
         )
         try:
             if settings.smtp_security == "starttls":
@@ -128,7 +144,65 @@ def _send_mail(message: EmailMessage, settings: NotifySettings) -> None:
         said = given.decode("utf-8", "replace") if isinstance(given, bytes) else str(given)
         raise SendError(f"mail server: {error.smtp_code} {said[:200]}") from None
     except OSError as error:  # smtplib's own are, without strerror
+        if deadline.passed:
+            raise SendError(f"mail server {host}: no answer within {timeout:g} s") from None
         raise SendError(f"mail server {host}: {error.strerror or str(error) or type(error).__name__}") from None
+    finally:
+        deadline.cancel()
+
+
+class _Deadline:
+    """Ends what a mail server takes too long for: a socket's own timeout begins anew with each byte."""
+
+    def __init__(self, seconds: float) -> None:
+        """It begins at once."""
+        self.passed = False
+        self._seconds, self._done = seconds, threading.Event()
+        self._server: smtplib.SMTP | None = None
+        threading.Thread(target=self._wait, name="mail deadline", daemon=True).start()
+
+    def of(self, server: smtplib.SMTP) -> None:
+        """Have it end what this server is at."""
+        self._server = server
+
+    def cancel(self) -> None:
+        """All was in time."""
+        self._done.set()
+
+    def _wait(self) -> None:
+        if self._done.wait(self._seconds):
+            return
+        self.passed = True
+        while True:
+            # While it connects there is none yet; that has a timeout of its own.
+            if self._server is not None and (sock := self._server.sock) is not None:
+                with suppress(OSError):
+                    # Not SSLSocket's own, which has the other thread go on without encryption.
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            if self._done.wait(_AGAIN_S):
+                return
+
+
+class _Server(smtplib.SMTP):
+    def __init__(self, deadline: _Deadline, *given: Any, **named: Any) -> None:
+        deadline.of(self)
+        self._deadline = deadline
+        try:
+            super().__init__(*given, **named)
+        except BaseException:
+            self.close()
+            raise
+
+    def getreply(self) -> tuple[int, bytes]:
+        """The server's, unless it was cut: that may be the beginning of another."""
+        found = super().getreply()
+        if self._deadline.passed:
+            raise TimeoutError
+        return found
+
+
+class _SecureServer(_Server, smtplib.SMTP_SSL):
+    """With TLS from the beginning."""
 
 
 def _counted(matches: int) -> str:

@@ -1,8 +1,9 @@
 """``trifid notify``: matches annotations with users' lists, and sends what they found.
 
-Two threads. One reads all annotations in a consumer group of its own and stores what lists want in the database; a
-batch counts as read after that. The other puts what is stored into topics, mails and webhooks, in one process at a
-time. Each goes on by itself after a failure.
+Threads. ``match`` reads all annotations in a consumer group of its own and stores what lists want in the database; a
+batch counts as read after that. ``send`` puts what is stored into topics and makes messages of it, in one process at a
+time. ``deliver`` sends the messages. ``hold`` keeps what this process has begun from other processes. Each goes on by
+itself after a failure, and none waits for another's receivers.
 """
 
 from __future__ import annotations
@@ -11,35 +12,41 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
 
+from broker.annotation_stream import all_annotations
 from broker.avro.container import ContainerWriter
 from broker.client import PublishedAnnotation
 from broker.config import Settings
+from broker.database import WATCHES
 from broker.errors import TrifidError
 from broker.metrics import NOTIFY_FAILURES, NOTIFY_MATCH_SECONDS, NOTIFY_READ
+from broker.postgres import PRUNE_ANSWER_S, answers_within
 from broker.publish.annotation import SCHEMA_TEXT, published_record
 from broker.times import mjd_now
 from broker.watch import lists, messages
+from broker.watch.deliveries import Deliveries
+from broker.watch.lease import Lease
 from broker.watch.match import Matcher
-from broker.watch.outbox import Delivery, Outbox
+from broker.watch.outbox import Outbox
+from broker.watch.sender import Sender
 from broker.watch.topics import ListTopics
-from broker.web.follow import all_annotations
-from broker.web.tables import WATCHES
 
 log = logging.getLogger(__name__)
 
+_ANSWER_S: Final = 15.0
+"""Longest wait for one answer of the database, if that is PostgreSQL."""
 _BATCH: Final = 500
 _RETRY_S: Final = 5.0
 _PRUNE_S: Final = 3600.0
 _PAUSE_S: Final = 0.5
 """Between two looks for what is to be sent."""
 _PUT: Final = 500
-_AT_ONCE: Final = 4
-"""Mails and calls at a time, so that a slow receiver does not hold up the others."""
+_EXTENSIONS: Final = 3
+"""Within the time of a lease."""
 
 
 class Notifier:
@@ -47,18 +54,22 @@ class Notifier:
 
     def __init__(self, settings: Settings, engine: sa.Engine) -> None:
         self._settings, self._engine = settings, engine
-        self._outbox = Outbox(engine, settings.notify)
+        self._outbox = Outbox(engine, settings)
+        self._lease = Lease(engine, settings.notify.lease_s)
         self._stopped = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, name=name, args=(work,), daemon=True)
-            for name, work in (("match", self._match), ("send", self._send))
+            for name, work in self._works().items()
         ]
         self._matcher, self._lists = Matcher([]), dict[int, Mapping[str, Any]]()
         self._version: tuple[Any, ...] | None = None
         self._loaded = 0.0
         self._write = ContainerWriter(SCHEMA_TEXT)
-        self.problems: dict[str, str | None] = {"match": "not connected to Kafka yet", "send": None}
+        self.problems: dict[str, str | None] = dict.fromkeys(self._works()) | {"match": "not connected to Kafka yet"}
         """Why a thread does not get on now; None where it does."""
+
+    def _works(self) -> dict[str, Callable[[], None]]:
+        return {"match": self._match, "send": self._send, "deliver": self._deliver, "hold": self._hold}
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -69,20 +80,27 @@ class Notifier:
         self._stopped.set()
         for thread in self._threads:
             thread.join(2 * self._settings.notify.timeout_s)
+        if any(thread.is_alive() for thread in self._threads):
+            return  # with what it is sending
+        try:
+            self._lease.release()
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("what this process held is free after %g s: %s", self._lease.seconds, error)
 
     def wait(self) -> None:
         """Until it is stopped."""
         self._stopped.wait()
 
     def stop(self) -> None:
-        """Have both threads end."""
+        """Have the threads end."""
         self._stopped.set()
 
     def _run(self, work: Callable[[], None]) -> None:
         name = threading.current_thread().name
         while not self._stopped.is_set():
             try:
-                work()
+                with answers_within(_ANSWER_S):
+                    work()
             except TrifidError as error:
                 self._fail(name, str(error))
             except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
@@ -135,32 +153,45 @@ class Notifier:
         self._loaded = now
 
     def _send(self) -> None:
-        """Send until it is stopped, or something fails."""
+        """Fill topics and make messages until it is stopped, or something fails."""
         topics = ListTopics(self._settings)
         pruned = time.monotonic() - _PRUNE_S
         known: tuple[Any, ...] | None = None
-        with ThreadPoolExecutor(_AT_ONCE, "deliver") as pool:
-            try:
-                while not self._stopped.is_set():
-                    if not self._outbox.lead():
-                        self._stopped.wait(_PAUSE_S)
-                        continue
-                    if (version := lists.version(self._engine)) != known:
-                        self._keep_topics(topics)
-                        known = version
-                    busy = self._put(topics)
-                    self._outbox.collect()
-                    due = self._outbox.due(2 * _AT_ONCE)
-                    list(pool.map(self._deliver, due))
-                    if time.monotonic() - pruned > _PRUNE_S:
+        try:
+            while not self._stopped.is_set():
+                if not self._lease.take_topics():
+                    self._stopped.wait(_PAUSE_S)
+                    continue
+                if (version := lists.version(self._engine)) != known:
+                    self._keep_topics(topics)
+                    known = version
+                busy = self._put(topics)
+                self._outbox.collect()
+                if time.monotonic() - pruned > _PRUNE_S:
+                    with answers_within(PRUNE_ANSWER_S):
                         self._outbox.prune(mjd_now() - self._settings.web.retention_days)
-                        pruned = time.monotonic()
-                    self.problems["send"] = None
-                    if not busy and not due:
-                        self._stopped.wait(_PAUSE_S)
-                self._outbox.resign()
-            finally:
-                topics.close()
+                    pruned = time.monotonic()
+                self.problems["send"] = None
+                if not busy:
+                    self._stopped.wait(_PAUSE_S)
+        finally:
+            topics.close()
+
+    def _deliver(self) -> None:
+        """Send messages until it is stopped, or the database fails."""
+        deliveries = Deliveries(self._engine, self._settings, self._lease)
+        send = partial(messages.send, settings=self._settings.notify)
+        Sender(deliveries, send, self._stopped).run(lambda: self.problems.update(deliver=None))
+
+    def _hold(self) -> None:
+        """Keep what is being sent from other processes, while threads that send are at it."""
+        others = [thread for thread in self._threads if thread.name in ("send", "deliver")]
+        while not self._stopped.is_set() or any(thread.is_alive() for thread in others):
+            self._lease.extend()
+            self.problems["hold"] = None
+            if self._stopped.is_set():
+                time.sleep(_PAUSE_S)
+            self._stopped.wait(self._lease.seconds / _EXTENSIONS)
 
     def _keep_topics(self, topics: ListTopics) -> None:
         """Make the topics of new lists, and end those that were deleted, with their topics."""
@@ -183,19 +214,8 @@ class Notifier:
         found = self._outbox.unsent(_PUT)
         if not found:
             return False
-        sent, refused = topics.put(found)
+        sent, refused = topics.put(found, self._lease.holds_topics)
         self._outbox.published(sent)
         for watch, reason in refused.items():
             self._outbox.topic_refused(watch, reason)
         return len(found) == _PUT and bool(sent)
-
-    def _deliver(self, delivery: Delivery) -> None:
-        try:
-            messages.send(delivery, self._settings.notify)
-        except messages.SendError as error:
-            self._outbox.refused(delivery, str(error))
-        except Exception:
-            log.exception("message %s", delivery.number)
-            self._outbox.refused(delivery, "a fault of Trifid; see its log")
-        else:
-            self._outbox.delivered(delivery)

@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.config import NotifySettings
+from broker.config import Settings
+from broker.database import DELIVERIES, MATCHES, WATCHES, insert_missing
 from broker.metrics import NOTIFY_DEAD, NOTIFY_LEFT_OUT, NOTIFY_MATCHES, NOTIFY_REFUSED, NOTIFY_SENT, NOTIFY_WAITING
 from broker.publish.annotation import PublishedAnnotation
 from broker.times import mjd_now
 from broker.watch import quota
+from broker.watch.deliveries import ADDRESSED, LONGEST_PROBLEM
+from broker.watch.lists import owner_counts
 from broker.watch.match import Hit
 from broker.watch.times import DAILY, next_attempt, next_message
-from broker.web.tables import DELIVERIES, LEASES, MATCHES, WATCHES
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE: Final = 500
+"""Messages of one list that are made in one transaction."""
 _ROWS: Final = 200
 """Values of one statement, which SQLite bounds."""
-_LONGEST_PROBLEM: Final = 500
-SHOWN: Final = 100
-"""Matches that a message lists; it counts the others."""
 
 
 def event_of(annotation: PublishedAnnotation) -> str:
@@ -58,47 +58,12 @@ class Unsent:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that is to be sent."""
-
-    key: int
-    number: str
-    attempts: int
-    matches: int
-    rows: Sequence[Mapping[str, Any]]
-    """Of MATCHES, the first SHOWN of them."""
-    watch: Mapping[str, Any]
-    """Of WATCHES."""
-
-    @property
-    def to(self) -> str:
-        """``webhook`` or ``email``."""
-        return "webhook" if self.watch["webhook"] is not None else "email"
-
-
 class Outbox:
-    """Of one database; several processes may use it, of which one sends at a time."""
+    """Of one database."""
 
-    def __init__(self, engine: sa.Engine, settings: NotifySettings) -> None:
-        self._engine, self._settings = engine, settings
-        self.holder = uuid.uuid4().hex
-
-    def lead(self) -> bool:
-        """Whether this process is the one that sends, for ``notify.lease_s`` from now."""
-        now = mjd_now()
-        until = now + self._settings.lease_s / 86_400.0
-        row = {"name": "outbox", "holder": self.holder, "until": until}
-        with self._engine.begin() as connection:
-            connection.execute(self._insert(LEASES, ("name",)), [row])
-            free = (LEASES.c.until < now) | (LEASES.c.holder == self.holder)
-            taken = sa.update(LEASES).where(LEASES.c.name == "outbox", free)
-            return connection.execute(taken.values(holder=self.holder, until=until)).rowcount == 1
-
-    def resign(self) -> None:
-        """Let another process send at once."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(LEASES).where(LEASES.c.holder == self.holder))
+    def __init__(self, engine: sa.Engine, settings: Settings) -> None:
+        self._engine, self._settings = engine, settings.notify
+        self._tokens_required = settings.web.tokens_required
 
     def add(
         self,
@@ -123,11 +88,8 @@ class Outbox:
             owners = sorted({lists[key]["owner"] for key in by_watch})
             left = {owner: max(0, most - quota.used(connection, owner, now)[0]) for owner in owners}
             before = dict(left)
-            told = WATCHES.c.email.is_not(None) | WATCHES.c.webhook.is_not(None)
-            there = {
-                key: bool(is_told)
-                for key, is_told in connection.execute(sa.select(WATCHES.c.id, told).where(~WATCHES.c.deleted))
-            }
+            asked = sa.select(WATCHES.c.id, ADDRESSED).where(~WATCHES.c.deleted)
+            there = {key: bool(is_told) for key, is_told in connection.execute(asked)}
             for key, own in by_watch.items():
                 if key not in there:
                     continue
@@ -142,7 +104,7 @@ class Outbox:
                     for h in kept
                 ]
                 if rows:
-                    connection.execute(self._insert(MATCHES, ("watch", "event")), rows)
+                    connection.execute(insert_missing(connection, MATCHES, ("watch", "event")), rows)
                 added += len(rows)
                 if len(kept) < len(new):
                     beyond = len(new) - len(kept)
@@ -163,26 +125,23 @@ class Outbox:
             found |= set(connection.execute(sa.select(MATCHES.c.event).where(MATCHES.c.watch == key, asked)).scalars())
         return found
 
-    def _insert(self, table: sa.Table, unique: Sequence[str]) -> sa.Insert:
-        """An insertion that leaves rows that are there already as they are."""
-        if self._engine.dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing(index_elements=list(unique))
-        return sqlite.insert(table).on_conflict_do_nothing(index_elements=list(unique))
-
     def unsent(self, limit: int) -> list[Unsent]:
-        """Matches for topics that are due, the oldest first."""
+        """Matches for topics that are due, the oldest first; those of an owner who does not count any more stay."""
+        now = mjd_now()
+        counts = ~WATCHES.c.deleted & owner_counts(now, tokens_required=self._tokens_required)
         query = (
             sa.select(
                 MATCHES.c.id, MATCHES.c.watch, WATCHES.c.topic, MATCHES.c.event, MATCHES.c.object_id, MATCHES.c.label,
                 MATCHES.c.payload,
             )
             .join(WATCHES)
-            .where(MATCHES.c.unsent, ~WATCHES.c.deleted, ~WATCHES.c.topic_given_up, WATCHES.c.topic_due <= mjd_now())
+            .where(MATCHES.c.unsent, counts, ~WATCHES.c.topic_given_up, WATCHES.c.topic_due <= now)
             .order_by(MATCHES.c.id)
             .limit(limit)
         )  # fmt: skip
         with self._engine.connect() as connection:
-            NOTIFY_WAITING.set(connection.execute(sa.select(sa.func.count()).where(MATCHES.c.unsent)).scalar_one())
+            waiting = sa.select(sa.func.count()).select_from(MATCHES.join(WATCHES)).where(MATCHES.c.unsent, counts)
+            NOTIFY_WAITING.set(connection.execute(waiting).scalar_one())
             return [Unsent(*row) for row in connection.execute(query)]
 
     def published(self, sent: Sequence[Unsent]) -> None:
@@ -190,8 +149,12 @@ class Outbox:
         if not sent:
             return
         with self._engine.begin() as connection:
+            undelivered = sa.exists().where(DELIVERIES.c.id == MATCHES.c.delivery, DELIVERIES.c.state != "sent")
+            formatted = sa.exists().where(WATCHES.c.id == MATCHES.c.watch, WATCHES.c.format.is_not(None))
+            wanted = formatted & (MATCHES.c.waiting | undelivered)
+            payload = sa.case((wanted, MATCHES.c.payload), else_=None)
             connection.execute(
-                sa.update(MATCHES).where(MATCHES.c.id == sa.bindparam("key")).values(unsent=False, payload=None),
+                sa.update(MATCHES).where(MATCHES.c.id == sa.bindparam("key")).values(unsent=False, payload=payload),
                 [{"key": one.key} for one in sent],
             )
             done = list({one.watch for one in sent})
@@ -213,47 +176,64 @@ class Outbox:
             attempts += 1
             dead = attempts >= self._settings.max_attempts
             values = {
-                "topic_attempts": attempts, "topic_given_up": dead, "problem": reason[:_LONGEST_PROBLEM],
+                "topic_attempts": attempts, "topic_given_up": dead, "problem": reason[:LONGEST_PROBLEM],
                 "topic_due": next_attempt(now, attempts, self._settings.retry_s, self._settings.max_retry_s),
             }  # fmt: skip
             connection.execute(sa.update(WATCHES).where(WATCHES.c.id == watch).values(values))
         NOTIFY_REFUSED.labels("topic").inc()
         if dead:
             NOTIFY_DEAD.labels("topic").inc()
-            log.error("list %d: its topic is given up after %d attempts: %s", watch, attempts, reason)
+            told = {"list": watch, "to": "topic"}
+            log.error("list %d: its topic is given up after %d attempts: %s", watch, attempts, reason, extra=told)
 
     def collect(self) -> int:
         """Make messages of what waits for one, of lists whose time has come; returns how many."""
         now, made = mjd_now(), 0
         waiting = (
-            sa.select(WATCHES.c.id, WATCHES.c.owner, WATCHES.c.every_hours)
+            sa.select(WATCHES.c.id, WATCHES.c.owner, WATCHES.c.every_hours, WATCHES.c.format)
             .where(
                 ~WATCHES.c.deleted,
                 WATCHES.c.next_message <= now,
-                WATCHES.c.email.is_not(None) | WATCHES.c.webhook.is_not(None),
+                ADDRESSED,
+                owner_counts(now, tokens_required=self._tokens_required),
                 sa.exists().where(MATCHES.c.watch == WATCHES.c.id, MATCHES.c.waiting),
             )
             .order_by(WATCHES.c.next_message)
         )
         with self._engine.connect() as connection:
             due = connection.execute(waiting).all()
-        for watch, owner, every_hours in due:
+        for watch, owner, every_hours, form in due:
+            if form is not None:
+                made += self._one_each(watch, now)
+                continue
             with self._engine.begin() as connection:
                 if quota.used(connection, owner, now)[1] >= self._settings.messages_per_day:
                     continue
+                later = next_message(now, every_hours, self._settings.digest_hour)
+                mine = sa.update(WATCHES).where(WATCHES.c.id == watch, WATCHES.c.next_message <= now)
+                if connection.execute(mine.values(next_message=later)).rowcount != 1:  # another process has made it
+                    continue
                 quota.count(connection, owner, now, messages=1)
-                row = {
-                    "watch": watch, "number": uuid.uuid4().hex, "created": now, "matches": 0, "state": "pending",
-                    "attempts": 0, "due": now, "problem": None,
-                }  # fmt: skip
-                (key,) = connection.execute(sa.insert(DELIVERIES).returning(DELIVERIES.c.id), [row]).scalars()
+                key = _new_message(connection, watch, now, 0)
                 own = sa.update(MATCHES).where(MATCHES.c.watch == watch, MATCHES.c.waiting)
                 taken = connection.execute(own.values(waiting=False, delivery=key)).rowcount
                 connection.execute(sa.update(DELIVERIES).where(DELIVERIES.c.id == key).values(matches=taken))
-                later = next_message(now, every_hours, self._settings.digest_hour)
-                connection.execute(sa.update(WATCHES).where(WATCHES.c.id == watch).values(next_message=later))
                 made += 1
         self._skip_digests(now)
+        return made
+
+    def _one_each(self, watch: int, now: float) -> int:
+        """A message for each match, of formats that tell one annotation at a time; ``matches_per_day`` bounds them."""
+        with self._engine.begin() as connection:
+            query = sa.select(MATCHES.c.id).where(MATCHES.c.watch == watch, MATCHES.c.waiting).order_by(MATCHES.c.id)
+            matches = connection.execute(query.limit(_AT_ONCE)).scalars().all()
+            made = 0
+            for match in matches:
+                mine = sa.update(MATCHES).where(MATCHES.c.id == match, MATCHES.c.waiting)
+                if connection.execute(mine.values(waiting=False)).rowcount == 1:
+                    key = _new_message(connection, watch, now, 1)
+                    connection.execute(sa.update(MATCHES).where(MATCHES.c.id == match).values(delivery=key))
+                    made += 1
         return made
 
     def _skip_digests(self, now: float) -> None:
@@ -262,55 +242,6 @@ class Outbox:
         empty = sa.update(WATCHES).where(WATCHES.c.every_hours == DAILY, WATCHES.c.next_message <= now, ~waits)
         with self._engine.begin() as connection:
             connection.execute(empty.values(next_message=next_message(now, DAILY, self._settings.digest_hour)))
-
-    def due(self, limit: int) -> list[Delivery]:
-        """Messages to be sent now, the longest due first."""
-        query = (
-            sa.select(DELIVERIES)
-            .join(WATCHES)
-            .where(
-                DELIVERIES.c.state == "pending",
-                DELIVERIES.c.due <= mjd_now(),
-                ~WATCHES.c.deleted,
-                WATCHES.c.email.is_not(None) | WATCHES.c.webhook.is_not(None),
-            )
-            .order_by(DELIVERIES.c.due)
-            .limit(limit)
-        )
-        with self._engine.connect() as connection:
-            found = []
-            for row in connection.execute(query).mappings().all():
-                watch = connection.execute(sa.select(WATCHES).where(WATCHES.c.id == row["watch"])).mappings().one()
-                own = sa.select(MATCHES).where(MATCHES.c.delivery == row["id"]).order_by(MATCHES.c.id).limit(SHOWN)
-                rows = [dict(one) for one in connection.execute(own).mappings()]
-                found.append(Delivery(row["id"], row["number"], row["attempts"], row["matches"], rows, dict(watch)))
-        return found
-
-    def delivered(self, delivery: Delivery) -> None:
-        """A message that its receiver has taken."""
-        values = {"state": "sent", "attempts": delivery.attempts + 1, "problem": None}
-        with self._engine.begin() as connection:
-            connection.execute(sa.update(DELIVERIES).where(DELIVERIES.c.id == delivery.key).values(values))
-        NOTIFY_SENT.labels(delivery.to).inc()
-
-    def refused(self, delivery: Delivery, reason: str) -> None:
-        """A message that could not be sent: tried again later, a dead letter after the last attempt."""
-        attempts = delivery.attempts + 1
-        dead = attempts >= self._settings.max_attempts
-        values = {
-            "state": "dead" if dead else "pending",
-            "attempts": attempts,
-            "due": next_attempt(mjd_now(), attempts, self._settings.retry_s, self._settings.max_retry_s),
-            "problem": reason[:_LONGEST_PROBLEM],
-        }
-        with self._engine.begin() as connection:
-            connection.execute(sa.update(DELIVERIES).where(DELIVERIES.c.id == delivery.key).values(values))
-        NOTIFY_REFUSED.labels(delivery.to).inc()
-        if dead:
-            NOTIFY_DEAD.labels(delivery.to).inc()
-            log.error("message %s is given up after %d attempts: %s", delivery.number, attempts, reason)
-        else:
-            log.warning("message %s, attempt %d: %s", delivery.number, attempts, reason)
 
     def revive(self, watch: int) -> int:
         """Try a list's dead letters and its topic again; returns how many messages were dead."""
@@ -336,10 +267,17 @@ class Outbox:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def prune(self, before: float) -> None:
-        """Delete what was found before an MJD and is in its topic and message, or was given up, and old messages."""
+        """Delete what was found before an MJD and is in its topic and message, or was given up, and old messages.
+
+        And what waits for an owner who does not count any more.
+        """
+        counts = owner_counts(mjd_now(), tokens_required=self._tokens_required)
+        nobodys = sa.select(WATCHES.c.id).where(~counts)
         kept = sa.exists().where(DELIVERIES.c.id == MATCHES.c.delivery, DELIVERIES.c.state == "pending")
         given_up = sa.exists().where(WATCHES.c.id == MATCHES.c.watch, WATCHES.c.topic_given_up)
         with self._engine.begin() as connection:
+            for table in (MATCHES, DELIVERIES):
+                connection.execute(sa.delete(table).where(table.c.created < before, table.c.watch.in_(nobodys)))
             connection.execute(
                 sa.delete(MATCHES).where(
                     MATCHES.c.created < before, ~MATCHES.c.waiting, ~MATCHES.c.unsent | given_up, ~kept
@@ -349,6 +287,15 @@ class Outbox:
                 sa.delete(DELIVERIES).where(DELIVERIES.c.created < before, DELIVERIES.c.state != "pending")
             )
             quota.forget(connection, mjd_now())
+
+
+def _new_message(connection: sa.Connection, watch: int, now: float, matches: int) -> int:
+    row = {
+        "watch": watch, "number": uuid.uuid4().hex, "created": now, "matches": matches, "state": "pending",
+        "attempts": 0, "due": now, "problem": None,
+    }  # fmt: skip
+    (key,) = connection.execute(sa.insert(DELIVERIES).returning(DELIVERIES.c.id), [row]).scalars()
+    return int(key)
 
 
 def _row(watch: int, event: str, now: float, annotation: PublishedAnnotation, label: str, told: bool) -> dict[str, Any]:

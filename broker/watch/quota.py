@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from broker.web.tables import WATCH_DAYS
+from broker.database import WATCH_DAYS, insert_missing
 
 
 def used(connection: sa.Connection, owner: str, now: float) -> tuple[int, int]:
-    """Matches and messages of the day of an MJD."""
+    """Matches and messages of the day of an MJD; until the transaction ends no other one gets past this for them.
+
+    So what is compared with a quota is still true when ``count`` adds to it.
+    """
+    row = {"owner": owner, "day": math.floor(now), "matches": 0, "messages": 0}
+    connection.execute(insert_missing(connection, WATCH_DAYS, ("owner", "day")), [row])
+    held = sa.update(WATCH_DAYS).where(*_of(owner, now)).values(matches=WATCH_DAYS.c.matches)
+    connection.execute(held)
     query = sa.select(WATCH_DAYS.c.matches, WATCH_DAYS.c.messages).where(*_of(owner, now))
-    row = connection.execute(query).one_or_none()
-    return (0, 0) if row is None else (row.matches, row.messages)
+    matches, messages = connection.execute(query).one()
+    return matches, messages
 
 
 def count(connection: sa.Connection, owner: str, now: float, *, matches: int = 0, messages: int = 0) -> None:
-    """Add to them, beside what other processes add."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    row = {"owner": owner, "day": math.floor(now), "matches": 0, "messages": 0}
-    connection.execute(insert(WATCH_DAYS).on_conflict_do_nothing(index_elements=["owner", "day"]), [row])
+    """Add to them, after ``used`` in the same transaction."""
     more = {"matches": WATCH_DAYS.c.matches + matches, "messages": WATCH_DAYS.c.messages + messages}
     connection.execute(sa.update(WATCH_DAYS).where(*_of(owner, now)).values(more))
 

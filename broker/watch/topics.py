@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.cimpl import NewTopic
 
 from broker.config import Settings
-from broker.errors import DependencyUnavailableError
+from broker.errors import DecodeError, DependencyUnavailableError
+from broker.publish.annotation import read
+from broker.publish.headers import summary_headers
 from broker.streaming import clients
 from broker.watch.outbox import Unsent
 
 log = logging.getLogger(__name__)
 
 _FLUSH_S: Final = 30.0
+_LOOK_S: Final = 0.5
 _ADMIN_S: Final = 30.0
 _REFUSALS: Final = frozenset(
     {
@@ -79,7 +83,7 @@ class ListTopics:
         try:
             return set(self._admin.list_topics(timeout=clients.CALL_TIMEOUT).topics)
         except KafkaException as error:
-            clients.hear(self._admin)
+            clients.poll_events(self._admin)
             raise clients.failure(error.args[0]) from error
 
     def _answers(self, asked: dict[str, Any], also_right: int) -> dict[str, str]:
@@ -97,8 +101,8 @@ class ListTopics:
             self._there.add(name)
         return refused
 
-    def put(self, matches: Sequence[Unsent]) -> tuple[list[Unsent], dict[int, str]]:
-        """Send matches to their topics, and wait until Kafka has them.
+    def put(self, matches: Sequence[Unsent], holds: Callable[[], bool]) -> tuple[list[Unsent], dict[int, str]]:
+        """Send matches to their topics, and wait until Kafka has them, while ``holds`` says that no other does so.
 
         Returns those that it has, and why it refused any, by list. Raises DependencyUnavailableError where it does
         not answer; what it has by then is sent again.
@@ -120,14 +124,12 @@ class ListTopics:
 
         try:
             for one in asked:
-                headers: list[tuple[str, str | bytes | None]] = [
-                    ("id", one.event.encode()),
-                    ("label", one.label.encode()),
-                ]
                 self._producer.produce(
-                    one.topic, one.payload, one.object_id.encode(), headers=headers, on_delivery=told(one)
+                    one.topic, one.payload, one.object_id.encode(), headers=_headers(one), on_delivery=told(one)
                 )
-            self._producer.flush(_FLUSH_S)
+            end = time.monotonic() + _FLUSH_S
+            while self._producer.flush(_LOOK_S) and time.monotonic() < end and holds():
+                pass
         except (KafkaException, BufferError) as error:
             self._restart()
             raise DependencyUnavailableError(f"Kafka: topics of lists: {error}") from error
@@ -149,3 +151,20 @@ class ListTopics:
         """A producer without what it has not sent, which comes again from the database."""
         self.close()
         self._producer = clients.producer(self._settings.kafka, transactional=False)
+
+
+def _headers(one: Unsent) -> list[tuple[str, str | bytes | None]]:
+    """The match's number and label, and what headers tell of the annotation.
+
+    The latter are left out where it cannot be read, so that one damaged row does not hold up all lists' topics.
+    """
+    told = [("id", one.event), ("label", one.label)]
+    try:
+        (annotation,) = read(one.payload, one.topic)
+        told += summary_headers(annotation, annotation.parent)
+    except (DecodeError, ValueError) as error:
+        log.warning(
+            "list %d: match %s goes into its topic without the annotation's headers: %s",
+            one.watch, one.event, error, extra={"list": one.watch, "to": "topic"},
+        )  # fmt: skip
+    return [(name, text.encode()) for name, text in told]

@@ -16,18 +16,26 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _LONGEST: Final = 2000
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
-_ANSWER: Final = 4096
+_SPECIAL: Final = tuple(ipaddress.ip_network(network) for network in ("192.0.0.0/24", "3fff::/20"))
+"""Of IANA's registries of special-purpose addresses, which Python 3.11.7 takes for public (CVE-2024-4032); a cloud has
+its metadata in the first."""
+ANSWER: Final = 1 << 20
+"""Bytes that are read of an answer."""
 
 
 class WebhookError(Exception):
     """A call that failed; the message has nothing of the URL but its host."""
+
+    answered: bool = False
+    """Whether the receiver has said no, and did not fail to answer."""
 
 
 def check_url(url: str, networks: Sequence[str]) -> SplitResult:
@@ -59,6 +67,8 @@ def is_allowed(address: Address, networks: Sequence[str]) -> bool:
     inner = _inner(address)
     if any(inner in ipaddress.ip_network(network) for network in networks):
         return True
+    if any(inner in network for network in _SPECIAL):
+        return False
     if isinstance(inner, ipaddress.IPv6Address) and inner.is_site_local:
         return False
     return inner.is_global and not (inner.is_multicast or inner.is_reserved or inner.is_unspecified)
@@ -73,12 +83,35 @@ def _inner(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1] or address
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Of a call."""
+
+    host: str
+    status: int
+    body: bytes
+    """The first ANSWER bytes."""
+
+
 def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str], timeout: float) -> None:
     """Send JSON; raises WebhookError unless the answer is 2xx.
 
     ``number`` is told in ``Idempotency-Key`` and ``X-Trifid-Delivery``, the same in each attempt. ``timeout`` is in
     seconds, for all of it.
     """
+    headers = {"Content-Type": "application/json", "User-Agent": "Trifid", "Idempotency-Key": number}
+    headers["X-Trifid-Delivery"] = number
+    answer = call("POST", url, json.dumps(payload).encode(), headers, networks, timeout)
+    if not 200 <= answer.status < 300:
+        error = WebhookError(f"{answer.host} answers {answer.status}")
+        error.answered = True
+        raise error
+
+
+def call(
+    method: str, url: str, body: bytes, headers: Mapping[str, str], networks: Sequence[str], timeout: float
+) -> Answer:
+    """Whatever is answered; raises WebhookError where nothing is within ``timeout`` seconds."""
     try:
         parts = check_url(url, networks)
     except ValueError as error:
@@ -99,16 +132,12 @@ def post(url: str, payload: dict[str, Any], number: str, networks: Sequence[str]
     deadline = threading.Timer(left, connection.abort)
     deadline.start()
     try:
-        headers = {"Content-Type": "application/json", "User-Agent": "Trifid", "Idempotency-Key": number}
-        connection.request(
-            "POST", path, json.dumps(payload).encode(), headers | {"X-Trifid-Delivery": number, "Connection": "close"}
-        )
+        connection.request(method, path, body, {**headers, "Connection": "close"})
         answer = connection.getresponse()
-        answer.read(_ANSWER)
+        content = answer.read(ANSWER)
         if connection.aborted:  # what was cut looks like an answer that ended early
             raise WebhookError(late)
-        if not 200 <= answer.status < 300:
-            raise WebhookError(f"{host} answers {answer.status}")
+        return Answer(host, answer.status, content)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if connection.aborted:
             raise WebhookError(late) from None

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Depends, File, HTTPException, Query, Request, Response, UploadFile
 
 from broker.errors import ConfigurationError, DependencyUnavailableError, InputFileError
 from broker.similar.among import FORMS, Among, among
+from broker.similar.answer import MAX_LIMIT, Answer, By
 from broker.similar.query import like_object, like_vectors
-from broker.similar.search import MAX_LIMIT, Answer, Similar, UnknownToSetsError
+from broker.similar.search import Similar, UnknownToSetsError
+from broker.similar.sets import OFF
 from broker.web.api import ObjectId, Survey, as_json, busy, limit_model
 from broker.web.services import Parts, Services, requires
 from broker.web.upload import Kind
 
 router = APIRouter(prefix="/api/v1", dependencies=[Depends(requires("read"))])
 
-By = Annotated[
-    Literal["all", "light-curve", "spectrum", "metadata"] | None,
+Others = Annotated[
+    By | None,
     Query(
         description="Which embeddings of the others are compared: of all that is known together, or of one modality."
     ),
 ]
-Of = Annotated[
-    Literal["all", "light-curve", "spectrum", "metadata"] | None,
+Own = Annotated[
+    By | None,
     Query(description="With which of its own; that of by where not given. A spectrum finds light curves so."),
 ]
 Conditions = Annotated[
@@ -32,7 +34,9 @@ Conditions = Annotated[
 ]
 Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 ON_PAGE: Final = 10
-_OFF: Final = "similar objects: similar.enabled is false, or this server has no manifest of the model (docs/similar.md)"
+_NO_MODEL: Final = (
+    "similar objects: this server has no manifest of the model (inference.model_repository; docs/similar.md)"
+)
 R = TypeVar("R")
 
 
@@ -41,14 +45,14 @@ def similar_to_object(
     parts: Parts,
     survey: Survey,
     object_id: ObjectId,
-    by: By = None,
-    of: Of = None,
+    by: Others = None,
+    of: Own = None,
     conditions: Conditions = [],  # noqa: B006 - FastAPI copies it
     limit: Limit = ON_PAGE,
 ) -> Response:
     """By the cosine between embeddings, 1 for the same; ``complete`` is false where there may be more."""
     meant = _conditions(conditions)
-    similar = _similar(parts)
+    similar = available(parts)
     answer = _asked(lambda: like_object(similar, (survey, object_id), by or "all", of, meant, limit))
     return as_json({"by": by or "all", "of": of or by or "all", **_record(answer)})
 
@@ -58,8 +62,8 @@ def similar_to_light_curve(
     request: Request,
     parts: Parts,
     file: Annotated[UploadFile, File()],
-    by: By = None,
-    of: Of = None,
+    by: Others = None,
+    of: Own = None,
     conditions: Conditions = [],  # noqa: B006
     limit: Limit = ON_PAGE,
 ) -> Response:
@@ -72,8 +76,8 @@ def similar_to_spectrum(
     request: Request,
     parts: Parts,
     file: Annotated[UploadFile, File()],
-    by: By = None,
-    of: Of = None,
+    by: Others = None,
+    of: Own = None,
     conditions: Conditions = [],  # noqa: B006
     limit: Limit = ON_PAGE,
 ) -> Response:
@@ -84,7 +88,7 @@ def similar_to_spectrum(
 def on_page(parts: Services, survey: str, object_id: str, by: str) -> tuple[Answer | None, str | None]:
     """The similar objects that an object's page shows; or why there are none to show."""
     try:
-        return _asked(lambda: like_object(_similar(parts), (survey, object_id), by, None, Among(), ON_PAGE)), None
+        return _asked(lambda: like_object(available(parts), (survey, object_id), by, None, Among(), ON_PAGE)), None
     except HTTPException as error:
         text = str(error.detail)
         return None, text[:1].upper() + text[1:]
@@ -101,13 +105,15 @@ def _similar_to_file(
     limit: int,
 ) -> dict[str, Any]:
     meant = _conditions(conditions)
-    similar = _similar(parts)
+    available(parts)  # before the model is run
     limit_model(request, parts)
     content, name = file.file.read(), file.filename or "upload"
     try:
         found = busy(lambda: parts.model.vectors(kind, name, content))
     except InputFileError as error:
         raise HTTPException(422, str(error)) from error
+    # Of the version that made the embeddings: another may be served by now.
+    similar = available(parts, found["version"])
     answers = []
     for title, vectors in found["vectors"]:
         try:
@@ -132,15 +138,16 @@ def _conditions(given: list[str]) -> Among:
         raise HTTPException(422, str(error)) from error
 
 
-def _similar(parts: Services) -> Similar:
-    """What is asked; raises HTTPException 503 where it cannot be."""
+def available(parts: Services, version: str | None = None) -> Similar:
+    """What is asked, of a version of the model or of the served one; raises HTTPException 503 where it cannot be."""
     if parts.similar is None:
-        raise HTTPException(503, _OFF)
+        raise HTTPException(503, _NO_MODEL if parts.settings.similar.enabled else OFF)
     try:
-        parts.similar.check()
+        similar = parts.similar.now() if version is None else parts.similar.of(version)
+        similar.check()
     except (ConfigurationError, DependencyUnavailableError) as error:
         raise HTTPException(503, str(error), {"Retry-After": "5"}) from error
-    return parts.similar
+    return similar
 
 
 def _asked(ask: Callable[[], R]) -> R:

@@ -13,24 +13,26 @@ from pydantic import BaseModel, Field
 
 from broker import __version__
 from broker.errors import InputFileError, TrifidError
+from broker.scopes import SCOPES
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, OUTPUT_NAMES, PARENT_CLASSES, PARENT_OF
 from broker.times import mjd_now
+from broker.tokens import TokenExistsError
 from broker.web import feedback, objects
+from broker.web.index import LONGEST_NAME
 from broker.web.model import BusyError
 from broker.web.night import bounds_of
 from broker.web.objects import Known
 from broker.web.parameters import SearchQuery
-from broker.web.scopes import SCOPES
 from broker.web.search import Page, SearchError, search
 from broker.web.services import Parts, Services, client_of, limit, requires
-from broker.web.tokens import Token
 
 log = logging.getLogger(__name__)
 api = APIRouter(prefix="/api/v1", dependencies=[Depends(requires("read"))])
 
 Survey = Annotated[str, Path(max_length=32, description="ztf, lsst or elasticc.")]
-ObjectId = Annotated[str, Path(max_length=256, description="The object's name in the survey.")]
+ObjectId = Annotated[str, Path(max_length=LONGEST_NAME, description="The object's name in the survey.")]
 Form = Annotated[Literal["json", "csv"], Query(alias="format")]
+_OR_CSV: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 _REACHED: Final = 5.0
 """Seconds for which an answer about Redis holds."""
 
@@ -61,13 +63,6 @@ class FoundObjects(BaseModel):
 
     objects: list[FoundObject]
     cursor: str | None = Field(description="Gives the next page; null at the end.")
-
-
-class NewFeedback(BaseModel):
-    """What somebody says an object is."""
-
-    label: str = Field(max_length=32, description="A class, Other, or artefact.")
-    comment: str = Field("", max_length=2000)
 
 
 class NewToken(BaseModel):
@@ -111,20 +106,20 @@ def object_(parts: Parts, survey: Survey, object_id: ObjectId) -> Response:
             "spectrum": None if state is None or state.spectrum is None else objects.spectrum(state.spectrum),
             "catalogueValues": {} if state is None else objects.catalogue_values(state),
             "associatedObjects": [] if state is None else list(state.associated),
-            "feedback": feedback.of(parts.index.engine, survey, object_id),
+            "feedback": [said.record() for said in feedback.of(parts.index.engine, survey, object_id)],
             "problems": [] if problem is None else [problem],
         }
     )
 
 
-@api.get("/objects/{survey}/{object_id}/lightcurve", summary="Its light curve, as JSON or CSV")
+@api.get("/objects/{survey}/{object_id}/lightcurve", responses=_OR_CSV, summary="Its light curve, as JSON or CSV")
 def light_curve(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "json") -> Response:
     """Each point: MJD UTC, band, detection, forced or limit, AB magnitude, flux (nJy), and whether that is total."""
     columns = objects.points(_known(parts, survey, object_id).state)
     return _columns(columns, form, f"{survey}-{object_id}-lightcurve")
 
 
-@api.get("/objects/{survey}/{object_id}/spectrum", summary="Its spectrum, as JSON or CSV")
+@api.get("/objects/{survey}/{object_id}/spectrum", responses=_OR_CSV, summary="Its spectrum, as JSON or CSV")
 def spectrum(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "json") -> Response:
     """Vacuum wavelength in Angstrom, flux and error in the spectrum's own unit."""
     found = _known(parts, survey, object_id).state.spectrum
@@ -133,7 +128,7 @@ def spectrum(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "js
     return _columns(objects.spectrum(found), form, f"{survey}-{object_id}-spectrum")
 
 
-@api.get("/objects/{survey}/{object_id}/history", summary="Its annotations, as JSON or CSV")
+@api.get("/objects/{survey}/{object_id}/history", responses=_OR_CSV, summary="Its annotations, as JSON or CSV")
 def history(parts: Parts, survey: Survey, object_id: ObjectId, form: Form = "json") -> Response:
     """The annotations of the retention time, the oldest first."""
     rows = parts.index.history(survey, object_id)
@@ -155,29 +150,6 @@ def modalities(request: Request, parts: Parts, survey: Survey, object_id: Object
     known = _known(parts, survey, object_id)
     limit_model(request, parts)
     return as_json(busy(lambda: parts.model.by_modality(known)))
-
-
-@api.post(
-    "/objects/{survey}/{object_id}/feedback",
-    status_code=201,
-    summary="Say what an object is (scope feedback)",
-)
-def give_feedback(
-    parts: Parts,
-    survey: Survey,
-    object_id: ObjectId,
-    given: NewFeedback,
-    token: Annotated[Token, Depends(requires("feedback"))],
-) -> dict[str, str]:
-    """Kept under the token's name, and shown with the object."""
-    if parts.index.record(survey, object_id) is None:
-        raise missing(parts, survey, object_id)
-    if "\0" in given.comment:
-        raise HTTPException(422, "comment: a zero byte in it")
-    if given.label not in feedback.LABELS:
-        raise HTTPException(422, f"label: {given.label!r} is none of {', '.join(feedback.LABELS)}")
-    feedback.add(parts.index.engine, survey, object_id, given.label, given.comment, token.name)
-    return {"label": given.label}
 
 
 @api.get("/nights/{night}", summary="Statistics of a night")
@@ -287,13 +259,15 @@ def tokens(parts: Parts) -> dict[str, Any]:
     }
 
 
-@admin.post("/tokens", status_code=201, summary="Make a token (scope admin)")
+@admin.post("/tokens", status_code=201, responses={409: {}}, summary="Make a token (scope admin)")
 def create_token(parts: Parts, new: NewToken) -> dict[str, str]:
     """The answer is the only place where it is ever shown."""
     try:
         return {"name": new.name, "token": parts.tokens.create(new.name, frozenset(new.scopes), new.days)}
-    except TrifidError as error:
+    except TokenExistsError as error:
         raise HTTPException(409, str(error)) from error
+    except TrifidError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 @admin.delete("/tokens/{name}", status_code=204, summary="Revoke a token (scope admin)")

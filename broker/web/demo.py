@@ -32,6 +32,7 @@ class WebAudience:
         self._read: list[PublishedAnnotation] = []
         self._index: Index | None = None
         self._server: uvicorn.Server | None = None
+        self._told = False
 
     def begin(self, settings: Settings) -> None:
         """Start the server; raises ConfigurationError where the port is taken."""
@@ -61,12 +62,12 @@ class WebAudience:
         if len(self._read) >= _BATCH:
             self._flush()
 
-    def stay(self) -> None:
-        """Serve until Ctrl-C."""
+    def rest(self) -> None:
+        """Have all that was read on the page, and say once that it is there."""
         self._flush()
-        self._say(f"look at http://127.0.0.1:{self._port}/ - Ctrl-C ends it")
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        if not self._told:
+            self._told = True
+            self._say(f"look at http://127.0.0.1:{self._port}/ - Ctrl-C ends it")
 
     def end(self) -> None:
         """Stop the server, and forget everything."""
@@ -76,5 +77,6 @@ class WebAudience:
 
     def _flush(self) -> None:
         assert self._index is not None
-        self._index.add(self._read)
+        if self._read:
+            self._index.add(self._read)
         self._read = []

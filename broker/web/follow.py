@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Final, Literal, Self
+from typing import Final, Self
 
-from broker.client import Subscription
-from broker.client.schemas import schemas_of
+import sqlalchemy as sa
+
+from broker.annotation_stream import all_annotations
 from broker.config import Settings
 from broker.errors import TrifidError
 from broker.metrics import WEB_FOLLOW_FAILURES, WEB_INDEXED
-from broker.publish.registered import annotation_registry
 from broker.times import mjd_now
-from broker.topic_names import pattern_of
 from broker.web.index import Index
 
 log = logging.getLogger(__name__)
@@ -56,6 +55,8 @@ class Follower:
                 self._follow()
             except TrifidError as error:
                 self._fail(str(error))
+            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+                self._fail(f"database: {getattr(error, 'orig', error)}")
             except Exception as error:
                 log.exception("the index cannot be filled")
                 self._fail(f"{type(error).__name__}; see the log")
@@ -89,21 +90,3 @@ class Follower:
         deleted = self._index.prune(mjd_now() - self._settings.web.retention_days)
         if deleted:
             log.info("%d annotations deleted after %g days", deleted, self._settings.web.retention_days)
-
-
-def all_annotations(
-    settings: Settings, group_id: str, start: Literal["earliest", "latest"] = "earliest"
-) -> Subscription:
-    """A subscription to the annotations of all surveys, whose iterations end after a second without any."""
-    options = settings.kafka.client_options()
-    servers = str(options.pop("bootstrap.servers"))
-    registry = annotation_registry(settings.annotation_registry)
-    return Subscription(
-        pattern_of(settings.publish.topic_prefix, "all"),
-        servers,
-        group_id=group_id,
-        start=start,
-        idle_timeout=1.0,
-        options=options,
-        schema_registry=None if registry is None else schemas_of(registry),
-    )

@@ -78,6 +78,9 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"  # as GET in all but the body
+        if head:
+            scope = {**scope, "method": "GET"}
         limit = self._max_upload if _may_upload(scope) else _BODYLESS_BYTES
         status, begun, started = 500, time.perf_counter(), False
         read, admitted = 0, True
@@ -104,6 +107,10 @@ class Guard:
                     static = scope["path"].startswith("/static/")
                     added.append((b"cache-control", b"no-cache" if static else b"no-store"))
                 message = {**message, "headers": [*message["headers"], *added]}
+            elif head and message["type"] == "http.response.body":
+                if message.get("more_body", False):
+                    return
+                message = {"type": "http.response.body", "body": b"", "more_body": False}
             await send(message)
 
         try:

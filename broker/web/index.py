@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from broker import sky
+from broker.database import ANNOTATIONS, OBJECTS, connect, insert_missing
 from broker.errors import DependencyUnavailableError
-from broker.metrics import WEB_REFUSED
+from broker.metrics import WEB_NEW_MEMBERS, WEB_REFUSED
 from broker.publish.annotation import PublishedAnnotation, published_record, to_json
-from broker.web.tables import ANNOTATIONS, OBJECTS, connect
+from broker.taxonomy import NOT_CLASSIFIED
 
 log = logging.getLogger(__name__)
 
 ORDER: Final = 20
 """Of the stored HEALPix cells, which are 0.2 arcsec wide: a cone is a few ranges of them."""
+LONGEST_NAME: Final = 256
+"""Characters of an object's name, of four bytes at most: an index of PostgreSQL takes 2704 bytes, and a longer one is
+told as if there were no memory or disk left."""
 _ROWS: Final = 200
 """Objects asked for at once: SQLite bounds the values of a statement."""
 _PRUNED_AT_ONCE: Final = 5000
@@ -30,9 +34,12 @@ _PRUNED_AT_ONCE: Final = 5000
 class Index:
     """Annotations in a database; may be used by several threads and, in PostgreSQL, processes."""
 
-    def __init__(self, url: str) -> None:
-        """``url`` as SQLAlchemy takes it; raises ConfigurationError where the database cannot be used."""
-        self.engine = connect(url)
+    def __init__(self, url: str, secret_keys: Sequence[str] = ()) -> None:
+        """``url`` as SQLAlchemy takes it; ``secret_keys`` as ``connect`` has them.
+
+        Raises ConfigurationError where the database cannot be used.
+        """
+        self.engine = connect(url, secret_keys)
 
     def close(self) -> None:
         """Close the connections."""
@@ -47,10 +54,12 @@ class Index:
         """
         given = []
         for annotation in annotations:
-            if math.isfinite(annotation.ra) and abs(annotation.dec) <= 90.0 and math.isfinite(annotation.mjd):
-                given.append(annotation)
-            else:
+            if not (math.isfinite(annotation.ra) and abs(annotation.dec) <= 90.0 and math.isfinite(annotation.mjd)):
                 _refuse(annotation, "it has no place or no time")
+            elif len(annotation.object_id) > LONGEST_NAME:
+                _refuse(annotation, f"its name has more than {LONGEST_NAME} characters")
+            else:
+                given.append(annotation)
         self._add_those_that_can_be(given)
 
     def _add_those_that_can_be(self, given: Sequence[PublishedAnnotation]) -> None:
@@ -58,7 +67,9 @@ class Index:
             return
         try:
             with self.engine.begin() as connection:
-                self._add(connection, given)
+                joined = self._add(connection, given)
+            for class_name, count in joined.items():
+                WEB_NEW_MEMBERS.labels(class_name).inc(count)
         except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError, ValueError) as error:
             # A value that the database does not take, such as a zero byte: the others must not wait for it for ever.
             if len(given) == 1:
@@ -69,7 +80,8 @@ class Index:
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             raise DependencyUnavailableError(f"database of the index: {getattr(error, 'orig', error)}") from error
 
-    def _add(self, connection: sa.Connection, given: Sequence[PublishedAnnotation]) -> None:
+    def _add(self, connection: sa.Connection, given: Sequence[PublishedAnnotation]) -> Counter[str]:
+        """Write them; how many objects have a class by their latest annotation that they did not have before it."""
         latest: dict[tuple[str, str], PublishedAnnotation] = {}
         for annotation in given:
             name = annotation.survey, annotation.object_id
@@ -77,16 +89,11 @@ class Index:
                 latest[name] = annotation
         ra, dec = (np.array([getattr(a, name) for a in latest.values()], np.float64) for name in ("ra", "dec"))
         cells = sky.cells(ra, dec, ORDER)
+        before = self._known(connection, list(latest))
         rows = [_object(a, cell) for a, cell in zip(latest.values(), cells.tolist(), strict=True)]
-        connection.execute(self._insert(OBJECTS, ("survey", "object_id")), rows)
-        names = list(latest)
-        ids: dict[tuple[str, str], int] = {}
-        for start in range(0, len(names), _ROWS):
-            asked = sa.tuple_(OBJECTS.c.survey, OBJECTS.c.object_id).in_(names[start : start + _ROWS])
-            for number, survey, object_id in connection.execute(
-                sa.select(OBJECTS.c.id, OBJECTS.c.survey, OBJECTS.c.object_id).where(asked)
-            ):
-                ids[survey, object_id] = number
+        connection.execute(insert_missing(connection, OBJECTS, ("survey", "object_id")), rows)
+        added = self._known(connection, [name for name in latest if name not in before])
+        ids = {name: number for name, (number, *_) in (before | added).items()}
         for row in rows:
             row["key"] = ids[row["survey"], row["object_id"]]
         older = (OBJECTS.c.mjd < sa.bindparam("mjd")) | (
@@ -95,15 +102,24 @@ class Index:
         changed: dict[str, Any] = {name: sa.bindparam(name) for name in rows[0] if name != "key"}
         connection.execute(sa.update(OBJECTS).where(OBJECTS.c.id == sa.bindparam("key"), older).values(changed), rows)
         connection.execute(
-            self._insert(ANNOTATIONS, ("object", "alert_id", "trigger", "published")),
+            insert_missing(connection, ANNOTATIONS, ("object", "alert_id", "trigger", "published")),
             [_annotation(a, ids[a.survey, a.object_id]) for a in given],
         )
+        return _joined(latest, before)
 
-    def _insert(self, table: sa.Table, unique: Sequence[str]) -> sa.Insert:
-        """An insertion that leaves rows that are there already as they are."""
-        if self.engine.dialect.name == "postgresql":
-            return postgresql.insert(table).on_conflict_do_nothing(index_elements=list(unique))
-        return sqlite.insert(table).on_conflict_do_nothing(index_elements=list(unique))
+    def _known(
+        self, connection: sa.Connection, names: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], tuple[int, str, tuple[float, float]]]:
+        """Number, class and age of those objects that the index has."""
+        found = {}
+        columns = [OBJECTS.c[name] for name in ("id", "survey", "object_id", "class_name", "mjd", "published")]
+        for start in range(0, len(names), _ROWS):
+            asked = sa.tuple_(OBJECTS.c.survey, OBJECTS.c.object_id).in_(names[start : start + _ROWS])
+            for number, survey, object_id, class_name, mjd, published in connection.execute(
+                sa.select(*columns).where(asked)
+            ):
+                found[survey, object_id] = (number, class_name, (mjd, published))
+        return found
 
     def prune(self, before: float) -> int:
         """Delete what was published before an MJD; returns how many annotations, a piece at a time."""
@@ -125,6 +141,17 @@ class Index:
         with self.engine.connect() as connection:
             found = connection.execute(query).scalar_one_or_none()
         return None if found is None else json.loads(found)
+
+    def most_anomalous(self, limit: int) -> list[dict[str, Any]]:
+        """The latest annotations of the objects with the highest combined anomaly scores, the highest first."""
+        query = (
+            sa.select(OBJECTS.c.record)
+            .where(OBJECTS.c.combined_anomaly.is_not(None))
+            .order_by(OBJECTS.c.combined_anomaly.desc(), OBJECTS.c.id)
+            .limit(limit)
+        )
+        with self.engine.connect() as connection:
+            return [json.loads(record) for record in connection.execute(query).scalars()]
 
     def history(self, survey: str, object_id: str, limit: int = 1000) -> list[dict[str, Any]]:
         """The latest ``limit`` annotations of an object, the oldest first."""
@@ -179,11 +206,26 @@ class Index:
         return {"objects": objects, "firstPublished": first, "lastPublished": last}
 
 
+def _joined(
+    latest: Mapping[tuple[str, str], PublishedAnnotation],
+    before: Mapping[tuple[str, str], tuple[int, str, tuple[float, float]]],
+) -> Counter[str]:
+    """Objects by class, of which the index had none, or another one that is not newer."""
+    counts: Counter[str] = Counter()
+    for name, annotation in latest.items():
+        _, class_name, age = before.get(name, (0, "", (-math.inf, -math.inf)))
+        best = annotation.best_class
+        if best not in (class_name, NOT_CLASSIFIED.name) and _age(annotation) >= age:
+            counts[best] += 1
+    return counts
+
+
 def _refuse(annotation: PublishedAnnotation, reason: str) -> None:
     WEB_REFUSED.inc()
     log.error(
         "an annotation of %r (alert %d) is not in the index: %s",
         f"{annotation.survey}:{annotation.object_id}"[:200], annotation.alert_id, reason[:200],
+        extra={"survey": annotation.survey, "alert_id": annotation.alert_id},
     )  # fmt: skip
 
 
@@ -213,6 +255,7 @@ def _object(annotation: PublishedAnnotation, cell: int) -> dict[str, Any]:
         "ra": annotation.ra,
         "dec": annotation.dec,
         "cell": cell,
+        "combined_anomaly": annotation.combined_anomaly,
         "known": bool(annotation.known_as),
         "disagrees": annotation.catalogue_disagrees,
         "record": to_json(published_record(annotation)),

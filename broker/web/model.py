@@ -1,9 +1,14 @@
-"""The model in this process, for what people upload, and for what each modality of an object says."""
+"""The model in this process, for what people upload, and for what each modality of an object says.
+
+After another version was promoted, the next request loads it; one that cannot be loaded leaves the one at hand in use.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,6 +16,7 @@ from typing import Any, Final
 from broker.batch import IncomingMessage
 from broker.build import local_pipeline
 from broker.config import Settings
+from broker.errors import TrifidError
 from broker.lightcurves.columns import DEFAULT_BAND
 from broker.offline import TABLE, classify_curves
 from broker.pipeline import Pipeline, Received
@@ -20,9 +26,14 @@ from broker.similar.query import state_of_curve, state_of_spectrum, vectors_of
 from broker.times import mjd_now
 from broker.web import upload
 from broker.web.objects import Known
+from broker.web.versions import Versions
+
+log = logging.getLogger(__name__)
 
 _WAITING: Final = 4
 _WAIT_S: Final = 15.0
+_PAUSE_S: Final = 60.0
+"""Before a promoted version that cannot be loaded is tried again."""
 
 
 class BusyError(Exception):
@@ -32,11 +43,15 @@ class BusyError(Exception):
 class Model:
     """Loaded when it is first asked for; one request at a time, a few may wait."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, versions: Versions) -> None:
+        self._settings, self._versions = settings, versions
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._places = threading.BoundedSemaphore(_WAITING)
         self._pipeline: Pipeline | None = None
+        self._version = ""
+        """Of ``_pipeline``."""
+        self._failed, self._again = "", 0.0
+        """The promoted version that could not be loaded, and when it is tried again, by the monotonic clock."""
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -50,8 +65,27 @@ class Model:
     @contextmanager
     def _loaded(self) -> Iterator[Pipeline]:
         with _turn(self._lock):
-            self._pipeline = self._pipeline or local_pipeline(self._settings)
-            yield self._pipeline
+            yield self._of_served_version()
+
+    def _of_served_version(self) -> Pipeline:
+        """The pipeline of the served version, or of the one at hand while that cannot be loaded."""
+        version = self._versions.served()
+        if self._pipeline is not None:
+            resting = version == self._failed and time.monotonic() < self._again
+            if version == self._version or resting:
+                return self._pipeline
+        try:
+            loaded = local_pipeline(self._settings, version=version)
+        except TrifidError as error:
+            if self._pipeline is None:
+                raise
+            log.error("%s was promoted and cannot be used, %s goes on: %s", version, self._version, error)
+            self._failed, self._again = version, time.monotonic() + _PAUSE_S
+            return self._pipeline
+        if self._pipeline is not None:
+            log.info("model version %s, before %s", version, self._version)
+        self._pipeline, self._version = loaded, version
+        return loaded
 
     def by_modality(self, known: Known) -> dict[str, Any]:
         """Classes of an object by modality, and of all together, as records of annotation.avsc."""
@@ -80,14 +114,18 @@ class Model:
         return {"annotations": annotations, "remarks": found.remarks, "spectra": [about for _, about in found.spectra]}
 
     def vectors(self, kind: upload.Kind, name: str, content: bytes) -> dict[str, Any]:
-        """Names and embeddings by kind of what a file holds, and remarks; raises InputFileError."""
+        """Names and embeddings by kind of what a file holds, the version that made them, and remarks.
+
+        Raises InputFileError where the file cannot be read.
+        """
         with self._place():
             found = self._read(kind, name, content)
             curves = found.curves[: upload.MAX_OBJECTS]
             states = [state_of_curve(curve) for curve in curves] or [state_of_spectrum(s) for s, _ in found.spectra]
             with self._loaded() as pipeline:
-                vectors = vectors_of(pipeline, states)
-        return {"vectors": [(s.object_id, v) for s, v in zip(states, vectors, strict=True)], "remarks": found.remarks}
+                vectors, version = vectors_of(pipeline, states), self._version
+        named = [(s.object_id, v) for s, v in zip(states, vectors, strict=True)]
+        return {"vectors": named, "version": version, "remarks": found.remarks}
 
     def _read(self, kind: upload.Kind, name: str, content: bytes) -> upload.Upload:
         with _turn(self._reading):  # one at a time, so that the bound of memory is one of the server

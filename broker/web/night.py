@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from broker.database import ANNOTATIONS, OBJECTS
 from broker.errors import DependencyUnavailableError
 from broker.state import Store
 from broker.taxonomy import NOT_CLASSIFIED
 from broker.times import mjd_now, mjd_of
 from broker.web import objects
 from broker.web.index import Index
-from broker.web.tables import ANNOTATIONS, OBJECTS
 from broker.web.templating import render
 
 TONIGHT: Final = "tonight"

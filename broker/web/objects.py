@@ -27,17 +27,6 @@ from broker.records import (
 )
 from broker.state import Store
 
-POINT_FIELDS: Final = (
-    "mjd",
-    "band",
-    "kind",
-    "magnitude",
-    "magnitudeError",
-    "flux",
-    "fluxError",
-    "total",
-    "mjdBarycentric",
-)
 _LIMIT_SIGMA: Final = 5.0
 _NOTHING: Final = Spectrum(np.empty(0), np.empty(0, np.float32), np.empty(0, np.float32))
 _DIGITS: Final = {"mjd": 7, "magnitude": 4, "magnitudeError": 4, "flux": 2, "fluxError": 2}
@@ -83,7 +72,7 @@ def magnitudes(curve: LightCurve) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def points(state: ObjectState) -> dict[str, list[Any]]:
-    """The columns of POINT_FIELDS, in order of time; None for what is not there. Fluxes in nJy, AB.
+    """Columns (n,) of the points, in order of time; None for what is not there. Fluxes in nJy, AB.
 
     ``mjd`` is UTC at the observatory; ``mjdBarycentric``, on which periods are found, has the light's travel time.
     """

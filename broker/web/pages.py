@@ -14,12 +14,14 @@ from pydantic import ValidationError
 
 from broker import sky
 from broker.client.filters import Cone
-from broker.similar.search import BY
+from broker.feedback.answers import LABELS, MAX_NOTE, written
+from broker.similar.answer import BY
 from broker.taxonomy import OUTPUT_NAMES, PARENT_CLASSES
-from broker.web import alike, api, feedback, objects
+from broker.web import alike, answers, api, feedback, objects
 from broker.web.parameters import SearchParameters, without_empty
 from broker.web.search import Query, SearchError, search
 from broker.web.services import COOKIE, Parts, Services, address_of, limit, requires
+from broker.web.teach import TOP
 from broker.web.templating import STATIC, page_address, render
 
 static: Final = StaticFiles(directory=STATIC)
@@ -103,7 +105,7 @@ def _place(text: str) -> tuple[str, str] | None:
 
 
 @router.get("/object/{survey}/{object_id}", dependencies=[Reader])
-def object_page(request: Request, parts: Parts, survey: str, object_id: str, by: alike.By = None) -> Response:
+def object_page(request: Request, parts: Parts, survey: str, object_id: str, by: alike.Others = None) -> Response:
     """One object; ``by`` is what similar ones are found by."""
     record = parts.index.record(survey, object_id)
     if record is None:
@@ -130,7 +132,8 @@ def object_page(request: Request, parts: Parts, survey: str, object_id: str, by:
         around=around, problem=problem, associated=[] if state is None else state.associated,
         values={} if state is None else objects.catalogue_values(state),
         similar=similar, no_similar=no_similar, by=by or BY[0], kinds=BY,
-        said=feedback.of(parts.index.engine, survey, object_id), labels=feedback.LABELS,
+        said=feedback.of(parts.index.engine, survey, object_id), labels=LABELS, written=written,
+        who=request.state.token.name,
         address=f"/api/v1/objects/{quote(survey)}/{quote(object_id, safe='')}",
     )  # fmt: skip
 
@@ -157,13 +160,29 @@ def object_feedback(
     parts: Parts,
     survey: str,
     object_id: str,
-    label: Annotated[str, Form(max_length=32)],
     token: Annotated[Any, Depends(requires("feedback", page=True))],
-    comment: Annotated[str, Form(max_length=2000)] = "",
+    answer: Annotated[str, Form(max_length=64)],
+    label: Annotated[str, Form(max_length=32)] = "",
+    note: Annotated[str, Form(max_length=MAX_NOTE)] = "",
 ) -> Response:
-    """What somebody says the object is."""
-    api.give_feedback(parts, survey, object_id, api.NewFeedback(label=label, comment=comment), token)
+    """What somebody answers about the object; ``undo`` withdraws the latest."""
+    if answer == "undo":
+        answers.undo_feedback(parts, survey, object_id, token)
+    else:
+        given = answers.NewAnswer.model_validate(
+            {"answer": f"class={label}" if answer == "class" else answer, "note": note}
+        )
+        answers.give_feedback(parts, survey, object_id, given, token)
     return RedirectResponse(page_address(survey, object_id) + "#feedback", 303)
+
+
+@router.get("/anomalies", dependencies=[Reader])
+def anomalies(request: Request, parts: Parts) -> Response:
+    """The most anomalous objects in the order that answers teach, and the latest answers."""
+    return page(
+        request, "anomalies.html", objects=answers.listed(parts, TOP), said=feedback.find(parts.index.engine, limit=20),
+        written=written,
+    )  # fmt: skip
 
 
 @router.get("/classify", dependencies=[Reader])

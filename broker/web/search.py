@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from broker import sky
 from broker.client.filters import Cone
+from broker.database import OBJECTS
 from broker.web.index import ORDER, Index
-from broker.web.tables import OBJECTS
 
 MAX_RADIUS: Final = 36_000.0
 """Of a cone, arcsec."""
@@ -47,6 +47,9 @@ class Query:
     since: float | None = None
     """Published at or after this MJD UTC, and before ``until``."""
     until: float | None = None
+    alert_since: float | None = None
+    """The latest alert at or after this MJD UTC, and before ``alert_until``."""
+    alert_until: float | None = None
     cone: Cone | None = None
     sort: Sort = "published"
     """The highest or latest first; ``distance``, which needs a cone, the nearest first."""
@@ -112,6 +115,8 @@ def _conditions(query: Query) -> list[sa.ColumnElement[bool]]:
         (query.disagrees, OBJECTS.c.disagrees.__eq__),
         (query.since, OBJECTS.c.published.__ge__),
         (query.until, OBJECTS.c.published.__lt__),
+        (query.alert_since, OBJECTS.c.mjd.__ge__),
+        (query.alert_until, OBJECTS.c.mjd.__lt__),
     )
     return [compare(value) for value, compare in asked if value is not None]
 

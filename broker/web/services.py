@@ -11,13 +11,15 @@ from typing import Annotated, Final
 from fastapi import Depends, HTTPException, Request
 
 from broker.config import Settings
-from broker.similar.search import Similar
 from broker.state import Store
+from broker.streaming.health import Readiness
+from broker.tokens import LOCAL, Token, Tokens
 from broker.web.follow import Follower
 from broker.web.guard import RateLimit
 from broker.web.index import Index
 from broker.web.model import Model
-from broker.web.tokens import LOCAL, Token, Tokens
+from broker.web.teach import Teacher
+from broker.web.versions import Similars
 
 COOKIE: Final = "trifid_token"
 _PORT: Final = re.compile(r":\d*$")
@@ -37,8 +39,11 @@ class Services:
     """None where annotations come from elsewhere, as in the demo."""
     requests: RateLimit
     classifications: RateLimit
-    similar: Similar | None = None
+    teacher: Teacher
+    similar: Similars | None = None
     """None where no embeddings are kept."""
+    readiness: Readiness | None = None
+    """None where nobody asks the dependencies."""
 
 
 async def _parts(request: Request) -> Services:  # FastAPI runs what is not async in a thread of its own

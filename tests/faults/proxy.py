@@ -62,7 +62,7 @@ class BadNetwork:
         self._loop.close()
 
     def _do(self, action: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(action, self._loop).result(10)
+        asyncio.run_coroutine_threadsafe(action, self._loop).result(120)
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from broker.embedded.redis import RedisServer
 from deploy.local.kafka_server import find_kafka_home
 from deploy.local.triton_server import TritonServer
 from tests.faults.conftest import NewCase
-from tests.faults.harness import BATCH, GIVE_UP_S, JOINED, Case, Kafka, check_recovery
+from tests.faults.harness import BATCH, GIVE_UP_S, JOINED, PARTITIONS, Case, Kafka, check_recovery
 from tests.faults.ledger import Row, Sent, stream
 
 AWAY_S = 4.0
@@ -38,10 +41,12 @@ def test_kafka_killed_and_brought_back(new_case: NewCase, kafka: Kafka, alerts: 
         time.sleep(AWAY_S)
         kafka.start()
         back = time.monotonic()
-        case.wait(len(alerts), restart=True)
+        by_hand = case.wait_with_the_runbook(len(alerts))
         recovery = case.ledger.recovery(back, full_rate)
-        note = f"since it answered; workers that ended and were started again: {case.restarts}"
-        case.finish("Kafka: kill -9, back on the same folder", recovery, note)
+        note = f"since it answered{by_hand}; workers that ended and were started again: {case.restarts}"
+        # What no coordinator knows any more is aborted by partition: offsets, where annotations may be committed.
+        doubled = len(case.workers) * BATCH if by_hand else 0
+        case.finish("Kafka: kill -9, back on the same folder", recovery, note, doubled=doubled)
     check_recovery(recovery)
 
 
@@ -134,6 +139,53 @@ def test_topic_that_takes_no_dead_letter(new_case: NewCase, kafka: Kafka, alerts
     check_recovery(recovery)
 
 
+@pytest.mark.timeout(900)
+def test_a_transaction_that_nobody_ends(new_case: NewCase, kafka: Kafka, full: bool) -> None:
+    """Its coordinator has lost it, as a crash may: the offsets in it are pending until an operator ends it.
+
+    The worker says so, and goes on when that was done as the runbook says; made by removing the coordinators' topic
+    while Kafka is down.
+    """
+    alerts = stream(2000 if full else 400, seed=9)
+    half = len(alerts) // 2
+    with new_case("hanging") as case:
+        worker = case.worker("one")
+        case.begin(alerts[:half], 1.0)
+        quiet = {"bootstrap.servers": kafka.bootstrap, "log_level": 0}
+        lost = Producer({**quiet, "transactional.id": "hanging-lost", "transaction.timeout.ms": 600_000})
+        nobody = Consumer({**quiet, "group.id": case.prefix})
+        lost.init_transactions(60)
+        lost.begin_transaction()
+        places = [TopicPartition(f"{case.prefix}.in", partition, 0) for partition in range(PARTITIONS)]
+        worker.kill()
+        wait_for_empty_group(kafka, case.prefix)
+        lost.send_offsets_to_transaction(places, nobody.consumer_group_metadata(), 60)
+        nobody.close()
+        kafka.kill()
+        for folder in kafka.logs.glob("__transaction_state-*"):
+            shutil.rmtree(folder)
+        kafka.start()
+        worker.start()
+        case.ledger.send(alerts[half:])
+        worker.wait_for("cannot seek to the committed offsets")
+        time.sleep(AWAY_S)
+        assert case.ledger.accounted == half  # nothing is read from a wrong place
+        ended = kafka.end_open_transactions()
+        assert [topic for topic, _ in ended] == ["__consumer_offsets"], ended
+        back = time.monotonic()
+        case.wait(len(alerts))
+        case.finish("a transaction that its coordinator has lost", time.monotonic() - back, "since it was ended")
+
+
+def wait_for_empty_group(kafka: Kafka, group: str) -> None:
+    """Until a member that was killed counts as gone: nobody else may commit before."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    end = time.monotonic() + GIVE_UP_S
+    while admin.describe_consumer_groups([group])[group].result().members:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own for a broker, in memory; skipped where none may be mounted."""
@@ -175,8 +227,10 @@ def test_full_disk(small_disk: Path, tmp_path: Path, report: Callable[[Row], Non
         kafka.kill()
         kafka.start()
         back = time.monotonic()
-        case.wait(len(alerts), restart=True)
+        by_hand = case.wait_with_the_runbook(len(alerts))
         recovery = case.ledger.recovery(back, full_rate)
-        note = f"Kafka {'halted by itself' if halted else 'was killed'}; workers started again: {case.restarts}"
+        note = (
+            f"Kafka {'halted by itself' if halted else 'was killed'}; workers started again: {case.restarts}" + by_hand
+        )
         case.finish("full disk of Kafka", recovery, note, doubled=len(case.workers) * BATCH)
     check_recovery(recovery)

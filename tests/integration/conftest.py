@@ -1,4 +1,4 @@
-"""A Redis server, or cluster, of one module's own, empty for each test, and the store in it.
+"""Servers of one module's own: Redis, or a cluster of it, empty for each test, with the store in it; Kafka; a browser.
 
 Modules may have others by these names.
 """
@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
 
 from broker.embedded.redis import RedisServer
 from broker.state.redis import RedisStore
+from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from deploy.local.redis_cluster import RedisCluster
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +52,21 @@ def nodes(cluster: RedisCluster) -> Iterator[Any]:
     with cluster.client() as client:
         client.flushall(target_nodes="primaries")
         yield client
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[KafkaServer]:
+    """Kafka without topics."""
+    if find_kafka_home() is None:
+        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
+    with KafkaServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium."""
+    from tests.integration.chromium import browser  # here: other tests need no Playwright
+
+    with browser() as found:
+        yield found

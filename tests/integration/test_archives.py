@@ -126,6 +126,8 @@ def test_a_killed_run_goes_on_and_gives_what_plain_classify_says(catalogue: Path
     keys = [file.stem.replace(",", "/") for file in ledger.glob("N*.json")]
     done = len(keys)
     assert 2 <= done < len(files)
+    entries = {file.name: file.read_text() for file in ledger.glob("N*.json")}
+    assert not any("failed" in entry for entry in entries.values()), entries
     before = {file: file.stat() for file in (output / "dataset" / f"{key}.parquet" for key in keys)}
     partial = output / "dataset" / ".Npix=1.parquet.1.2"
     partial.write_bytes(b"of a worker that was killed")
@@ -231,6 +233,33 @@ try:
 except InputFileError as error:
     print("one time a row" in str(error))
 """
+
+
+_LOOK = """
+import multiprocessing, os, sys
+from broker.archives.workers import METHOD, prepare
+
+def look(queue):
+    queue.put([sorted({"lsdb", "onnxruntime"} & set(sys.modules)), os.environ["OMP_NUM_THREADS"]])
+
+if __name__ == "__main__":
+    prepare()
+    context = multiprocessing.get_context(METHOD)
+    queue = context.Queue()
+    process = context.Process(target=look, args=(queue,))
+    process.start()
+    print(queue.get(), os.environ["OMP_NUM_THREADS"])
+    process.join()
+"""
+
+
+def test_workers_begin_with_what_they_need_and_one_thread_each(tmp_path: Path) -> None:
+    """LSDB is imported once for all; ONNX Runtime, which starts threads, in each; the run itself keeps its threads."""
+    script = tmp_path / "look.py"
+    script.write_text(_LOOK)
+    environment = {**os.environ, "OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, env=environment)
+    assert done.stdout == "[['lsdb'], '1'] 3\n", done.stderr
 
 
 def test_other_layouts_of_hats(catalogue: Path, tmp_path: Path) -> None:

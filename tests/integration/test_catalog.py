@@ -20,17 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
-from click.testing import CliRunner, Result
 
 from broker.catalog.layout import decode_index
 from broker.catalog.match import CatalogReader
 from broker.catalog.presets import PLAIN, PRESETS
 from broker.catalog.store import CatalogStore, LoadProgress
-from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.records import METADATA_FEATURES, Alert, LightCurve, ObjectState
 from broker.state.redis import RedisStore
+from tests.commands import catalog
 
 GAIA = PRESETS["gaia"]
 N = 20_000
@@ -319,53 +318,47 @@ def test_a_reader_takes_a_replaced_catalogue_with_its_next_request(
     assert all(f.metadata is not None for f in found)
 
 
-def command(server: RedisServer, *arguments: object) -> Result:
-    return CliRunner().invoke(
-        main, ["catalog", *map(str, arguments)], env={"TRIFID_REDIS__URL": server.url, "COLUMNS": "200"}
-    )
-
-
 def test_the_commands(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     columns = write(tmp_path / "a.parquet")
-    assert "no catalogues" in command(server, "list").output
-    result = command(server, "load", "gaia", tmp_path, "--preset", "gaia")
+    assert "no catalogues" in catalog(server, "list").output
+    result = catalog(server, "load", "gaia", tmp_path, "--preset", "gaia")
     assert result.exit_code == 0, result.output
     assert f"catalogue gaia: {N:,} sources from 1 file " in result.stdout
-    assert "is complete" in command(server, "load", "gaia", tmp_path, "--preset", "gaia").stdout
-    assert command(server, "list").stdout.startswith(f"gaia: {N:,} sources")
+    assert "is complete" in catalog(server, "load", "gaia", tmp_path, "--preset", "gaia").stdout
+    assert catalog(server, "list").stdout.startswith(f"gaia: {N:,} sources")
     at = (f"{columns['ra'][5]:.6f}", f"{columns['dec'][5]:.6f}")
-    result = command(server, "match", *at)
+    result = catalog(server, "match", *at)
     assert result.exit_code == 0, result.output
     assert re.search(rf"phot_g_mean_mag +{columns['phot_g_mean_mag'][5]:.6g} +gaia\n", result.stdout)
     assert re.match(r"gaia: 0\.\d\d\d arcsec from ", result.stdout)
-    found = json.loads(command(server, "match", *at, "--json", "--mjd", "60000").stdout)
+    found = json.loads(catalog(server, "match", *at, "--json", "--mjd", "60000").stdout)
     assert set(found["values"]) == {"phot_g_mean_mag", "pmra", "pmdec"}
     assert [(m["catalog"], m["separation_arcsec"] < 1.0) for m in found["matches"]] == [("gaia", True)]
     assert found["matches"][0]["values"] == found["values"]
-    assert "no source at 0.000000 -89.990000 in gaia" in command(server, "match", "0", "-89.99").stdout
-    assert command(server, "drop", "gaia").exit_code == 0
-    result = command(server, "drop", "gaia")
+    assert "no source at 0.000000 -89.990000 in gaia" in catalog(server, "match", "0", "-89.99").stdout
+    assert catalog(server, "drop", "gaia").exit_code == 0
+    result = catalog(server, "drop", "gaia")
     assert result.exit_code == 2
     assert "there is no catalogue gaia" in result.stderr
 
 
 def test_errors_of_the_command(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1.0], "y": [1.0], "ruwe": [1.0]}), tmp_path / "a.parquet")
-    result = command(server, "load", "gaia", tmp_path, "--preset", "gaia")
+    result = catalog(server, "load", "gaia", tmp_path, "--preset", "gaia")
     assert result.exit_code == 2
     assert "no column for ra and dec" in result.stderr
     assert "the table has x, y, ruwe" in result.stderr
     assert "Traceback" not in result.output
-    assert command(server, "load", "gaia", tmp_path, "--column", "ra=x", "--column", "dec=y").exit_code == 0
-    result = command(server, "load", "gaia", tmp_path, "--column", "rra=x")
+    assert catalog(server, "load", "gaia", tmp_path, "--column", "ra=x", "--column", "dec=y").exit_code == 0
+    result = catalog(server, "load", "gaia", tmp_path, "--column", "rra=x")
     assert result.exit_code == 2
     assert "'rra' is none of ra, dec" in result.stderr
-    assert command(server, "load", "a:b", tmp_path).exit_code == 2
-    assert command(server, "load", "gaia", tmp_path / "missing").exit_code == 2
+    assert catalog(server, "load", "a:b", tmp_path).exit_code == 2
+    assert catalog(server, "load", "gaia", tmp_path / "missing").exit_code == 2
     os.environ.pop("TRIFID_CONFIG", None)
     with RedisServer() as gone:
         pass
-    result = command(gone, "load", "other", tmp_path, "--column", "ra=x", "--column", "dec=y")
+    result = catalog(gone, "load", "other", tmp_path, "--column", "ra=x", "--column", "dec=y")
     assert result.exit_code == 1
     assert "Redis is unavailable" in result.stderr
 
@@ -413,7 +406,7 @@ def test_codes_are_unknown_and_counted(
         tmp_path / "cat.csv",
         "ra,dec,mean_vmag,k_mag\n10.0,10.0,-9.99,9.999\n10.1,10.0,0.000,99.999\n10.2,10.0,12.3,11.1\n",
     )
-    result = command(server, "load", "mine", path)
+    result = catalog(server, "load", "mine", path)
     assert result.exit_code == 0, result.output
     assert "catalogue mine: 1 sources" in result.stdout
     assert "  unknown mean_vmag: 2 a code such as -9.99 or 0\n" in result.stdout
@@ -421,7 +414,7 @@ def test_codes_are_unknown_and_counted(
     assert "  unknown row: 2 no value\n" in result.stdout
     assert known(store, 10.0, 10.0) == known(store, 10.1, 10.0) == {}
     assert known(store, 10.2, 10.0) == {"mean_vmag": 12.3, "k_mag": 11.1}
-    assert "unknown k_mag" in command(server, "list").stdout
+    assert "unknown k_mag" in catalog(server, "list").stdout
 
 
 def test_one_alien_file_does_not_end_a_load(
@@ -436,7 +429,7 @@ def test_one_alien_file_does_not_end_a_load(
     write_csv(folder / "e.csv", "ra,dec,ruwe\n20,10,1\n")
     os.mkfifo(folder / "f.csv")
     for _ in range(2):  # and the same once more says the same
-        result = command(server, "load", "mine", folder)
+        result = catalog(server, "load", "mine", folder)
         assert result.exit_code == 1, result.output
         assert "a.csv: an HTML page" in result.stderr
         assert "c.parquet: " in result.stderr
@@ -445,16 +438,16 @@ def test_one_alien_file_does_not_end_a_load(
     assert (known(store, 10, 10), known(store, 20, 10)) == ({"mean_vmag": 12.5}, {"mean_vmag": 13.5})
     assert (
         "f.csv: a FIFO (named pipe), not a file"
-        in command(server, "load", "other", folder / "b.csv", folder / "f.csv").stderr
+        in catalog(server, "load", "other", folder / "b.csv", folder / "f.csv").stderr
     )
     store.drop("other")
     # A replacement with a file that fails would lose what that file had.
     write_csv(folder / "b.csv", "ra,dec,mean_vmag\n10,10,14.5\n")
-    result = command(server, "load", "mine", folder, "--replace")
+    result = catalog(server, "load", "mine", folder, "--replace")
     assert result.exit_code == 1
     assert "not replaced, the one before stays in use" in result.stderr
     assert known(store, 10, 10) == {"mean_vmag": 12.5}
-    result = command(server, "load", "mine", folder / "b.csv", folder / "d.csv", "--replace")
+    result = catalog(server, "load", "mine", folder / "b.csv", folder / "d.csv", "--replace")
     assert result.exit_code == 0, result.output
     assert known(store, 10, 10) == {"mean_vmag": 14.5}
 
@@ -466,7 +459,7 @@ def test_a_file_damaged_half_way_is_named_with_what_is_in(
     packed = gzip.compress(f"ra,dec,mean_vmag,note\n{rows}".encode(), 1)
     (tmp_path / "cut.csv.gz").write_bytes(packed[: len(packed) * 9 // 10])
     write_csv(tmp_path / "good.csv", "ra,dec,mean_vmag\n200,10,13.5\n")
-    result = command(server, "load", "mine", tmp_path)
+    result = catalog(server, "load", "mine", tmp_path)
     assert result.exit_code == 1
     assert re.search(r"cut.csv.gz: .*; its first [\d,]+ rows are in", result.stderr), result.stderr
     assert known(store, 200, 10) == {"mean_vmag": 13.5}
@@ -485,18 +478,18 @@ def test_a_file_damaged_half_way_is_named_with_what_is_in(
 def test_without_usable_rows_nothing_is_loaded(
     server: RedisServer, store: CatalogStore, client: redis.Redis, tmp_path: Path, text: str, reason: str
 ) -> None:
-    result = command(server, "load", "mine", write_csv(tmp_path / "t.csv", text))
+    result = catalog(server, "load", "mine", write_csv(tmp_path / "t.csv", text))
     assert result.exit_code == 1
     assert reason in result.stderr, result.stderr
     assert "not loaded" in result.stderr
-    assert "no catalogues" in command(server, "list").stdout
+    assert "no catalogues" in catalog(server, "list").stdout
     assert client.keys("trifid:cat:*") == []
 
 
 def test_rows_of_another_width_than_the_header_are_no_table(
     server: RedisServer, client: redis.Redis, tmp_path: Path
 ) -> None:
-    result = command(server, "load", "mine", write_csv(tmp_path / "t.csv", "ra,dec,mean_vmag\n1,2\n3,4\n"))
+    result = catalog(server, "load", "mine", write_csv(tmp_path / "t.csv", "ra,dec,mean_vmag\n1,2\n3,4\n"))
     assert (result.exit_code, "rows of 2 cells below 3 names" in result.stderr) == (2, True), result.stderr
 
 
@@ -506,12 +499,12 @@ def test_positions_may_be_sexagesimal(
     store.load("mine", [write_csv(tmp_path / "t.csv", "ra,dec,ruwe\n269.452083,-4.693333,1.5\n")], PLAIN)
     for at in (("17:57:48.5", "-04:41:36"), ("17h57m48.5s", "-4d41m36s"), ("17 57 48.5", "-04 41 36"),
                ("269.452083", "-4.6933333")):  # fmt: skip
-        result = command(server, "match", *at)
+        result = catalog(server, "match", *at)
         assert result.exit_code == 0, result.output
         assert re.match(r"mine: 0\.00\d arcsec from 269.4520\d+ -4.69333", result.stdout), result.stdout
         assert re.search(r"ruwe +1.5 +mine\n", result.stdout)
     for at in (("24:00:01", "0"), ("10", "-90:00:01"), ("x", "0"), ("10", "10:99")):
-        result = command(server, "match", *at)
+        result = catalog(server, "match", *at)
         assert (result.exit_code, "or such as" in result.stderr) == (2, True), result.output
 
 
@@ -562,7 +555,7 @@ def test_the_probe_may_take_a_replaced_catalogue_between_a_request_and_its_match
     states = RedisStore(server.url)
     alert = Alert("ztf", 1, 1, "ZTF1", 120.5, 10.25, 60000.0, "ztf:g", LightCurve.empty(), "")
     assert ruwe(states.update([alert])) == [1.5]
-    reader = states._catalogs
+    reader = states._reader._catalogs
     request = reader.request
     replaced = []
 

@@ -36,7 +36,7 @@ def served(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Ite
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}", star.survey, star.object_id
         http.should_exit = True
-        thread.join(30)
+        thread.join(300)
 
 
 def test_one_call_plots_an_object(served: tuple[str, str, str], tmp_path: Path) -> None:
@@ -92,3 +92,16 @@ def test_a_light_curve_without_a_period_or_without_points() -> None:
     assert list(folded.containers[0][0].get_xdata()) == [0.0, 1.0]
     empty = {name: [] for name in points}
     assert len(plot_light_curve(empty, 1.0).axes) == 2
+
+
+def test_magnitudes_of_differences_are_not_drawn_among_those_of_the_star() -> None:
+    points = {
+        "mjd": [1.0, 2.0, 3.0], "band": ["ztf:g"] * 3, "kind": ["detection", "detection", "limit"],
+        "magnitude": [16.0, 19.5, 20.0], "magnitudeError": [0.1, 0.1, None], "total": [True, False, False],
+    }  # fmt: skip
+    (axes,) = plot_light_curve(points).axes
+    assert [list(c[0].get_ydata()) for c in axes.containers] == [[16.0], [20.0]]
+    assert axes.get_ylabel() == "AB magnitude"
+    (axes,) = plot_light_curve(points | {"total": [False] * 3}).axes
+    assert [list(c[0].get_ydata()) for c in axes.containers] == [[16.0, 19.5], [20.0]]
+    assert axes.get_ylabel() == "AB magnitude of the difference"

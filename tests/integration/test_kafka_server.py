@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,14 +7,6 @@ from confluent_kafka import Consumer, Producer
 
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[KafkaServer]:
-    if find_kafka_home() is None:
-        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
-    with KafkaServer() as server:
-        yield server
 
 
 def _read(kafka: KafkaServer, topic: str, count: int) -> list[bytes | None]:
@@ -28,7 +19,7 @@ def _read(kafka: KafkaServer, topic: str, count: int) -> list[bytes | None]:
         }
     )
     consumer.subscribe([topic])
-    messages = consumer.consume(count, timeout=30)
+    messages = consumer.consume(count, timeout=120)
     consumer.close()
     assert all(message.error() is None for message in messages)
     return [message.value() for message in messages]
@@ -39,7 +30,7 @@ def test_keeps_what_it_acknowledged_through_a_crash(kafka: KafkaServer) -> None:
     producer = Producer({"bootstrap.servers": kafka.bootstrap, "acks": "all", "log_level": 0})
     for number in range(100):
         producer.produce("alerts", str(number).encode())
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     first = kafka.pid
     kafka.kill()
     assert kafka.pid is None

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
-from click.testing import CliRunner, Result
 
 from broker import sky
 from broker.catalog.presets import KNOWN, PLAIN, PRESETS
 from broker.catalog.store import CatalogStore
-from broker.cli import main
 from broker.embedded.redis import RedisServer
 from broker.errors import InputFileError
 from broker.records import Alert, KnownObject, LightCurve
 from broker.state.redis import RedisStore
+from tests.commands import catalog
 
 MJD_2020 = 58849.5
 ALERT = Alert("ztf", 1, 1, "ZTF1", 120.5, 10.25, MJD_2020, "ztf:g", LightCurve.empty(), "")
@@ -43,12 +42,6 @@ def states(server: RedisServer, client: redis.Redis) -> Iterator[RedisStore]:
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-def command(server: RedisServer, *arguments: object) -> Result:
-    return CliRunner().invoke(
-        main, ["catalog", *map(str, arguments)], env={"TRIFID_REDIS__URL": server.url, "COLUMNS": "200"}
-    )
 
 
 def test_an_alert_gets_the_star_of_each_catalogue_and_the_model_nothing_of_it(
@@ -94,24 +87,24 @@ def test_a_fast_star_is_found_where_gaia_says_how_it_moves(
 
 def test_the_commands(server: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
     path = write(tmp_path / "vsx.csv", VSX + "2,gone,3,50,50,M,,300\n")
-    result = command(server, "load", "vsx", path)
+    result = catalog(server, "load", "vsx", path)
     assert result.exit_code == 0, result.output
     assert "catalogue vsx: 1 sources from 1 file (1 rows" in result.stdout
     assert "radius 2 arcsec; name, type, period" in result.stdout
     assert "  unknown flag: 1 possible duplicate\n" in result.stdout
-    line, *rest = command(server, "match", "120.5", "10.25").stdout.splitlines()
+    line, *rest = catalog(server, "match", "120.5", "10.25").stdout.splitlines()
     assert line.startswith("vsx: AB Xyz 0.03")
     assert line.endswith("arcsec from 120.500000 +10.250000: EW|ESD, 0.4123457 d")
     assert rest == []
-    found = json.loads(command(server, "match", "120.5", "10.25", "--json").stdout)
+    found = json.loads(catalog(server, "match", "120.5", "10.25", "--json").stdout)
     assert found["values"] == {}
     (match,) = found["matches"]
     assert {name: match[name] for name in ("catalog", "name", "type", "class", "period", "values")} == {
         "catalog": "vsx", "name": "AB Xyz", "type": "EW|ESD", "class": "Eclipsing", "period": 0.4123456789,
         "values": {},
     }  # fmt: skip
-    assert command(server, "load", "mine", path, "--preset", "vsx", "--radius", "5").exit_code == 0
-    assert "mine: AB Xyz 3.996 arcsec" in command(server, "match", "120.5", "10.25111").stdout
+    assert catalog(server, "load", "mine", path, "--preset", "vsx", "--radius", "5").exit_code == 0
+    assert "mine: AB Xyz 3.996 arcsec" in catalog(server, "match", "120.5", "10.25111").stdout
 
 
 def test_a_catalogue_of_names_does_not_mix_with_one_of_values(store: CatalogStore, tmp_path: Path) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from itertools import groupby
@@ -24,6 +23,7 @@ from broker.cli import main
 from broker.config import CandidateSettings, Settings
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
+from broker.inference.triton_client import loaded_models
 from broker.models.build import build
 from broker.models.repository import ModelRepository
 from broker.state.memory import MemoryStore
@@ -33,6 +33,7 @@ from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.triton_server import TritonServer, triton_installed
 from tests.random_models import build_random_repository
+from tests.waiting import wait_until
 
 OLD, NEW = "trifid-random 0.0.0", "trifid-random 0.0.10"
 MESSAGES = [IncomingMessage(alert.payload, 60_000.0) for alert in simulate_alerts(16, 12, seed=4)]
@@ -41,9 +42,9 @@ WORKERS = 2
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Versions 0.0.0, which is served, and 0.0.10."""
+    """Versions 0.0.0, which is served, 0.0.10 and 0.0.20."""
     folder = tmp_path_factory.mktemp("models") / "repository"
-    for seed in (0, 10):
+    for seed in (0, 10, 20):
         build(build_random_repository(tmp_path_factory.mktemp("run"), seed=seed), folder, "auto")
     return folder
 
@@ -59,6 +60,7 @@ def settings_of(redis: RedisServer, folder: Path, engine: str = "onnx", url: str
         {
             "redis": {"url": redis.url},
             "triton": {"url": url, "retries": 0},  # a request that fails fails the test
+            "similar": {"enabled": True},  # a version's embeddings come and go with it
             "inference": {"engine": engine, "model_repository": str(folder)},
         }
     )
@@ -106,18 +108,28 @@ def expected(settings: Settings, version: str) -> dict[int, np.ndarray[tuple[int
         return {a.alert_id: np.array(a.probabilities) for a in pipeline.process(MESSAGES).annotations}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def across(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 0.0.0, which is served, of before 2026.11.29: its classifier takes no ``event``, that of 0.0.10 does.
+
+    Its run has no configuration, as none has that training wrote elsewhere than into ``model_repo``.
+    """
+    folder = tmp_path_factory.mktemp("across") / "repository"
+    for seed in (0, 10):
+        run = tmp_path_factory.mktemp("run")
+        build_random_repository(run, seed=seed, other_threshold=0.5, event=seed > 0)
+        (run / "classifier/config.pbtxt").unlink()
+        build(run, folder, "auto")
+    return folder
 
 
-@pytest.mark.parametrize("kind", ["onnx", "triton"])
-def test_promote_and_roll_back_under_load(kind: str, built: Path, redis: RedisServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "versions"), [("onnx", "built"), ("triton", "built"), ("triton", "across")])
+def test_promote_and_roll_back_under_load(
+    kind: str, versions: str, redis: RedisServer, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if kind == "triton" and not triton_installed():
         pytest.skip("no Triton: run `python -m deploy.local.triton_server setup`")
-    folder = shutil.copytree(built, tmp_path / "repository")
+    folder = shutil.copytree(request.getfixturevalue(versions), tmp_path / "repository")
     with TritonServer(folder) if kind == "triton" else nullcontext() as server, ThreadPoolExecutor(WORKERS) as pool:
         settings = settings_of(redis, folder, kind, server.grpc_url if server else "127.0.0.1:1")
         config = str(write_config(tmp_path / "trifid.toml", settings, redis))
@@ -137,11 +149,7 @@ def test_promote_and_roll_back_under_load(kind: str, built: Path, redis: RedisSe
             for future in running:
                 future.result()  # raises what a batch failed with: no request may
         if server is not None:
-            with urllib.request.urlopen(server.metrics_url) as response:
-                metrics = response.read().decode()
-            failures = re.findall(r"^nv_inference_request_failure\{.*\} (\d+)$", metrics, re.MULTILINE)
-            assert failures
-            assert not any(map(int, failures))
+            assert failed_requests(server) == 0
     of_version = {OLD: expected(settings, "0.0.0"), NEW: expected(settings, "0.0.10")}
     for worker in workers:
         assert not any(result.dead_letters for result in worker.results)
@@ -159,6 +167,61 @@ def test_promote_and_roll_back_under_load(kind: str, built: Path, redis: RedisSe
                     assert annotation.model_version == f"trifid-random {annotation.reference_set_version}"
     scored = [a for w in workers for r in w.results for a in r.annotations if a.reference_set_version is not None]
     assert {a.reference_set_version for a in scored} == {"0.0.0", "0.0.10"}
+
+
+def failed_requests(server: TritonServer) -> int:
+    with urllib.request.urlopen(server.metrics_url) as response:
+        metrics = response.read().decode()
+    failures = re.findall(r"^nv_inference_request_failure\{.*\} (\d+)$", metrics, re.MULTILINE)
+    assert failures
+    return sum(map(int, failures))
+
+
+def test_a_version_that_a_worker_uses_is_not_unloaded_by_later_promotions(
+    built: Path, redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not triton_installed():
+        pytest.skip("no Triton: run `python -m deploy.local.triton_server setup`")
+    monkeypatch.setattr("broker.models.promote._RECENT_S", 0.0)  # by what workers say alone
+    folder = shutil.copytree(built, tmp_path / "repository")
+    with TritonServer(folder) as server, ThreadPoolExecutor(2) as pool:
+
+        def classifiers() -> set[int]:
+            return set(loaded_models(server.grpc_url, None, 10)["classifier"])
+
+        settings = settings_of(redis, folder, "triton", server.grpc_url)
+        config = str(write_config(tmp_path / "trifid.toml", settings, redis))
+        kept = settings.kafka.model_copy(update={"worker_id": "keeps-a"})
+        still = settings.inference.model_copy(update={"follow_promotions": False})
+        workers = [Worker(settings.model_copy(update={"kafka": kept, "inference": still})), Worker(settings)]
+        stop = threading.Event()
+        running = [pool.submit(worker.run, stop) for worker in workers]
+        try:
+            wait_until(lambda: all(len(worker.results) > 1 for worker in workers))
+            for version in ("0.0.10", "0.0.20"):
+                done = CliRunner().invoke(main, ["models", "promote", version, "--config", config])
+                assert done.exit_code == 0, done.output
+                wait_until(lambda v=version: workers[1].versions[-1].startswith(f"trifid-random {v} with"))  # type: ignore[misc]
+            assert "0.0.0 is in use by trifid/keeps-a" in done.output
+            now = [len(worker.results) for worker in workers]
+            wait_until(lambda: all(len(w.results) > c + 2 for w, c in zip(workers, now, strict=True)))
+            listed = CliRunner().invoke(main, ["models", "list", "--config", config]).output
+            assert "0.0.0  served before, in use by trifid/keeps-a\n" in listed
+            assert "0.0.20  served, in use by trifid/" in listed
+            assert "0.0.10  served before\n" in listed
+        finally:
+            stop.set()
+            for future in running:
+                future.result()  # raises what a batch failed with: no request may
+        assert failed_requests(server) == 0
+        assert {a.model_version for r in workers[0].results for a in r.annotations} == {OLD}
+        assert not any(r.dead_letters for w in workers for r in w.results)
+        assert classifiers() == {1, 2, 3}
+        # The workers have ended: nobody uses the first version any more, and it is not the one before.
+        back = CliRunner().invoke(main, ["models", "rollback", "--config", config])
+        assert back.exit_code == 0, back.output
+        assert "in use" not in back.output
+        assert classifiers() == {2, 3}
 
 
 def test_a_server_that_cannot_load_a_version_serves_on_and_nothing_is_promoted(
@@ -215,13 +278,24 @@ def test_a_worker_goes_on_with_the_version_at_hand_where_the_promoted_one_cannot
         assert worker.versions == [f"{OLD} with reference set 0.0.0", f"{NEW} with reference set 0.0.10"]
 
 
-def test_following_can_be_turned_off(built: Path, redis: RedisServer) -> None:
-    settings = settings_of(redis, built)
+def test_following_can_be_turned_off(
+    built: Path, redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.streaming.serving._LOOK_S", 0.01)
+    folder = shutil.copytree(built, tmp_path / "repository")
+    settings = settings_of(redis, folder)
     still = settings.inference.model_copy(update={"follow_promotions": False})
     worker = Worker(settings.model_copy(update={"inference": still}))
+    looked = threading.Event()
+    monkeypatch.setattr(worker.serving.leases, "renew", looked.set)
     with closing(worker.serving):
         worker.serving.prepare()
-        assert worker.serving._watch is None
+        ModelRepository(folder).serve("0.0.10", ["0.0.0"])
+        for _ in range(2):  # the second time, all of the first round is done
+            looked.clear()
+            assert looked.wait(300)
+        assert worker.serving._next is None
+        assert {a.model_version for a in worker.serving.process(MESSAGES).annotations} == {OLD}
 
 
 @pytest.mark.parametrize("publish", [False, True])

@@ -100,6 +100,14 @@ def test_what_is_not_the_manifests_is_replaced_at_once(
     assert stored.get(server.url, OLD) == (old / REFERENCE_SET_FILE).read_bytes()
 
 
+def test_what_is_no_file_in_its_place_is_replaced(server: RedisServer, repositories: tuple[Path, Path]) -> None:
+    old, _ = repositories
+    with redis.Redis.from_url(server.url) as client:
+        client.hset(stored.key_of(OLD), "field", "value")
+    assert reference_set_in_redis(settings(server, old)).model == OLD
+    assert stored.get(server.url, OLD) == (old / REFERENCE_SET_FILE).read_bytes()
+
+
 def test_without_the_file_another_set_in_redis_is_refused(server: RedisServer, repositories: tuple[Path, Path]) -> None:
     old, new = repositories
     stored.put(server.url, OLD, (new / REFERENCE_SET_FILE).read_bytes())

@@ -22,7 +22,6 @@ from broker.embedded.redis import RedisServer
 from broker.times import datetime_of
 from broker.web.index import Index
 from broker.web.night import bounds_of, collect, most_common, page
-from tests.integration.chromium import browser
 from tests.integration.web_line import fill, publish, settings_for
 
 DESKTOP = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
@@ -62,12 +61,6 @@ def report(
     refused = sum(not one.classified for one in annotations)
     assert f"{len(annotations)} annotations = {len(annotations) - refused} classified + {refused}" in result.stderr
     return path
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as found:
-        yield found
 
 
 @contextmanager
@@ -219,6 +212,14 @@ def test_an_empty_night_and_a_wrong_date(settings: Settings, tmp_path: Path) -> 
         made = page(collect(index, bounds_of("2023-02-25"), 10, 10), 10, "Redis is away.")
     assert "No annotation was published in this night." in made
     assert "Redis is away." in made
+    given = {
+        "TRIFID_REDIS__URL": settings.redis.url.get_secret_value(),
+        "TRIFID_WEB__DATABASE": f"sqlite:///{tmp_path / 'index.sqlite'}",
+    }
+    written = ["night", "2023-02-25", "--output", str(tmp_path / "night.html"), "--no-dead-letters"]
+    result = CliRunner().invoke(main, written, env=given)
+    assert result.exit_code == 0, result.output
+    assert "no annotation of the night of 2023-02-25 is in web.database: `trifid web` fills it" in result.stderr
     result = CliRunner().invoke(main, ["night", "yesterday"])
     assert result.exit_code == 2
     assert "neither tonight nor such as 2026-11-28" in result.stderr

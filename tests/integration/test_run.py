@@ -110,7 +110,7 @@ port = {self.port}
     def stop(self) -> str:
         """SIGTERM; the end of its output, which holds the accounting."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, self.log.read_text()[-2000:]
+        assert self.process.wait(300) == 0, self.log.read_text()[-2000:]
         return self.log.read_text().strip().splitlines()[-1]
 
     def send(self, payloads: list[bytes]) -> None:
@@ -128,16 +128,16 @@ port = {self.port}
     def wait_for(self, count: int) -> None:
         """Until so many annotations are committed."""
         admin, topic = AdminClient({"bootstrap.servers": self.kafka.bootstrap_servers}), f"{self.prefix}.ztf.all"
-        wait_until(lambda: topic in admin.list_topics(timeout=10).topics, 300)  # the worker makes it when it starts
+        wait_until(lambda: topic in admin.list_topics(timeout=60).topics)  # the worker makes it when it starts
         with Subscription(topic, self.kafka.bootstrap_servers, start="earliest") as subscription:
             assert len(list(islice(subscription, count))) == count
 
     def wait_until_waiting_for(self, dependency: str) -> None:
         """Until the worker has noticed that a server is unavailable."""
         waits = f'trifid_dependency_waits_total{{dependency="{dependency}"}}'
-        wait_until(lambda: metric(self, waits) > 0, 60)
+        wait_until(lambda: metric(self, waits) > 0)
 
-    def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 180.0) -> list[PublishedAnnotation]:
+    def annotations(self, count: int, topic: str = "ztf.all", seconds: float = 300.0) -> list[PublishedAnnotation]:
         """Up to ``count`` committed annotations, waiting for them; then whatever else comes in a second."""
         found: list[PublishedAnnotation] = []
         end = time.monotonic() + seconds
@@ -161,7 +161,7 @@ def dead_letters(worker: Worker, count: int) -> list[dict[str, str]]:
         }
     )
     consumer.subscribe([f"{worker.prefix}.deadletter"])
-    messages = consumer.consume(count, 20)
+    messages = consumer.consume(count, 120)
     consumer.close()
     return [{name: value.decode() for name, value in message.headers() or []} for message in messages]
 
@@ -285,7 +285,7 @@ def test_an_archive_is_replayed_and_a_subscriber_reads_it(servers: Servers, tmp_
 
     def trifid(*arguments: str) -> str:
         command = [sys.executable, "-m", "broker.cli", *arguments, "--bootstrap-servers", servers.kafka.bootstrap]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
 
     with Worker(servers, tmp_path, "cli") as worker:
         start = time.monotonic()

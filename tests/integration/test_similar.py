@@ -27,7 +27,7 @@ from broker.similar.among import among
 from broker.similar.keeper import Embedded, Keeper
 from broker.similar.query import like_object, like_vectors
 from broker.similar.search import Similar, UnknownToSetsError
-from broker.similar.sets import KINDS, Element, Sets
+from broker.similar.sets import KINDS, Element, Sets, Written
 from broker.state.admin import StateAdmin
 from broker.taxonomy import CLASS_NAMES
 from broker.times import mjd_now
@@ -197,6 +197,51 @@ def test_written_again_when_grown(keeper: Keeper, similar: Similar) -> None:
         assert match.class_name == class_name
 
 
+def test_what_is_unchanged_costs_one_command_and_one_round_trip(server: RedisServer, client: redis.Redis) -> None:
+    with CountingProxy(server.port) as proxy:
+        connection = RedisConnection(f"redis://127.0.0.1:{proxy.port}/0")
+        with closing(Keeper(connection, MODEL, expiry_days=1000.0, growth=0.2)) as keeper:
+            keeper.start()
+            fused = vectors(40, 1)
+            offer(keeper, [annotation(n) for n in range(40)], fused)
+            commands = client.info("commandstats")
+            trips = proxy.round_trips
+            offer(keeper, [annotation(n, detections=21) for n in range(40)], fused)
+            assert proxy.round_trips - trips == 1
+            after = client.info("commandstats")
+    grown = {name: after[name]["calls"] - commands.get(name, {"calls": 0})["calls"] for name in after}
+    assert {name: calls for name, calls in grown.items() if calls and name != "cmdstat_info"} == {"cmdstat_zmscore": 1}
+
+
+def test_what_was_lost_or_half_written_is_written_again(keeper: Keeper, similar: Similar) -> None:
+    """The score says that the vectors are there: not where they were deleted, nor where writing them was cut off."""
+    offer(keeper, [annotation(n) for n in range(2)], vectors(2, 1))
+    sets = similar._sets
+    lost, cut_off = (sets.key(sets.shard_of(f"ztf:ZTF0000{n}"), kind) for n, kind in enumerate(("all", "seen")))
+    sets.connection.commands([("VREM", lost, "ztf:ZTF00000"), ("ZADD", cut_off, int(mjd_now()), "ztf:ZTF00001")])
+    before = count("written")
+    for class_name in ("EW", "EW", "EW"):  # another class is noted with the vector, which is seen to be missing
+        offer(keeper, [annotation(n, class_name) for n in range(2)], vectors(2, 1))
+    assert count("written") - before == 2
+    assert sets.count() == 2
+    assert float(similar.vector_of(("ztf", "ZTF00000"), "all") @ vectors(2, 1)[0]) > 0.999
+
+
+def test_scores_hold_what_was_written() -> None:
+    """Redis's doubles bring back each value, the largest included, and the day is their whole part."""
+    written = Written(
+        np.array([61_000, 99_999, 61_000, 61_001]), np.array([5, 4_194_303, 9_000_000, 1234]), np.array([0, 31, 11, 9]),
+        np.array([1, 7, 5, 2]),
+    )  # fmt: skip
+    scores = written.scores()
+    assert np.floor(scores).tolist() == [61_000, 99_999, 61_000, 61_001]
+    back = Written.of_scores(np.array([float(repr(score)) for score in scores.tolist()] + [np.nan, 61_000.0]))
+    assert back.day.tolist() == [61_000, 99_999, 61_000, 61_001, 0, 61_000]
+    assert back.detections.tolist() == [5, 4_194_303, 4_194_303, 1234, 0, 0]
+    assert back.class_index.tolist() == [0, 31, 11, 9, 0, 0]
+    assert back.modalities.tolist() == [1, 7, 5, 2, 0, 0]
+
+
 def test_a_modality_that_is_gone_leaves_its_set(keeper: Keeper, similar: Similar) -> None:
     offer(keeper, [annotation(0)], vectors(1, 1))
     assert similar.vector_of(("ztf", "ZTF00000"), "metadata").shape == (WIDTH,)
@@ -318,7 +363,7 @@ def test_redis_without_vector_sets_is_told_once(server: RedisServer, caplog: pyt
             assert count("failed") == failed
         assert [r.message for r in caplog.records if "vector sets" in r.message] == [
             "this Redis has no vector sets (Redis 8 has; Redis 7 and Valkey have not): similar objects are neither "
-            "kept nor found. All else works. similar.enabled = false ends this message"
+            "kept nor found. All else works. `similar.enabled = false` (the default) ends this message"
         ]
         with (
             closing(Similar(Sets(RedisConnection(url), MODEL), 1000.0)) as similar,

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from broker.build import build_similar, local_pipeline
 from broker.cli import main
 from broker.client import PublishedAnnotation, similar_objects
-from broker.config import Settings
+from broker.config import Settings, SimilarSettings
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.errors import ConfigurationError, DependencyUnavailableError
@@ -173,14 +173,38 @@ def test_a_light_curve_finds_its_object_and_a_spectrum_finds_light_curves(
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["answers"][0]["objects"]) == count, answer.text
     asked = ["similar", str(path), "--by", "light-curve", "--limit", "50", "--json"]
-    done = CliRunner().invoke(main, asked, env={"TRIFID_REDIS__URL": settings.redis.address()})
+    done = CliRunner().invoke(main, asked, env=environment_of(settings))
     assert done.exit_code == 0, done.output
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["objectId"] for line in lines] == [one["objectId"] for one in answer.json()["answers"][0]["objects"]]
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    return {"TRIFID_REDIS__URL": settings.redis.address(), "TRIFID_SIMILAR__ENABLED": "true"}
+
+
+def test_by_default_they_are_off_and_who_asks_is_told_how_to_have_them(
+    settings: Settings, published: list[PublishedAnnotation], names: list[str]
+) -> None:
+    assert not Settings().similar.enabled
+    off = settings.model_copy(update={"similar": SimilarSettings()})
+    how = (
+        "Set TRIFID_SIMILAR__ENABLED=true, or enabled = true under [similar], for the workers and for `trifid similar`"
+    )
+    with parts_of(off, fill(off, published), follow=False) as parts:
+        http = TestClient(application(parts), base_url=URL)
+        answer = http.get(f"/api/v1/objects/ztf/{names[0]}/similar")
+        page = http.get(f"/object/ztf/{names[0]}").text
+    assert answer.status_code == 503
+    assert how in answer.json()["detail"]
+    assert "Set TRIFID_SIMILAR__ENABLED=true, or enabled = true under [similar]" in page
+    asked = CliRunner().invoke(main, ["similar", names[0]], env={"TRIFID_REDIS__URL": settings.redis.address()})
+    assert asked.exit_code == 2
+    assert how in asked.output
+
+
 def test_by_command(settings: Settings, names: list[str], curve_file: Path, likest: list[str]) -> None:
-    environment = {"TRIFID_REDIS__URL": settings.redis.address()}
+    environment = environment_of(settings)
     for what in (f"ztf:{names[0]}", names[0]):
         done = CliRunner().invoke(main, ["similar", what, "--limit", "3"], env=environment)
         assert done.exit_code == 0, done.output
@@ -192,7 +216,7 @@ def test_by_command(settings: Settings, names: list[str], curve_file: Path, like
     assert [json.loads(line)["objectId"] for line in found.stdout.splitlines()] == likest
     nobody = CliRunner().invoke(main, ["similar", "ZTF18nobody"], env=environment)
     assert nobody.exit_code == 1
-    assert "'ZTF18nobody' is no file, and ztf:ZTF18nobody is not among the" in nobody.output
+    assert "'ZTF18nobody' is no file, and the object ztf:ZTF18nobody is not among the" in nobody.output
     wrong = CliRunner().invoke(main, ["similar", names[0], "--among", "cone=1,2"], env=environment)
     assert wrong.exit_code == 2
     assert "cone=1,2 is no RA,DEC,ARCSEC" in wrong.output

@@ -23,8 +23,7 @@ from broker.metrics import CROWDED_SEARCHES
 from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, Annotation, LightCurve
-from broker.state import Store
-from broker.state import redis as redis_store
+from broker.state import Store, reading
 from broker.state.memory import MemoryStore
 from broker.state.places import CROWD, NEAREST
 from broker.state.redis import RedisStore
@@ -322,7 +321,7 @@ def test_the_nearest_of_a_field_are_found_however_the_reading_is_cut(
     expected = [state.associated for state in memory.update(wanted)]
     assert sum(associated == (f"ztf:{n:06d}",) for n, associated in enumerate(expected)) > 200
     for budget, scripts in ((1_000_000, 1), (60, 4)):
-        monkeypatch.setattr(redis_store, "BUDGET", budget)
+        monkeypatch.setattr(reading, "BUDGET", budget)
         with server.client() as client, closing(RedisStore(server.url)) as store:
             client.flushdb()
             store.update(known)
@@ -334,7 +333,7 @@ def test_the_nearest_of_a_field_are_found_however_the_reading_is_cut(
 
 
 def test_a_cell_with_more_than_is_looked_at(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_store, "CELL", 600)
+    monkeypatch.setattr(reading, "CELL", 600)
     rng = np.random.default_rng(5)
     with server.client() as client, closing(RedisStore(server.url)) as store:
         client.flushdb()

@@ -133,15 +133,15 @@ def test_two_workers_that_begin_an_object_on_both_sides_lose_nothing(store: Redi
     here = alerts[0]
     there = next(alert for alert in alerts if own_homes([alert]) != own_homes([here]))
     with closing(RedisStore(cluster.address)) as other:
-        write = store._write
+        write = store._writer.write
 
         def late(*given: Any, **named: Any) -> Any:
             other.update([there])
             return write(*given, **named)
 
-        store._write = late  # type: ignore[method-assign]
+        store._writer.write = late  # type: ignore[method-assign]
         store.update([here])
-        store._write = write  # type: ignore[method-assign]
+        store._writer.write = write  # type: ignore[method-assign]
         with cluster.client() as client:
             assert len(list(client.scan_iter("trifid:*:ztf00001:lc"))) == 2
             (state,) = store.update([alerts[11]])
@@ -208,7 +208,7 @@ def test_a_primary_killed_between_writes_loses_no_point_that_a_replica_acknowled
                 cluster.primaries[0].kill()
             batch = [point("ztf", f"Z{n}", ra[n], dec[n], 60_000.0 + night) for n in range(count)]
             for first in range(0, count, 50):
-                end = time.monotonic() + 60
+                end = time.monotonic() + 300
                 while True:
                     try:
                         states = store.update(batch[first : first + 50])

@@ -7,12 +7,13 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -20,12 +21,21 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
 from broker.batch import BatchResult
-from broker.client import Filter, ForeignMessage, Lag, Subscription, group_lag
+from broker.client import (
+    Expression,
+    Filter,
+    ForeignMessage,
+    Lag,
+    PublishedAnnotation,
+    Subscription,
+    group_lag,
+    move_group,
+)  # fmt: skip
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
 from broker.publish.messages import Publisher
@@ -33,6 +43,7 @@ from broker.publish.topics import OutputTopics
 from broker.records import Annotation
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from tests.waiting import wait_until
 
 PARTITIONS = 4
 IDLE = 2.0
@@ -40,14 +51,6 @@ A_STAR = Annotation(
     survey="ztf", alert_id=0, source_id=0, object_id="", ra=1.0, dec=2.0, mjd=60000.0, class_names=("M", "SR"),
     probabilities=(0.75, 0.25), modalities=("light_curve",), detections=20, period=300.0,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[KafkaServer]:
-    if find_kafka_home() is None:
-        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
-    with KafkaServer() as server:
-        yield server
 
 
 def payload(alert_id: int) -> bytes:
@@ -65,7 +68,7 @@ def fill(kafka: KafkaServer, topic: str, counts: Sequence[int], first: int = 0) 
         for _ in range(count):
             producer.produce(topic, payload(number), partition=partition)
             number += 1
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
     return list(range(first, number))
 
 
@@ -73,14 +76,28 @@ def send(kafka: KafkaServer, topic: str, *values: bytes, partition: int = 0) -> 
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for value in values:
         producer.produce(topic, value, partition=partition)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
+
+
+def expire(kafka: KafkaServer, topic: str, before: int) -> None:
+    """Have Kafka delete the messages of partition 0 before an offset, as it does with old ones."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for deleted in admin.delete_records([TopicPartition(topic, 0, before)]).values():
+        deleted.result(30)
 
 
 def committed(kafka: KafkaServer, group: str, topic: str) -> list[int]:
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": group})
-    found = consumer.committed([TopicPartition(topic, p) for p in range(PARTITIONS)], 10)
+    found = consumer.committed([TopicPartition(topic, p) for p in range(PARTITIONS)], 60)
     consumer.close()
     return [p.offset for p in found]
+
+
+def readers(kafka: KafkaServer, group: str) -> int:
+    """How many have partitions of it."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    found = admin.describe_consumer_groups([group])[group].result().members
+    return sum(bool(one.assignment.topic_partitions) for one in found)
 
 
 # What is started in the background by a shell ignores SIGINT, and so do its children.
@@ -97,13 +114,13 @@ def command(kafka: KafkaServer, *arguments: str) -> list[str]:
 
 def subscribe(kafka: KafkaServer, *arguments: str, code: int = 0) -> list[int]:
     """Numbers of the annotations that the command prints."""
-    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     return [json.loads(line)["alertId"] for line in done.stdout.splitlines()]
 
 
 def refusal(kafka: KafkaServer, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command(kafka, *arguments), capture_output=True, text=True, timeout=300)
     assert done.stdout == ""
     return done.returncode, done.stderr
 
@@ -207,14 +224,14 @@ def test_an_annotation_counts_as_read_unless_the_loop_raises(kafka: KafkaServer)
         pytest.fail(f"{annotation.alert_id} comes again")
 
 
-def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaServer) -> None:
+def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaServer, tmp_path: Path) -> None:
     kafka.create_topics(["since"])
     noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for hour in range(-3, 4):  # numbers 0 to 6, of which 3 is from noon
         at = int((noon + timedelta(hours=hour)).timestamp() * 1000)
         producer.produce("since", payload(hour + 3), partition=(hour + 3) % 2, timestamp=at)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
     def read(start: datetime, group: str | None = None, where: Filter | None = None) -> list[int]:
         found = Subscription("since", kafka.bootstrap, group_id=group, start=start, where=where, idle_timeout=IDLE)
@@ -236,6 +253,224 @@ def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaS
     cone = ["--ra", "00:04:00", "--dec", "+02:00:00", "--radius", "1"]  # 1 degree, 2 degrees
     assert sorted(subscribe(kafka, *since, *cone)) == [5, 6, 100]
     assert subscribe(kafka, *since, *cone[:-1], "0.5", "--min-points", "21") == []
+    region = tmp_path / "here.txt"
+    for cells, found in (("0/4", [5, 6, 100]), ("0/0-3,5-11", [])):  # the base cell at RA 0 on the equator, all others
+        region.write_text(cells)
+        assert sorted(subscribe(kafka, *since, "--moc", str(region))) == found
+
+
+def test_what_headers_tell_to_be_unwanted_is_not_read(kafka: KafkaServer) -> None:
+    kafka.create_topics(["told"])
+    result = BatchResult()
+    result.annotations += [replace(A_STAR, alert_id=1), replace(A_STAR, alert_id=2, detections=19)]
+    messages = [m for m in Publisher(OutputTopics("x", 1.0), "Trifid", 1000).messages(result) if m.topic == "x.ztf.all"]
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for message in messages:
+        producer.produce("told", message.value, headers=list(message.headers), partition=0)
+        producer.produce("told", b"damaged", headers=list(message.headers), partition=0)
+        producer.produce("told", message.value, partition=0)  # as earlier releases do
+    assert producer.flush(120) == 0
+
+    def read(*where: Filter | Expression) -> tuple[list[int], int]:
+        with Subscription("told", kafka.bootstrap, start="earliest", where=where, idle_timeout=IDLE) as found:
+            return [a.alert_id for a in found], found.skipped
+
+    enough = Filter(min_detections=20)
+    assert read(enough) == ([1, 1], 1)
+    assert read(Expression("detections >= 20")) == ([1, 1], 1)
+    assert read(Expression("period > 1"), enough) == ([1, 1], 1)  # no header tells the period
+    assert read(Expression("period > 1")) == ([1, 1, 2, 2], 2)
+
+
+def test_a_group_that_kafka_has_deleted_messages_of(kafka: KafkaServer, caplog: pytest.LogCaptureFixture) -> None:
+    kafka.create_topics(["expired"])
+    ids = fill(kafka, "expired", [10, 0, 0, 0])
+
+    def read(limit: int | None = None) -> list[int]:
+        with Subscription("expired", kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE) as found:
+            return [a.alert_id for a in islice(found, limit)]
+
+    assert read(3) == ids[:3]
+    assert not caplog.records
+    expire(kafka, "expired", 8)
+    assert read() == ids[8:]
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "expired[0]: what came from offset 3 on, 5 messages, was deleted before it was read" in told
+
+
+def test_a_group_at_offset_0_that_kafka_has_deleted_messages_of(
+    kafka: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka.create_topics(["young"])
+    assert read_all(kafka, "young", "g") == []
+    assert committed(kafka, "g", "young") == [0] * PARTITIONS
+    ids = fill(kafka, "young", [10, 0, 0, 0])
+    expire(kafka, "young", 8)
+    assert read_all(kafka, "young", "g") == ids[8:]
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert "young[0]: what came from offset 0 on, 8 messages, was deleted before it was read" in told
+    assert subscribe(kafka, "young", "--from-beginning", "--idle", str(IDLE)) == ids[8:]
+
+
+class _Late(Consumer):
+    """A consumer in whose topic Kafka deletes messages after a subscription has looked where to begin."""
+
+    happens: Callable[[], None]
+    """What happens before it is first assigned partitions."""
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        self.happens()
+        super().assign(partitions)
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        self.happens()
+        super().incremental_assign(partitions)
+
+
+def happens(monkeypatch: pytest.MonkeyPatch, what: Callable[[], None]) -> None:
+    """Have ``what`` happen once a subscription has looked where to begin, and before it begins; only once."""
+    left = [what]
+    monkeypatch.setattr(_Late, "happens", lambda _: left.pop()() if left else None, raising=False)
+    monkeypatch.setattr("broker.client.subscription.Consumer", _Late)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_a_position_after_lost_messages_is_kept_over_a_rebalance(
+    kafka: KafkaServer,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    group: str | None,
+    strategy: str,
+) -> None:
+    topic = f"lost.{strategy}.{group}"
+    kafka.create_topics([topic])
+    ids: list[int] = []
+
+    def lose() -> None:
+        ids.extend(fill(kafka, topic, [10, 0, 0, 0]))
+        expire(kafka, topic, 7)
+
+    happens(monkeypatch, lose)
+    options = {"partition.assignment.strategy": strategy, "topic.metadata.refresh.interval.ms": 500}
+    with Subscription(
+        topic, kafka.bootstrap, group_id=group, idle_timeout=60.0, options=options, hold=True
+    ) as subscription:  # at offset 0 of each partition, as they are empty
+        assert [a.alert_id for a in islice(subscription, 3)] == ids[7:]
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        admin.create_partitions([NewPartitions(topic, 5)])[topic].result()
+        (newest,) = fill(kafka, topic, [0, 0, 0, 0, 1], first=100)
+        assert newest in (a.alert_id for a in subscription)
+    (told,) = [r.getMessage() for r in caplog.records]
+    assert f"{topic}[0]: what came from offset 0 on, 7 messages, was deleted before it was read" in told
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [
+        ("range", "assign"), ("range", "position"), ("cooperative-sticky", "incremental_assign"),
+        ("cooperative-sticky", "incremental_unassign"),
+    ],
+)  # fmt: skip
+def test_what_a_consumer_refuses_after_lost_messages_is_an_error_of_ours(
+    kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, strategy: str, method: str
+) -> None:
+    topic = f"refused.{method}"
+    kafka.create_topics([topic])
+
+    def refuse(*_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._STATE))
+
+    def lose() -> None:
+        fill(kafka, topic, [10, 0, 0, 0])
+        expire(kafka, topic, 7)
+        if method.endswith("unassign") or method == "position":
+            monkeypatch.setattr(_Late, method, refuse, raising=False)
+        else:  # the next time
+            monkeypatch.setattr(_Late, "happens", refuse)
+
+    happens(monkeypatch, lose)
+    options: dict[str, str | int | float | bool] = {"partition.assignment.strategy": strategy}
+    with (
+        Subscription(topic, kafka.bootstrap, idle_timeout=60.0, options=options) as subscription,
+        pytest.raises(DependencyUnavailableError, match="Erroneous state"),
+    ):
+        list(subscription)
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+@pytest.mark.parametrize("strategy", ["range", "cooperative-sticky"])
+def test_what_kafka_deletes_while_it_is_read_is_told(
+    kafka: KafkaServer, caplog: pytest.LogCaptureFixture, group: str | None, strategy: str
+) -> None:
+    topic = f"expires.{strategy}.{group}"
+    kafka.create_topics([topic])
+    # A message a batch and a fetch, so that little of what is deleted was fetched before.
+    options = {
+        "partition.assignment.strategy": strategy, "fetch.message.max.bytes": 1, "queued.min.messages": 1,
+        "fetch.queue.backoff.ms": 10,
+    }  # fmt: skip
+    ids = [one for number in range(20) for one in fill(kafka, topic, [1], number)]
+    ids += fill(kafka, topic, [0, 3, 0, 0], 20)
+    found = []
+    with Subscription(
+        topic, kafka.bootstrap, group_id=group, start="earliest", idle_timeout=60.0, options=options
+    ) as subscription:
+        for annotation in subscription:
+            found.append(annotation.alert_id)
+            if annotation.alert_id == ids[3]:
+                expire(kafka, topic, 17)
+            if set(found) >= set(ids[17:]):
+                break
+    first = [one for one in found if one in ids[:20]]
+    assert first[-3:] == ids[17:20]
+    assert sorted(one for one in found if one not in first) == ids[20:]
+    (told,) = [r.getMessage() for r in caplog.records]
+    read = len(first) - 3  # of those that were deleted, some were fetched already
+    assert f"{topic}[0]: what came from offset {read} on, {17 - read} messages, was deleted before it was read" in told
+
+
+def test_functions_are_asked_once_of_an_annotation_that_several_topics_have(kafka: KafkaServer) -> None:
+    topics = ["y.ztf.m", "y.ztf.all", "y.ztf.longperiod"]
+    kafka.create_topics(topics)
+    result = BatchResult()
+    result.annotations += [replace(A_STAR, alert_id=number) for number in range(3)]
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for message in Publisher(OutputTopics("y", 1.0), "Trifid", 1000).messages(result):
+        producer.produce(message.topic, message.value, headers=list(message.headers))
+    assert producer.flush(30) == 0
+    asked = []
+
+    def even(annotation: PublishedAnnotation) -> bool:
+        asked.append(annotation.alert_id)
+        return annotation.alert_id % 2 == 0
+
+    with Subscription(topics, kafka.bootstrap, start="earliest", where=even, idle_timeout=IDLE) as subscription:
+        assert sorted(annotation.alert_id for annotation in subscription) == [0, 2]
+    assert sorted(asked) == [0, 1, 2]
+
+
+def test_a_group_is_moved(kafka: KafkaServer) -> None:
+    kafka.create_topics(["moved"])
+    ids = fill(kafka, "moved", [3, 2, 0, 0])
+    group = ["moved", "--group", "g", "--idle", str(IDLE)]
+    assert sorted(subscribe(kafka, *group, "--from-beginning")) == ids
+    assert subscribe(kafka, *group, "--from-beginning") == []
+    assert sorted(subscribe(kafka, *group, "--from-beginning", "--reset")) == ids
+    soon = datetime.now(UTC) + timedelta(hours=1)
+    assert subscribe(kafka, *group, "--since", soon.isoformat(), "--reset") == []
+    later = fill(kafka, "moved", [0, 0, 2, 0], first=5)
+    assert subscribe(kafka, *group, "--reset") == []  # at the end
+    assert committed(kafka, "g", "moved") == [3, 2, 2, 0]
+    move_group(["^mov"], kafka.bootstrap, "g", "earliest")
+    assert committed(kafka, "g", "moved") == [0, 0, 0, 0]
+    with Subscription("moved", kafka.bootstrap, group_id="g", idle_timeout=IDLE) as reader:
+        assert sorted(a.alert_id for a in reader) == ids + later
+        code, said = refusal(kafka, *group, "--reset")
+        assert (code, "group g has members" in said) == (2, True)
+    assert refusal(kafka, "moved", "--reset")[0] == 2
+    with pytest.raises(ConfigurationError, match="nothing does not exist"):
+        move_group(["nothing"], kafka.bootstrap, "g", "earliest")
 
 
 def test_a_batch_counts_as_read_as_a_whole_when_the_next_is_asked_for(kafka: KafkaServer) -> None:
@@ -271,7 +506,7 @@ def test_a_process_that_is_killed_repeats_little(kafka: KafkaServer) -> None:
     )
     assert process.stdout is not None
     first = [json.loads(process.stdout.readline())["alertId"] for _ in everything]
-    time.sleep(3)
+    wait_until(lambda: committed(kafka, "g", "killed") == [100] * PARTITIONS)  # once a second
     process.kill()
     process.wait()
     process.stdout.close()
@@ -287,17 +522,34 @@ def test_a_signal_loses_and_repeats_nothing(kafka: KafkaServer, number: signal.S
     everything = fill(kafka, topic, [200, 200, 200, 200])
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTIBLE, *command(kafka, topic, "--group", "g", "--from-beginning")[3:]],
-        stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, text=True, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     assert process.stdout is not None
+    assert process.stderr is not None
     lines = [process.stdout.readline() for _ in range(50)]
     process.send_signal(number)
     lines += process.stdout.readlines()
-    assert process.wait(120) != 0
+    assert process.wait(300) == 128 + number
+    assert process.stderr.read() == ""
+    process.stderr.close()
     process.stdout.close()
     first = [json.loads(line)["alertId"] for line in lines]
     assert len(first) >= 50
     assert Counter(first + read_all(kafka, topic, "g")) == Counter(everything)
+
+
+def test_a_signal_ends_a_move_of_a_group_that_waits_for_kafka() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        arguments = ["subscribe", "x", "--group", "g", "--reset", "--bootstrap-servers", address]
+        process = subprocess.Popen([sys.executable, "-c", INTERRUPTIBLE, *arguments], stderr=subprocess.PIPE, text=True)
+        silent.settimeout(300)
+        connection, _ = silent.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Aborted" not in said
 
 
 def test_members_of_one_group_share_what_there_is(kafka: KafkaServer) -> None:
@@ -307,7 +559,7 @@ def test_members_of_one_group_share_what_there_is(kafka: KafkaServer) -> None:
     members = [
         subprocess.Popen(command(kafka, *arguments), stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]  # fmt: skip
-    read = [json.loads(line)["alertId"] for m in members for line in m.communicate(timeout=90)[0].splitlines()]
+    read = [json.loads(line)["alertId"] for m in members for line in m.communicate(timeout=300)[0].splitlines()]
     # A rebalance may repeat what the member before was given but has not asked beyond.
     assert set(read) == set(everything)
     assert len(read) <= len(everything) + len(members)
@@ -350,7 +602,7 @@ def test_the_command_passes_foreign_messages(kafka: KafkaServer) -> None:
     send(kafka, "passed", *[b"no annotation \x1b[31m"] * 15, payload(7))
     done = subprocess.run(
         command(kafka, "passed", "--group", "g", "--from-beginning", "--limit", "1"),
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0
     assert [json.loads(line)["alertId"] for line in done.stdout.splitlines()] == [7]
@@ -413,7 +665,7 @@ def test_files_of_a_group_have_each_annotation_once(kafka: KafkaServer, tmp_path
     everything = fill(kafka, "saved", [5, 4, 3, 0])
     names = [tmp_path / name for name in ("1.csv", "2.jsonl", "3.parquet")]
     done = subprocess.run(
-        save(kafka, "saved", names[0], "--limit", "4"), capture_output=True, text=True, check=True, timeout=120
+        save(kafka, "saved", names[0], "--limit", "4"), capture_output=True, text=True, check=True, timeout=300
     )
     assert done.stdout == ""
     assert done.stderr == f"4 annotations written to {names[0]}\n"
@@ -421,21 +673,17 @@ def test_files_of_a_group_have_each_annotation_once(kafka: KafkaServer, tmp_path
     assert lag == len(everything) - 4
     endless = subprocess.Popen(save(kafka, "saved", names[1]), stderr=subprocess.PIPE, text=True)
     try:
-        deadline = time.monotonic() + 300
-        partial: list[Path] = []
-        while not partial:
-            assert time.monotonic() < deadline
-            partial = list(tmp_path.glob(".2.jsonl.*"))
-            time.sleep(0.1)
-        time.sleep(8)  # whatever has come until then is in this file, the rest in the next
+        wait_until(lambda: bool(list(tmp_path.glob(".2.jsonl.*"))))
+        wait_until(lambda: readers(kafka, "saved-files") == 1)
+        time.sleep(3)  # whatever has come until then is in this file, the rest in the next
         assert not names[1].exists()
         endless.send_signal(signal.SIGTERM)
-        assert endless.wait(60) == 128 + signal.SIGTERM
+        assert endless.wait(300) == 128 + signal.SIGTERM
     finally:
         endless.kill()
         endless.communicate()
     fresh = fill(kafka, "saved", [2], first=len(everything))
-    subprocess.run(save(kafka, "saved", names[2], "--idle", str(IDLE)), check=True, capture_output=True, timeout=120)
+    subprocess.run(save(kafka, "saved", names[2], "--idle", str(IDLE)), check=True, capture_output=True, timeout=300)
     with names[0].open(newline="") as file:
         first = [int(row["alertId"]) for row in csv.DictReader(file)]
     second = [json.loads(line)["alertId"] for line in names[1].read_text().splitlines() if line]
@@ -453,7 +701,7 @@ def test_a_file_that_cannot_be_written_leaves_the_annotations_unread(kafka: Kafk
         (tmp_path / "file" / "x.csv", "x.csv: "),
         (tmp_path / "x.txt", "the ending says what is written"),
     ):
-        done = subprocess.run(save(kafka, "unsaved", path, "--limit", "2"), capture_output=True, text=True, timeout=120)
+        done = subprocess.run(save(kafka, "unsaved", path, "--limit", "2"), capture_output=True, text=True, timeout=300)
         assert (done.returncode, said in done.stderr) == (2, True), done.stderr
     (one,) = group_lag(["unsaved"], kafka.bootstrap, "unsaved-files")
     assert (one.position, one.end, one.messages) == (None, 3, 3)
@@ -474,12 +722,12 @@ def test_the_lag_of_a_group_and_of_a_subscription(kafka: KafkaServer) -> None:
     found = group_lag(["^lagg"], kafka.bootstrap, "slow")
     assert found == [Lag("lagging", 0, 5, 8, 3), Lag("lagging", 1, 2, 2, 0)]
     command = [sys.executable, "-m", "broker.cli", "subscribe", "lagging", "--bootstrap-servers", kafka.bootstrap]
-    done = subprocess.run([*command, "--group", "slow", "--lag"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--group", "slow", "--lag"], capture_output=True, text=True, timeout=300)
     assert [line.split() for line in done.stdout.splitlines()] == [
         ["topic", "partition", "position", "end", "lag"],
         ["lagging", "0", "5", "8", "3"], ["lagging", "1", "2", "2", "0"], ["all", "3"],
     ]  # fmt: skip
-    done = subprocess.run([*command, "--lag"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--lag"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, "--lag is that of a --group" in done.stderr) == (2, True)
     with pytest.raises(ConfigurationError, match="topic lagginn does not exist"):
         group_lag(["lagginn"], kafka.bootstrap, "slow")
@@ -534,7 +782,7 @@ def test_an_unreachable_broker_is_an_error_in_few_lines() -> None:
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "broker.cli", "subscribe", "trifid.ztf.all", "--bootstrap-servers",
-         f"127.0.0.1:{free_port()}", "--timeout", "4"], capture_output=True, text=True, timeout=60,
+         f"127.0.0.1:{free_port()}", "--timeout", "4"], capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") <= 2, done.stderr
@@ -561,12 +809,21 @@ def test_an_outage_is_told_once_and_waited_for(caplog: pytest.LogCaptureFixture)
             with pytest.raises(DependencyUnavailableError, match="does not answer any more"):
                 next(annotations)
             server.start()
+            subscription._idle_timeout = 120.0  # what comes now is only waited for
             fill(server, "t", [1], first=2)
             found = next(iter(subscription))
             assert found.alert_id == 2
     told = [record.getMessage() for record in caplog.records if "Kafka at" in record.getMessage()]
-    assert len(told) <= 4, told
-    assert told[-1].endswith("answers again")
+    causes: list[str] = []
+    for text in told:  # each cause once in an outage, and then its end; on a busy machine Kafka may go away again
+        if text.endswith("answers again"):
+            assert causes, told
+            causes.clear()
+        else:
+            assert text not in causes, told
+            causes.append(text)
+    assert told
+    assert not causes, told
 
 
 def deadletter_show(kafka: KafkaServer, prefix: str, *arguments: str) -> tuple[int, str, str]:
@@ -574,7 +831,7 @@ def deadletter_show(kafka: KafkaServer, prefix: str, *arguments: str) -> tuple[i
         **os.environ, "TRIFID_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap, "TRIFID_PUBLISH__TOPIC_PREFIX": prefix,
     }  # fmt: skip
     command = [sys.executable, "-m", "broker.cli", "deadletter", "show", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -605,6 +862,7 @@ def test_showing_no_dead_letters_says_so(kafka: KafkaServer) -> None:
         ({"topics": "t", "group_id": ""}, "group_id is empty"),
         ({"topics": "t", "group_id": " "}, "group_id is empty"),
         ({"topics": "t", "bootstrap_servers": ""}, "bootstrap_servers is empty"),
+        ({"topics": "t", "bootstrap_servers": "http://localhost:9092"}, "the address of a web page"),
         ({"topics": "t", "idle_timeout": float("nan")}, "idle_timeout is nan"),
         ({"topics": "t", "timeout": float("inf")}, "timeout is inf"),
         ({"topics": "t", "start": "newest"}, "start is 'newest'"),

@@ -14,15 +14,16 @@ from pydantic import SecretStr
 
 from broker.client import Expression, PublishedAnnotation
 from broker.config import NotifySettings, Settings
+from broker.database import WATCH_DAYS, WATCHES
 from broker.embedded.redis import RedisServer
 from broker.times import mjd_now
 from broker.watch import lists
 from broker.watch.match import Hit
 from broker.watch.outbox import Outbox
+from broker.web import feedback
 from broker.web.app import application, parts_of
 from broker.web.index import Index
 from broker.web.services import Services
-from broker.web.tables import WATCH_DAYS, WATCHES
 from tests.integration.web_line import fill, publish, settings_for
 
 URL = "http://127.0.0.1:8080"
@@ -199,7 +200,7 @@ def test_matches_beyond_the_days_quota_are_counted_and_those_that_come_again_are
 ) -> None:
     alice.post("/api/v1/watches", json={"name": "all", "expression": "true"})
     ((wanted, row),) = lists.load(parts.index.engine, tokens_required=True)
-    box = Outbox(parts.index.engine, settings.notify)
+    box = Outbox(parts.index.engine, settings)
     hits = [Hit(wanted.key, number, "") for number in range(8)]
     for _ in range(2):
         box.add(hits[:4], annotations, dict.fromkeys(range(4), b"x"), {wanted.key: row})
@@ -219,6 +220,29 @@ def test_a_webhooks_path_is_not_shown(alice: TestClient) -> None:
     made = alice.post("/api/v1/watches", json={"name": "hook", "expression": "known", "webhook": url})
     assert made.json()["webhook"] == "https://hooks.slack.com/..."
     assert "SECRET" not in alice.get("/api/v1/watches/hook").text + alice.get("/watches/hook").text
+
+
+def test_a_list_for_another_service_stays_what_it_is_when_its_page_is_saved(alice: TestClient) -> None:
+    url = "https://portal.example.org/SECRET"
+    given = {"name": "sky", "expression": "known", "webhook": url, "format": "skyportal", "options": {"group_ids": [3]}}
+    refused = alice.post("/api/v1/watches", json=given)
+    assert (refused.status_code, refused.json()["detail"]) == (422, "skyportal needs a token")
+    made = alice.post("/api/v1/watches", json=given | {"token": "T0K3N"})
+    assert (made.status_code, made.json()["token"], made.json()["everyHours"]) == (201, True, 0.0)
+    assert "(skyportal)" in alice.get("/watches").text
+    page = alice.get("/watches/sky").text
+    assert "This list tells skyportal" in page
+    assert "T0K3N" not in page + alice.get("/api/v1/watches/sky").text
+    form = {"expression": "detections > 3", "send": "webhook", "every_hours": "24", "radius": "2"}
+    assert alice.post("/watches/sky", data=form, follow_redirects=False).status_code == 303
+    # As it is shown, over the API.
+    shown = alice.get("/api/v1/watches/sky").json()
+    assert (shown["expression"], shown["format"], shown["webhook"]) == (
+        "detections > 3", "skyportal", "https://portal.example.org/..."
+    )  # fmt: skip
+    back = {name: shown[name] for name in ("expression", "radius", "webhook", "format", "options")}
+    changed = alice.put("/api/v1/watches/sky", json=back | {"expression": "known"})
+    assert (changed.status_code, changed.json()["token"]) == (200, True)
 
 
 def test_lists_of_whoever_has_no_valid_token_any_more_do_not_count(
@@ -243,6 +267,13 @@ def test_a_database_of_an_earlier_release_is_taken_on(tmp_path: Path) -> None:
         for name in names:  # as that release made it
             old.execute(f"DROP TABLE {name}")
         old.execute(
+            "CREATE TABLE trifid_feedback (id INTEGER PRIMARY KEY, survey TEXT, object_id TEXT, label TEXT, "
+            'comment TEXT, "by" TEXT, created FLOAT)'
+        )
+        old.execute("INSERT INTO trifid_feedback VALUES (7, 'ztf', 'ZTF1', 'RRAB', 'by eye', 'carol', 60000.5)")
+        old.execute("DROP INDEX trifid_objects_by_combined")
+        old.execute("ALTER TABLE trifid_objects DROP COLUMN combined_anomaly")
+        old.execute(
             "INSERT INTO trifid_tokens (name, digest, scopes, created) VALUES ('carol', 'x', 'read', ?)", [mjd_now()]
         )
         old.commit()
@@ -252,6 +283,18 @@ def test_a_database_of_an_earlier_release_is_taken_on(tmp_path: Path) -> None:
         assert [row["name"] for _, row in lists.load(index.engine, tokens_required=False)] == ["a"]
         with index.engine.connect() as connection:
             assert connection.execute(sa.text("SELECT name FROM trifid_tokens")).scalars().all() == ["carol"]
+        (said,) = feedback.find(index.engine, survey="ztf", object_id="ZTF1", limit=9)
+        assert (said.kind, said.label, said.note, said.by, said.created) == (
+            "class",
+            "RRAB",
+            "by eye",
+            "carol",
+            60000.5,
+        )
+        assert not sa.inspect(index.engine).has_table("trifid_feedback")
+        assert index.most_anomalous(5) == []
+    with closing(Index(f"sqlite:///{path}")) as index:
+        assert len(feedback.find(index.engine, survey="ztf", object_id="ZTF1", limit=9)) == 1
 
 
-_EARLIER = {"trifid_objects", "trifid_annotations", "trifid_tokens", "trifid_feedback"}
+_EARLIER = {"trifid_objects", "trifid_annotations", "trifid_tokens"}

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,25 +19,28 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from aiosmtpd.controller import Controller
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
 from broker.batch import BatchResult
 from broker.client import Subscription
+from broker.client.headers import FIELDS_IN_HEADERS, summary
 from broker.config import Settings
+from broker.database import DELIVERIES, LEASES, MATCHES, WATCHES
 from broker.embedded.ports import free_port
 from broker.publish.annotation import read
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics
 from broker.records import Annotation
-from broker.watch import outbox
+from broker.watch import deliveries
 from broker.watch.content import Content
 from broker.watch.lists import Lists, Terms
 from broker.watch.notifier import Notifier
-from broker.watch.outbox import Outbox
+from broker.watch.outbox import Outbox, Unsent
+from broker.watch.topics import ListTopics
 from broker.web.index import Index
-from broker.web.tables import DELIVERIES, LEASES, MATCHES, WATCHES
-from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from deploy.local.kafka_server import KafkaServer
+from tests.waiting import wait_until
 
 STAR = Annotation(
     survey="ztf", alert_id=0, source_id=0, object_id="star", ra=10.0, dec=-20.0, mjd=61000.0, class_names=("M", "SR"),
@@ -46,12 +49,9 @@ STAR = Annotation(
 
 
 @pytest.fixture(scope="module")
-def kafka() -> Iterator[KafkaServer]:
-    if find_kafka_home() is None:
-        pytest.skip("no Apache Kafka with Java here (set TRIFID_KAFKA_HOME)")
-    with KafkaServer() as server:
-        server.create_topics(["trifid.ztf.all"])
-        yield server
+def kafka(kafka: KafkaServer) -> KafkaServer:
+    kafka.create_topics(["trifid.ztf.all"])
+    return kafka
 
 
 def send(kafka: KafkaServer, numbers: Sequence[int]) -> None:
@@ -65,7 +65,7 @@ def send(kafka: KafkaServer, numbers: Sequence[int]) -> None:
     for message in Publisher(OutputTopics("trifid", 1.0), "Trifid", 1000).messages(result):
         if message.topic == "trifid.ztf.all":
             producer.produce(message.topic, message.value, message.key)
-    assert producer.flush(30) == 0
+    assert producer.flush(120) == 0
 
 
 def settings_of(kafka: KafkaServer, folder: Path, **notify: object) -> Settings:
@@ -89,16 +89,9 @@ def here() -> Content:
     return Content(np.array([10.0]), np.array([-20.0]), ["my star"])
 
 
-def wait(condition: Callable[[], bool], seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def ready(notifier: Notifier) -> None:
     """Its group has a position from which on nothing is missed."""
-    wait(lambda: notifier.problems == {"match": None, "send": None})
+    wait_until(lambda: not any(notifier.problems.values()))
 
 
 def in_topic(kafka: KafkaServer, topic: str, count: int) -> list[tuple[str, str]]:
@@ -108,7 +101,7 @@ def in_topic(kafka: KafkaServer, topic: str, count: int) -> list[tuple[str, str]
     )
     consumer.subscribe([topic])
     found: list[tuple[str, str]] = []
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while len(found) < count and time.monotonic() < end:
         message = consumer.poll(0.5)
         if message is None or message.error():
@@ -116,6 +109,9 @@ def in_topic(kafka: KafkaServer, topic: str, count: int) -> list[tuple[str, str]
         (annotation,) = read(message.value() or b"", topic)
         headers = dict(message.headers() or [])
         assert headers["label"] == b"my star"
+        told = summary(message)
+        assert told is not None  # as of any other topic
+        assert told == {name: annotation[name] for name in FIELDS_IN_HEADERS}
         found.append(((headers["id"] or b"").decode(), annotation.object_id))
     consumer.close()
     return found
@@ -171,11 +167,11 @@ def test_a_list_gets_its_topic_with_retention_and_what_it_wants_in_it(
     with Notifier(settings, index.engine) as notifier:
         ready(notifier)
         lists.create("local", "mine", Terms(expression="detections >= 4"), here())
-        wait(lambda: topic in AdminClient({"bootstrap.servers": kafka.bootstrap}).list_topics(timeout=10).topics)
+        wait_until(lambda: topic in AdminClient({"bootstrap.servers": kafka.bootstrap}).list_topics(timeout=60).topics)
         time.sleep(0.5)  # until the list counts
         send(kafka, range(10))
         assert sorted(name for _, name in in_topic(kafka, topic, 3)) == ["o4", "o6", "o8"]
-        wait(lambda: not any(row["unsent"] for row in rows(index, MATCHES)))
+        wait_until(lambda: not any(row["unsent"] for row in rows(index, MATCHES)))
         assert [row["payload"] for row in rows(index, MATCHES)] == [None] * 3
         # A subscriber reads it as any other topic.
         with Subscription(topic, kafka.bootstrap, start="earliest", idle_timeout=3.0) as subscription:
@@ -185,8 +181,9 @@ def test_a_list_gets_its_topic_with_retention_and_what_it_wants_in_it(
         (described,) = admin.describe_configs([resource]).values()
         assert described.result()["retention.ms"].value == "18000000"
         lists.delete("local", "mine")
-        wait(lambda: rows(index, WATCHES) == [])
-        wait(lambda: topic not in AdminClient({"bootstrap.servers": kafka.bootstrap}).list_topics(timeout=10).topics)
+        wait_until(lambda: rows(index, WATCHES) == [])
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        wait_until(lambda: topic not in admin.list_topics(timeout=60).topics)
         assert rows(index, MATCHES) == []
 
 
@@ -208,15 +205,15 @@ def test_one_killed_at_any_moment_loses_nothing(kafka: KafkaServer, tmp_path: Pa
         moments = (lambda: bool(rows(index, LEASES)), lambda: bool(rows(index, MATCHES)), lambda: bool(hook.asked))
         for moment in moments:
             with started(config) as process:
-                wait(lambda moment=moment, process=process: process.poll() is not None or moment())  # type: ignore[misc]
+                wait_until(lambda moment=moment, process=process: process.poll() is not None or moment())  # type: ignore[misc]
                 process.kill()
                 assert process.wait() == -signal.SIGKILL
         expected = {f"o{number}" for number in range(0, 3000, 2)}
         with started(config) as process:
-            wait(lambda: len(rows(index, MATCHES)) == 1500 and not any(row["unsent"] for row in rows(index, MATCHES)))
-            wait(lambda: sum(body["trifid"]["count"] for body in dict(hook.taken).values()) == 1500)
+            wait_until(lambda: [row["unsent"] for row in rows(index, MATCHES)] == [False] * 1500)
+            wait_until(lambda: sum(body["trifid"]["count"] for body in dict(hook.taken).values()) == 1500)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(60) == 0
+            assert process.wait(300) == 0
     found = in_topic(kafka, "trifid.user.local.kill", 1500)
     assert {name for _, name in found} == expected
     # What came twice has the same number.
@@ -245,9 +242,9 @@ def test_a_webhook_that_fails_is_tried_again_and_given_up_at_last(
         with Notifier(settings, index.engine) as notifier:
             ready(notifier)
             send(kafka, range(5))
-            wait(lambda: len(hook.asked) >= 2)
+            wait_until(lambda: len(hook.asked) >= 2)
             hook.status = 200
-            wait(lambda: sum(body["trifid"]["count"] for _, body in hook.taken) == 3)
+            wait_until(lambda: sum(body["trifid"]["count"] for _, body in hook.taken) == 3)
             assert len(set(hook.asked)) == len(hook.taken)  # each attempt had the same number
             text = hook.taken[0][1]["text"]
             assert text.startswith("*hook*: ")
@@ -255,15 +252,15 @@ def test_a_webhook_that_fails_is_tried_again_and_given_up_at_last(
             # A redirect, which might lead inside, is not followed.
             hook.status, before = 307, len(hook.taken)
             send(kafka, [6])
-            wait(lambda: any(row["state"] == "dead" for row in rows(index, DELIVERIES)))
+            wait_until(lambda: any(row["state"] == "dead" for row in rows(index, DELIVERIES)))
             (dead,) = [row for row in rows(index, DELIVERIES) if row["state"] == "dead"]
             assert (dead["attempts"], dead["problem"]) == (3, "127.0.0.1 answers 307")
             assert hook.asked.count(dead["number"]) == 3
             hook.status = 200
             time.sleep(1.5)
             assert len(hook.taken) == before
-            assert Outbox(index.engine, settings.notify).revive(dead["watch"]) == 1
-            wait(lambda: len(hook.taken) == before + 1)
+            assert Outbox(index.engine, settings).revive(dead["watch"]) == 1
+            wait_until(lambda: len(hook.taken) == before + 1)
             assert hook.taken[-1][0] == dead["number"]
     assert "SECRET" not in caplog.text
 
@@ -311,14 +308,14 @@ def test_a_daily_mail_comes_when_it_is_due_and_again_where_it_was_refused(
         with Notifier(settings, index.engine) as notifier:
             ready(notifier)
             send(kafka, range(0, 240))
-            wait(lambda: len(rows(index, MATCHES)) == 120)
+            wait_until(lambda: len(rows(index, MATCHES)) == 120)
             assert rows(index, DELIVERIES) == []
             with index.engine.begin() as connection:  # the hour has come
                 connection.execute(sa.update(WATCHES).values(next_message=0.0))
-            wait(lambda: box.attempts >= 2)
+            wait_until(lambda: box.attempts >= 2)
             box.refusal = None
-            wait(lambda: len(box.mails) == 1)
-            wait(lambda: rows(index, DELIVERIES)[0]["state"] == "sent")
+            wait_until(lambda: len(box.mails) == 1)
+            wait_until(lambda: rows(index, DELIVERIES)[0]["state"] == "sent")
         ((to, text),) = box.mails
         (delivery,) = rows(index, DELIVERIES)
         assert to == ["alice@example.org"]
@@ -326,9 +323,31 @@ def test_a_daily_mail_comes_when_it_is_due_and_again_where_it_was_refused(
         assert "Subject: Trifid: daily: 120 new matches" in text
         assert "ztf:o0  M 0.75  10.00000 -20.00000  my star" in text
         assert "  https://trifid.example.org/object/ztf/o0" in text
-        assert f"... and {120 - outbox.SHOWN} more" in text
+        assert f"... and {120 - deliveries.SHOWN} more" in text
         assert "All are in the Kafka topic trifid.user.local.daily." in text
         assert rows(index, WATCHES)[0]["next_message"] > 61000
+
+
+def test_a_match_that_cannot_be_read_holds_up_no_other(kafka: KafkaServer, tmp_path: Path) -> None:
+    result = BatchResult()
+    result.annotations.append(replace(STAR, object_id="o2"))
+    good = next(Publisher(OutputTopics("trifid", 1.0), "Trifid", 1000).messages(result)).value
+    damaged, fine = "trifid.user.local.damaged", "trifid.user.local.fine"
+    matches = [
+        Unsent(1, 1, damaged, "e1", "o1", "my star", good[:-20]), Unsent(2, 2, fine, "e2", "o2", "my star", good),
+    ]  # fmt: skip
+    with closing(ListTopics(settings_of(kafka, tmp_path))) as topics:
+        sent, refused = topics.put(matches, lambda: True)
+    assert sorted(one.key for one in sent) == [1, 2]
+    assert refused == {}
+    assert in_topic(kafka, fine, 1) == [("e2", "o2")]
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": damaged})
+    consumer.assign([TopicPartition(damaged, 0, 0)])
+    message = consumer.poll(60)
+    assert message is not None
+    assert message.value() == good[:-20]
+    assert message.headers() == [("id", b"e1"), ("label", b"my star")]
+    consumer.close()
 
 
 def test_a_topic_that_is_refused_holds_up_no_other(kafka: KafkaServer, tmp_path: Path, index: Index) -> None:
@@ -342,7 +361,7 @@ def test_a_topic_that_is_refused_holds_up_no_other(kafka: KafkaServer, tmp_path:
         ready(notifier)
         send(kafka, [0, 2])
         assert sorted(name for _, name in in_topic(kafka, "trifid.user.local.good", 2)) == ["o0", "o2"]
-        wait(lambda: rows(index, WATCHES)[0]["topic_given_up"])
+        wait_until(lambda: rows(index, WATCHES)[0]["topic_given_up"])
         bad, good = rows(index, WATCHES)
         assert bad["topic_attempts"] == 2
         assert "topic" in bad["problem"].lower()
@@ -351,5 +370,5 @@ def test_a_topic_that_is_refused_holds_up_no_other(kafka: KafkaServer, tmp_path:
         # Once it is fixed, what waited comes.
         with index.engine.begin() as connection:
             connection.execute(sa.update(WATCHES).where(WATCHES.c.name == "bad").values(topic="trifid.user.local.bad"))
-        Outbox(index.engine, settings.notify).revive(bad["id"])
+        Outbox(index.engine, settings).revive(bad["id"])
         assert sorted(name for _, name in in_topic(kafka, "trifid.user.local.bad", 2)) == ["o0", "o2"]

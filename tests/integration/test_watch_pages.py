@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, Page
 
 from broker.config import Settings
+from broker.database import DELIVERIES, MATCHES, WATCHES
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
 from broker.watch.content import Content
@@ -16,16 +17,8 @@ from broker.watch.lists import Lists, Terms
 from broker.watch.outbox import Outbox
 from broker.web.app import parts_of
 from broker.web.services import Services
-from broker.web.tables import DELIVERIES, MATCHES, WATCHES
-from tests.integration.chromium import browser
-from tests.integration.test_web_pages import DESKTOP, PHONE, check_accessibility, server_of
-from tests.integration.web_line import fill, publish, settings_for
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as found:
-        yield found
+from tests.integration.test_web_pages import DESKTOP, PHONE, check_accessibility
+from tests.integration.web_line import fill, publish, serving, settings_for
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +29,9 @@ def settings(chromium: Browser, server: RedisServer, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="module")
 def parts(settings: Settings) -> Iterator[Services]:
-    with parts_of(settings, fill(settings, publish(settings, objects=6, visits=15)), follow=False) as parts:
-        running = server_of(parts)
+    index = fill(settings, publish(settings, objects=6, visits=15))
+    with parts_of(settings, index, follow=False) as parts, serving(parts):
         yield parts
-        running.stop()
 
 
 @pytest.fixture
@@ -140,4 +132,4 @@ def test_what_was_found_and_what_failed_is_shown(page: Page, parts: Services) ->
     assert width <= 0
     page.get_by_role("button", name="Send again").click()
     page.get_by_text("waiting", exact=True).wait_for()
-    assert Outbox(engine, parts.settings.notify).deliveries(key)[0]["state"] == "pending"
+    assert Outbox(engine, parts.settings).deliveries(key)[0]["state"] == "pending"

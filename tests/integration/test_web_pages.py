@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -17,20 +15,13 @@ from broker.client import PublishedAnnotation
 from broker.config import Settings
 from broker.embedded.ports import free_port
 from broker.embedded.redis import RedisServer
-from broker.web.app import parts_of, server
+from broker.web.app import parts_of
 from broker.web.index import Index
 from broker.web.services import Services
-from tests.integration.chromium import browser
-from tests.integration.web_line import fill, publish, settings_for
+from tests.integration.web_line import fill, publish, serving, settings_for
 
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -52,26 +43,8 @@ def parts(settings: Settings, annotations: list[PublishedAnnotation]) -> Iterato
 
 @pytest.fixture(scope="module")
 def address(parts: Services) -> Iterator[str]:
-    running = server_of(parts)
-    yield f"http://127.0.0.1:{parts.settings.web.port}"
-    running.stop()
-
-
-class server_of:  # noqa: N801 - used as a function
-    """A server in a thread of its own."""
-
-    def __init__(self, parts: Services) -> None:
-        self._server = server(parts)
-        # A test that fails before it stops the server must not keep pytest from ending.
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            assert self._thread.is_alive()
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
+    with serving(parts) as address:
+        yield address
 
 
 @pytest.fixture
@@ -168,6 +141,9 @@ def test_a_light_curve_is_drawn_folded_and_zoomed(page: Page, annotations: list[
     assert zoomed[1] - zoomed[0] == pytest.approx((before[1] - before[0]) / 2)
     page.keyboard.press("ArrowRight")
     assert view(page)[0] == pytest.approx(zoomed[0] + 0.1 * (zoomed[1] - zoomed[0]))
+    for _ in range(70):  # however often: numbers have so many digits
+        page.keyboard.press("+")
+    assert view(page)[1] - view(page)[0] < 1e-9
     page.keyboard.press("0")
     assert view(page) == before
     # A rectangle by mouse.
@@ -216,9 +192,40 @@ def test_feedback_is_kept_and_shown_as_text(page: Page, annotations: list[Publis
     page.goto(path_of(star(annotations)))
     page.get_by_label("It is").select_option("RRC")
     page.get_by_label("Why").fill("<script>alert(1)</script>")
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Send class").click()
     page.wait_for_url("**#feedback")
     assert "RRC <script>alert(1)</script>" in page.locator("#feedback").inner_text()
+
+
+def test_an_answer_changes_the_list_and_is_undone(page: Page, annotations: list[PublishedAnnotation]) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="Anomalies").first.click()
+    page.wait_for_url("**/anomalies")
+    check_accessibility(page)
+    names = page.locator("table.objects th[scope=row] a").all_inner_texts()
+    assert len(names) > 3
+    last = names[-1]
+    page.get_by_role("link", name=last).first.click()
+    page.get_by_role("button", name="Interesting").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**#feedback")
+    said = page.locator("#feedback").inner_text()
+    assert "interesting" in said
+    assert f"rank {len(names)} → " in said
+    check_accessibility(page)
+    page.get_by_role("link", name="Anomalies in the order").click()
+    page.wait_for_url("**/anomalies")
+    row = page.locator("table.objects tbody tr", has=page.get_by_role("link", name=last))
+    assert "raised by 1" in row.inner_text()
+    after = page.locator("table.objects th[scope=row] a").all_inner_texts()
+    assert after.index(last) < len(names) - 1
+    page.get_by_role("link", name=last).first.click()
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_url("**#feedback")
+    assert "withdrawn" in page.locator("#feedback").inner_text()
+    assert page.get_by_role("button", name="Undo").count() == 0
+    page.goto("/anomalies")
+    assert page.locator("table.objects th[scope=row] a").all_inner_texts() == names
 
 
 def test_the_list_shows_what_is_new_by_itself(
@@ -249,7 +256,8 @@ def test_an_upload_is_classified_on_the_page(page: Page) -> None:
 
 @pytest.mark.parametrize("page", [DESKTOP, PHONE | {"color_scheme": "dark"}], indirect=True)
 def test_pages_fit_the_screen_and_are_accessible(page: Page, annotations: list[PublishedAnnotation]) -> None:
-    for path in ("/", "/?ra=1&dec=91", path_of(star(annotations)), "/classify", "/status", "/api", "/login"):
+    paths = ["/", "/?ra=1&dec=91", path_of(star(annotations)), "/map", "/anomalies", "/watches", "/classify"]
+    for path in (*paths, "/status", "/api", "/login"):
         answer = page.goto(path)
         assert answer is not None
         if "dec=91" not in path:
@@ -259,6 +267,65 @@ def test_pages_fit_the_screen_and_are_accessible(page: Page, annotations: list[P
         check_accessibility(page)
         if "dec=91" in path:
             assert "none of -90 to 90 degrees" in page.locator("[role=alert]").inner_text()
+
+
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_on_a_phone_the_light_curve_follows_the_classes(page: Page, annotations: list[PublishedAnnotation]) -> None:
+    page.goto(path_of(star(annotations)))
+    places = [page.locator(f"section:has(> #{title}), section:has(> .bar > #{title})").bounding_box()
+              for title in ("answer-title", "curve-title", "over-title", "modalities-title", "similar-title",
+                            "feedback-title")]  # fmt: skip
+    assert None not in places
+    tops = [place["y"] for place in places if place is not None]
+    assert tops == sorted(tops)
+
+
+def test_the_parts_of_the_combined_score_are_a_table(page: Page, annotations: list[PublishedAnnotation]) -> None:
+    own = star(annotations)
+    assert "all.neighbours" in own.anomaly_parts
+    page.goto(path_of(own))
+    page.get_by_text("Parts of the combined score").click()
+    cells = page.locator(".parts tbody tr", has=page.get_by_role("rowheader", name="all data")).locator("td")
+    expected = [own.anomaly_parts[f"all.{name}"] for name in ("neighbours", "mahalanobis", "centroid")]
+    assert [float(text) for text in cells.all_inner_texts()] == pytest.approx(expected, abs=5.1e-4)
+    check_accessibility(page)
+
+
+def test_the_map_is_explored_by_clicks_and_by_keys(page: Page, annotations: list[PublishedAnnotation]) -> None:
+    page.goto("/map")
+    objects = {a.object_id for a in annotations[:-1]}
+    points, rows = page.locator("svg.plane circle.live"), page.locator("table.objects tbody tr")
+    assert 0 < points.count() == rows.count() <= len(objects)
+    assert page.locator("svg.plane circle:not(.live)").count() > 300
+    assert page.locator("svg.plane text").count() >= 8
+    assert page.get_by_role("list", name="Colours").get_by_role("listitem").count() == 11
+    # A row's link, reached by keys, marks its point.
+    rows.first.get_by_role("link").focus()
+    assert page.locator("svg.plane circle.on").count() == 1
+    name = rows.first.get_by_role("link").inner_text()
+    page.locator("svg.plane circle.on").click(force=True)
+    page.wait_for_url(re.compile("/object/ztf/ZTF"))
+    page.goto("/map")
+    for link in ("Closer", "Right", "Up", "Left", "Down"):
+        page.get_by_role("link", name=link, exact=True).focus()
+        with page.expect_navigation():
+            page.keyboard.press("Enter")
+    assert "x=0&y=0&zoom=2" in page.url
+    assert page.get_by_role("link", name="Wider").count() == 1
+    page.get_by_role("link", name="Whole").click()
+    own = rows.filter(has_text=name).locator("abbr").inner_text()
+    page.get_by_label("Class").select_option(own)
+    page.get_by_role("button", name="Show").click()
+    page.wait_for_url(re.compile(f"class={own}"))
+    assert set(rows.locator("abbr").all_inner_texts()) == {own}
+
+
+@pytest.mark.parametrize("asked", ["zoom=3", "x=nan", "x=1e9", "class=XX", "zoom=a"])
+def test_a_part_of_the_map_that_cannot_be_is_refused(page: Page, asked: str) -> None:
+    answer = page.goto(f"/map?{asked}")
+    assert answer is not None
+    assert answer.status == 422
+    assert "have to be numbers" in page.locator("[role=alert]").inner_text()
 
 
 def test_light_and_dark_are_kept(page: Page) -> None:
@@ -276,9 +343,8 @@ def test_who_has_no_token_is_asked_for_it(
 ) -> None:
     web = settings.web.model_copy(update={"require_login": True, "port": free_port()})
     index = Index(settings.web.database.get_secret_value())
-    with parts_of(settings.model_copy(update={"web": web}), index, follow=False) as closed:
-        running = server_of(closed)
-        context = chromium.new_context(base_url=f"http://127.0.0.1:{web.port}")
+    with parts_of(settings.model_copy(update={"web": web}), index, follow=False) as closed, serving(closed) as address:
+        context = chromium.new_context(base_url=address)
         page = context.new_page()
         page.goto(path_of(star(annotations)))
         assert page.url.endswith(f"/login?next={quote(path_of(star(annotations)), safe='')}")
@@ -293,5 +359,4 @@ def test_who_has_no_token_is_asked_for_it(
         page.goto("/")
         assert "/login" in page.url
         context.close()
-        running.stop()
     index.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,9 @@ from broker.publish.annotation import read
 from broker.records import ObservedSpectrum, Spectrum
 from broker.surveys.simulator import simulate_alerts
 from broker.times import mjd_now
+from broker.web.app import server
 from broker.web.index import Index
+from broker.web.services import Services
 from tests.random_models import MODEL_REPO
 
 
@@ -32,6 +36,7 @@ def settings_for(redis_url: str, folder: Path, **web: object) -> Settings:
     """Settings of a server whose index is in ``folder``; ``web`` over its defaults."""
     given = {
         "redis": {"url": redis_url},
+        "similar": {"enabled": True},
         "inference": {"engine": "onnx", "model_repository": MODEL_REPO},
         "web": {"database": f"sqlite:///{folder / 'web.sqlite'}", **web},
     }
@@ -73,3 +78,20 @@ def fill(settings: Settings, annotations: Sequence[PublishedAnnotation]) -> Inde
     index = Index(settings.web.database.get_secret_value())
     index.add(annotations)
     return index
+
+
+@contextmanager
+def serving(parts: Services) -> Iterator[str]:
+    """The server of ``trifid web`` in a thread of its own; its address."""
+    running = server(parts)
+    # A test that fails before it stops the server must not keep pytest from ending.
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{parts.settings.web.port}"
+    finally:
+        running.should_exit = True
+        thread.join()

@@ -125,8 +125,11 @@ def test_a_table_without_filters(tmp_path: Path) -> None:
     assert bands_read(write(tmp_path / "a.parquet", names | columns))[0] == {"asassn:V", "asassn:g"}
     cameras = {"camera": np.where(np.arange(len(time)) % 2, "ba", "bk")}
     assert bands_read(write(tmp_path / "b.parquet", cameras | columns))[0] == {"asassn:V", "asassn:g"}
-    # A table of some other survey is taken as one band, as it was.
-    assert bands_read(write(tmp_path / "c.parquet", columns)) == ({"asas:V"}, [said[0].replace("asassn", "c")])
+    # A table of some other survey is taken as one band, and that is said.
+    bands, remarks = bands_read(write(tmp_path / "c.parquet", columns))
+    assert bands == {"asas:V"}
+    assert remarks[0] == said[0].replace("asassn", "c")
+    assert remarks[1].endswith("no column for the band: taken as asas:V (trifid classify --band, if another)")
 
 
 def test_real_stars(shared: Path) -> None:

@@ -1,8 +1,9 @@
 """Bands and their wavelengths."""
 
 import numpy as np
+import pytest
 
-from broker.bands import BAND_CODE, BANDS, WAVELENGTH
+from broker.bands import AB_OFFSET, BAND_CODE, BANDS, WAVELENGTH
 
 
 def test_codes_of_stored_light_curves_do_not_move() -> None:
@@ -24,3 +25,11 @@ def test_each_band_is_named_once_and_has_its_wavelength() -> None:
     # Like bands of two surveys are alike.
     assert abs(WAVELENGTH[BAND_CODE["ztf:g"]] - WAVELENGTH[BAND_CODE["asassn:g"]]) < 20
     assert abs(WAVELENGTH[BAND_CODE["sdss:r"]] - WAVELENGTH[BAND_CODE["lsst:r"]]) < 20
+
+
+@pytest.mark.parametrize(
+    ("band", "vega", "ab"), [("G", 25.6874, 25.8010), ("BP", 25.3385, 25.3540), ("RP", 24.7479, 25.1040)]
+)
+def test_gaias_magnitudes_in_ab(band: str, vega: float, ab: float) -> None:
+    """Both zero points as published (Riello et al. 2021, table 3)."""
+    assert AB_OFFSET[BAND_CODE[f"gaia:{band}"]] == pytest.approx(ab - vega, abs=0.005)

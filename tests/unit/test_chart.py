@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import yaml
 from helm_python import Chart, HelmRenderError, HelmValuesError
 
 from broker.config import load_settings
+from tests.documents import blocks
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "deploy/helm/trifid"
@@ -54,6 +56,22 @@ def find(found: list[Manifest], kind: str, ending: str) -> Manifest:
 
 def pods(found: list[Manifest]) -> list[Manifest]:
     return [m["spec"]["template"] for m in found if m["kind"] in ("StatefulSet", "Deployment")]
+
+
+def merged(values: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """As Helm does with several files."""
+    both = {key: merged(values[key], over[key]) for key in values.keys() & over.keys() if isinstance(over[key], dict)}
+    return {**values, **over, **both}
+
+
+def test_what_the_document_has_a_site_give_is_enough() -> None:
+    (block,) = (b for b in blocks("docs/deployment.md") if b.language == "yaml" and "mine.yaml" in b.text)
+    found = rendered(merged(SITES["ztf"], yaml.safe_load(block.text)))
+    named = {c["image"] for pod in pods(found) for c in pod["spec"]["containers"] if "exporter" not in c["image"]}
+    assert named == {"registry.example.org/trifid:0.1.0", "registry.example.org/trifid-web:0.1.0"}
+    text = (ROOT / "docs/deployment.md").read_text()
+    secrets = {e["secret"] for e in SITES["ztf"]["secrets"]} | {SITES["ztf"]["tls"]["secret"]}
+    assert set(re.findall(r"create secret generic ([\w-]+)", text)) == secrets
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -151,6 +169,8 @@ def test_workers_are_scaled_by_the_lag_of_their_group(manifests: dict[str, list[
 def test_triton_has_gpus_and_is_scaled_by_its_queue(manifests: dict[str, list[Manifest]]) -> None:
     pod = find(manifests["rubin"], "Deployment", "-triton")["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "1"}
+    writable = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert writable == {"/tmp", "/dev/shm", "/var/cache/trifid"}  # TensorRT's engines are in the last
     (trigger,) = find(manifests["rubin"], "ScaledObject", "-triton")["spec"]["triggers"]
     assert trigger["type"] == "prometheus"
     assert trigger["metadata"]["threshold"] == "20"
@@ -178,6 +198,8 @@ def test_lists_are_filled_beside_the_pages_from_the_same_database(manifests: dic
     for values, shared in (("rubin", True), ("laptop", False)):
         web, notify = find(manifests[values], "Deployment", "-web")["spec"]["template"]["spec"]["containers"]
         assert notify["args"] == ["notify"]
+        assert web["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "metrics"}
+        assert "readinessProbe" not in notify  # it would take the page beside it out of service
         env = [{e["name"]: e for e in container["env"]} for container in (web, notify)]
         assert env[0]["TRIFID_WEB__DATABASE"] == env[1]["TRIFID_WEB__DATABASE"]
         assert ("value" in env[1]["TRIFID_WEB__DATABASE"]) is not shared
@@ -185,6 +207,27 @@ def test_lists_are_filled_beside_the_pages_from_the_same_database(manifests: dic
     without = rendered({"web": {"enabled": True, "notify": False}})
     (web,) = find(without, "Deployment", "-web")["spec"]["template"]["spec"]["containers"]
     assert web["name"] == "web"
+
+
+def test_exporters_log_in_as_the_service_does(manifests: dict[str, list[Manifest]]) -> None:
+    pod = find(manifests["ztf"], "Deployment", "-exporters")["spec"]["template"]["spec"]
+    kafka, redis = pod["containers"]
+    assert kafka["args"] == [
+        "--kafka.server=trifid-kafka-bootstrap.kafka.svc:9093", "--kafka.version=4.0.0", "--sasl.enabled",
+        "--sasl.mechanism=scram-sha512", "--sasl.username=trifid", "--tls.enabled",
+        "--tls.ca-file=/etc/trifid/tls/kafka.pem",
+    ]  # fmt: skip
+    secret = {"secretKeyRef": {"name": "trifid-kafka", "key": "password"}}
+    assert kafka["env"] == [{"name": "SASL_USER_PASSWORD", "valueFrom": secret}]
+    env = {variable["name"]: variable.get("value") for variable in redis["env"]}
+    assert env == {
+        "REDIS_ADDR": "rediss://redis.redis.svc:6380/0", "REDIS_USER": "trifid", "REDIS_PASSWORD": None,
+        "REDIS_EXPORTER_TLS_CA_CERT_FILE": "/etc/trifid/tls/redis.pem",
+    }  # fmt: skip
+    monitor = find(manifests["ztf"], "ServiceMonitor", "-exporters")["spec"]["endpoints"]
+    ports = find(manifests["ztf"], "Service", "-exporters")["spec"]["ports"]
+    assert [endpoint["port"] for endpoint in monitor] == [port["name"] for port in ports] == ["kafka", "redis"]
+    assert not [m for m in manifests["laptop"] if "exporters" in m["metadata"]["name"]]
 
 
 def test_prometheus_and_grafana_get_the_rules_and_dashboards_of_deploy(manifests: dict[str, list[Manifest]]) -> None:

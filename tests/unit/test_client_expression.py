@@ -171,7 +171,7 @@ def test_the_documents_name_each_field_and_its_examples_can_be_meant() -> None:
         assert f"| `{name}` | {kind.value} | {what} |" in docs
     published = {field["name"] for field in SCHEMA["fields"]}
     assert FIELDS.keys() - published == {"class", "probability", "parentProbability", "known"}
-    (block,) = re.findall(r"## Expressions\n.*?```\n(.*?)```", docs, re.DOTALL)
+    (block,) = re.findall(r"## Expressions\n.*?```text\n(.*?)```", docs, re.DOTALL)
     for line in block.splitlines():
         Expression(line)
 

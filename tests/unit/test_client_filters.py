@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
+from confluent_kafka import Message
 
-from broker.client import Cone, Filter, PublishedAnnotation, Subscription
-from broker.errors import ConfigurationError
+from broker.client import Cone, Expression, Filter, PublishedAnnotation, Region, Subscription
+from broker.client.headers import FIELDS_IN_HEADERS, summary
+from broker.errors import ConfigurationError, InputFileError
+from broker.publish.headers import summary_headers
 from broker.records import KnownObject
 from broker.times import moment_of
 
@@ -41,10 +48,78 @@ KNOWN = KnownObject("vsx", "RR Lyr", "RRAB", 0.567, 0.1)
         (Filter(cone=Cone(359.99444444, 60.0, 10.01)), True),
         (Filter(cone=Cone(359.99444444, 60.0, 9.99)), False),
         (Filter(cone=Cone(0.0, 60.0 + 10 / 3600, 9.99)), False),
+        (Filter(region=Region.of_text("0/0")), True),  # from RA 0 to 90, north of the equator
+        (Filter(region=Region.of_text("0/1-11")), False),
     ],
 )
 def test_what_meets_a_filter(wanted: Filter, meets: bool) -> None:
     assert wanted(STAR) is meets
+    assert wanted.fields <= FIELDS_IN_HEADERS
+    assert wanted.holds({name: STAR[name] for name in FIELDS_IN_HEADERS}) is meets
+
+
+class _Message:
+    """What ``summary`` asks a message of Kafka for."""
+
+    def __init__(self, headers: object) -> None:
+        self._headers = headers
+
+    def headers(self) -> object:
+        return self._headers
+
+
+def summarized(*headers: tuple[str, bytes | None]) -> Mapping[str, object] | None:
+    return summary(cast(Message, _Message(list(headers) or None)))
+
+
+def test_what_headers_tell() -> None:
+    headers = [(name, text.encode()) for name, text in summary_headers(STAR, STAR.parent)]
+    told = summarized(*headers, ("traceparent", b"00-1-2-01"))
+    assert told == {name: STAR[name] for name in FIELDS_IN_HEADERS}
+    unscored = summarized(*(one for one in headers if one[0] not in ("anomalyScore", "parent", "parentProbability")))
+    assert unscored is not None
+    assert (unscored["anomalyScore"], unscored["parent"], unscored["detections"]) == (None, None, 20.0)
+    assert not Filter(min_anomaly_score=0.0).holds(unscored)
+    assert Expression('missing(anomalyScore) and class == "RRAB" and probability >= 0.5').holds(unscored)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        (("traceparent", b"00-1-2-01"),),
+        (("class", b"RRAB"), ("survey", b"ztf")),
+        tuple((name, b"x") for name in FIELDS_IN_HEADERS),
+        tuple((name, None) for name in FIELDS_IN_HEADERS),
+        tuple((name, b"\xff") for name in FIELDS_IN_HEADERS),
+    ],
+)
+def test_headers_that_tell_nothing(headers: tuple[tuple[str, bytes | None], ...]) -> None:
+    assert summarized(*headers) is None
+
+
+def test_regions_of_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1/0-3 2/16\n")
+    (tmp_path / "a.json").write_text('{"1": [0, 1, 2, 3], "2": [16]}')
+    from astropy.io import fits
+
+    column = fits.Column("UNIQ", "K", array=np.array([16, 17, 18, 19, 80]))
+    table = fits.BinTableHDU.from_columns([column])
+    table.header["MOCVERS"] = "2.0"
+    table.writeto(tmp_path / "a.fits")
+    for name in ("a.txt", "a.json", "a.fits"):
+        region = Region.of_file(tmp_path / name)
+        assert region.ranges.tolist() == [[0, 17 << 54]], name
+    assert Region.of_file(str(tmp_path / "a.fits")).holds(45.0, 1.0)
+    assert not region.holds(float("nan"), 1.0)
+    (tmp_path / "b.txt").write_text("RR Lyr")
+    with pytest.raises(InputFileError, match="no MOC"):
+        Region.of_file(tmp_path / "b.txt")
+    with pytest.raises(InputFileError, match="No such file"):
+        Region.of_file(tmp_path / "c")
+    fits.BinTableHDU.from_columns([column]).writeto(tmp_path / "table.fits")
+    with pytest.raises(InputFileError, match="a FITS table, but no MOC"):
+        Region.of_file(tmp_path / "table.fits")
 
 
 def test_what_is_not_there_meets_no_condition_on_it() -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from broker.config import KafkaSettings, load_settings
 from broker.embedded.redis import RedisServer
+from broker.models.variants import _TENSORRT
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TEXT: Final = (ROOT / "docker-compose.yml").read_text()
@@ -30,7 +31,7 @@ OURS: Final = ("worker", "worker-gpu", "web", "notify", "tools")
 
 def test_it_is_what_compose_reads() -> None:
     command = [Path(sys.executable).parent / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*command, "docker-compose.yml"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "docker-compose.yml"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "warning" not in (done.stdout + done.stderr).lower()
 
@@ -62,7 +63,7 @@ def test_each_profile_starts_what_it_needs() -> None:
     def running(*profiles: str) -> set[str]:
         return {n for n, s in SERVICES.items() if not s.get("profiles") or set(s["profiles"]) & set(profiles)}
 
-    servers = {"kafka", "topics", "redis", "prometheus", "alertmanager", "grafana"}
+    servers = {"kafka", "topics", "redis", "prometheus", "alertmanager", "grafana", "kafka-exporter", "redis-exporter"}
     assert running() == servers
     assert running("cpu") == servers | {"worker"}
     assert running("gpu") == servers | {"worker-gpu", "triton"}
@@ -94,17 +95,24 @@ def test_workers_can_be_scaled() -> None:
     for name in ("worker", "worker-gpu"):
         worker = SERVICES[name]
         assert not {"ports", "container_name", "hostname"} & set(worker)
+        assert worker["scale"] == int(VARIABLES["TRIFID_WORKERS"])
         (volume,) = worker["volumes"]
         assert volume.split(":")[1] == worker["environment"]["TRIFID_KAFKA__WORKER_ID_FOLDER"]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, "triton"])
 def test_ours_have_a_read_only_root_and_no_rights(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert any(path.startswith("/tmp") for path in service["tmpfs"])
+
+
+def test_triton_may_write_where_a_variant_keeps_what_it_compiled() -> None:
+    (folder,) = re.findall(r'trt_engine_cache_path" value: "([^"]+)"', _TENSORRT)
+    written = [path.partition(":")[0] for path in SERVICES["triton"]["tmpfs"]]
+    assert any(Path(folder).is_relative_to(path) for path in written)
 
 
 def test_ports_are_those_of_this_machine_alone_and_each_once() -> None:

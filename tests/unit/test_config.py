@@ -36,6 +36,12 @@ def test_wrong_settings_say_what_is_wrong(tmp_path: Path, text: str, reason: str
         load_settings(file)
 
 
+def test_who_names_a_file_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIFID_CONFIG", "gone.toml")
+    with pytest.raises(ConfigurationError, match=r"gone\.toml, which TRIFID_CONFIG names: No such file or directory$"):
+        load_settings()
+
+
 def test_secrets_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIFID_REDIS__URL", "redis://user:hush@localhost:1/0")
     monkeypatch.setenv("TRIFID_KAFKA__SASL_PASSWORD", "hush")

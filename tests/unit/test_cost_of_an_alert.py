@@ -33,6 +33,7 @@ def test_an_alert_costs_no_more_than_it_did(actions: tuple[Callable[[], None], C
     pytest.fail(str(complaint(least, stored())))
 
 
+@pytest.mark.usefixtures("quiet")
 def test_a_third_more_work_is_seen(actions: tuple[Callable[[], None], Callable[[], None]]) -> None:
     run, put_back = actions
     as_is = measure(run, put_back, turns=4)

@@ -33,18 +33,40 @@ OF_TRITON = {
     "nv_inference_request_summary_us", "nv_gpu_utilization", "nv_gpu_memory_used_bytes",
 }  # fmt: skip
 """Triton's own metrics (its docs/user_guide/metrics.md); integration/test_triton_repository.py asks a real server."""
+OF_EXPORTERS = {
+    "kafka_brokers", "kafka_topic_partition_under_replicated_partition", "kafka_consumergroup_lag",
+    "redis_memory_used_bytes", "redis_memory_max_bytes", "redis_commands_processed_total", "redis_aof_enabled",
+    "redis_aof_last_write_status", "redis_aof_last_bgrewrite_status",
+}  # fmt: skip
+"""Of danielqsj/kafka_exporter and oliver006/redis_exporter (kafka_exporter.go, exporter/metrics.go)."""
 OF_PROMETHEUS = {"up", "process_resident_memory_bytes"}
 
 
 def test_rules_and_dashboard_use_existing_metrics_and_labels() -> None:
-    assert broker.metrics
-    known: dict[str, set[str]] = {}
-    for metric in REGISTRY.collect():
-        for suffix in ("", "_total", "_bucket", "_sum", "_count"):
-            known[metric.name + suffix] = set()
-    used = {name for expression in EXPRESSIONS for name in re.findall(r"\b(?:trifid|nv|process)_\w+", expression)}
+    known = {
+        metric.name + suffix for metric in REGISTRY.collect() for suffix in ("", "_total", "_bucket", "_sum", "_count")
+    }
+    used = {
+        name
+        for expression in EXPRESSIONS
+        for name in re.findall(r"\b(?:trifid|nv|process|kafka|redis)_\w+", expression)
+    }
     assert len(used) >= 30
-    assert used <= set(known) | OF_TRITON | OF_PROMETHEUS
+    assert used <= known | OF_TRITON | OF_EXPORTERS | OF_PROMETHEUS
+
+
+def test_expressions_group_by_labels_that_their_metrics_have() -> None:
+    """By a label that is spelt wrong all becomes one group, without a word."""
+    of_metric = {m._name: set(m._labelnames) for m in vars(broker.metrics).values() if isinstance(m, MetricWrapperBase)}
+    wrong = []
+    for expression in EXPRESSIONS:
+        names = [re.sub("_(total|bucket|sum|count)$", "", n) for n in re.findall(r"\btrifid_\w+", expression)]
+        if not names or re.search(r"\b(nv|kafka|redis)_", expression):
+            continue
+        there = {"le", "job", "instance"}.union(*(of_metric[name] for name in names))
+        for text in re.findall(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)", expression):
+            wrong += [(label, expression) for label in re.split(r"[,\s]+", text.strip()) if label not in {*there, ""}]
+    assert not wrong
 
 
 def test_every_bucket_that_is_asked_for_exists() -> None:
@@ -114,6 +136,28 @@ def test_promtool_reads_every_expression_of_the_dashboards(tmp_path: Path) -> No
         [promtool, "check", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alertmanager_takes_its_configuration_and_tells_pages_from_tickets() -> None:
+    amtool = shutil.which("amtool")
+    if amtool is None:
+        pytest.skip("no amtool on PATH: it is in Debian's package prometheus-alertmanager")
+
+    def ask(*arguments: str) -> str:
+        done = subprocess.run(
+            [amtool, *arguments],
+            cwd=ROOT / "deploy/prometheus",
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        return done.stdout
+
+    assert "SUCCESS" in ask("check-config", "alertmanager.yml")
+    for severity in {rule["labels"]["severity"] for rule in RULES}:
+        route = ("config", "routes", "test", "--config.file=alertmanager.yml", f"severity={severity}")
+        assert ask(*route).split() == [severity]
 
 
 @pytest.mark.parametrize(

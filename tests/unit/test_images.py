@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -50,7 +51,7 @@ def locked(name: str) -> dict[str, str]:
 
 def test_hadolint_has_nothing_to_say() -> None:
     hadolint = Path(sys.executable).parent / "hadolint"
-    done = subprocess.run([hadolint, "deploy/docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([hadolint, "deploy/docker/Dockerfile"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -103,7 +104,8 @@ def test_the_lock_has_what_the_project_asks_for(name: str) -> None:
     """Where this fails a dependency was added: `make lock`."""
     packages = locked(name)
     extras = PROJECT["optional-dependencies"]
-    asked = [*PROJECT["dependencies"], *extras["service"], *(extras["web"] if name == "web" else [])]
+    of_web = [*extras["web"], *extras["postgresql"]] if name == "web" else []
+    asked = [*PROJECT["dependencies"], *extras["service"], *of_web]
     for requirement in map(Requirement, asked):
         if requirement.name == "trifid":  # another of its extras
             continue
@@ -140,6 +142,36 @@ def test_a_digest_is_written_behind_each_tag_and_replaces_an_older_one() -> None
     pinned = lock.pin(text, {"python:3.12": DIGEST, "redis:8.2": DIGEST})
     assert pinned == f"FROM python:3.12@{DIGEST} AS a\nFROM base AS b\n  image: redis:8.2@{DIGEST}\n  image: trifid:1\n"
     assert lock.images(pinned) == lock.images(text)
+
+
+def test_images_of_a_release_are_refused_while_one_that_they_need_has_no_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in lock.PINNED:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    wanted = {name: lock.images((tmp_path / name).read_text()) for name in lock.PINNED}
+    monkeypatch.setattr(lock, "ROOT", tmp_path)
+    compose = tmp_path / "docker-compose.yml"
+    for path in map(tmp_path.joinpath, lock.PINNED):
+        path.write_text(lock.pin(path.read_text(), dict.fromkeys(set().union(*wanted.values()), DIGEST)))
+    assert lock.main(["check-images"]) == 0
+    compose.write_text(compose.read_text().replace(f"redis:8.2.3-bookworm@{DIGEST}", "redis:8.2.3-bookworm"))
+    assert lock.main(["check-images"]) == 1
+    assert "  docker-compose.yml: redis:8.2.3-bookworm\nmake lock-images" in capsys.readouterr().err
+    made = (ROOT / "Makefile").read_text().partition("\nimages: ")[2].partition("\n\n")[0]
+    assert 0 < made.index("deploy.docker.lock check-images") < made.index("docker build")
+
+
+def test_images_compose_and_chart_have_the_version_of_the_package() -> None:
+    version = PROJECT["version"]
+    chart = yaml.safe_load((ROOT / "deploy/helm/trifid/Chart.yaml").read_text())
+    values = yaml.safe_load((ROOT / "deploy/helm/trifid/values.yaml").read_text())["images"]
+    named = [values[name]["image"] for name in ("worker", "web", "triton")]
+    assert (chart["version"], chart["appVersion"]) == (version, version)
+    assert named == [f"trifid:{version}", f"trifid-web:{version}", f"trifid-triton:{version}"]
+    assert f"TRIFID_VERSION={version}\n" in (ROOT / ".env").read_text()
+    assert set(re.findall(r"trifid(?:-\w+)?:(\d[\w.]*)", (ROOT / "docs/deployment.md").read_text())) == {version}
 
 
 @pytest.mark.parametrize("name", ["deploy/docker/Dockerfile", "docker-compose.yml"])

@@ -266,7 +266,8 @@ def test_columns_of_archives(archive: str, tmp_path: Path) -> None:
     assert np.array_equal(curve.light_curve.flux, star.light_curve.flux)
     assert np.array_equal(curve.light_curve.flux_error, star.light_curve.flux_error)
     assert curve.ra == 120.5 or archive not in ("Catalina", "VizieR")
-    assert len(said) == 1
+    # The times, and the band where no column has it.
+    assert len(said) == 1 + any(line.startswith("no column for the band: taken as asas:V") for line in said)
 
 
 def test_lists_in_text(tmp_path: Path) -> None:
@@ -405,14 +406,37 @@ def test_names_and_epochs_of_times(column: str, offset: float, tmp_path: Path) -
     assert column in said[0]
 
 
-def test_dates_in_text_and_timestamps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["date_time", "date", "DATE-OBS", "obs_date"])
+def test_dates_in_text_and_timestamps(column: str, tmp_path: Path) -> None:
     mjd = np.array([float(row.split(",")[3]) for row in BASELINE])
     dates = (np.datetime64("1858-11-17", "us") + np.round(mjd * 86400e6).astype("timedelta64[us]")).astype(str)
     rows = [
         ",".join([*row.split(",")[:3], date, *row.split(",")[4:]]) for row, date in zip(BASELINE, dates, strict=True)
     ]
-    curve, _ = one(write(tmp_path, rows, HEADER.replace("mjd", "date_time")))
+    curve, _ = one(write(tmp_path, rows, HEADER.replace("mjd", column)))
     assert same(curve, baseline(), time=1e-8)
+
+
+def test_magnitudes_with_a_unit_are_no_lists(tmp_path: Path) -> None:
+    cells = [row.split(",") for row in BASELINE]
+    curve, said = one(write(tmp_path, [",".join([*c[:4], f"{c[4]} mag", *c[5:]]) for c in cells]))
+    assert len(curve.light_curve) == 0
+    assert any(f"(such as '{cells[0][4]} mag')" in line for line in said), said
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "null", "None", "inf"])
+def test_a_number_and_a_missing_value_are_a_list(missing: str, tmp_path: Path) -> None:
+    row = f"F1,120.5,10.25,58000.5 58001.5,15.2 {missing},0.02 0.02,ztf:r"
+    curve, said = one(write(tmp_path, [row], "name,ra,dec,mjd,mag,magerr,band"))
+    assert curve.light_curve.mjd.tolist() == [58000.5], said
+
+
+def test_a_date_beside_the_time_is_not_taken_for_it(tmp_path: Path) -> None:
+    header = HEADER.replace("mjd", "t")
+    rows = [f"{row},{57000 + number}" for number, row in enumerate(BASELINE)]
+    for column in ("date", "DATE-OBS", "obs_date"):
+        curve, _ = one(write(tmp_path, rows, f"{header},{column}"))
+        assert same(curve, baseline())
 
 
 @pytest.mark.parametrize(
@@ -560,6 +584,10 @@ def test_negative_right_ascensions_are_turned(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"name,ra,dec,mjd,mag\na,1,2,3,4\n", "no column for the error.*; the table has name, ra, dec, mjd, mag"),
+        (
+            b"mjd,magntiude,err\n1,2,3\n",
+            r"has mjd, magntiude, err \(did you mean magntiude\? --column says which is what\)$",
+        ),
         (b"x;y\n1;2\n", "no column for the time.*; no column for the magnitude.*; the table has x, y"),
         (b"", "no line that is no comment"),
         (b"# only\n# comments\n", "no line that is no comment"),
@@ -651,3 +679,22 @@ def test_who_says_what_the_times_are_is_not_asked_for_it(tmp_path: Path) -> None
     said: list[str] = []
     list(read_light_curves(write(tmp_path, BASELINE), said.append, TimeSystem.HELIOCENTRIC))
     assert said[0].endswith("are read as MJD, heliocentric")
+
+
+def test_of_a_table_without_bands_it_is_said_in_which_they_are(tmp_path: Path) -> None:
+    path = write(tmp_path, [row.rpartition(",")[0] for row in BASELINE], HEADER.removesuffix(",band"))
+    curve, said = one(path)
+    assert set(curve.light_curve.band) == {BANDS.index("asas:V")}
+    assert "no column for the band: taken as asas:V (trifid classify --band, if another)" in said
+    told: list[str] = []
+    (gaia,) = read_light_curves(path, told.append, band="gaia:G")
+    assert set(gaia.light_curve.band) == {BANDS.index("gaia:G")}
+    assert not any("no column for the band" in line for line in told)
+    with pytest.raises(InputFileError, match="the band gaia:Q is not known"):
+        list(read_light_curves(path, band="gaia:Q"))
+    # A table of ASAS-SN's, whose filters are told apart else, and one that has a column for the band.
+    cameras = [f"{row.rpartition(',')[0]},ba" for row in BASELINE]
+    (other,) = read_light_curves(write(tmp_path, cameras, HEADER.replace("band", "camera")), band="ASAS-SN g")
+    assert set(other.light_curve.band) == {BANDS.index("asassn:g")}
+    (own,) = read_light_curves(write(tmp_path, BASELINE), told.append, band="gaia:G")
+    assert same(own, baseline())

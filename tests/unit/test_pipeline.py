@@ -11,16 +11,19 @@ import fastavro
 import numpy as np
 import pytest
 
+from broker.anomaly.calibration import with_scores
 from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble.inputs import ModelInputs
 from broker.batch import SPECTRA, IncomingMessage, Origin
 from broker.errors import ConfigurationError, DependencyUnavailableError
-from broker.inference import Predictions
+from broker.feedback.learned import Learned
+from broker.feedback.learner import Correction, learn
+from broker.inference import Begun
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import POINTS_LEFT_OUT
 from broker.models.repository import REFERENCE_SET_FILE
 from broker.pipeline import Pipeline
-from broker.records import Alert, ObjectState, ObservedSpectrum, Spectrum
+from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum, Spectrum
 from broker.spectra.message import write
 from broker.state.memory import MemoryStore
 from broker.streaming.accounting import Accounting
@@ -115,9 +118,9 @@ class WatchedEngine:
     def __init__(self, engine: OnnxEngine) -> None:
         self.engine, self.sizes = engine, list[int]()
 
-    def predict(self, inputs: ModelInputs) -> Predictions:
+    def begin(self, inputs: ModelInputs) -> Begun:
         self.sizes.append(len(inputs))
-        return self.engine.predict(inputs)
+        return self.engine.begin(inputs)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.engine, name)
@@ -205,6 +208,49 @@ def test_where_the_combined_score_fails_the_class_is_published(
     assert "no combined anomaly scores of a batch" in caplog.text
 
 
+class Taught(Learned):
+    """Has one correction, without a Redis."""
+
+    def __init__(self, correction: Correction) -> None:
+        self._current = correction
+
+
+def test_answers_about_an_object_are_seen_in_its_annotations_and_in_no_other_models(engine: OnnxEngine) -> None:
+    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE)
+    reference = with_scores(reference, MODEL_REPO / REFERENCE_SET_FILE)
+    messages = [message(p) for p in PACKETS]
+
+    def annotated(correction: Correction | None) -> list[Annotation]:
+        learned = None if correction is None else Taught(correction)
+        line = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference, learned=learned)
+        return line.process(messages).annotations
+
+    before = annotated(None)
+    row = max(range(len(before)), key=lambda i: (before[i].combined_anomaly is not None, before[i].detections))
+    score = before[row].combined_anomaly
+    assert score is not None
+    assert (before[row].anomaly_after_answers, before[row].anomaly_answers) == (None, None)
+    _, by_modality = Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference).embed(
+        [MemoryStore().update([Decoder().decode(PACKETS[row])[0]])[0]]
+    )
+    assert by_modality is not None
+    one = learn(engine.model_version, reference.version, by_modality, np.array([score]), np.array([True]))
+    after = annotated(one)
+    changed = [b for b in after if b.anomaly_answers]
+    assert changed
+    for annotation in changed:
+        assert annotation.anomaly_after_answers > annotation.combined_anomaly
+        assert annotation.anomaly_answers == 1
+        assert annotation.anomaly_explanation.endswith("; raised by 1 answer about similar objects")
+    assert [b.combined_anomaly for b in after] == [a.combined_anomaly for a in before]
+    for other in (replace(one, model="another 1"), replace(one, reference_version="another set")):
+        assert {b.anomaly_after_answers for b in annotated(other)} == {None}
+    # Of another width: nothing can be applied, and nothing else is lost.
+    wrong = annotated(replace(one, vectors=one.vectors[:, :, :7]))
+    assert [b.combined_anomaly for b in wrong] == [a.combined_anomaly for a in before]
+    assert {b.anomaly_after_answers for b in wrong} == {None}
+
+
 def test_a_dependency_that_is_away_is_no_fault_of_the_alerts(engine: OnnxEngine) -> None:
     with pytest.raises(DependencyUnavailableError):
         pipeline(engine, AwayStore()).process([message(PACKETS[0])])
@@ -245,6 +291,18 @@ def test_alerts_and_the_spectrum_of_their_object_in_one_batch(engine: OnnxEngine
         ("spectrum", first.object_id),
     ]
     assert "spectrum" in result.annotations[1].modalities
+
+
+def test_a_spectrum_of_a_named_object_that_is_not_found_is_told(
+    engine: OnnxEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = pipeline(engine, MemoryStore())
+    named = replace(spectrum("s", 10.0, 10.0), survey="ztf", object_id="ZTF18absents")
+    result = line.process([message(write(named)), message(write(spectrum("t", 11.0, 10.0)))])
+    assert (result.spectra_stored, result.annotations) == (2, [])
+    (told,) = [record.getMessage() for record in caplog.records if "spectrum" in record.getMessage()]
+    assert "spectrum s is of ztf:ZTF18absents" in told
+    assert "next alert" in told
 
 
 class PoisonedSpectra(MemoryStore):

@@ -11,12 +11,14 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from broker import build
+from broker.batch import IncomingMessage
 from broker.config import InferenceSettings, KafkaSettings, Settings, TritonSettings, load_settings
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
-from broker.inference import triton
+from broker.inference import triton, triton_requests
 from broker.inference.triton import TritonEngine
 from broker.inference.triton_client import TritonTls
 from broker.state.objects import Limits
+from broker.surveys.simulator import simulate_alerts
 from tests.random_models import build_random_repository
 
 PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvg\n-----END PRIVATE KEY-----"
@@ -47,11 +49,13 @@ def test_days_after_which_trifid_state_forgets_are_seconds_of_redis(monkeypatch:
 
 def test_what_triton_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     told: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(build, "TritonEngine", lambda *given, **named: told.append((given, named)))
+    monkeypatch.setattr(triton, "TritonEngine", lambda *given, **named: told.append((given, named)))
     inference = InferenceSettings(engine="triton", model_repository=tmp_path)
     given = {"url": "triton:9", "timeout_s": 3.5, "retries": 5}
     build.build_engine(inference, TritonSettings.model_validate(given))
-    auto = {"version": None, "one_request": True, "shared_memory": True, "by_modality": False}
+    auto = {
+        "version": None, "one_request": True, "requests_in_flight": 2, "shared_memory": True, "by_modality": False,
+    }  # fmt: skip
     assert told == [(("triton:9", tmp_path), {"timeout": 3.5, "retries": 5, "tls": None, **auto})]
     files = {"root_certificates": tmp_path / "a", "private_key": tmp_path / "b", "certificate_chain": tmp_path / "c"}
     build.build_engine(inference, TritonSettings.model_validate({**given, "tls": True, **files}))
@@ -60,6 +64,8 @@ def test_what_triton_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert (told[2][1]["one_request"], told[2][1]["shared_memory"]) == (False, True)
     build.build_engine(inference, TritonSettings.model_validate({**given, "shared_memory": "off"}))
     assert (told[3][1]["one_request"], told[3][1]["shared_memory"]) == (True, False)
+    build.build_engine(inference, TritonSettings.model_validate({**given, "requests_in_flight": 3}))
+    assert told[4][1]["requests_in_flight"] == 3
 
 
 class Triton:
@@ -97,7 +103,8 @@ def test_a_request_is_tried_again_as_often_as_the_settings_say(
     pauses: list[float],
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(triton.time, "sleep", slept.append)
+    monkeypatch.setattr(triton_requests, "jittered", lambda pause: pause)
+    monkeypatch.setattr(triton_requests.time, "sleep", slept.append)
     repository = build_random_repository(tmp_path)
     engine = TritonEngine("127.0.0.1:1", repository, timeout=3.5, retries=retries, shared_memory=False)
     engine.close()
@@ -124,3 +131,18 @@ def test_a_private_key_in_the_environment_is_refused(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigurationError, match=r"ssl\.key\.pem is a secret") as caught:
         load_settings()
     assert "MIIEvg" not in str(caught.value)
+
+
+def test_a_pipeline_without_servers_decodes_by_the_settings(tmp_path: Path) -> None:
+    """It took the default surveys, limits and schemas, whatever the settings said."""
+    (packet,) = simulate_alerts(1, 1, seed=4)
+    repository = build_random_repository(tmp_path)
+    for surveys, reason in (
+        (("broker.surveys.lsst",), "are no alerts of a known survey"), (("broker.surveys.ztf",), None),
+    ):  # fmt: skip
+        given = {"surveys": surveys, "inference": {"model_repository": repository}}
+        result = build.local_pipeline(Settings.model_validate(given)).process(
+            [IncomingMessage(packet.payload, 61000.0)]
+        )
+        assert [letter.reason.endswith(reason or "") for letter in result.dead_letters] == ([True] if reason else [])
+        assert len(result.annotations) == (0 if reason else 1)

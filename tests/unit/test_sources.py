@@ -14,9 +14,10 @@ import fastavro
 import numpy as np
 import pytest
 
+from broker import sources
 from broker.avro.container import write_long
 from broker.errors import DecodeError, InputFileError
-from broker.sources import Packet, Remark, iter_packets
+from broker.sources import Packet, Remark, in_batches, iter_packets
 from broker.surveys import Decoder
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from broker.surveys.splitting import MAX_PACKET_BYTES
@@ -359,3 +360,10 @@ def test_a_pipe_is_read_as_a_file_is(tmp_path: Path) -> None:
     archive = (CASES / "ztf_public_20190102.tar.gz").read_bytes()
     done = subprocess.run([sys.executable, "-c", code], input=archive, check=True, capture_output=True)
     assert done.stdout.decode().strip() == str([f"-/{n}000000000.avro" for n in (55931624, 57943130, 57955265)])
+
+
+def test_a_batch_has_so_many_packets_or_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MOST_BYTES", 10)
+    sizes = [1, 1, 1, 6, 5, 20, 3, 3, 3, 3]
+    batches = list(in_batches([Packet("", bytes(size)) for size in sizes], 3))
+    assert [[len(p.payload) for p in batch] for batch in batches] == [[1, 1, 1], [6], [5], [20], [3, 3, 3], [3]]

@@ -324,11 +324,13 @@ def test_cpu_time_of_a_child_counts_in_its_tree_and_not_in_its_parent() -> None:
 
 
 def test_core_milliseconds_an_alert_and_what_is_outside_of_stages() -> None:
-    figures = {"stages": {"decode": 1.0, "assemble": 4.0}, "cpu_seconds": 6.0, "worker_mib": [500]}
+    figures: dict[str, Any] = {"stages": {"decode": 1.0, "assemble": 4.0}, "cpu_seconds": 6.0, "worker_mib": [500]}
+    figures["servers"] = {"Kafka": 3.0}
     found = stream.per_alert(figures, 2000)
     assert found["core_ms"] == pytest.approx(3.0)
     assert found["core_ms_by_stage"] == pytest.approx({"decode": 0.5, "assemble": 2.0})
     assert found["core_ms_outside"] == pytest.approx(0.5)
+    assert found["core_ms_of_servers"] == pytest.approx({"Kafka": 1.5})
 
 
 def test_mixes() -> None:
@@ -346,6 +348,7 @@ def test_the_report_has_each_runs_own_figures() -> None:
         "mix": {"new": 0.1, "repeat": 0.6, "moving": 0.3}, "core_ms": 3.25, "core_ms_outside": 0.25,
         "counts": {"alerts_in": 1000, "classified": 900, "not_classified": 99, "dead_lettered": 1},
         "core_ms_by_stage": {"decode": 1.0, "assemble": 2.0}, "worker_mib": [500, 600],
+        "core_ms_of_servers": {"Kafka": 0.4375, "Redis": 0.125},
     }  # fmt: skip
     other = {
         **run, "run": "open", "producer_late_s": 0.01, "core_ms_by_stage": {"decode": 1.5, "assemble": 1.75},
@@ -366,4 +369,5 @@ def test_the_report_has_each_runs_own_figures() -> None:
     assert "| assemble | 2.000 | 1.750 |" in text
     assert text.index("| assemble |") < text.index("| decode |")  # the dearest first
     assert "| **all** | 3.250 | 3.250 |" in text
+    assert "| besides: Kafka | 0.438 | 0.438 |" in text
     assert "| memory of a worker, MiB, at most | 600 | 600 |" in text

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from broker.bands import BAND_CODE, BANDS
 from broker.errors import DecodeError, InputFileError
 from broker.lightcurves.files import read_light_curves
+from broker.lightcurves.histories import first_detections
 from broker.records import Alert, LightCurve, ObjectState, TimeSystem
 from broker.sources import iter_packets
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
-from training.crops import first_detections
 from training.datasets.vsx import DISPUTED, contradicted
 
 ARCHIVES: dict[str, tuple[str, ...]] = {
@@ -104,10 +104,10 @@ def load_archive(data: Path, name: str) -> LabelledObjects:
             columns["label"].append(row.get("label", row.get("parent")))
             columns["quality"].append(row.get("label_quality"))
             columns["original"].append(row.get("label_original"))
-    label, quality, original = (_objects(columns[c]) for c in ("label", "quality", "original"))
+    label, quality, original = (object_array(columns[c]) for c in ("label", "quality", "original"))
     ra, dec = (np.array([getattr(state, axis) for state in states], np.float64) for axis in ("ra", "dec"))
     # Parents, the labels of EROS-2, are none of our classes.
-    own = _objects([name if name in CLASS_NAMES else None for name in label])
+    own = object_array([name if name in CLASS_NAMES else None for name in label])
     differs = contradicted(data, own, np.zeros(len(states), np.bool_), ra, dec)
     quality[differs & np.array([q != "weak" for q in quality], np.bool_)] = DISPUTED
     return LabelledObjects(name, states, label, quality, original)
@@ -122,7 +122,7 @@ def load_packets(data: Path) -> LabelledObjects:
     return LabelledObjects(
         "ztf_packets",
         states,
-        *(_objects([labels[n][c] for n in names]) for c in ("label", "label_quality", "label_original")),
+        *(object_array([labels[n][c] for n in names]) for c in ("label", "label_quality", "label_original")),
     )
 
 
@@ -183,7 +183,8 @@ def _rows(path: Path) -> list[dict[str, object]]:
         raise InputFileError(f"{path}: {error}") from error
 
 
-def _objects(values: Sequence[object]) -> NDArray[np.object_]:
+def object_array(values: Sequence[object]) -> NDArray[np.object_]:
+    """(n,) of values of any kind, also where all are sequences of one length."""
     result = np.empty(len(values), object)
     result[:] = values
     return result

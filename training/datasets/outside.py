@@ -4,7 +4,9 @@
   reflection variables among VSX's stars in ZTF's data release: labelled by catalogues.
 - Real ZTF packets that nobody labelled: moving objects (the survey's own match), sources that are galaxies by shape,
   detections that the survey's score takes for bogus. These labels are weak.
-- ELAsTiCC's objects with a host galaxy, which are supernovae, active nuclei and the like: simulated.
+- ELAsTiCC's objects with a host galaxy, which are supernovae, active nuclei and the like: simulated, for tests only.
+- Real ZTF packets of what was brighter than the reference in all of 5 detections and more, over more than a day, where
+  there is no star: supernovae and the like. The labels are weak, and these are for tests only.
 - EROS-2's Cepheids, which are for tests only (``training.datasets.multiband``).
 """
 
@@ -24,13 +26,22 @@ from numpy.typing import NDArray
 
 from broker.bands import BAND_CODE
 from broker.photometry import magnitude_to_flux
-from broker.records import SOURCE_FEATURES, Alert, LightCurve, ObjectState, SourceMetadata, TimeSystem
+from broker.records import (
+    SOURCE_FEATURES,
+    Alert,
+    LightCurve,
+    ObjectState,
+    PhotometryKind,
+    SourceMetadata,
+    TimeSystem,
+)
 from broker.taxonomy import CLASS_INDEX
 from training.datasets.multiband import (
     LabelledObjects,
     alerts_of_objects,
     last_states,
     load_archive,
+    object_array,
     packet_paths,
 )
 from training.datasets.tables import ObjectTable
@@ -41,6 +52,9 @@ ELASTICC = "../alerts/elasticc/alerce_elasticc_v0_9_5607.tar.xz"
 GALAXY_SCORE = 0.2
 """Star/galaxy scores below this are galaxies (Tachibana & Miller 2018, figure 8)."""
 BOGUS_SCORE = 0.3
+NO_STAR_SCORE, REAL_SCORE = 0.5, 0.65
+"""Of a transient: the source in reach is no star, and the survey's own score takes the detections for real."""
+LEAST_OF_TRANSIENT, LEAST_DAYS = 5, 1.0
 
 
 def outside_of_archive(table: ObjectTable, data: Path) -> LabelledObjects:
@@ -99,7 +113,7 @@ def gaia_stars(data: Path) -> tuple[LabelledObjects, LabelledObjects]:
         )  # fmt: skip
         original.append(row["gaia_class"])
         label.append(row["label"])
-    everything = replace(_unlabelled("gaia", states, original), label=_objects(label))
+    everything = replace(_unlabelled("gaia", states, original), label=object_array(label))
     cepheids = everything.take([i for i, c in enumerate(original) if c == "CEP"])
     return cepheids, everything.take([i for i, c in enumerate(label) if c in CLASS_INDEX])
 
@@ -110,6 +124,24 @@ def unlabelled_packets(data: Path, labelled: frozenset[str]) -> LabelledObjects:
     kind = {name: outside_kind(own) for name, own in alerts.items() if name not in labelled}
     names = sorted(name for name, own in kind.items() if own is not None)
     return _unlabelled("ztf_packets", last_states([alerts[n] for n in names]), [kind[n] for n in names])
+
+
+def transient_packets(data: Path, labelled: frozenset[str]) -> LabelledObjects:
+    """Real ZTF objects that are transients by what the packets say, and none of ``outside_kind``."""
+    alerts = alerts_of_objects(packet_paths(data))
+    names = [n for n in sorted(alerts) if n not in labelled and outside_kind(alerts[n]) is None]
+    states = last_states([alerts[n] for n in names])
+    found = [s for n, s in zip(names, states, strict=True) if is_transient(alerts[n], s.light_curve)]
+    return _unlabelled("ztf_packets", found, ["transient"] * len(found))
+
+
+def is_transient(alerts: Sequence[Alert], curve: LightCurve) -> bool:
+    """Whether an object with these alerts and light curve has never been fainter than the reference, and is no star."""
+    own = curve.take(np.flatnonzero(curve.kind != PhotometryKind.LIMIT))
+    if len(own) < LEAST_OF_TRANSIENT or not np.all(own.flux > 0) or np.ptp(own.mjd) < LEAST_DAYS:
+        return False
+    star, scores = alerts[-1].star_score, [a.real_bogus for a in alerts if a.real_bogus is not None]
+    return (star is None or star < NO_STAR_SCORE) and bool(scores) and min(scores) >= REAL_SCORE
 
 
 def outside_kind(alerts: Sequence[Alert]) -> str | None:
@@ -142,10 +174,4 @@ def elasticc_objects(data: Path) -> LabelledObjects:
 
 def _unlabelled(name: str, states: list[ObjectState], original: Sequence[object]) -> LabelledObjects:
     none: NDArray[np.object_] = np.full(len(states), None, object)
-    return LabelledObjects(name, states, none, none, _objects(original))
-
-
-def _objects(values: Sequence[object]) -> NDArray[np.object_]:
-    result = np.empty(len(values), object)
-    result[:] = values
-    return result
+    return LabelledObjects(name, states, none, none, object_array(original))

@@ -7,6 +7,7 @@ such as those that are kept back, by the published one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +57,15 @@ def evaluate_live(
     forest: LightCurveForest | None = None,
     informer: Informer | None = None,
     seed: int = 0,
+    fold_of_star: Mapping[str, int] | None = None,
 ) -> tuple[list[LiveScore], dict[str, list[LiveScore]]]:
-    """All rows (``live_rows``) scored, and the scores after the first detections of each star (by set)."""
+    """All rows (``live_rows``) scored, and the scores after the first detections of each star (by set).
+
+    ``fold_of_star`` are the model's folds, by which the packet forest is cross-validated, too.
+    """
     rows = live_rows(data, seed)
     packets = [row.objects for row in rows if row.name.startswith(PACKET_ROW)][-2:]
-    right = packet_forest(joined(packets), seed) if packets else {}
+    right = packet_forest(joined(packets), seed, fold_of_star=fold_of_star) if packets else {}
     models: dict[str, LightCurveForest | Informer | None] = {"light-curve forest": forest, "Informer": informer}
     scores = []
     for row in track(rows, "Scoring"):

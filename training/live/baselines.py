@@ -15,8 +15,9 @@ from sklearn.model_selection import StratifiedKFold
 
 from broker.assemble import assemble
 from broker.assemble.history import history_features
-from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, usable_points
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.assemble.metadata import MODEL_FEATURES, galactic, raw_values
+from broker.assemble.usable import usable_points
 from broker.barycentre import barycentric_light_curves
 from broker.errors import ConfigurationError
 from broker.records import ObjectState
@@ -162,8 +163,14 @@ class Informer:
         return result
 
 
-def packet_forest(objects: LabelledObjects, seed: int = 0, folds: int = FOLDS) -> dict[str, bool]:
+def packet_forest(
+    objects: LabelledObjects, seed: int = 0, folds: int = FOLDS, fold_of_star: Mapping[str, int] | None = None
+) -> dict[str, bool]:
     """Whether a random forest on what the packets say names the right class of each object, cross-validated by star.
+
+    ``fold_of_star`` are those of the model that it is compared with, so that both learn from the same stars; one that
+    is in none of them is answered by a forest of all that are. None divides the stars into ``folds`` by chance, evenly
+    by class, as is done where none of them has a fold.
 
     It has the values that the model's third modality has (colours, magnitudes, star score, galactic latitude, counts,
     ranges), and no period or shape. Classes with fewer stars than folds are in training as they fall.
@@ -175,8 +182,13 @@ def packet_forest(objects: LabelledObjects, seed: int = 0, folds: int = FOLDS) -
     values = np.where(np.isfinite(values), values, -99.0)
     label = objects.label.astype(str)
     predicted = np.empty(len(label), label.dtype)
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for train, test in splits.split(values, label):
+    fold = np.array([(fold_of_star or {}).get(s.object_id, -1) for s in objects.states], np.intp)
+    if (fold < 0).all():
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        for k, (_, rows) in enumerate(splits.split(values, label)):
+            fold[rows] = k
+    for k in np.unique(fold).tolist():
+        train, test = (fold != k) & (fold >= 0), fold == k
         forest = RandomForestClassifier(500, min_samples_leaf=2, max_features=0.3, random_state=seed, n_jobs=-1)
         predicted[test] = forest.fit(values[train], label[train]).predict(values[test])
     return dict(zip((s.object_id for s in objects.states), (predicted == label).tolist(), strict=True))

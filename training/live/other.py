@@ -8,7 +8,7 @@ of itself) and simulations are named as such.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,17 +22,23 @@ from training.datasets.outside import (
     gaia_stars,
     outside_of_archive,
     outside_of_ztf,
+    transient_packets,
     unlabelled_packets,
 )
 from training.datasets.tables import load_objects
 from training.live.scores import Answers, Classify
+from training.simulate.transients import as_difference
 
 PREFACE = """None of the ten: AUROC of `Other` (0.5 is chance) for objects that are none of the ten classes,
 against stars of the ten. `leading` is the baseline 1 - probability of the leading class, `entropy` that of the ten
 probabilities. `called Other` is the share whose probability reaches the model's threshold, of the objects outside and
-of the stars. EROS-2's stars were never trained on. Moving, galaxy and bogus are weak labels by the packets' own values;
-ELAsTiCC is simulated."""
+of the stars. EROS-2's stars, ELAsTiCC's objects (simulated) and the packets' transients were never trained on. Moving,
+galaxy, bogus and transient are weak labels by the packets' own values. The last rows are within one survey, with like
+modalities: ELAsTiCC's transients against real stars (ZTF's data release, Stripe 82) as difference photometry, forced
+where not detected and without a reference source, as ELAsTiCC has it; ZTF's against the stars of labelled packets."""
 CEPHEID = "cepheid"
+_LENGTHS = (("5 to 9", 5, 10), ("10 to 19", 10, 20), ("10 and more", 10, 10**6))
+_SEED = 29
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,38 @@ def other_scores(classify: Classify, data: Path) -> list[OtherScore]:
             ("EROS-2, first 20 points", first_points(eros, 20)),
         ):
             rows.append(others_of(title, classify(objects), cepheid))
+    rows += _within_surveys(classify, data, outside[-1], outside[-2])
     return [row for row in rows if row is not None]
+
+
+def _within_surveys(
+    classify: Classify, data: Path, elasticc: LabelledObjects, transients: LabelledObjects
+) -> list[OtherScore | None]:
+    stars = [as_alerts(load_archive(data, name)) for name in ("ztf_dr", "stripe82") if has_archive(data, name)]
+    rows = []
+    for title, outside, inside in (
+        ("ELAsTiCC against stars as alerts", elasticc, stars),
+        ("ZTF's transients against stars of packets", transients, [scored(load_packets(data))]),
+    ):
+        parts = [classify(objects) for objects in (outside, *inside)]
+        answers = Answers.joined(parts)
+        side = np.arange(len(answers.other)) < len(parts[0].other)
+        for name, low, high in _LENGTHS:
+            own = (answers.detections >= low) & (answers.detections < high)
+            rows.append(others_of(f"{title}, {name} detections", answers, side, own))
+    return rows
+
+
+def as_alerts(objects: LabelledObjects) -> LabelledObjects:
+    """Stars as ELAsTiCC would send them: difference fluxes, none of a reference source; those detected often enough."""
+    objects = scored(objects)
+    curves = [
+        as_difference(state.light_curve, np.random.default_rng([_SEED, row]), has_source=False, style=1)
+        for row, state in enumerate(objects.states)
+    ]
+    kept = [row for row, curve in enumerate(curves) if curve is not None]
+    seen = objects.take(kept).with_light_curves([curve for curve in curves if curve is not None])
+    return replace(seen, states=[replace(state, metadata=None) for state in seen.states])
 
 
 def outside_sets(data: Path) -> list[LabelledObjects]:
@@ -113,7 +150,7 @@ def outside_sets(data: Path) -> list[LabelledObjects]:
     if (data / "multiband" / "gaia_g_cbm.parquet").exists():
         sets.append(gaia_stars(data)[0])
     labelled = frozenset(state.object_id for state in load_packets(data).states)
-    sets.append(unlabelled_packets(data, labelled))
+    sets += [unlabelled_packets(data, labelled), transient_packets(data, labelled)]
     return [*sets, elasticc_objects(data)]
 
 

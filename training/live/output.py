@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from training.live.both import StarScore, both_markdown
 from training.live.other import OtherScore
 from training.live.other import markdown as others_markdown
-from training.live.scores import LiveScore
+from training.live.scores import LiveScore, binomial_error
 
 PREFACE = """Real stars with labels of the AAVSO's VSX or of a survey's own experts, none of them simulated but where
 a row says so, as the service classifies them: its readers, assembly, ONNX Runtime and prediction sets. Stars that the
@@ -23,12 +23,15 @@ calibrated" is the ECE that a perfectly calibrated model with these probabilitie
 mean and, in brackets, in the worst of 20 cases: an ECE below the latter is no evidence of a fault.
 
 Baselines on the same objects: the packet forest is a random forest on the same values as the model's metadata,
-cross-validated on the same packets. The light-curve forest has the encoder's period and shape features, trained on the
-same archives' training stars and, cross-validated by star, on the stars in several bands that the model's head is
-trained on. Informer is AstroM3's encoder of light curves, trained on the same archives' light curves; a dash where no
-such model was given."""
+cross-validated on the same packets by the model's own folds. The light-curve forest has the encoder's period and shape
+features, trained on the same archives' training stars and, cross-validated by star, on the stars in several bands that
+the model's head is trained on. Informer is AstroM3's encoder of light curves, trained on the same archives' light
+curves; a dash where no such model was given."""
 NUMBERS = (2, 5, 10, 20, 50, 100, 200)
 """Of first detections, in the figures."""
+COVERED, LEAST_COVERED = (0.87, 0.95), 40
+"""Between which a 90 % set should cover, and the objects from which on a row can tell."""
+MISTAKES_OF = ("ZTF data release, all points", "rebuilt from ZTF alerts")
 _BASELINES = ("packet forest", "light-curve forest", "Informer")
 
 
@@ -52,6 +55,7 @@ def markdown(scores: Sequence[LiveScore]) -> str:
     lines += [
         f"- {s.data}: " + ", ".join(f"{c} {s.recall[c]:.2f} ({s.class_counts[c]})" for c in s.recall) for s in scores
     ]
+    lines += ["", *_coverage(scores), "", *_mistakes(scores)]
     lines += ["", "Where all objects have one label, what they are taken for (number):", ""]
     for s in scores:
         if len(s.taken_for) == 1:
@@ -59,6 +63,37 @@ def markdown(scores: Sequence[LiveScore]) -> str:
             ordered = sorted(counts.items(), key=lambda item: -item[1])
             lines.append(f"- {s.data}, {label}: " + ", ".join(f"{name} {count}" for name, count in ordered))
     return "\n".join(lines) + "\n"
+
+
+def _coverage(scores: Sequence[LiveScore]) -> list[str]:
+    """The rows whose sets cover too little or too much, and whether sets could do otherwise."""
+    low, high = COVERED
+    lines = [
+        f"Rows of {LEAST_COVERED} objects and more whose 90 % sets cover less than {low} or more than {high}, and the "
+        "share whose label has the highest probability: a set always has that class, and cannot cover less.",
+        "",
+    ]
+    for s in scores:
+        if s.objects < LEAST_COVERED or low <= s.coverage <= high:
+            continue
+        error = binomial_error(s.coverage, s.objects)
+        if s.coverage < low:
+            why = "too low"
+        elif s.leading_right > high:
+            why = "no set can cover less than that"
+        else:
+            why = f"sets of {s.set_size:.2f} classes are larger than need be"
+        lines.append(f"- {s.data}: {s.coverage:.3f} ± {error:.3f}, leading class {s.leading_right:.3f}: {why}")
+    return lines
+
+
+def _mistakes(scores: Sequence[LiveScore]) -> list[str]:
+    lines = ["What is wrong in two of the rows: star, label, what it is taken for, probability.", ""]
+    for s in scores:
+        if s.data in MISTAKES_OF:
+            found = "; ".join(f"{name}, {label}, {taken}, {share:.2f}" for name, label, taken, share in s.mistakes)
+            lines.append(f"- {s.data} ({len(s.mistakes)} of {s.objects}): {found}")
+    return lines
 
 
 def plot_first(scores: Mapping[str, Sequence[LiveScore]], path: Path) -> None:
@@ -85,17 +120,32 @@ def plot_first(scores: Mapping[str, Sequence[LiveScore]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What the scores are from."""
+
+    model_version: str
+    command: str
+    code: str
+    """As of ``broker.models.build.code_version``."""
+
+    def __str__(self) -> str:
+        return f"Model {self.model_version}, code {self.code}: `{self.command}`"
+
+
 def save(
     scores: Sequence[LiveScore],
     first: Mapping[str, Sequence[LiveScore]],
     both: Sequence[StarScore],
     others: Sequence[OtherScore],
+    origin: Origin,
     folder: Path,
 ) -> None:
     """Write ``live.md``, ``live.json`` and the figure ``live.png`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "live.md").write_text(f"{PREFACE}\n\n{markdown(scores)}{both_markdown(both)}\n{others_markdown(others)}")
-    rows: dict[str, object] = {"classes": [asdict(s) for s in scores]}
+    tables = f"{markdown(scores)}{both_markdown(both)}\n{others_markdown(others)}"
+    (folder / "live.md").write_text(f"{origin}\n\n{PREFACE}\n\n{tables}")
+    rows: dict[str, object] = {**asdict(origin), "classes": [asdict(s) for s in scores]}
     rows |= {"first_detections": {name: [asdict(s) for s in own] for name, own in first.items()}}
     rows |= {"light_curve_and_spectrum": [asdict(s) for s in both], "other": [asdict(s) for s in others]}
     (folder / "live.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from hashlib import sha256
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +13,15 @@ from sklearn.metrics import f1_score, recall_score
 
 from broker.assemble import assemble
 from broker.assemble.inputs import ModelInputs
+from broker.errors import ConfigurationError
 from broker.inference import Predictions
 from broker.inference.manifest import Manifest, load_manifest
 from broker.inference.onnx import OnnxEngine
 from broker.inference.physics import plausible_period, rule_out
-from broker.records import ObjectState
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES, NOT_CLASSIFIED, OTHER
 from training.calibrate import expected_calibration_error
 from training.datasets.multiband import LabelledObjects
+from training.origin import digest_of
 
 BINS = 10
 """Of the calibration error."""
@@ -67,6 +66,11 @@ class Repository:
         self._manifest: Manifest = load_manifest(path)
         self._engine = OnnxEngine(path)
 
+    @property
+    def version(self) -> str:
+        """That of the model."""
+        return self._manifest.model_version
+
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
         batches = (objects.states[first : first + _BATCH] for first in range(0, len(objects), _BATCH))
@@ -77,12 +81,14 @@ class Repository:
         return self._answers(inputs, self._engine.predict(inputs))
 
     def _answers(self, inputs: ModelInputs, predictions: Predictions) -> Answers:
-        probabilities, period = rule_out(predictions.probabilities, inputs.light_curve)
+        plausible = rule_out(predictions.probabilities, inputs.light_curve)
+        probabilities, period, none_of_ten = plausible
         sets = self._manifest.prediction_sets(probabilities, inputs.present, inputs.light_curve.detections)
         in_set = np.array([[name in own for name in CLASS_NAMES] for own in sets], np.bool_)
-        other = predictions.other.astype(np.float64)
-        is_other = self._manifest.called_other(other, inputs.present, inputs.light_curve.detections)
-        is_other &= probabilities.any(axis=1)
+        other = np.fmax(predictions.other.astype(np.float64), plausible.other)
+        curves = inputs.light_curve
+        is_other = self._manifest.called_other(other, inputs.present, curves.detections, curves.is_difference)
+        is_other = (is_other | none_of_ten) & probabilities.any(axis=1)
         given = (probabilities * np.where(is_other, 1.0 - other, 1.0)[:, None]).astype(np.float64)
         of_the_ten = predictions.probabilities.astype(np.float64)
         return Answers(given, in_set, inputs.light_curve.detections, period, other, is_other, of_the_ten)
@@ -92,10 +98,17 @@ class CrossValidated:
     """Each star by the model that has not seen it: a repository for each fold, and one for stars in none."""
 
     def __init__(self, published: Path, folds: Path) -> None:
-        """``folds`` is a folder of repositories ``0``, ``1``, ... with ``folds.json``: the fold of each star."""
+        """``folds`` is a folder of repositories ``0``, ``1``, ... with ``folds.json``: the fold of each star.
+
+        Raises ConfigurationError where they are not those that were trained with ``published``.
+        """
         self.fold: dict[str, int] = json.loads((folds / "folds.json").read_text())
         self._models: list[Repository] = [Repository(folds / str(k)) for k in range(max(self.fold.values()) + 1)]
         self._published: Repository = Repository(published)
+        self.version: str = self._published.version
+        for k, model in enumerate(self._models):
+            if model.version != (expected := f"{self.version}-fold{k}"):
+                raise ConfigurationError(f"{folds / str(k)} has model {model.version}, not {expected}")
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
@@ -113,37 +126,18 @@ class Once:
 
     def __init__(self, classify: Classify) -> None:
         self._classify = classify
-        self._rows: dict[bytes, int] = {}
+        self._rows: dict[str, int] = {}
         """Where in ``_parts`` the answer to each state is, by its digest."""
         self._parts: list[Answers] = []
 
     def __call__(self, objects: LabelledObjects) -> Answers:
         """Classify each object from its state."""
-        digests = [_digest(state) for state in objects.states]
+        digests = [digest_of(state) for state in objects.states]
         new = {digest: row for row, digest in enumerate(digests) if digest not in self._rows}
         if new:
             self._parts = [Answers.joined([*self._parts, self._classify(objects.take(new.values()))])]
             self._rows |= {digest: len(self._rows) + number for number, digest in enumerate(new)}
         return self._parts[0].take(np.array([self._rows[digest] for digest in digests], np.intp))
-
-
-def _digest(state: ObjectState) -> bytes:
-    """SHA-256 of all that a state holds."""
-    digest = sha256()
-    left: list[Any] = [state]
-    while left:
-        value = left.pop()
-        if isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype.str} {value.shape} ".encode() + value.tobytes())
-        elif is_dataclass(value):
-            digest.update(f"{type(value).__name__} ".encode())
-            left += [getattr(value, one.name) for one in fields(value)]
-        elif isinstance(value, tuple | list):
-            digest.update(f"{len(value)} ".encode())
-            left += value
-        else:
-            digest.update(f"{value!r} ".encode())
-    return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +159,8 @@ class LiveScore:
     """And what it would stay below in 95 of 100 cases."""
     coverage: float
     set_size: float
+    leading_right: float
+    """Share whose label has the highest probability of the ten: a set that always has it cannot cover less."""
     not_classified: int
     called_other: int
     """Objects published as Other, which counts as wrong."""
@@ -174,6 +170,8 @@ class LiveScore:
     class_counts: dict[str, int] = field(default_factory=dict)
     taken_for: dict[str, dict[str, int]] = field(default_factory=dict)
     """By label, how many objects are taken for each class, Other or NotClassified."""
+    mistakes: tuple[tuple[str, str, str, float], ...] = ()
+    """Of each object that is not right its id, label, what it is taken for, and with which probability."""
     baselines: dict[str, float | None] = field(default_factory=dict)
     """Accuracy of the baselines on the same objects, None for one that there is no model of."""
 
@@ -222,7 +220,7 @@ def live_score(name: str, objects: LabelledObjects, answers: Answers, groups: Ma
     leading = np.array(CLASS_NAMES, object)[answers.probabilities.argmax(axis=1)]
     impossible = [
         not plausible_period(str(lead), period)
-        for lead, period, good in zip(leading, answers.period.tolist(), classified, strict=True)
+        for lead, period, good in zip(leading, answers.period.tolist(), classified & ~answers.is_other, strict=True)
         if good and period == period  # a NaN is none
     ]
     return LiveScore(
@@ -237,9 +235,19 @@ def live_score(name: str, objects: LabelledObjects, answers: Answers, groups: Ma
         calibrated_error_95=error_95,
         coverage=float(np.mean(in_set[np.arange(len(label)), label])),
         set_size=float(in_set.sum(axis=1).mean()),
+        leading_right=float(np.mean(classified & (summed.argmax(axis=1) == label))),
         not_classified=int(np.sum(~classified)),
         called_other=int(np.sum(answers.is_other)),
         impossible=sum(impossible),
+        mistakes=tuple(
+            (
+                objects.states[i].object_id,
+                names[label[i]],
+                answers_of[best[i] % len(answers_of)],
+                float(answered[i].max()),
+            )
+            for i in np.flatnonzero(best != label).tolist()
+        ),
         recall={names[c]: float(r) for c, r in zip(present, recall, strict=True)},
         class_counts={names[c]: int(np.sum(label == c)) for c in present},
         taken_for={

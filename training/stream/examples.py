@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from broker.assemble.history import history_features
-from broker.assemble.lightcurve import assemble_points, usable_points
+from broker.assemble.lightcurve import assemble_points
 from broker.assemble.metadata import (
     raw_values,
 )
+from broker.assemble.usable import usable_points
 from broker.barycentre import barycentric_light_curves
+from broker.lightcurves.histories import first_detections
 from broker.records import LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX
-from training.crops import first_detections
 from training.datasets.multiband import LabelledObjects
 
 CHUNK = 256
@@ -38,6 +39,8 @@ class Examples:
     present: NDArray[np.bool_]
     """(n,) whether there is a light curve."""
     detections: NDArray[np.int32]
+    event: NDArray[np.float32]
+    """(n, EVENT_FEATURES): ``broker.assemble.event``."""
     label: NDArray[np.int64]
     """(n,) position in CLASSES."""
     star: NDArray[np.object_]
@@ -87,7 +90,7 @@ class FrozenEncoder:
             parts.append(
                 Examples(
                     embedding, values, np.array([s.ra for s in chunk]), np.array([s.dec for s in chunk]),
-                    inputs.present, inputs.detections, label[first : first + CHUNK],
+                    inputs.present, inputs.detections, inputs.event, label[first : first + CHUNK],
                     np.array([s.object_id for s in chunk], object), np.full(len(chunk), kind, object),
                 )
             )  # fmt: skip

@@ -27,6 +27,7 @@ from training.datasets.tables import load_objects
 from training.simulate.catalogues import catalogue_values
 from training.simulate.metadata import fit_scaler
 from training.simulate.spectra import PARTIAL, load_templates, simulate_spectra
+from training.stream.cache import Cache
 from training.stream.examples import (
     CHUNK,
     Cut,
@@ -153,34 +154,16 @@ class Material:
         return result
 
 
-def prepare_material(repository: Path, data: Path, seed: int, cache: Path, report: Callable[[str], None]) -> Material:
-    """All histories, encoded; kept in the folder ``cache``, which belongs to the encoders of ``repository``."""
+def prepare_material(repository: Path, data: Path, seed: int, cache: Cache, report: Callable[[str], None]) -> Material:
+    """All histories, encoded by ``repository``; kept in ``cache``."""
     encoder = FrozenEncoder(repository)
-    cache.mkdir(parents=True, exist_ok=True)
-    real = cached(
-        cache / "real.npz",
-        lambda: _real_examples(encoder, data),
-        fits=lambda found: set(set_of(found.kind)) == set(REAL_SETS),
-    )
+    real = cache.examples("real.npz", lambda: _real_examples(encoder, data))
     stars = _ArchiveStars(data, seed)
-    path = cache / f"spectrum-draws-{seed}.npy"
-
-    def archive_examples() -> Examples:
-        path.unlink(missing_ok=True)  # a spectrum of each of other stars
-        return stars.examples(encoder)
-
-    archive = cached(
-        cache / f"archive-{seed}.npz",
-        archive_examples,
-        fits=lambda found: set(found.star) == set(stars.names),  # or labels have changed since
-    )
-    if not path.exists():
-        np.save(path, stars.spectra(repository, data))
+    archive = cache.examples(f"archive-{seed}.npz", lambda: stars.examples(encoder))
+    draws = cache.array(f"spectrum-draws-{seed}.npz", lambda: stars.spectra(repository, data))
     rows = stars.rows_of(archive)
     version = np.array([int(kind.split("/")[1]) for kind in archive.kind])
-    spectrum: NDArray[np.float16] = np.load(path, allow_pickle=False)[
-        version % SPECTRUM_DRAWS, np.searchsorted(stars.rows, rows)
-    ]
+    spectrum: NDArray[np.float16] = draws[version % SPECTRUM_DRAWS, np.searchsorted(stars.rows, rows)]
     rng = np.random.default_rng([seed, 13])
     # What a catalogue has of an archive's star, and what a packet would say of it.
     catalogued = stars.catalogued[rows]
@@ -203,22 +186,6 @@ def prepare_material(repository: Path, data: Path, seed: int, cache: Path, repor
         counts,
         scaler,
     )
-
-
-def cached(path: Path, make: Callable[[], Examples], fits: Callable[[Examples], bool] = lambda found: True) -> Examples:
-    """The examples in the file ``path``, which is made where there is none, or none that ``fits``."""
-    if path.exists() and fits(found := _stored(path)):
-        return found
-    examples = make()
-    columns = {name: getattr(examples, name) for name in Examples.__slots__}
-    np.savez(path, **{n: c.astype(np.str_) if c.dtype == object else c for n, c in columns.items()})
-    return _stored(path)
-
-
-def _stored(path: Path) -> Examples:
-    with np.load(path, allow_pickle=False) as file:
-        stored = [file[name] for name in Examples.__slots__]
-    return Examples(*(c.astype(object) if c.dtype.kind == "U" else c for c in stored))
 
 
 def _real_examples(encoder: FrozenEncoder, data: Path) -> Examples:
@@ -274,12 +241,6 @@ class _ArchiveStars:
         self._cadences = load_cadences(data)
         self._part = part_of_each(len(table), (training, validation, test))
         self.catalogued, self._code = catalogue_values(table, data, self._part, rng)
-
-    @property
-    def names(self) -> NDArray[np.object_]:
-        """(m,) of ``rows``."""
-        names: NDArray[np.object_] = self._table.object_id[self.rows]
-        return names
 
     def rows_of(self, examples: Examples) -> NDArray[np.intp]:
         """The table's row of each example."""

@@ -32,17 +32,19 @@ def other_thresholds(
     right: NDArray[np.bool_],
     group: NDArray[np.str_],
     detections: NDArray[np.integer],
+    few: int = FEW,
 ) -> tuple[float, ...]:
     """For each of CALIBRATION_BINS the lowest threshold that takes too many of no set; 1, for never, without sets.
 
     ``probability`` (n,) of being none of the ten, from the same modalities, of stars of the ten that the network had
     not seen; ``right`` (n,) whether the ten-class answer is right; ``group`` (n,) the set of each. A set with too few
-    right stars in a cell is helped by its nearest cells: the probabilities are calibrated in each.
+    right stars in a cell is helped by its nearest cells: the probabilities are calibrated in each. Below ``few``
+    detections MOST_OF_RIGHT_OF_FEW may be taken.
     """
     cell = np.searchsorted(CALIBRATION_BINS[1:], detections, side="right")
     thresholds = []
     for number, first in enumerate(CALIBRATION_BINS):
-        share = MOST_OF_RIGHT_OF_FEW if first < FEW else MOST_OF_RIGHT
+        share = MOST_OF_RIGHT_OF_FEW if first < few else MOST_OF_RIGHT
         highest = []
         for name in np.unique(group).tolist():
             members = np.flatnonzero(group == name)

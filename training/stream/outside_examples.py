@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ from numpy.typing import NDArray
 
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, assemble_light_curves
 from broker.records import SOURCE_FEATURES
-from training.datasets.multiband import LabelledObjects, load_packets
+from broker.taxonomy import CLASS_NAMES
+from training.datasets.multiband import LabelledObjects, load_archive, load_packets, scored
 from training.datasets.outside import (
-    elasticc_objects,
     gaia_stars,
     outside_of_archive,
     outside_of_ztf,
     unlabelled_packets,
 )
 from training.datasets.tables import load_objects
+from training.simulate.transients import KINDS, as_difference, simulated_events
 from training.stream.examples import (
     CHUNK,
     Cut,
@@ -36,19 +38,14 @@ from training.streams import CEPHEID, Cadence, as_streamed, load_cadences
 SEVERAL_BANDS_OF = "gaia"
 """The set whose light curves are shown in several bands, too. Catalina's, two thirds of them RRd stars, made something
 else of EROS-2's RR Lyrae stars."""
-_VERSIONS = 5
-"""Of each of its light curves: whole, two cuts; in several bands, whole and cut."""
+_STARS_OF_CLASS, _DRAWS_OF_STARS = 100, 8
+"""Of the archive's stars of each class and survey, as alerts, and how often each star is there."""
 
 
-def has_all_versions(stored: Examples) -> bool:
-    """Whether these are what ``outside_examples`` makes, and not what an earlier release made."""
-    kind = stored.kind.astype(str)
-    numbers = {name.split("/")[1] for name in kind if name.startswith(f"{SEVERAL_BANDS_OF}:")}
-    return len(numbers) == _VERSIONS and "css:RRd/0" in kind
-
-
-def outside_examples(encoder: FrozenEncoder, data: Path) -> Examples:
+def outside_examples(encoder: FrozenEncoder, data: Path, trained: NDArray[np.object_]) -> Examples:
     """Whole and cut; ``label`` is -1 for none of the ten, ``kind`` is ``<set>:<what it is>/<version>``.
+
+    ``trained`` are the names of the archive's stars that are trained on.
 
     Packets of ZTF have short histories as they are, and are cut once. Gaia's light curves of one band are also shown in
     several (``training.streams``): a Cepheid in several bands would else be one of ZTF's 29.
@@ -62,9 +59,8 @@ def outside_examples(encoder: FrozenEncoder, data: Path) -> Examples:
         (cepheids, (first_n, random_n)),
         (stars, (first_n, random_n)),
         (unlabelled_packets(data, labelled), (first_n,)),
-        (elasticc_objects(data), (first_n,)),
     ]
-    parts = []
+    parts = _as_alerts(encoder, data, frozenset(trained), cadences)
     for objects, cuts in sets:
         versions = [objects, *cut_versions(objects, cuts, seed=2)]
         if objects.name == SEVERAL_BANDS_OF:
@@ -75,6 +71,51 @@ def outside_examples(encoder: FrozenEncoder, data: Path) -> Examples:
             examples.kind[:] = [f"{objects.name}:{original}/{number}" for original in objects.original]
             parts.append(examples)
     return Examples.join(parts)
+
+
+def _as_alerts(
+    encoder: FrozenEncoder, data: Path, trained: frozenset[object], cadences: Sequence[Cadence]
+) -> list[Examples]:
+    """Simulated events, and stars of the ten classes in the same way: difference photometry, some without a source."""
+    parts = []
+    events = simulated_events(cadences, seed=5)
+    for kind in KINDS:
+        states = [state for own, state in events if own == kind]
+        outside = np.full(len(states), -1, np.int64)
+        parts.append(encoder.examples(states, outside, f"simulated:{kind}/0", f"simulated {kind}"))
+    for number, stars in enumerate(_stars(data, trained, cadences)):
+        states, label = [], []
+        for draw in range(_DRAWS_OF_STARS):
+            rngs = (np.random.default_rng([6, number, draw, i]) for i in range(len(stars)))
+            for state, own, rng in zip(stars.states, stars.label, rngs, strict=True):
+                curve = as_difference(state.light_curve, rng)
+                if curve is not None:
+                    states.append(replace(state, light_curve=curve, metadata=None))
+                    label.append(own)
+        indices = class_indices(np.array(label, object))
+        parts.append(encoder.examples(states, indices, f"difference:{stars.name}/0", f"{stars.name} as alerts"))
+    return parts
+
+
+def _stars(data: Path, trained: frozenset[object], cadences: Sequence[Cadence]) -> list[LabelledObjects]:
+    """Of ZTF's data releases, Stripe 82 and, in several bands, the archive's that are ``trained`` on."""
+    table = load_objects(data)
+    rows: list[int] = []
+    rng = np.random.default_rng(7)
+    for survey in np.unique(table.survey):
+        for name in CLASS_NAMES:
+            own = [
+                i
+                for i in np.flatnonzero((table.survey == survey) & (table.label == name))
+                if table.object_id[i] in trained
+            ]
+            rows += rng.permutation(own)[:_STARS_OF_CLASS].astype(int).tolist()
+    none = np.full(len(rows), None, object)
+    archive = LabelledObjects("archive", table.states(rows), table.label[rows], none, none)
+    return [
+        *(scored(load_archive(data, name)) for name in ("ztf_dr", "stripe82")),
+        in_several_bands(archive, cadences, seed=8),
+    ]
 
 
 def in_several_bands(objects: LabelledObjects, cadences: Sequence[Cadence], seed: int) -> LabelledObjects:

@@ -18,13 +18,14 @@ from broker.inference.manifest import CALIBRATION_BINS
 from training.calibrate import COVERAGE, LEAST_IN_CELL, best_log_temperature, cell_rows, conformal_threshold
 from training.encoders.trimodal import SUBSETS, Classifier, subset_name
 from training.export import export_classifier, export_metadata_encoder, save_scaler, write_manifest
+from training.stream.cache import Cache, origin_of
 from training.stream.examples import Examples, set_of
 from training.stream.head import Head, train_head
 from training.stream.material import SEVERAL_BANDS, Inputs, Material, prepare_material
 from training.stream.no_metadata_head import head_without_metadata
 from training.stream.other_folds import train_others
-from training.stream.other_head import CalibratedOther, ClassifierWithOther, OtherHead
-from training.stream.stored import stored_head, stored_other
+from training.stream.other_network import CalibratedOther, ClassifierWithOther
+from training.stream.stored import StoredOther, stored_head, stored_other
 
 FOLDS = 5
 
@@ -35,6 +36,8 @@ class Keep(Enum):
     NOTHING = "nothing"
     CLASSES = "classes"
     """Those of the ten classes: metadata encoder and classifier; ``Other`` is trained anew."""
+    TOTAL = "total"
+    """All but the network of ``Other`` for difference photometry."""
     ALL = "all"
 
 
@@ -177,17 +180,19 @@ def train_stream(
     ``repository`` and of ``folds``, from an earlier training with the same ``seed``; temperatures, prediction sets and
     the probabilities and thresholds of ``Other`` are always made anew. Raises ConfigurationError where these hold none.
     """
-    material = prepare_material(repository, data, seed, output / "cache", report)
+    cache = Cache(output / "cache", origin_of(repository, data))
+    material = prepare_material(repository, data, seed, cache, report)
     fold = fold_of_stars(material, seed)
-    kept: list[OtherHead] | None = None
+    kept: list[StoredOther] | None = None
     if keep == Keep.NOTHING:
         heads, published = _trained_heads(material, fold, seed, report)
     else:
         repositories = [*(output / "folds" / str(k) for k in range(FOLDS)), repository]
         *heads, published = (stored_head(path) for path in repositories)
-        kept = [stored_other(path) for path in repositories] if keep == Keep.ALL else None
+        if keep != Keep.CLASSES:
+            kept = [stored_other(path, difference=keep == Keep.ALL) for path in repositories]
     calibration = calibration_of(material, heads, published, fold)
-    others = train_others(material, fold, [*heads, published], repository, data, output / "cache", seed, report, kept)
+    others = train_others(material, fold, [*heads, published], repository, data, cache, seed, report, kept)
     folds = output / "folds"
     for k, head in enumerate(heads):
         write_head(
@@ -234,4 +239,4 @@ def write_head(
     export_classifier(ClassifierWithOther(head.classifier, other.network), repository, with_other=True)
     training = json.loads((source / "manifest.json").read_text())["training"]
     training["stream_head"] = {"version": version, "folds": FOLDS, "other": other.scores}
-    write_manifest(repository, version, thresholds, training, other.thresholds)
+    write_manifest(repository, version, thresholds, training, other.thresholds, other.difference_thresholds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 from broker.errors import ConfigurationError
 from training.encoders.trimodal import ConcatClassifier
 from training.stream.head import Head
-from training.stream.other_head import OtherHead
+from training.stream.other_network import OtherHead
 
 _WITHOUT, _WITH, _OTHER = "classifier.without_metadata.", "classifier.with_metadata.", "other."
 _CALIBRATIONS = ("log_temperature", "slope", "offset")
@@ -36,11 +37,28 @@ def stored_head(repository: Path) -> Head:
     return head.eval()
 
 
-def stored_other(repository: Path) -> OtherHead:
-    """The network of ``Other`` of such a repository, without its calibration. Raises as ``stored_head``."""
-    other = OtherHead()
-    _load(other, _weights(repository / "classifier" / "1" / "model.onnx"), _OTHER, repository)
-    return other.eval()
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredOther:
+    """Networks of ``Other``, without their calibration; None for one that is to be trained."""
+
+    total: OtherHead | None = None
+    difference: OtherHead | None = None
+
+
+def stored_other(repository: Path, *, difference: bool = True) -> StoredOther:
+    """The networks of ``Other`` of such a repository; with or without that for ``difference`` photometry.
+
+    Before 2026.11.29 there was one for both, which is then that of total fluxes. Raises as ``stored_head``.
+    """
+    weights = _weights(repository / "classifier" / "1" / "model.onnx")
+    both = any(name.startswith(_OTHER + "total.") for name in weights)
+    total = OtherHead()
+    _load(total, weights, _OTHER + "total." if both else _OTHER, repository)
+    if not difference:
+        return StoredOther(total.eval())
+    own = OtherHead(with_event=True)
+    _load(own, weights, _OTHER + "difference.", repository)
+    return StoredOther(total.eval(), own.eval())
 
 
 def _weights(path: Path) -> dict[str, NDArray[np.generic]]:

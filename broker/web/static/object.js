@@ -69,8 +69,8 @@
           { name: data.objectId, colour: palette[1], marker: "diamond", size: 5, points: [[0, 0, null, null]] },
           { name: "others", colour: palette[0], marker: "circle", size: 4, points: data.around.map((one) => [one.east, one.north, null, one]) },
         ],
-        x: { label: "East of it, ″", invert: true, range: [-125, 125] },
-        y: { label: "North of it, ″", range: [-125, 125] },
+        x: { label: "Offset east, ″", invert: true, range: [-125, 125] },
+        y: { label: "Offset north, ″", range: [-125, 125] },
         read: (_, [x, y, , one]) => (one ? `${one.objectId}: ${one.class} ${number(one.probability, 2)}, ${number(Math.hypot(x, y), 1)}″` : data.objectId),
         open: (_, [, , , one]) => { if (one) location.href = `/object/${encodeURIComponent(one.survey)}/${encodeURIComponent(one.objectId)}`; },
       };

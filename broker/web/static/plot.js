@@ -12,7 +12,11 @@ const PLOT_MARKERS = {
   down: (x, y, r) => `M${x},${y}v${r * 2.6}m${-r},${-r}l${r},${r}l${r},${-r}`,
 };
 
+// Whether a range is so small that its ends have hardly a digit in which they differ: steps within it would add nothing.
+const plotFlat = (low, high) => !(high - low > 1e-12 * Math.max(Math.abs(low), Math.abs(high)));
+
 function plotTicks(low, high, most) {
+  if (plotFlat(low, high)) return [];
   const raw = (high - low) / Math.max(most, 1);
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((n) => n * power).find((s) => s >= raw * (1 - 1e-9));
@@ -72,12 +76,16 @@ function plot(element, first) {
       let low = Infinity, high = -Infinity;
       for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
       if (!(low <= high)) return [0, 1];
-      const room = (high - low) * 0.05 || Math.abs(low) * 0.01 || 0.5;
+      const room = plotFlat(low, high) ? Math.abs(low) * 0.01 || 0.5 : (high - low) * 0.05;
       return [low - room, high + room];
     };
     return [...range(xs, options.x.range), ...range(ys, options.y.range)];
   }
-  function show(next) { view = next; draw(); }
+  function show(next) {
+    if (next && (plotFlat(next[0], next[1]) || plotFlat(next[2], next[3]))) return;
+    view = next;
+    draw();
+  }
   function zoom(factor, atX = 0.5, atY = 0.5) {
     const [x0, x1, y0, y1] = view ?? whole();
     const cx = x0 + (x1 - x0) * atX, cy = y0 + (y1 - y0) * atY;
@@ -98,7 +106,7 @@ function plot(element, first) {
     const ends = view ?? whole();
     const [x0, x1, y0, y1] = ends;
     const yTicks = plotTicks(y0, y1, Math.floor(height / 55));
-    const left = 26 + 7 * Math.max(...yTicks.map(([, t]) => t.length), 3), right = 12, top = 10, bottom = 44;
+    const left = 26 + 7 * Math.max(...yTicks.map(([, t]) => t.length), 3), right = 16, top = 10, bottom = 44;
     area = { left, top, width: width - left - right, height: height - top - bottom };
     const flip = (t, yes) => (yes ? 1 - t : t);
     const px = (x) => left + flip((x - x0) / (x1 - x0), options.x.invert) * area.width;

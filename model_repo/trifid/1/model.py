@@ -9,8 +9,9 @@ Arrays pass by DLPack: the stub in PyPI's wheel knows numpy 1's memory layout on
 
 from __future__ import annotations
 
-import asyncio
+import ctypes
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,18 @@ LATEST = -1  # Triton's number for the latest version
 class TritonPythonModel:
     """One instance; it handles one request at a time."""
 
-    async def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request; one that fails with the error, and its code, of the model that failed."""
-        return [await self._answer(request) for request in requests]
+    def initialize(self, args: dict[str, str]) -> None:
+        """Make the threads that wait for encoders."""
+        # Not a coroutine with async_exec: for each request the stub would make an event loop, with threads of its own.
+        self._waiting = ThreadPoolExecutor(len(ENCODERS) - 1)
 
-    async def _answer(self, request: Any) -> Any:
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request; one that fails with the error, and its code, of the model that failed."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
         try:
-            return pb_utils.InferenceResponse(await _classified(request))
+            return pb_utils.InferenceResponse(_classified(request, self._waiting))
         except _FailedError as failed:
             return pb_utils.InferenceResponse(error=failed.error)
 
@@ -51,7 +57,7 @@ def _refused(message: str) -> _FailedError:
     return _FailedError(pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
-async def _classified(request: Any) -> list[Any]:
+def _classified(request: Any, waiting: ThreadPoolExecutor) -> list[Any]:
     """The classifier's outputs for the objects of a request, each of which has at least one modality."""
     versions = json.loads(request.parameters() or "{}")
     present_tensor = pb_utils.get_input_tensor_by_name(request, "present")
@@ -67,11 +73,20 @@ async def _classified(request: Any) -> list[Any]:
             )
         if number:
             wanted.append((name, rows))
-            calls.append(_call(request, encoder, versions, tensors, ["embedding"]))
+            calls.append((request, encoder, versions, tensors, ["embedding"]))
     if not calls:
         return []  # nothing to classify: the warm-up
-    embeddings = dict(zip((name for name, _ in wanted), await asyncio.gather(*calls), strict=True))
-    inputs = [present_tensor, pb_utils.get_input_tensor_by_name(request, "detections")]
+    *others, last = calls
+    under_way = [waiting.submit(_call, *call) for call in others]
+    try:
+        embedded = _call(*last)
+    finally:
+        wait(under_way)  # they read the request's tensors
+    answers = [*(call.result() for call in under_way), embedded]
+    embeddings = dict(zip((name for name, _ in wanted), answers, strict=True))
+    # Classifiers before 2026.11.29 take no "event", and it is not sent for them.
+    as_they_are = [pb_utils.get_input_tensor_by_name(request, name) for name in ("detections", "event")]
+    inputs = [present_tensor, *(tensor for tensor in as_they_are if tensor is not None)]
     width = next(iter(embeddings.values()))[0].shape()[1]
     rows_of = dict(wanted)
     outputs = list(request.requested_output_names())
@@ -86,24 +101,39 @@ async def _classified(request: Any) -> list[Any]:
                 full[rows_of[name]] = np.from_dlpack(some)
         if by_modality is not None and name in embeddings:
             by_modality[:, column] = full if isinstance(full, np.ndarray) else np.from_dlpack(full)
-        inputs.append(pb_utils.Tensor.from_dlpack(name, full))
-    answers = await _call(request, CLASSIFIER, versions, inputs, [name for name in outputs if name != BY_MODALITY])
+        inputs.append(_tensor(name, full))
+    answers = _call(request, CLASSIFIER, versions, inputs, [name for name in outputs if name != BY_MODALITY])
     if by_modality is not None:
-        answers.append(pb_utils.Tensor.from_dlpack(BY_MODALITY, by_modality))
+        answers.append(_tensor(BY_MODALITY, by_modality))
     return answers
 
 
-async def _call(request: Any, model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
+def _call(request: Any, model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
     """The outputs of a model; it has as long as ``request`` has."""
-    response = await pb_utils.InferenceRequest(
+    response = pb_utils.InferenceRequest(
         model_name=model,
         model_version=int(versions.get(model, LATEST)),
         inputs=inputs,
         requested_output_names=list(outputs),
         timeout=request.timeout(),
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-    ).async_exec()
+    ).exec()
     if response.has_error():
         error = response.error()
         raise _FailedError(pb_utils.TritonError(f"{model}: {error.message()}", error.code()))
     return list(response.output_tensors())
+
+
+# A capsule that was consumed, as DLPack's specification names it. The stub gives it another name, by which numpy takes
+# it for one that was not, and writes a traceback to the log for each tensor. The function is an object of its own:
+# other packages give that of ctypes.pythonapi argument types of their own (dill, which PyTorch imports).
+USED_CAPSULE = ctypes.create_string_buffer(b"used_dltensor")
+_set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(("PyCapsule_SetName", ctypes.pythonapi))
+
+
+def _tensor(name: str, array: Any) -> Any:
+    """Triton's tensor of an array, or of another of its tensors, which it keeps and does not copy."""
+    capsule = array.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    _set_name(capsule, ctypes.addressof(USED_CAPSULE))
+    return tensor

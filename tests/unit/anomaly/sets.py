@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,3 +40,9 @@ def reference_set(
         points, known, 5, np.tile(own, pairs.shape[1]), np.repeat(pairs[0], len(own)).astype(np.uint8),
         np.repeat(pairs[1], len(own)).astype(np.int32), np.repeat(pairs[2], len(own)).astype(np.int32),
     )  # fmt: skip
+
+
+def turned(*degrees: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Unit vectors in a plane at these angles."""
+    angle = np.radians(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)

@@ -102,7 +102,7 @@ def test_what_is_of_no_class_is_strange_at_any_length(scorer: Scorer, detections
     elsewhere = unit(np.random.default_rng(4).normal(size=(40, WIDTH)) * (np.arange(WIDTH) >= 10))
     found = combine(scorer, replace(new, embeddings=elsewhere, doubt=np.full(40, np.nan)))
     assert (found.score > 0.95).all()
-    assert all(reason and reason.startswith("the light curve ") for reason in found.reasons)
+    assert all(reason and reason.startswith("by light curve, ") for reason in found.reasons)
 
 
 def test_modalities_that_point_to_two_classes_disagree_and_the_reason_names_them(scorer: Scorer) -> None:

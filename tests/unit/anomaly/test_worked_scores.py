@@ -15,13 +15,7 @@ from broker.assemble.inputs import MetadataInputs, subset_codes
 from broker.assemble.metadata import MODEL_FEATURES
 from broker.errors import ConfigurationError
 from broker.records import SOURCE_FEATURES
-from tests.unit.anomaly.sets import LIGHT_CURVE, reference_set, unit
-
-
-def turned(*degrees: float) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Unit vectors in a plane at these angles."""
-    angle = np.radians(degrees)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+from tests.unit.anomaly.sets import LIGHT_CURVE, reference_set, turned, unit
 
 
 def chord(degrees: float) -> float:

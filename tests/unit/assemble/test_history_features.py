@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from broker.assemble.history import HISTORY_FEATURES, history_features
-from broker.assemble.lightcurve import usable_points
+from broker.assemble.usable import usable_points
 from broker.bands import AB_OFFSET, BAND_CODE, WAVELENGTH
 from broker.records import LightCurve, PhotometryKind
 

@@ -230,6 +230,8 @@ def test_another_search_drops_it(first: KeptSearch) -> None:
         {"candidates": ()}, {"candidates": ((1.0, 0.5),)}, {"candidates": ((float("nan"), 0.5), (1.0, 0.4))},
         {"candidates": ((-1.0, 0.5), (1.0, 0.4))}, {"points": 0},
         {"last": 0.0}, {"first": float("nan")}, {"checksums": (1, 2)},
+        {"first": -np.inf}, {"last": np.inf}, {"first": -1e308, "last": 1e308},
+        {"candidates": ((1e307, 0.5), (1.0, 0.4))}, {"candidates": ((1e-310, 0.5), (1.0, 0.4))},
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_counts_as_nothing(first: KeptSearch, nonsense: dict[str, object]) -> None:

@@ -90,7 +90,8 @@ def test_without_reference_the_difference_flux_itself_is_used() -> None:
     assert inputs.period[0] == pytest.approx(0.61, rel=1e-3)
 
 
-def test_limits_are_left_out_and_a_forced_point_yields_to_the_detection() -> None:
+@pytest.mark.parametrize("later", [1e-7, -1e-7])
+def test_limits_are_left_out_and_a_forced_point_yields_to_the_detection(later: float) -> None:
     curve = variable()
     limits = take(curve, np.arange(30))
     limits = LightCurve(
@@ -99,7 +100,7 @@ def test_limits_are_left_out_and_a_forced_point_yields_to_the_detection() -> Non
     )  # fmt: skip
     forced = take(curve, np.arange(50))
     forced = LightCurve(
-        forced.mjd + 1e-7, forced.flux * np.float32(3), forced.flux_error,
+        forced.mjd + later, forced.flux * np.float32(3), forced.flux_error,
         forced.reference_flux, forced.band, np.full(50, PhotometryKind.FORCED, np.uint8),
     )  # fmt: skip
     same(curve, join(curve, limits, forced))

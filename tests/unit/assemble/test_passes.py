@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.assemble.passes import center_and_scale, fold, moments
+from broker.assemble.point_passes import changes, exposures, parts
 
 BINS = 128
 EDGES = np.array([0, 7, 7, 8, 400, 1400])
@@ -95,3 +96,63 @@ def test_folds_of_light_curves(cadence: str) -> None:
         np.testing.assert_array_equal(phase[own], expected[0])
         np.testing.assert_array_equal(folded[group], expected[1])
         assert ratio[group] == expected[2]
+
+
+def test_usable_exposures_by_band_and_time() -> None:
+    """Of two objects: times out of order, values that are none, limits (kind 2), and bands that are not known."""
+    time = np.array([3.0, 1.0, 1.000001, 2.0, np.nan, 4.0, 5.0, 6.0, 300_000.0, 1.0, 1.0, 7.0])
+    band = np.array([1, 1, 1, 0, 0, 0, 2, 255, 0, 1, 1, 0], np.uint8)
+    kind = np.array([0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0], np.uint8)
+    flux, error = np.ones(12), np.ones(12)
+    flux[11], error[6] = np.inf, 0.0
+    start = np.array([0, 9, 9, 12])
+    order, count = exposures(time, flux, error, band, kind, start, 2, 2, 200_000.0, 1e-5)
+    # The forced measurement 0.1 s before a detection is left out, two detections at one time are not.
+    assert (order.tolist(), count.tolist()) == ([3, 2, 0, 9, 10], [3, 0, 2])
+    none, of_none = exposures(*(np.empty(0),) * 3, band[:0], kind[:0], np.array([0]), 2, 2, 1e6, 1e-5)
+    assert (len(none), len(of_none)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left"),
+    [((0, 1), (0,)), ((1, 0), (1,)), ((1, 0, 1), (1,)), ((0, 1, 0), (0, 2)), ((1, 1, 0), (0, 2)), ((0, 0, 1), (0, 1))],
+)
+def test_a_detection_stays_of_an_exposure_with_forced_photometry(kind: tuple[int, ...], left: tuple[int, ...]) -> None:
+    size = len(kind)
+    time, one = 60_000.0 + 3e-6 * np.arange(size), np.ones(size)
+    codes = np.array(kind, np.uint8)
+    order, count = exposures(time, one, one, np.zeros(size, np.uint8), codes, np.array([0, size]), 2, 2, 1e6, 1e-5)
+    assert (tuple(order.tolist()), count.tolist()) == (left, [len(left)])
+
+
+def test_stamps_by_parts_of_time() -> None:
+    rng = np.random.default_rng(2)
+    mjd, stamp = rng.uniform(0, 10, int(EDGES[-1])), rng.integers(0, 2**64, int(EDGES[-1]), np.uint64)
+    index, first, last = rng.permutation(len(mjd)), np.full(5, 2.0), np.full(5, 8.0)
+    sums, outside, oldest, newest = parts(mjd, stamp, index, EDGES, first, last, 4)
+    for group, (low, high) in enumerate(pairwise(EDGES.tolist())):
+        own = index[low:high]
+        part = np.where((mjd[own] < 2) | (mjd[own] > 8), 4, np.floor((mjd[own] - 2) / 1.5))
+        assert sums[group].tolist() == [int(stamp[own][part == n].sum(dtype=np.uint64)) for n in range(4)]
+        assert outside[group] == np.sum(part == 4)
+        assert (oldest[group], newest[group]) == ((mjd[own].min(), mjd[own].max()) if len(own) else (np.inf, -np.inf))
+
+
+@pytest.mark.parametrize(("first", "last"), [(-np.inf, 8.0), (2.0, np.inf), (-1e308, 1e308)])
+def test_stamps_stay_within_the_parts_whatever_the_ends_are(first: float, last: float) -> None:
+    """The index came from NaN or infinity, and the sum was written far outside of the array."""
+    mjd, stamp = np.array([3.0, 5.0, 7.0]), np.array([1, 10, 100], np.uint64)
+    sums, outside, *_ = parts(mjd, stamp, np.arange(3), np.array([0, 3]), np.array([first]), np.array([last]), 4)
+    inside = (mjd >= first) & (mjd <= last)
+    assert (sums.sum(), outside[0]) == (stamp[inside].sum(), 3 - inside.sum())
+
+
+def test_changes_of_light_curves() -> None:
+    value = values()
+    found = changes(value, EDGES)
+    for group, (low, high) in enumerate(pairwise(EDGES.tolist())):
+        own = value[low:high]
+        mean = in_turn(own) / max(len(own), 1)
+        variance = in_turn((own - mean) ** 2) / max(len(own), 1)
+        latest = own[-1] if len(own) else 0.0
+        assert [f[group] for f in found] == [variance, in_turn(np.diff(own) ** 2), latest, np.sum(own < 0)]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -205,3 +210,31 @@ def test_many_time_spans_give_the_same_power_as_one_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(period, "_PLANNED_MODES", 100_000)
     for curve, power in zip(curves, expected, strict=True):
         np.testing.assert_array_equal(coarse_power(*curve, 24.0)[1], power)
+
+
+_BITS = """
+import numpy as np
+from broker.assemble.harmonics import _kernels, best_candidates, harmonic_fit
+rng = np.random.default_rng(1)
+of_points = np.sort(rng.uniform(0, 900, 401)), rng.normal(0, 1, 401), np.full(401, 1 / 401), np.array([0, 130, 401])
+fit = harmonic_fit(*of_points, rng.uniform(0.1, 5, 40), 4)
+found = best_candidates(*of_points, np.array([700.0, 411.0, 1400.0]), 0.02, 4, 4, 16)
+print(*(array.tobytes().hex() for array in (*fit, found)))
+print(sum(sum(kernel.stats.cache_hits.values()) for kernel in _kernels()))
+"""
+
+
+def test_processes_that_compile_at_once_and_those_that_read_the_cache_have_the_same_bits(tmp_path: Path) -> None:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", _BITS], env=environment, stdout=subprocess.PIPE, text=True)
+
+    def ended(process: subprocess.Popen[str]) -> tuple[str, int]:
+        bits, hits = process.communicate(timeout=600)[0].splitlines()
+        return bits, int(hits)
+
+    (first, some), (second, others) = (ended(process) for process in [start(), start()])
+    cached, every = ended(start())
+    assert first == second == cached
+    assert some + others == every == 3  # each kernel was compiled by one of the first two

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from broker.assemble.inputs import LightCurveInputs
-from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, PHASE_BINS, assemble_light_curves, usable_points
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES, PHASE_BINS, assemble_light_curves
+from broker.assemble.usable import usable_points
 from broker.bands import BAND_CODE, WAVELENGTH
 from broker.records import LightCurve, PhotometryKind
 

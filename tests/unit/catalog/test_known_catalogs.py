@@ -21,11 +21,12 @@ from broker.errors import InputFileError
 from broker.records import KnownObject
 
 MJD_2000, MJD_2020 = 51544.5, 58849.5
-# OID, Name, V, RA, Dec, Type, l_Period, Period; as VSX has them, but for the flags of the last three.
+# OID, Name, V, RA, Dec, Type, l_Period, Period; as VSX has them, but for the flags of the last three,
+# and V0603 Aql's declination, which has minutes and a sign here, and no degrees.
 STARS: list[tuple[int, str, int, float, float, str, str, float | None]] = [
     (1, "AA And", 0, 346.34537, 47.67631, "EA/SD", "", 0.9350970000),
     (2, "R And", 0, 6.00829, 38.57703, "M", "", 409.2),
-    (3, "V0603 Aql", 0, 292.66083, 0.58222, "NA", "", None),
+    (3, "V0603 Aql", 0, 292.66083, -0.58222, "NA", "", None),
     (4, "UV Per", 0, 32.53333, 57.18944, "UGSU+E:", "(", 360.0),
     (5, "NSV 1", 1, 0.00500, -89.99999, "EW|ESD", ">", 100.0),
     (6, "a constant", 2, 10.0, 10.0, "CST", "", None),
@@ -112,6 +113,15 @@ def machine_readable(folder: Path) -> Path:
     return folder / "t1.txt"
 
 
+def signed_degrees(folder: Path) -> Path:
+    """The same with the sign of the declination in the column of the degrees."""
+    path = machine_readable(folder)
+    lines = path.read_text().splitlines(keepends=True)
+    lines = [line.replace("  31- 32  I2 ", "  30- 32  I3 ") for line in lines if " DE-   " not in line]
+    path.write_text("".join(lines))
+    return path
+
+
 def vizier_tsv(folder: Path) -> Path:
     lines = [
         "#RESOURCE=yCat_B", "#Name: B/vsx/vsx", "", "OID\tName\tV\tRAJ2000\tDEJ2000\tType\tmax\tmin\tl_Period\tPeriod",
@@ -177,15 +187,15 @@ def parquet(folder: Path) -> Path:
 
 
 FORMS = [
-    vsx_dat, vsx_dat_of_many_stars, with_readme, machine_readable, vizier_tsv, vizier_csv, sexagesimal_csv,
-    vizier_votable, vizier_fits, parquet,
+    vsx_dat, vsx_dat_of_many_stars, with_readme, machine_readable, signed_degrees, vizier_tsv, vizier_csv,
+    sexagesimal_csv, vizier_votable, vizier_fits, parquet,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("write", FORMS)
 def test_every_form_gives_the_same_stars(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     catalogs = MemoryCatalogs()
-    assert catalogs.load("vsx", write(tmp_path), KNOWN) == 5
+    assert catalogs.load("vsx", write(tmp_path), KNOWN).sources == 5
     ra, dec = (np.array([star[i] for star in STARS], np.float64) for i in (3, 4))
     found = catalogs.look_up(ra, dec, np.full(len(ra), MJD_2000))
     assert [c.metadata for c in found] == [None] * len(STARS)  # nothing for the model
@@ -277,7 +287,7 @@ def test_every_star_of_the_real_catalogue_is_found(shared: Path) -> None:
     path = shared / "data" / "vsx_2022.parquet"
     table = pq.read_table(path, columns=["ra_e5", "dec_e5", "vsx_type"])
     catalogs = MemoryCatalogs()
-    assert catalogs.load("vsx", path, KNOWN) > 1_900_000
+    assert catalogs.load("vsx", path, KNOWN).sources > 1_900_000
     rows = np.random.default_rng(1).choice(table.num_rows, 2000, replace=False)
     some = table.take(rows)
     ra, dec = (some[name].to_numpy() / 1e5 for name in ("ra_e5", "dec_e5"))

@@ -13,18 +13,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
-from broker.cli import main
 from broker.surveys.simulator import SCHEMA_JSON, simulate_alerts
 from broker.taxonomy import CLASS_NAMES
+from tests.commands import classify
 
 CASES = Path(__file__).resolve().parents[2] / "data" / "cases"
-
-
-def run(*arguments: object) -> tuple[int, list[str], str]:
-    result = CliRunner().invoke(main, ["classify", *map(str, arguments)])
-    return result.exit_code, result.stdout.splitlines(), result.stderr
 
 
 def curves(n: int = 3) -> dict[str, list[object]]:
@@ -46,16 +40,17 @@ def test_packets_give_one_line_each(tmp_path: Path) -> None:
     packets = [a.payload for a in simulate_alerts(3, 20, seed=0)]
     for number, payload in enumerate(packets):
         (tmp_path / f"{number:03d}.avro").write_bytes(payload)
-    code, lines, _ = run(tmp_path, "--json")
+    code, lines, _ = classify(tmp_path, "--json")
     assert code == 0
     assert len(lines) == len(packets)
     for line in lines:
         assert sum(c["probability"] for c in json.loads(line)["classifications"]) == pytest.approx(1)
     (tmp_path / "zzz.avro").write_bytes(b"no packet")
-    code, lines, errors = run(tmp_path)
+    code, lines, errors = classify(tmp_path)
     assert code == 1
     assert len(lines) == len(packets) + 1
     assert "zzz.avro: neither an Avro container" in errors
+    assert "b'no p', as a text does; a table of light curves is for --lightcurves" in errors
 
 
 def test_lists_and_points_in_parquet_and_csv_give_the_same(tmp_path: Path) -> None:
@@ -71,7 +66,7 @@ def test_lists_and_points_in_parquet_and_csv_give_the_same(tmp_path: Path) -> No
     pa_csv.write_csv(pa.table(points), tmp_path / "points.csv")
     results = []
     for name in ("lists.parquet", "points.parquet", "points.csv"):
-        code, lines, _ = run("--lightcurves", tmp_path / name, "--json")
+        code, lines, _ = classify("--lightcurves", tmp_path / name, "--json")
         assert code == 0
         results.append([json.loads(line) for line in lines])
     for other in results[1:]:
@@ -92,7 +87,7 @@ def test_too_few_points_are_not_classified_with_the_reason(tmp_path: Path) -> No
     for name in ("mjd", "mag", "mag_err"):
         columns[name] = [columns[name][0][:3]]  # type: ignore[index]
     pq.write_table(pa.table(columns), tmp_path / "short.parquet")
-    code, lines, _ = run("--lightcurves", tmp_path / "short.parquet", "--json")
+    code, lines, _ = classify("--lightcurves", tmp_path / "short.parquet", "--json")
     record = json.loads(lines[0])
     assert code == 0
     assert [c["className"] for c in record["classifications"]] == ["NotClassified"]
@@ -105,7 +100,7 @@ def test_too_few_points_are_not_classified_with_the_reason(tmp_path: Path) -> No
 )
 def test_a_table_without_what_is_needed_is_an_error_in_one_line(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "table.csv").write_text(content)
-    code, lines, errors = run("--lightcurves", tmp_path / "table.csv")
+    code, lines, errors = classify("--lightcurves", tmp_path / "table.csv")
     assert code == 2
     assert reason in errors
     assert "Traceback" not in errors + "".join(lines)
@@ -113,7 +108,7 @@ def test_a_table_without_what_is_needed_is_an_error_in_one_line(tmp_path: Path, 
 
 def test_forced_photometry_that_ztf_calls_bad_does_not_change_the_class() -> None:
     """../shared/cases/19: with points of status 61 the star was M, 0.67."""
-    code, lines, errors = run(CASES / "19-ztf-procstatus" / "bad.avro", "--json")
+    code, lines, errors = classify(CASES / "19-ztf-procstatus" / "bad.avro", "--json")
     last = json.loads(lines[-1])
     best = max(last["classifications"], key=lambda c: c["probability"])
     assert (code, len(lines), best["className"], last["detections"]) == (0, 24, "RRAB", 30)
@@ -128,7 +123,7 @@ def test_an_alert_of_the_future_is_named_and_refused(tmp_path: Path) -> None:
     fastavro.writer(out, fastavro.parse_schema(json.loads(SCHEMA_JSON)), [record])
     for number, payload in enumerate([*good[:-1], out.getvalue()]):
         (tmp_path / f"{number}.avro").write_bytes(payload)
-    code, lines, errors = run(tmp_path, "--json")
+    code, lines, errors = classify(tmp_path, "--json")
     assert (code, len(lines)) == (1, len(good) - 1)
     assert f"{len(good) - 1}.avro: MJD " in errors
     assert "is after the alert was received" in errors
@@ -146,7 +141,7 @@ def test_several_tables_are_all_classified_and_a_bad_one_is_named(tmp_path: Path
     (tmp_path / "night").mkdir()
     (tmp_path / "night" / "x.avro").write_bytes(packets[0])
     given = [argument for table in tables for argument in ("--lightcurves", table)]
-    code, lines, errors = run(*given, tmp_path / "night", "--json")
+    code, lines, errors = classify(*given, tmp_path / "night", "--json")
     assert code == 1
     assert [json.loads(line)["objectId"] for line in lines][:6] == [f"star {n}" for n in (0, 1, 2, 5, 6, 7)]
     assert len(lines) == 7
@@ -157,26 +152,26 @@ def test_several_tables_are_all_classified_and_a_bad_one_is_named(tmp_path: Path
 
 def test_archives_around_a_cut_off_one_are_classified(tmp_path: Path) -> None:
     good, bad = (CASES / "09-ztf-archive" / f"ztf_public_2019010{n}.tar.gz" for n in (2, 3))
-    code, lines, errors = run(good, bad, good, "--json")
+    code, lines, errors = classify(good, bad, good, "--json")
     assert code == 1
     assert len(lines) == 6
     assert f"{bad}/55931624000000000.avro: cut short: its gzip data end early\n" in errors
-    code, lines, errors = run(good, "--json")
+    code, lines, errors = classify(good, "--json")
     assert (code, len(lines)) == (0, 3)
 
 
 def test_names_from_an_archive_cannot_command_the_terminal(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("\x1b[2Jx.avro"))
-    code, _, errors = run(tmp_path / "a.tar")
+    code, _, errors = classify(tmp_path / "a.tar")
     assert code == 1
     assert "a.tar/\\x1b[2Jx.avro: it is empty" in errors
 
 
 def test_without_any_input_the_usage_is_said() -> None:
-    code, lines, errors = run()
+    code, lines, errors = classify()
     assert code == 2
-    assert "give files with alerts, --lightcurves FILE or --archive FOLDER" in errors
+    assert "give files with alerts, --lightcurves FILE, --spectra FILE or --archive FOLDER" in errors
     assert lines == []
 
 
@@ -208,7 +203,7 @@ def best(record: dict[str, Any]) -> str:
     ],
 )
 def test_tables_of_archives_are_classified(case: str, points: int) -> None:
-    code, lines, errors = run("--lightcurves", CASES / case, "--json")
+    code, lines, errors = classify("--lightcurves", CASES / case, "--json")
     record = json.loads(lines[0])
     assert code == 0
     assert (best(record), record["detections"]) == ("RRAB", points)
@@ -224,7 +219,7 @@ def test_tables_of_archives_are_classified(case: str, points: int) -> None:
     ],
 )
 def test_tables_without_enough_photometry_are_not_classified(case: str, reason: str) -> None:
-    code, lines, errors = run("--lightcurves", CASES / case, "--json")
+    code, lines, errors = classify("--lightcurves", CASES / case, "--json")
     record = json.loads(lines[0])
     assert code == 0
     assert best(record) == "NotClassified"
@@ -233,7 +228,7 @@ def test_tables_without_enough_photometry_are_not_classified(case: str, reason: 
 
 
 def test_ids_that_floating_point_cannot_hold_are_refused() -> None:
-    code, lines, errors = run("--lightcurves", CASES / "07-parquet-ids" / "float64.parquet", "--json")
+    code, lines, errors = classify("--lightcurves", CASES / "07-parquet-ids" / "float64.parquet", "--json")
     assert (code, lines) == (2, [])
     assert "float64.parquet: column name holds ids as double" in errors
 
@@ -242,7 +237,7 @@ def test_an_impossible_position_is_not_published(tmp_path: Path) -> None:
     columns = curves(2)
     columns["ra"][0], columns["dec"][0] = 400.0, 100.0
     pq.write_table(pa.table(columns), tmp_path / "places.parquet")
-    code, lines, _ = run("--lightcurves", tmp_path / "places.parquet", "--json")
+    code, lines, _ = classify("--lightcurves", tmp_path / "places.parquet", "--json")
     first, second = map(json.loads, lines)
     assert code == 0
     assert (first["ra"], first["dec"], first["mjd"], best(first)) == (None, None, None, "NotClassified")
@@ -254,14 +249,14 @@ def test_unknown_bands_are_named_also_where_the_rest_is_classified(tmp_path: Pat
     rows = (CASES / "00-baseline" / "star.csv").read_text().splitlines()
     table = tmp_path / "stars.csv"
     table.write_text("\n".join([*rows, *(row.removesuffix("g") + "F814W" for row in rows[1:6])]) + "\n")
-    code, lines, _ = run("--lightcurves", table, "--json")
+    code, lines, _ = classify("--lightcurves", table, "--json")
     record = json.loads(lines[0])
     assert code == 0
     assert best(record) != "NotClassified"
     assert record["reason"] == "points left out, of bands that are not known: F814W"
     assert record["parents"][record["parent"]] == max(record["parents"].values())
     assert record["topics"] == []
-    code, lines, _ = run("--lightcurves", table)
+    code, lines, _ = classify("--lightcurves", table)
     assert lines[1].endswith("(points left out, of bands that are not known: F814W)")
 
 
@@ -269,9 +264,9 @@ def test_known_stars_are_named_and_change_nothing_else(tmp_path: Path) -> None:
     pq.write_table(pa.table(curves()), tmp_path / "lists.parquet")
     (tmp_path / "vsx.csv").write_text("Name,V,RAJ2000,DEJ2000,Type,Period\nAB Xyz,0,10.0001,-5.0,RRC,0.57\n")
     (tmp_path / "gcvs.csv").write_text("ra,dec,VarType\n11.0,-5.0,M:\n")
-    _, plain, _ = run("--lightcurves", tmp_path / "lists.parquet", "--json")
+    _, plain, _ = classify("--lightcurves", tmp_path / "lists.parquet", "--json")
     known = ("--known", tmp_path / "vsx.csv", "--known", f"old={tmp_path / 'gcvs.csv'}")
-    code, lines, errors = run("--lightcurves", tmp_path / "lists.parquet", "--json", *known)
+    code, lines, errors = classify("--lightcurves", tmp_path / "lists.parquet", "--json", *known)
     assert code == 0
     assert "vsx: 1 known stars" in errors
     records = [json.loads(line) for line in lines]
@@ -294,7 +289,7 @@ def test_known_stars_are_named_and_change_nothing_else(tmp_path: Path) -> None:
     for record, before in zip(records, without, strict=True):
         parts = {name: value for name, value in record["anomalyParts"].items() if name != "catalogue"}
         assert parts == before["anomalyParts"]
-    _, lines, _ = run("--lightcurves", tmp_path / "lists.parquet", *known)
+    _, lines, _ = classify("--lightcurves", tmp_path / "lists.parquet", *known)
     assert "  = vsx AB Xyz: RRC, 0.57 d" in lines[1]
     assert lines[2].endswith("  = old: M:")
 
@@ -302,10 +297,10 @@ def test_known_stars_are_named_and_change_nothing_else(tmp_path: Path) -> None:
 def test_known_stars_of_packets(tmp_path: Path) -> None:
     for number, simulated in enumerate(simulate_alerts(3, 20, seed=0)):
         (tmp_path / f"{number:03d}.avro").write_bytes(simulated.payload)
-    _, lines, _ = run(tmp_path, "--json")
+    _, lines, _ = classify(tmp_path, "--json")
     first = json.loads(lines[0])
     (tmp_path / "vsx.csv").write_text(f"ra,dec,Name,Type\n{first['ra']},{first['dec']},it,EA\n")
-    code, lines, _ = run(tmp_path, "--json", "--known", tmp_path / "vsx.csv")
+    code, lines, _ = classify(tmp_path, "--json", "--known", tmp_path / "vsx.csv")
     assert code == 0
     names = {r["objectId"]: [k["name"] for k in r["knownAs"]] for r in map(json.loads, lines)}
     assert len(names) == 3
@@ -313,6 +308,6 @@ def test_known_stars_of_packets(tmp_path: Path) -> None:
 
 
 def test_a_catalogue_of_known_stars_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    code, _, errors = run("--lightcurves", tmp_path / "none.parquet", "--known", tmp_path / "vsx.dat")
+    code, _, errors = classify("--lightcurves", tmp_path / "none.parquet", "--known", tmp_path / "vsx.dat")
     assert code == 2
     assert "vsx.dat" in errors

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from broker.taxonomy import CLASS_NAMES
-from tests.unit.cli.test_classify import curves, run
+from tests.commands import classify
+from tests.unit.cli.test_classify import curves
 
 TIMES = ("brokerIngestTimestamp", "brokerPublishTimestamp")
 
@@ -31,7 +32,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(table: Path) -> list[dict[str, Any]]:
-    code, lines, _ = run("--lightcurves", table, "--column", "mag=brightness", "--json")
+    code, lines, _ = classify("--lightcurves", table, "--column", "mag=brightness", "--json")
     assert code == 0
     found = [json.loads(line) for line in lines]
     assert [record["objectId"] for record in found] == ["star 0", "star 1", "star 2", "star 3"]
@@ -49,7 +50,7 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("ending", [".json", ".jsonl"])
 def test_json(ending: str, table: Path, records: list[dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / f"out{ending}"
-    code, lines, said = run("--lightcurves", table, "--column", "mag=brightness", "--output", path)
+    code, lines, said = classify("--lightcurves", table, "--column", "mag=brightness", "--output", path)
     assert (code, lines) == (0, [])
     assert "4 classified or NotClassified" in said
     text = path.read_text()
@@ -60,7 +61,7 @@ def test_json(ending: str, table: Path, records: list[dict[str, Any]], tmp_path:
 
 def test_csv_and_parquet(table: Path, records: list[dict[str, Any]], tmp_path: Path) -> None:
     for name in ("out.csv", "out.parquet"):
-        code, _, _ = run("--lightcurves", table, "--column", "mag=brightness", "--output", tmp_path / name)
+        code, _, _ = classify("--lightcurves", table, "--column", "mag=brightness", "--output", tmp_path / name)
         assert code == 0
     with (tmp_path / "out.csv").open(newline="") as file:
         flat = list(csv.DictReader(file))
@@ -82,11 +83,11 @@ def test_csv_and_parquet(table: Path, records: list[dict[str, Any]], tmp_path: P
 
 
 def test_no_more_than_the_limit_and_nothing_half_written(table: Path, tmp_path: Path) -> None:
-    code, lines, said = run("--lightcurves", table, "--column", "mag=brightness", "--limit", 2, "--json")
+    code, lines, said = classify("--lightcurves", table, "--column", "mag=brightness", "--limit", 2, "--json")
     assert code == 0
     assert [json.loads(line)["objectId"] for line in lines] == ["star 0", "star 1"]
     assert "2 classified or NotClassified" in said
-    code, _, said = run("--lightcurves", table, "--output", tmp_path / "out.csv")
+    code, _, said = classify("--lightcurves", table, "--output", tmp_path / "out.csv")
     assert code == 2
     assert "no column for the magnitude" in said
     assert list(tmp_path.iterdir()) == []
@@ -99,7 +100,7 @@ def test_a_flux_may_be_named(table: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"mjd": [columns["mjd"]], "counts": [flux], "s": [error]}), tmp_path / "counts.parquet")
     found = []
     for path, roles in ((tmp_path / "counts.parquet", ("flux=counts", "error=s")), (table, ("mag=brightness",))):
-        code, lines, _ = run(
+        code, lines, _ = classify(
             "--lightcurves", path, *(word for role in roles for word in ("--column", role)), "--limit", 1, "--json"
         )
         assert code == 0
@@ -119,7 +120,7 @@ def test_a_flux_may_be_named(table: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_refused(arguments: tuple[str, ...], reason: str, table: Path) -> None:
-    code, lines, said = run("--lightcurves", table, *arguments)
+    code, lines, said = classify("--lightcurves", table, *arguments)
     assert code == 2
     assert reason in said
     assert [line for line in lines if "star" in line] == []
@@ -130,13 +131,13 @@ def test_results_replace_nothing_that_is_read(table: Path, tmp_path: Path) -> No
     link = tmp_path / "link.parquet"
     link.symlink_to(table)
     for output in (table, link):
-        code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", "--output", output)
+        code, _, errors = classify("--lightcurves", table, "--column", "mag=brightness", "--output", output)
         assert code == 2
         assert "is read as well, and would be replaced" in str(errors)
     assert table.read_bytes() == before
     folder = tmp_path / "folder.csv"
     folder.mkdir()
-    code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", "--output", folder)
+    code, _, errors = classify("--lightcurves", table, "--column", "mag=brightness", "--output", folder)
     assert code == 2
     assert "a folder, give the name of a file" in str(errors)
     assert sorted(tmp_path.iterdir()) == [folder, link]
@@ -144,6 +145,6 @@ def test_results_replace_nothing_that_is_read(table: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("more", [("--column", "magnitude=other"), ("--limit", "9" * 20)])
 def test_options_that_cannot_be_meant_are_refused(more: tuple[str, str], table: Path) -> None:
-    code, _, errors = run("--lightcurves", table, "--column", "mag=brightness", *more)
+    code, _, errors = classify("--lightcurves", table, "--column", "mag=brightness", *more)
     assert code == 2
     assert "is that already" in str(errors) or "is not in the range" in str(errors)

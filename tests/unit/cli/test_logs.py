@@ -19,9 +19,11 @@ from broker.cli import logs, main
 from broker.config import Settings
 from broker.config.settings import _secrets
 from broker.embedded.ports import free_port
+from broker.log_fields import log_fields
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics
-from broker.streaming.handling import handle
+from broker.streaming.handling import about, handle
+from broker.streaming.work_thread import WorkThread
 
 
 @pytest.fixture
@@ -86,8 +88,15 @@ def test_a_secret_that_somebody_logs_is_hidden(logged: pytest.CaptureFixture[str
     assert "login ***" in printed
 
 
+KEYS: Final = ("aHVzaC1hLWtleS1vZi0zMi1ieXRlcy1pbi10b3RhbC4=", "aHVzaC1hLXNlY29uZC1rZXktb2YtMzItYnl0ZXMtaGU=")
+"""Of ``web.secret_key``, 32 bytes each."""
+
+
 def secret_variables() -> list[str]:
-    return [f"TRIFID_{section}__{key}".upper() for section, key in _secrets(Settings)]
+    """All but that of the keys, which cannot have any text."""
+    names = [f"TRIFID_{section}__{key}".upper() for section, key in _secrets(Settings)]
+    names.remove("TRIFID_WEB__SECRET_KEY")
+    return names
 
 
 MAIL: Final = {
@@ -105,7 +114,9 @@ def test_every_secret_is_known_to_what_hides_them(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, f"redis://trifid:hush%2F{number}@h:6379/0")
     for name, value in {"TRIFID_KAFKA__SECURITY_PROTOCOL": "SASL_SSL", **MAIL}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TRIFID_WEB__SECRET_KEY", " ".join(KEYS))
     known = set(Settings().secrets())
+    assert {*KEYS, " ".join(KEYS)} <= known
     for number, name in enumerate(variables):
         assert {f"hush%2F{number}", f"hush/{number}"} <= known, name
         assert f"redis://trifid:hush%2F{number}@h:6379/0" in known or name == "TRIFID_REDIS__URL"
@@ -117,6 +128,7 @@ def test_a_worker_logs_no_secret_of_any_setting_while_nothing_lets_it_in(tmp_pat
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("TRIFID_")},
         **secrets,
+        "TRIFID_WEB__SECRET_KEY": " ".join(KEYS),
         **MAIL,
         "TRIFID_KAFKA__BOOTSTRAP_SERVERS": f"127.0.0.1:{free_port()}",
         "TRIFID_KAFKA__SECURITY_PROTOCOL": "SASL_SSL",
@@ -138,8 +150,9 @@ def test_a_worker_logs_no_secret_of_any_setting_while_nothing_lets_it_in(tmp_pat
             if '"waiting ' in line:
                 break
         worker.terminate()
-        rest, errors = worker.communicate(timeout=120)
-    assert "hush" not in "".join(lines) + rest + errors
+        rest, errors = worker.communicate(timeout=300)
+    said = "".join(lines) + rest + errors
+    assert not any(secret in said for secret in ("hush", *KEYS))
     start = next(entry for entry in entries("".join(lines)) if "version" in entry)
     assert start["input_topics"] == ["alerts.ztf", "alerts.lsst", "spectra"]
     assert (start["worker_id"], start["group_id"], start["engine"]) == ("east", "trifid", "onnx")
@@ -160,3 +173,64 @@ def test_dead_letters_are_logged_by_reason_with_where_the_first_came_from(caplog
     fields = ("topic", "partition", "offset", "alert_id", "survey", "dead_letters")
     assert [vars(first)[name] for name in fields] == ["alerts.ztf", 2, 5, 700, "ztf", 3]
     assert len(others) == 4  # the five most frequent reasons
+
+
+FAULTS: Final = """
+import sys, threading, warnings
+import click
+from broker.cli import logs, main
+
+class Held:
+    def __del__(self):
+        raise ValueError("in a finalizer")
+
+def fails():
+    raise ValueError("in a thread")
+
+@main.command("fails")
+@logs.options
+def command(log_levels, log_format):
+    logs.log_service(log_levels, log_format)
+    warnings.warn("of a library", stacklevel=1)
+    thread = threading.Thread(target=fails, name="one")
+    thread.start()
+    thread.join()
+    Held()
+    logs.say("for whoever started it", err=False, group_id="g")
+    raise ValueError("of the command")
+
+main(["fails", *sys.argv[1:]])
+"""
+
+
+def test_whatever_python_would_print_is_a_record() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, "--log-format", "json"], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    warned, thread, finalizer, told, fault = entries(done.stderr)
+    assert (warned["logger"], "of a library" in warned["message"]) == ("py.warnings", True)
+    assert (thread["message"], thread["level"]) == ("thread one ended", "CRITICAL")
+    assert thread["traceback"].endswith("ValueError: in a thread")
+    assert finalizer["traceback"].endswith("ValueError: in a finalizer")
+    assert (told["message"], told["group_id"]) == ("for whoever started it", "g")
+    assert fault["traceback"].endswith("ValueError: of the command")
+    text = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=300)
+    assert (text.returncode, text.stdout) == (1, "for whoever started it\n")
+
+
+def test_what_is_logged_while_a_batch_is_in_hand_says_which(logged: pytest.CaptureFixture[str]) -> None:
+    logs.log_to_stderr("INFO", form="json")
+    messages = [IncomingMessage(b"", 61000.0, Origin("alerts.ztf", 2, offset, 0)) for offset in (17, 18)]
+    log = logging.getLogger("broker.state")
+    work = WorkThread()
+    with log_fields(about(messages)):
+        work.submit(lambda: log.warning("set aside")).result(10)
+        log.warning("a dead letter", extra={"topic": "alerts.ztf", "partition": 2, "offset": 18})
+    work.end(10)
+    log.warning("later")
+    batch, letter, later = entries(logged.readouterr().err)
+    where = {"topic": "alerts.ztf", "partition": 2, "offset": 17, "messages": 2}
+    assert where.items() <= batch.items()
+    assert (letter["offset"], "messages" in letter) == (18, False)
+    assert not where.keys() & later.keys()

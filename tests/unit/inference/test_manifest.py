@@ -74,6 +74,7 @@ def test_refuses_a_missing_manifest(tmp_path: Path) -> None:
         ({"surprise": 1}, "surprise"),
         ({"other_thresholds": dict.fromkeys(MODALITY_SUBSETS, [0.0] * 7)}, "greater than 0"),
         ({"other_thresholds": {"light_curve": [0.5] * 7}}, "must have exactly the keys"),
+        ({"other_thresholds_of_differences": {"light_curve": [0.5] * 7}}, "of_differences must have exactly the keys"),
         ({"other_thresholds": {name: [0.5] for name in MODALITY_SUBSETS}}, "one value for each of the detections"),
     ],
 )
@@ -134,10 +135,11 @@ def test_what_is_called_other_depends_on_modalities_and_detections(repository: P
     present = np.array([light_curve, light_curve, light_curve, metadata, metadata, spectrum, nothing], bool)
     detections = np.array([199, 199, 200, 200, 3, 60, 60])
     p_other = np.array([0.75, 0.625, 0.75, 0.5, np.nan, 1.0, 1.0], np.float32)
-    called = manifest.called_other(p_other, present, detections)
+    total = np.zeros(7, bool)
+    called = manifest.called_other(p_other, present, detections, total)
     assert called.tolist() == [True, False, False, True, False, False, False]
     # A setting is for all; 1 is never.
-    assert manifest.called_other(p_other, present, detections, 0.7).tolist() == [
+    assert manifest.called_other(p_other, present, detections, total, 0.7).tolist() == [
         True,
         False,
         True,
@@ -146,9 +148,16 @@ def test_what_is_called_other_depends_on_modalities_and_detections(repository: P
         True,
         True,
     ]
-    assert not manifest.called_other(p_other, present, detections, 1.0).any()
+    assert not manifest.called_other(p_other, present, detections, total, 1.0).any()
+    # Difference photometry has the same thresholds but where the model has some of its own.
+    assert manifest.called_other(p_other, present, detections, ~total).tolist() == called.tolist()
+    _edit(repository, other_thresholds_of_differences=dict.fromkeys(MODALITY_SUBSETS, [0.625] * 7))
+    difference = np.array([False, True, True, True, True, False, True])
+    assert load_manifest(repository).called_other(p_other, present, detections, difference).tolist() == [
+        True, True, True, False, False, False, False,
+    ]  # fmt: skip
     _edit(repository, other_thresholds=None)
-    assert not load_manifest(repository).called_other(p_other, present, detections).any()
+    assert not load_manifest(repository).called_other(p_other, present, detections, total).any()
 
 
 def test_a_set_grows_where_no_class_reaches_its_threshold(repository: Path) -> None:

@@ -58,6 +58,22 @@ def test_other_comes_from_the_classifier_where_it_has_that_output(tmp_path: Path
     np.testing.assert_array_equal(np.isnan(predictions.other), ~present.any(axis=1))
     found = predictions.other[present.any(axis=1)]
     assert np.all((found > 0) & (found < 1))
+    # What tells an event reaches the classifier, of each object its own, and nothing but Other depends on it.
+    event = np.array(inputs.light_curve.event)
+    event[row] += 1.0
+    changed = replace(inputs, light_curve=replace(inputs.light_curve, event=event))
+    with closing(OnnxEngine(repository, threads=1)) as engine:
+        again = engine.predict(changed)
+    others = np.arange(len(present)) != row
+    np.testing.assert_allclose(again.other[others], predictions.other[others], atol=1e-6)
+    assert abs(again.other[row] - predictions.other[row]) > 1e-3
+    np.testing.assert_allclose(again.probabilities, predictions.probabilities, atol=1e-6)
+    earlier = build_random_repository(tmp_path / "earlier", other_threshold=0.75, event=False)
+    with closing(OnnxEngine(earlier, threads=1)) as engine:  # as before 2026.11.29
+        np.testing.assert_array_equal(engine.predict(changed).other, engine.predict(inputs).other)
+    with closing(OnnxEngine(repository, threads=1)) as engine, pytest.raises(InferenceError, match="takes event"):
+        engine.predict(replace(inputs, light_curve=replace(inputs.light_curve, event=event[:, :-1])))
+
     assert len(set(found.tolist())) == len(found)
     assert alone.other[0] == pytest.approx(predictions.other[row], abs=1e-5)
     np.testing.assert_array_equal(predictions.probabilities, expected.probabilities)

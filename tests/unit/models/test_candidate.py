@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,6 +27,7 @@ from broker.state.memory import MemoryStore
 from broker.surveys import Decoder
 from broker.surveys.simulator import simulate_alerts
 from tests.random_models import build_random_repository
+from tests.waiting import wait_until
 
 MESSAGES = [IncomingMessage(alert.payload, 60_000.0) for alert in simulate_alerts(20, 6, seed=4)]
 N = len(MESSAGES)
@@ -102,13 +102,6 @@ def since(before: dict[str, float]) -> dict[str, float]:
     return {name: value - before[name] for name, value in counts().items() if value != before[name]}
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def ready(candidate: Candidate) -> Candidate:
     wait_until(lambda: candidate._loaded is not None)
     return candidate
@@ -173,12 +166,12 @@ def test_a_shadow_that_fails_rests_and_one_that_hangs_is_not_waited_for(
 
     def hang() -> None:
         began.set()
-        go_on.wait(60)
+        go_on.wait(300)
 
     before = counts()
     with closing(ready(Candidate(lambda: loaded(engines, Failing(hang)), 1.0, publish=False))) as shadow:
         assert [a.probabilities for a in annotations(engines, shadow)] == alone
-        began.wait(60)
+        began.wait(300)
         for _ in range(2):  # one waits in the queue, one is skipped
             assert [a.probabilities for a in annotations(engines, shadow)] == alone
         assert since(before) == {"skipped": N}
@@ -245,7 +238,7 @@ def test_a_candidate_that_cannot_be_loaded_is_skipped_and_one_that_is_served_is_
 
     before = counts()
     with closing(Candidate(no_version, 1.0, publish=True)) as candidate:
-        asked.wait(60)
+        asked.wait(300)
         assert {a.model_version for a in annotations(engines, candidate)} == {OLD}
     assert since(before) == {"skipped": N}
     with closing(ready(Candidate(lambda: loaded(engines), 1.0, publish=True))) as candidate:

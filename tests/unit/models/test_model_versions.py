@@ -16,6 +16,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
 from broker.cli import main
 from broker.errors import ConfigurationError, ModelCheckError
@@ -280,6 +282,38 @@ def test_variants_configure_the_server(sources: list[Path], tmp_path: Path) -> N
     config = VARIANTS["tensorrt-fp16"].configured((MODEL_REPO / "classifier/config.pbtxt").read_text())
     assert "kind: KIND_GPU" in config
     assert 'key: "precision_mode" value: "FP16"' in config
+
+
+def warm_up(folder: Path, model: str) -> dict[str, tuple[int, ...]] | None:
+    """Sizes of what a model is warmed up with, by name; None where it has no warm-up."""
+    config = text_format.Parse((folder / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    if not config.model_warmup:
+        return None
+    return {name: tuple(value.dims) for name, value in config.model_warmup[0].inputs.items()}
+
+
+def test_the_warm_up_is_what_the_versions_that_are_loaded_take(tmp_path: Path) -> None:
+    """A run of before 2026.11.29, whose classifier takes no ``event``, has no configuration: it gets the package's."""
+    earlier = build_random_repository(tmp_path / "earlier", seed=0, other_threshold=0.5, event=False)
+    later = build_random_repository(tmp_path / "later", seed=10, other_threshold=0.5)
+    (earlier / "classifier/config.pbtxt").unlink()
+    whole = warm_up(MODEL_REPO, "classifier")
+    assert whole is not None
+    without = {name: size for name, size in whole.items() if name != "event"}
+    folder = tmp_path / "repository"
+    assert build(earlier, folder, "auto").passed
+    assert warm_up(folder, "classifier") == without
+    assert build(later, folder, "auto").passed
+    assert warm_up(folder, "classifier") == without  # what is to be loaded is still the first
+    repository = ModelRepository(folder)
+    promote(repository, "0.0.10", None)
+    assert warm_up(folder, "classifier") is None  # both are loaded, and no batch is right for both
+    repository.pin(repository.numbers([repository.served()]))
+    assert warm_up(folder, "classifier") == whole
+    for model in ("light_curve_encoder", "metadata_encoder", "spectrum_encoder"):
+        assert (folder / model / "config.pbtxt").read_text().split("model_warmup")[1] == (
+            MODEL_REPO / model / "config.pbtxt"
+        ).read_text().split("model_warmup")[1]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,10 +15,13 @@ from broker.anomaly.scores import AnomalyScores
 from broker.assemble import assemble
 from broker.inference import Predictions
 from broker.inference.manifest import CALIBRATION_BINS, MODALITY_SUBSETS, Manifest, load_manifest
+from broker.inference.physics import OTHER_PROBABILITY
 from broker.publish.annotate import annotate
+from broker.publish.annotation import best_of, to_json, to_record
 from broker.publish.topics import OutputTopics
 from broker.records import Alert, Annotation, KnownObject, LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX, PARENTS
+from broker.web.templating import render
 from tests.random_models import MODEL_REPO
 
 NAN = float("nan")
@@ -126,6 +131,22 @@ def test_from_the_threshold_on_it_is_other() -> None:
 def test_other_leads_also_where_a_class_is_more_probable_than_a_low_threshold() -> None:
     found = say({"M": 1.0}, 0.375, model=manifest(other_thresholds=everywhere(0.25)))
     assert (found.best_class, found.best_probability, max(found.probabilities)) == ("Other", 0.375, 0.625)
+    record = json.loads(to_json(to_record(found, "trifid", 60_000.0)))
+    best = best_of(record["classifications"])
+    assert (best["className"], best["probability"]) == ("Other", 0.375)
+    page = render(
+        "classify.html", path="/classify", tokens=False, signed_in=False, problem=None, limit=1, kind="lightcurve",
+        name="star.csv", found={"remarks": [], "annotations": [record]},
+    )  # fmt: skip
+    row = page.partition("<tbody>")[2]
+    assert re.findall(r"<td><abbr[^>]*>(\w+)</abbr></td><td class=\"n\">([\d.]+)</td>", row) == [("Other", "0.38")]
+
+
+def test_the_class_of_a_record_without_other_is_its_most_probable() -> None:
+    for said in ({"EA": 0.25, "EB": 0.75}, {"EW": 0.5, "EA": 0.5}, {}):
+        found = say(said)
+        record = to_record(found, "trifid", 60_000.0)
+        assert best_of(record["classifications"])["className"] == found.best_class
 
 
 @pytest.mark.parametrize(
@@ -164,6 +185,28 @@ def test_a_body_of_the_solar_system_is_other_whatever_the_model_says() -> None:
         assert topics(found) == ["all", "other"]
     lsst = replace(asteroid, survey="lsst", object_id="sso:7", light_curve=CURVE)
     assert say({"RRAB": 1.0}, alert=lsst).best_class == "Other"
+
+
+def test_a_cepheid_is_other_by_its_period() -> None:
+    """A sawtooth of 3.4 days: the model takes it for an RR Lyrae star, whose shape it has."""
+    mjd = np.sort(RNG.uniform(59_000, 59_700, 150))
+    flux = 1e5 * (1.0 - 0.5 * (mjd / 3.4 % 1.0)) + RNG.normal(0, 2e3, 150)
+    curve = LightCurve(
+        mjd, flux.astype(np.float32), np.full(150, 2e3, np.float32), np.zeros(150, np.float32),
+        np.zeros(150, np.uint8), np.zeros(150, np.uint8),
+    )  # fmt: skip
+    state = ObjectState(ALERT.object_id, ALERT.ra, ALERT.dec, curve)
+    period = float(assemble([state]).light_curve.period[0])
+    assert period == pytest.approx(3.4, rel=1e-3)
+    found = say({"RRAB": 0.96, "EA": 0.04}, 0.01, curve=curve, period=period, threshold=1.0)
+    assert (found.best_class, found.period) == ("Other", period)
+    assert found.p_other == pytest.approx(OTHER_PROBABILITY)
+    assert sum(found.probabilities) == pytest.approx(1.0)
+    assert found.prediction_set[0] == "Other"
+    assert found.reason is not None
+    assert found.reason.endswith(" d, which no star of class RRAB has")
+    assert topics(found) == ["all", "other"]
+    assert say({"EA": 0.96, "RRAB": 0.04}, curve=curve, period=period).best_class == "EA"
 
 
 def test_an_artefact_of_one_night_is_other_by_the_surveys_score() -> None:

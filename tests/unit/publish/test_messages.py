@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import fastavro
+import numpy as np
 import pytest
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage, Origin
 from broker.errors import DecodeError
 from broker.publish.annotation import SCHEMA, PublishedAnnotation, published_record, read, to_json, to_record
+from broker.publish.headers import NUMBERS, TEXTS
 from broker.publish.messages import OutgoingMessage, Publisher
 from broker.publish.topics import OutputTopics
 from broker.records import Annotation, KnownObject, Neighbour
@@ -126,6 +128,32 @@ def test_json_has_ids_as_text_for_readers_that_have_doubles_only() -> None:
     assert (in_a_browser["alertIdStr"], in_a_browser["diaSourceIdStr"]) == ("170587115523932362", "170587115523932323")
     exact = json.loads(text)
     assert (exact["alertId"], exact["diaSourceId"]) == (170587115523932362, 170587115523932323)
+
+
+def test_headers_hold_what_filters_ask_for() -> None:
+    third = replace(ANNOTATION, ra=1 / 3, dec=-2 / 3, anomaly_score=0.1 + 0.2, probabilities=(*[0.0] * 9, 1.0))
+    for annotation in (ANNOTATION, third, NOT_CLASSIFIED, OTHER, UNSCORED):
+        for message in publish(annotation):
+            headers = dict(message.headers)
+            again = one(message)
+            for name in (*TEXTS, *NUMBERS):
+                if (value := again[name]) is None:
+                    assert name not in headers
+                else:
+                    assert type(value)(headers[name]) == value
+            assert headers["known"] == ("true" if annotation.known_as else "false")
+    doubles = replace(ANNOTATION, ra=np.float64(1 / 3), probabilities=tuple(np.full(10, 0.1)))
+    assert dict(publish(doubles)[0].headers)["ra"] == "0.3333333333333333"
+
+
+def test_a_field_by_its_documented_name() -> None:
+    annotation = one(publish(ANNOTATION)[0])
+    record = published_record(annotation)
+    assert {name: annotation[name] for name in record} == record
+    assert (annotation["objectId"], annotation["class"], annotation["probability"]) == ("ZTF18abcdefg", "RRAB", 0.75)
+    assert (annotation["parentProbability"], annotation["known"]) == (0.75, True)
+    with pytest.raises(KeyError, match="no field object_id; did you mean objectId"):
+        annotation["object_id"]
 
 
 def test_dead_letters_say_why_and_where_from() -> None:

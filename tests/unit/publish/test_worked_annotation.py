@@ -209,6 +209,7 @@ DISTINCT = Annotation(
     period_ambiguous=True, time_system="BMJD", history="missing", trigger="spectrum",
     known_as=(KnownObject("vsx", "AB Xyz", "RRC", 0.3125, 1.25, "RRC", "class"),), alert_publish_mjd=61_012.75,
     combined_anomaly=0.984375, anomaly_parts={"all.neighbours": 0.9921875}, anomaly_explanation="said so",
+    anomaly_after_answers=0.96875, anomaly_answers=-21,
 )  # fmt: skip
 """Of which no two fields have one value, and none its default."""
 
@@ -227,6 +228,7 @@ def test_each_field_of_a_message_is_named_as_the_schema_says() -> None:
         "survey": "lsst", "ra": 4.5, "dec": -5.5, "mjd": 60_006.5, "modalities": ["spectrum"], "detections": 7,
         "period": 8.5, "predictionSet": ["RRAB"], "anomalyScore": 0.9375, "anomalyReason": "why not",
         "combinedAnomaly": 0.984375, "anomalyParts": {"all.neighbours": 0.9921875}, "anomalyExplanation": "said so",
+        "anomalyAfterAnswers": 0.96875, "anomalyAnswers": -21,
         "anomalyDistance": 0.4375, "referenceSetVersion": "set 10",
         "neighbours": [{"objectId": "asas:9", "className": "EB", "distance": 0.1875}], "modelVersion": "name 11 12",
         "reason": "reason 14", "realBogus": 0.6875, "solarSystem": True, "starScore": 0.5625,

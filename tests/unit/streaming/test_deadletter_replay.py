@@ -353,7 +353,7 @@ def test_letters_are_read_and_sent_back_by_librdkafka() -> None:
             headers = [("reason", b"why"), ("survey", b"ztf"), ("source-topic", b"alerts"), ("source-partition", b"2")]
             headers += [("source-offset", b"%d" % number)]
             producer.produce(LETTERS, b"letter %d" % number, partition=1, headers=headers)
-        assert producer.flush(30) == 0
+        assert producer.flush(120) == 0
         settings = settings_of(kafka, "at-least-once")
         for expected in ((2, 0, 1), (1, 2, 0)):
             letters = DeadLetters(settings, LETTERS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from broker.batch import IncomingMessage, Origin
-from broker.metrics import ALERT_LATENCY, LAST_MESSAGE
-from broker.streaming import service
+from broker.metrics import ALERT_LATENCY, DELIVERED_MESSAGE, LAST_MESSAGE
+from broker.streaming import latency
 
 
 def observed() -> dict[str, float]:
@@ -21,9 +21,9 @@ def message(topic: str, timestamp_ms: int | None) -> IncomingMessage:
 
 
 def test_latency_is_in_seconds_since_each_messages_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.time, "time", lambda: 1_700_000_100.0)
+    monkeypatch.setattr(latency.time, "time", lambda: 1_700_000_100.0)
     before = observed()
-    service._measure_latency(
+    latency.measure_latency(
         [
             message("latency-a", 1_700_000_097_500),  # 2.5 s ago
             message("latency-a", 1_700_000_000_000),  # 100 s ago
@@ -42,3 +42,5 @@ def test_latency_is_in_seconds_since_each_messages_own_time(monkeypatch: pytest.
     assert any(2.5 < end < 100.0 for end in buckets)
     for topic in ("latency-a", "latency-b"):
         assert LAST_MESSAGE.labels(topic)._value.get() == 1_700_000_100.0
+    newest = {"latency-a": 1_700_000_097.5, "latency-b": 1_700_000_101.0}
+    assert {topic: DELIVERED_MESSAGE.labels(topic)._value.get() for topic in newest} == newest

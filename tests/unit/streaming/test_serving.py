@@ -33,7 +33,7 @@ def pipeline(engine: Any, *_: object) -> Any:
 
 
 def model(version: str) -> Model:
-    reference: Any = SimpleNamespace(version="1")
+    reference: Any = SimpleNamespace(version="1", base=None)
     engine: Any = Engine(version)
     return Model(engine, reference, None)
 
@@ -51,7 +51,7 @@ def test_where_a_promoted_version_fails_as_it_is_taken_the_one_before_goes_on(mo
     assert worker.process([]) == "A"  # type: ignore[comparison-overlap]
     assert (first.engine.closed, second.engine.closed) == (False, True)  # type: ignore[union-attr]
     assert notes[-1] is not None
-    assert "B was promoted and cannot be used, A goes on" in notes[-1]
+    assert "B with reference set 1 was promoted and cannot be used, A goes on" in notes[-1]
     third = model("C")
     worker._next = third
     assert worker.process([]) == "C"  # type: ignore[comparison-overlap]

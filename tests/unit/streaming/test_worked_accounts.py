@@ -165,7 +165,7 @@ def test_a_consumer_commits_nothing_by_itself_and_reads_what_is_committed(made: 
         assert configuration["metadata.recovery.strategy"] == "none"
         assert configuration["error_cb"] is clients.log_error
     assert part(made[0], "session.timeout.ms heartbeat.interval.ms max.poll.interval.ms auto.offset.reset") == {
-        "session.timeout.ms": 9000, "heartbeat.interval.ms": 3000, "max.poll.interval.ms": 70_000,
+        "session.timeout.ms": 9000, "heartbeat.interval.ms": 1000, "max.poll.interval.ms": 70_000,
         "auto.offset.reset": "earliest",
     }  # fmt: skip
     assert part(made[2], "auto.offset.reset enable.partition.eof") == {
@@ -295,7 +295,7 @@ def test_the_worker_thread_does_one_thing_after_the_other() -> None:
     work_thread, done, go_on = WorkThread(), [], threading.Event()
 
     def work(number: int) -> tuple[int, threading.Thread]:
-        go_on.wait(60)
+        go_on.wait(300)
         done.append(number)
         return number, threading.current_thread()
 
@@ -314,7 +314,7 @@ def test_the_worker_thread_does_one_thing_after_the_other() -> None:
     assert thread is not threading.current_thread()
     assert thread.name == "work"  # as it is called where threads are looked at
     assert thread.daemon  # a call that never returns does not keep the process
-    thread.join(60)
+    thread.join(300)
     assert work_thread.end(0.0)
 
 

@@ -32,6 +32,16 @@ def test_the_seed_decides() -> None:
     assert first != [a.payload for a in simulate_alerts(5, 10, seed=2)]
 
 
+def test_the_last_object_may_be_an_rr_lyrae_star_of_a_long_period() -> None:
+    plain, special = (list(simulate_alerts(4, 30, seed=1, long_rr_lyrae=given)) for given in (False, True))
+    last = [s for s in special if s.object_id == "ZTF18aaaaaad"]
+    assert {s.class_name for s in last} == {"RRAB"}
+    alerts = [decode(Decoder(), s.payload) for s in last]
+    assert {(a.ra, a.dec) for a in alerts} == {(15.0, 25.0)}
+    others = ("ZTF18aaaaaaa", "ZTF18aaaaaab", "ZTF18aaaaaac")
+    assert [s for s in special if s.object_id in others] == [s for s in plain if s.object_id in others]
+
+
 def test_forced_photometry_agrees_with_the_detections() -> None:
     decoder = Decoder()
     for simulated in simulate_alerts(10, 30, seed=4):

@@ -81,19 +81,32 @@ def test_an_upper_limit_of_ztf_is_five_errors() -> None:
     assert found.band[row] == BAND_CODE["ztf:r"]
 
 
-def test_forced_photometry_of_ztf_has_the_zero_point_of_its_image() -> None:
+def forced_of(**changes: Any) -> LightCurve:
+    """The forced photometry of a packet with one such point."""
     point = {
         **RECORD["fp_hists"][0], "jd": JD - 3, "fid": 2, "forcediffimflux": -120.0, "forcediffimfluxunc": 8.0,
-        "magzpsci": 26.0, "magnr": 16.0, "distnr": 0.3, "procstatus": "0",
+        "magzpsci": 26.0, "magnr": 16.0, "distnr": 0.3, "procstatus": "0", **changes,
     }  # fmt: skip
     (alert,) = alerts_of(Decoder().decode(ztf(candidate={"jd": JD, "nbad": 0}, prv_candidates=None, fp_hists=[point])))
     found = alert.light_curve
-    (row,) = np.flatnonzero(found.kind == PhotometryKind.FORCED)
+    return found.take(np.flatnonzero(found.kind == PhotometryKind.FORCED))
+
+
+def test_forced_photometry_of_ztf_has_the_zero_point_of_its_image() -> None:
+    found = forced_of()
     # A count of 1 is of magnitude 26.
-    assert found.flux[row] == pytest.approx(-120 * njy(26.0), rel=1e-6)
-    assert found.flux_error[row] == pytest.approx(8 * njy(26.0), rel=1e-6)
-    assert found.reference_flux[row] == pytest.approx(njy(16.0), rel=1e-6)
-    assert (found.mjd[row], found.band[row]) == (58_997.0, BAND_CODE["ztf:r"])
+    assert found.flux == pytest.approx([-120 * njy(26.0)], rel=1e-6)
+    assert found.flux_error == pytest.approx([8 * njy(26.0)], rel=1e-6)
+    assert found.reference_flux == pytest.approx([njy(16.0)], rel=1e-6)
+    assert (found.mjd.tolist(), found.band.tolist()) == ([58_997.0], [BAND_CODE["ztf:r"]])
+
+
+def test_a_deep_minimum_in_forced_photometry_of_ztf_is_no_missing_value() -> None:
+    assert not len(forced_of(forcediffimflux=-99_999.0))
+    # A star of 12.9 mag in the reference image, at 16.2 mag.
+    found = forced_of(forcediffimflux=-165_000.0, magnr=12.9)
+    assert found.flux == pytest.approx([-165_000 * njy(26.0)], rel=1e-6)
+    assert -2.5 * np.log10((found.flux + found.reference_flux) / njy(0.0)) == pytest.approx([16.15], abs=0.05)
 
 
 @pytest.mark.parametrize(

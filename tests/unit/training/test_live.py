@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from broker.errors import ConfigurationError
 from broker.records import LightCurve, ObjectState
 from broker.taxonomy import CLASS_INDEX, CLASS_NAMES
+from tests.random_models import build_random_repository
 from training.datasets.multiband import LabelledObjects
-from training.live import accuracy
+from training.live import accuracy, baselines
+from training.live.baselines import packet_forest
 from training.live.both import StarScore, both_markdown, stars_with_both
-from training.live.output import markdown, save
+from training.live.output import Origin, markdown, save
 from training.live.rows import CLASSES_THEMSELVES, EW_OR_EB, Row, live_rows, one_band_tests
-from training.live.scores import Answers, LiveScore, Once, binomial_error, calibrated_errors, live_score
+from training.live.scores import (
+    Answers,
+    CrossValidated,
+    LiveScore,
+    Once,
+    binomial_error,
+    calibrated_errors,
+    live_score,
+)
 
 
 def objects(labels: list[str]) -> LabelledObjects:
@@ -57,6 +69,19 @@ def test_the_model_is_asked_once_for_an_object_in_one_state() -> None:
     assert said.probabilities.max(axis=1).tolist() == pytest.approx([0.6, 0.61, 0.62, 0.63])
     assert said.probabilities.argmax(axis=1).tolist() == [CLASS_INDEX[name] for name in ("EW", "EA", "SR", "EW")]
     assert longer.probabilities.max(axis=1).tolist() == pytest.approx([0.63, 0.62, 0.62])
+
+
+def test_folds_of_another_training_are_refused(tmp_path: Path) -> None:
+    published = build_random_repository(tmp_path / "published", 3)
+    folds = tmp_path / "folds"
+    for k, version in enumerate(("0.0.3-fold0", "0.0.3-fold1")):
+        path = build_random_repository(folds / str(k), k) / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"model_version": version}))
+    (folds / "folds.json").write_text(json.dumps({"a": 0, "b": 1}))
+    assert CrossValidated(published, folds).version == "0.0.3"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_version": "0.0.2-fold1"}))
+    with pytest.raises(ConfigurationError, match=r"folds/1 has model 0\.0\.2-fold1, not 0\.0\.3-fold1"):
+        CrossValidated(published, folds)
 
 
 GROUPS = {EW_OR_EB: ("EW", "EB"), **{n: (n,) for n in CLASS_NAMES if n not in ("EW", "EB")}}
@@ -101,17 +126,49 @@ def test_accuracy_of_a_baseline() -> None:
     assert accuracy(Row("EW", objects(["EW"]), CLASSES_THEMSELVES), np.zeros((1, 10))) == 0.0
 
 
+class CountingForest:
+    """Takes everything for the first label that it was fitted with; ``fitted`` has the labels of each."""
+
+    fitted: ClassVar[list[list[str]]] = []
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def fit(self, _values: np.ndarray, label: np.ndarray) -> CountingForest:
+        self.fitted.append(label.tolist())
+        return self
+
+    def predict(self, values: np.ndarray) -> np.ndarray:
+        return np.full(len(values), self.fitted[-1][0])
+
+
+def test_the_packet_forest_learns_from_the_stars_that_the_model_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CountingForest, "fitted", [])
+    monkeypatch.setattr(baselines, "RandomForestClassifier", CountingForest)
+    stars = objects(["EW", "EA", "SR", "M", "EA"])
+    right = packet_forest(stars, fold_of_star={"s0": 0, "s1": 0, "s2": 1, "s3": 2})
+    # s4 is kept back: of the first forest, which has all that are in a fold; then folds 0, 1 and 2 are left out.
+    assert CountingForest.fitted == [["EW", "EA", "SR", "M"], ["SR", "M"], ["EW", "EA", "M"], ["EW", "EA", "SR"]]
+    assert right == dict.fromkeys(["s0", "s1", "s2", "s3", "s4"], False)
+    CountingForest.fitted.clear()
+    packet_forest(objects(["EW", "EW", "EA", "EA"]), folds=2)
+    assert [sorted(labels) for labels in CountingForest.fitted] == [["EA", "EW"]] * 2
+
+
 def test_what_is_written(tmp_path: Path) -> None:
     score = live_score("row", objects(["EW", "M"]), answers([("EW", 0.9), ("EW", 0.6)]), CLASSES_THEMSELVES)
     score.baselines.update({"light-curve forest": 0.5, "Informer": None})
     star = StarScore("VX Her", "RRAB", True, 200, "both", 3, 3, 1.0, 1.0, {"RRAB": 0.97})
     first = {"set": [live_score("5", objects(["EW"]), answers([("EW", 0.9)]), CLASSES_THEMSELVES)]}
-    save([score], first, [star], [], tmp_path)
+    origin = Origin("2026.11.29.1", "python -m training evaluate-live", "0.1.0 (abc)")
+    save([score], first, [star], [], origin, tmp_path)
     text = (tmp_path / "live.md").read_text()
+    assert text.startswith("Model 2026.11.29.1, code 0.1.0 (abc): `python -m training evaluate-live`\n")
     error = binomial_error(0.5, 2)
     assert f"| row | 2 | 7 | 0.500 ± {error:.3f} | - | 0.500 | - |" in text
     assert "| VX Her | RRAB | yes | 200 | both | 3 | 3 | 1.00 | 1.00 | RRAB 0.97 |" in text
     stored = json.loads((tmp_path / "live.json").read_text())
+    assert stored["model_version"] == "2026.11.29.1"
     assert stored["classes"][0]["baselines"] == {"light-curve forest": 0.5, "Informer": None}
     assert stored["first_detections"]["set"][0]["accuracy"] == 1.0
     assert stored["light_curve_and_spectrum"][0]["star"] == "VX Her"

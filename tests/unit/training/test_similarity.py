@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tests.unit.anomaly.sets import turned as at
 from training.similarity import (
     Embeddings,
     balanced,
@@ -15,12 +16,6 @@ from training.similarity import (
     retrievals,
     same_class_at,
 )
-
-
-def at(*degrees: float) -> np.ndarray:
-    """Unit vectors at angles on a circle."""
-    angle = np.radians(degrees)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
 
 
 def test_recall_counts_those_that_are_nearer_than_ones_own() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from broker.assemble.event import EVENT_FEATURES
 from broker.assemble.metadata import MODEL_FEATURES, Scaler
 from broker.inference.manifest import CALIBRATION_BINS
 from broker.records import METADATA_FEATURES, LightCurve
@@ -73,7 +74,8 @@ def examples(label: np.ndarray, kind: str, stars: np.ndarray, rng: np.random.Gen
     size = len(label)
     return Examples(
         rng.normal(size=(size, 512)).astype(np.float16), np.full((size, len(MODEL_FEATURES)), np.nan),
-        np.zeros(size), np.full(size, 40.0), np.ones(size, bool), np.full(size, 7, np.int32), label.astype(np.int64),
+        np.zeros(size), np.full(size, 40.0), np.ones(size, bool), np.full(size, 7, np.int32),
+        np.zeros((size, len(EVENT_FEATURES)), np.float32), label.astype(np.int64),
         stars.astype(object), np.full(size, kind, object),
     )  # fmt: skip
 

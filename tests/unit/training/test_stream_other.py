@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from broker.assemble.event import EVENT_FEATURES
 from broker.assemble.lightcurve import assemble_light_curves
 from broker.assemble.metadata import MODEL_FEATURES
 from broker.bands import BAND_CODE
@@ -29,19 +31,17 @@ from training.stream import other_head as other_module
 from training.stream.head import Head, published_head
 from training.stream.material import Inputs, packet_colors
 from training.stream.other_head import (
-    ClassifierWithOther,
     OtherCalibration,
-    OtherHead,
     OtherMaterial,
     aurocs,
     balanced_weights,
     fit_platt,
-    mean_of,
     other_logits,
     other_probabilities,
     subset_code,
     train_other,
 )
+from training.stream.other_network import ClassifierWithOther, OtherHead, OtherHeads, mean_of
 from training.stream.other_threshold import other_thresholds
 from training.stream.outside_examples import in_several_bands
 from training.stream.stored import stored_head, stored_other
@@ -92,7 +92,10 @@ def test_platt_finds_the_odds() -> None:
 
 @pytest.fixture
 def material() -> OtherMaterial:
-    """Objects outside lie elsewhere among the embeddings of light curves; metadata say nothing."""
+    """Objects outside lie elsewhere among the embeddings of light curves; metadata say nothing.
+
+    A third are difference photometry, where the event's values tell, too.
+    """
     rng = np.random.default_rng(3)
     size = 1500
     outside = np.arange(size) % 3 == 0
@@ -104,8 +107,12 @@ def material() -> OtherMaterial:
     group = np.where(outside, "far", np.where(rng.random(size) < 0.5, "archive", "near")).astype(object)
     detections = np.where(rng.random(size) < 0.5, 7, 120).astype(np.int32)
     star = np.arange(size).astype(str).astype(object)
+    event = np.zeros((size, len(EVENT_FEATURES)), np.float32)
+    difference = rng.random(size) < 1 / 3
+    event[difference, 0] = 1.0
+    event[difference, 2] = np.where(outside[difference], 1.0, rng.uniform(0.0, 0.7, int(difference.sum())))
     return OtherMaterial(
-        light_curve.astype(np.float16), inputs, np.ones(size, np.bool_), detections, outside, group,
+        light_curve.astype(np.float16), inputs, np.ones(size, np.bool_), detections, event, outside, group,
         rng.integers(0, 3, size), star, np.where(outside, -1, 3),
     )  # fmt: skip
 
@@ -114,6 +121,7 @@ def test_other_is_learnt_calibrated_and_exported(
     material: OtherMaterial, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(other_module, "DRAWN", 1000)
+    monkeypatch.setattr(other_module, "DRAWN_OF_DIFFERENCES", 1000)
     monkeypatch.setattr(other_module, "EPOCHS", 8)
     monkeypatch.setattr(other_module, "BATCH", 64)
     monkeypatch.setattr(other_module, "MEMBERS", 2)
@@ -125,11 +133,16 @@ def test_other_is_learnt_calibrated_and_exported(
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
     unseen = np.flatnonzero(material.fold == 0)
     parts = []
-    for subset in other_module.OTHER_SUBSETS:
-        logit, usable, ten = other_logits(head, network, material, unseen, subset)
-        assert np.array_equal(usable, material.inputs.present[unseen] | (not subset[2]))
-        right = ten[usable].argmax(axis=1) == material.label[unseen[usable]]
-        parts.append((np.full(int(usable.sum()), subset_code(subset)), logit[usable], unseen[usable], right))
+    alerts = unseen[material.is_difference[unseen]]
+    for subset, own in [(s, unseen) for s in other_module.OTHER_SUBSETS] + [
+        (s, alerts) for s in other_module.OTHER_SUBSETS if s[0]
+    ]:
+        logit, usable, ten = other_logits(head, network, material, own, subset, as_total=own is unseen)
+        assert np.array_equal(usable, material.inputs.present[own] | (not subset[2]))
+        own, difference = own[usable], own is alerts
+        right = ten[usable].argmax(axis=1) == material.label[own]
+        code, of_kind = np.full(len(own), subset_code(subset)), np.full(len(own), difference)
+        parts.append((code, logit[usable], own, right, of_kind))
     calibration = OtherCalibration(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     slope, offset, thresholds = calibration.fit(material)
     network.slope.copy_(slope)
@@ -137,13 +150,23 @@ def test_other_is_learnt_calibrated_and_exported(
     probability = other_probabilities(head, network, material, unseen)
     area, outside, inside = aurocs(material, unseen, probability)["far"]
     assert area > 0.95
+    reversed_sign = replace(
+        material, event=material.event * np.where(np.arange(len(EVENT_FEATURES)) == 2, -1, 1).astype(np.float32)
+    )
+    other_way = other_probabilities(head, network, reversed_sign, unseen) != probability
+    assert np.array_equal(other_way, material.is_difference[unseen])  # total fluxes have no event
+    for of_kind in (material.is_difference[unseen], ~material.is_difference[unseen]):
+        assert aurocs(material, unseen[of_kind], probability[of_kind])["far"][0] > 0.9
     assert (outside, inside) == (int(material.outside[unseen].sum()), int((~material.outside[unseen]).sum()))
-    assert thresholds["spectrum"] == (1.0,) * 7  # never
-    assert thresholds["light_curve+spectrum+metadata"] == thresholds["light_curve+metadata"]
-    assert len(set(thresholds["light_curve"])) > 1  # 7 detections and 120 have their own
-    table = np.array([thresholds["light_curve"], thresholds["light_curve+metadata"]])
+    assert len(thresholds) == 2  # of total fluxes and of difference photometry
+    for own_thresholds in thresholds:
+        assert own_thresholds["spectrum"] == (1.0,) * 7  # never
+        assert own_thresholds["light_curve+spectrum+metadata"] == own_thresholds["light_curve+metadata"]
+        assert len(set(own_thresholds["light_curve"])) > 1  # 7 detections and 120 have their own
+    table = np.array([[own["light_curve"], own["light_curve+metadata"]] for own in thresholds])
     cell = np.where(material.detections[unseen] < 50, 1, 5)
-    threshold = table[material.inputs.present[unseen].astype(int), cell]
+    kind = material.is_difference[unseen].astype(int)
+    threshold = table[kind, material.inputs.present[unseen].astype(int), cell]
     for name in ("archive", "near"):  # in each set of stars, not only on average
         own = ~material.outside[unseen] & (material.group[unseen] == name)
         assert np.mean(probability[own] >= threshold[own]) <= 0.03
@@ -157,7 +180,14 @@ def test_other_is_learnt_calibrated_and_exported(
     export_metadata_encoder(head.metadata_encoder, tmp_path)
     stored = stored_head(tmp_path).state_dict()
     assert all(torch.equal(stored[name], value) for name, value in head.state_dict().items())
-    assert all(torch.equal(v, network.get_parameter(n)) for n, v in stored_other(tmp_path).named_parameters())
+    stored_networks = stored_other(tmp_path)
+    for found_network, expected_network in (
+        (stored_networks.total, network.total), (stored_networks.difference, network.difference),
+    ):  # fmt: skip
+        assert found_network is not None
+        own_parameters = dict(expected_network.named_parameters())
+        assert all(torch.equal(v, own_parameters[n]) for n, v in found_network.named_parameters())
+    assert stored_other(tmp_path, difference=False).difference is None
     for name, value in kept.state_dict().items():
         if name.startswith("layers"):
             assert torch.equal(value, head.classifier.without_metadata.state_dict()[name])
@@ -170,23 +200,25 @@ def test_other_is_learnt_calibrated_and_exported(
     feed: dict[str, Any] = {
         "light_curve": material.light_curve[rows].astype(np.float32), "spectrum": np.zeros((40, 512), np.float32),
         "metadata": metadata, "present": present, "detections": material.detections[rows, None].astype(np.float32),
+        "event": material.event[rows],
     }  # fmt: skip
     found, _, other = session.run(["probabilities", "embedding", "other"], feed)
     assert other.shape == (40, 1)
     assert np.isnan(other[0, 0])  # nothing is known of Other from a spectrum alone
     np.testing.assert_allclose(other[1:, 0], probability[:40][1:], atol=1e-4)
     with torch.no_grad():
-        expected, _ = head.classifier(*(torch.from_numpy(feed[name]) for name in feed))
+        expected, _ = head.classifier(*(torch.from_numpy(feed[name]) for name in feed if name != "event"))
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("with_event", [False, True])
 @torch.no_grad()
-def test_members_side_by_side_give_the_mean_of_their_logits() -> None:
+def test_members_side_by_side_give_the_mean_of_their_logits(with_event: bool) -> None:
     torch.manual_seed(3)
-    members = [OtherHead(hidden).eval() for hidden in (24, 40)]
+    members = [OtherHead(hidden, with_event=with_event).eval() for hidden in (24, 40)]
     inputs = (
         torch.randn(5, 3, 512), torch.rand(5, 3) < 0.6, torch.tensor([[3.0], [9.0], [40.0], [300.0], [0.0]]),
-        torch.randn(5, 10),
+        torch.randn(5, len(EVENT_FEATURES)), torch.randn(5, 10),
     )  # fmt: skip
     expected = (members[0].logit(*inputs) + members[1].logit(*inputs)) / 2
     assert not torch.allclose(members[0].logit(*inputs), expected, atol=1e-3)
@@ -236,9 +268,10 @@ def test_catalina_s_cepheids_and_rrd_stars_have_their_own_names(tmp_path: Path) 
 
 
 def test_without_light_curve_or_metadata_nothing_is_said() -> None:
-    network = OtherHead().eval()
+    network = OtherHeads(OtherHead(), OtherHead(with_event=True)).eval()
     present = torch.tensor([[False, True, False], [True, False, False]])
-    answer = network(torch.zeros(2, 3, 512), present, torch.ones(2, 1), torch.zeros(2, 10))
+    event = torch.zeros(2, len(EVENT_FEATURES))
+    answer = network(torch.zeros(2, 3, 512), present, torch.ones(2, 1), event, torch.zeros(2, 10))
     assert answer.isnan()[:, 0].tolist() == [True, False]
 
 

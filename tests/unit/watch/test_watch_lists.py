@@ -10,15 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from broker.config import Settings
+from broker.database import WATCH_CONTENTS, WATCHES
 from broker.watch.content import Content
 from broker.watch.lists import ListError, Lists, Terms
 from broker.watch.notifier import Notifier
 from broker.web.index import Index
-from broker.web.tables import WATCH_CONTENTS, WATCHES
 
 
-def test_a_list_that_cannot_be_read_gets_a_problem_and_the_others_count(tmp_path: Path) -> None:
-    database = f"sqlite:///{tmp_path / 'web.sqlite'}"
+def test_a_list_that_cannot_be_read_gets_a_problem_and_the_others_count(database: str) -> None:
     settings = Settings.model_validate({"web": {"database": database}})
     with closing(Index(database)) as index:
         lists = Lists(index.engine, settings)

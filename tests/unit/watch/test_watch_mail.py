@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from aiosmtpd.controller import Controller
 from broker.config import NotifySettings
 from broker.embedded.ports import free_port
 from broker.watch import messages
-from broker.watch.outbox import Delivery
+from broker.watch.deliveries import Delivery
 
 DELIVERY = Delivery(1, "n", 0, 0, [], {"name": "mine", "topic": "t", "webhook": None, "email": "a@example.org"})
 
@@ -58,3 +61,24 @@ def test_a_connection_that_ends_is_told() -> None:
     with listening(Server("close")) as settings, pytest.raises(messages.SendError) as caught:
         messages.send(DELIVERY, settings)
     assert "unexpectedly closed" in str(caught.value)
+
+
+def test_a_server_whose_greeting_does_not_end_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def drip() -> None:
+            one, _ = listener.accept()
+            with one, suppress(OSError):
+                for _ in range(600):  # each byte is in time for a socket's own timeout
+                    one.sendall(b"2")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        settings = NotifySettings(
+            smtp_host="127.0.0.1", smtp_port=port, smtp_security="none", mail_from="t@example.org", timeout_s=0.5
+        )
+        with pytest.raises(messages.SendError, match=r"no answer within 0\.5 s"):
+            messages.send(DELIVERY, settings)
+        thread.join()

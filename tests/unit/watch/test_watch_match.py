@@ -13,9 +13,10 @@ from astropy import units
 from astropy.coordinates import Latitude, Longitude, SkyCoord
 from mocpy import MOC
 
+from broker import moc
 from broker.client import Expression, PublishedAnnotation
 from broker.errors import InputFileError
-from broker.watch import content, moc
+from broker.watch import content
 from broker.watch.content import Content
 from broker.watch.match import Hit, Matcher, Wanted
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import sqlalchemy as sa
 
 from broker.client import PublishedAnnotation
 from broker.config import Settings
+from broker.database import DELIVERIES, MATCHES, WATCH_DAYS, WATCHES
 from broker.times import mjd_now
 from broker.watch.content import Content
 from broker.watch.lists import Lists, Terms
@@ -20,7 +20,6 @@ from broker.watch.match import Hit
 from broker.watch.notifier import Notifier
 from broker.watch.outbox import Outbox
 from broker.web.index import Index
-from broker.web.tables import DELIVERIES, MATCHES, WATCH_DAYS, WATCHES
 
 STAR = PublishedAnnotation(
     survey="ztf", alert_id=1, source_id=1, object_id="a", ra=0.0, dec=60.0, mjd=61000.0, class_names=("RRAB", "EA"),
@@ -34,7 +33,7 @@ class Bench:
 
     def __init__(self, index: Index, settings: Settings) -> None:
         self.engine, self.settings = index.engine, settings
-        self.box, self.lists = Outbox(index.engine, settings.notify), Lists(index.engine, settings)
+        self.box, self.lists = Outbox(index.engine, settings), Lists(index.engine, settings)
         self.make()
 
     def make(self) -> None:
@@ -62,8 +61,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    database = f"sqlite:///{tmp_path / 'web.sqlite'}"
+def bench(database: str) -> Iterator[Bench]:
     notify = {"matches_per_day": 3, "messages_per_day": 1}
     settings = Settings.model_validate({"web": {"database": database}, "notify": notify})
     with closing(Index(database)) as index:

@@ -17,9 +17,10 @@ import pytest
 
 from broker.config import NotifySettings
 from broker.watch import messages, webhook
-from broker.watch.outbox import Delivery
+from broker.watch.deliveries import Delivery
 from broker.watch.times import next_attempt, next_message
 from broker.watch.webhook import WebhookError, check_url, is_allowed, post
+from tests.busy import Stopwatch
 from tests.faults.certificates import Authority
 
 LOOPBACK = ("127.0.0.0/8",)
@@ -33,6 +34,7 @@ LOOPBACK = ("127.0.0.0/8",)
         ("224.0.0.1", False), ("255.255.255.255", False), ("::1", False), ("fe80::1", False), ("fd00::1", False),
         ("::ffff:127.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False),
         ("64:ff9b::a9fe:a9fe", False), ("2002:7f00:1::", False), ("::", False), ("ff02::1", False), ("fec0::1", False),
+        ("192.0.0.192", False), ("3fff::1", False),
     ],
 )  # fmt: skip
 def test_only_public_addresses_are_called(address: str, allowed: bool) -> None:
@@ -62,7 +64,7 @@ def test_what_is_no_url_of_a_webhook(url: str) -> None:
 @pytest.mark.parametrize("host", ["localhost", "2130706433", "0x7f000001", "127.1"])
 def test_a_name_that_leads_inside_is_not_called(host: str, heard: list[bytes], port: int) -> None:
     with pytest.raises(WebhookError, match=r"no public address|no such host"):
-        post(f"https://{host}:{port}/secret", {}, "1", (), 5.0)
+        post(f"https://{host}:{port}/secret", {}, "1", (), 60.0)
     assert heard == []
 
 
@@ -79,7 +81,7 @@ def test_the_address_that_was_looked_at_is_the_one_that_is_called(
         return resolve(host, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", once)
-    post(f"http://rebind.example:{port}/hook?a=b", {"text": "x"}, "n1", LOOPBACK, 5.0)
+    post(f"http://rebind.example:{port}/hook?a=b", {"text": "x"}, "n1", LOOPBACK, 60.0)
     assert asked == ["rebind.example"]
     head, _, body = heard[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /hook?a=b HTTP/1.1\r\nHost: rebind.example:%d\r\n" % port)
@@ -155,10 +157,9 @@ def test_a_body_that_trickles_ends_too() -> None:
             connection.sendall(b"a")
             time.sleep(0.1)
 
-    begin = time.monotonic()
-    with serving(trickle) as number, pytest.raises(WebhookError, match="no answer within 1 s"):
+    with serving(trickle) as number, Stopwatch() as watch, pytest.raises(WebhookError, match="no answer within 1 s"):
         post(f"http://127.0.0.1:{number}/", {}, "1", LOOPBACK, 1.0)
-    assert time.monotonic() - begin < 5.0
+    assert watch.seconds < 5.0
 
 
 def test_a_handshake_that_ends_late_leaves_no_time_for_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,19 +185,20 @@ def test_a_handshake_that_ends_late_leaves_no_time_for_more(tmp_path: Path, monk
                 secure.sendall(b"a")
                 time.sleep(0.1)
 
-    begin = time.monotonic()
-    with serving(trickle) as number, pytest.raises(WebhookError, match="no answer within 1 s"):
+    with serving(trickle) as number, Stopwatch() as watch, pytest.raises(WebhookError, match="no answer within 1 s"):
         post(f"https://127.0.0.1:{number}/", {}, "1", LOOPBACK, 1.0)
-    assert time.monotonic() - begin < 5.0
+    assert watch.seconds < 5.0
 
 
 def test_a_name_that_is_resolved_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     end = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: end.wait(20.0) and [])
-    begin = time.monotonic()
-    with pytest.raises(WebhookError, match=r"late\.example: its name is not resolved within 0\.5 s"):
+    with (
+        Stopwatch() as watch,
+        pytest.raises(WebhookError, match=r"late\.example: its name is not resolved within 0\.5 s"),
+    ):
         post("https://late.example/", {}, "1", (), 0.5)
-    assert time.monotonic() - begin < 5.0
+    assert watch.seconds < 5.0
     end.set()
 
 

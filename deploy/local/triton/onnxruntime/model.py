@@ -3,8 +3,11 @@
 PyPI's tritonserver (in ``nvidia-pytriton``) carries only the Python backend. Triton takes any folder
 ``<backend-directory>/<name>/model.py`` as the backend ``<name>``, so with this file the same model repository
 runs there as in NVIDIA's container with its C++ onnxruntime backend. Of that backend's options it knows the
-model parameters ``intra_op_thread_count`` and ``inter_op_thread_count``. An instance that Triton puts on a GPU
-runs there by CUDA, or is not loaded: it never runs on the CPU in silence.
+model parameters ``intra_op_thread_count`` and ``inter_op_thread_count``.
+
+An instance that Triton puts on a GPU runs there by ONNX Runtime's CUDA; where that has none and PyTorch has, by the
+program ``model.pt2`` of the same weights (``deploy/local/torch_programs.py``); or it is not loaded. It never runs on
+the CPU in silence. On the CPU ONNX Runtime is used where it is installed, else the program.
 
 Tensors pass to and from Triton by way of DLPack: the stub in PyPI's wheel knows numpy 1's memory layout only,
 so that under numpy 2 ``as_numpy`` and ``pb_utils.Tensor`` silently give wrong values.
@@ -12,13 +15,18 @@ so that under numpy 2 ``as_numpy`` and ``pb_utils.Tensor`` silently give wrong v
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+try:
+    import onnxruntime
+except ImportError:  # a machine that has PyTorch alone
+    onnxruntime = None
 
 # ONNX element type -> Triton data type, for the types that DLPack can carry to and from Triton.
 TRITON_TYPES = {
@@ -34,52 +42,108 @@ TRITON_TYPES = {
 # As many rows at a time as fit the CPU's cache (``broker.inference.onnx``): larger batches take longer an object.
 CPU_ROWS = 64
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+TENSORS = "tensors.json"  # in a program: names, ONNX types and shapes of its inputs and outputs
 
 
-def _providers(kind: str, device: int) -> list[Any]:
-    """ONNX Runtime's providers for an instance of a kind (``CPU``, ``GPU``); raises where there is none for it."""
+class Session:
+    """A model by ONNX Runtime."""
+
+    def __init__(self, path: Path, parameters: dict[str, Any], providers: list[Any]) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))
+        options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", {}).get("string_value", 0))
+        # Each model is a process of its own here: threads that spin while idle would take the others' cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(path, options, providers=providers)
+        if self._session.get_providers()[0] != _name(providers[0]):  # left out by ONNX Runtime where it does not start
+            raise pb_utils.TritonModelException("CUDA does not start for ONNX Runtime: see its own message in the log")
+        self.inputs = [(node.name, node.type, node.shape) for node in self._session.get_inputs()]
+        self.outputs = [(node.name, node.type, node.shape) for node in self._session.get_outputs()]
+
+    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        """The outputs of these names."""
+        return self._session.run(names, feed)
+
+
+class Program:
+    """A model by PyTorch."""
+
+    def __init__(self, path: Path, parameters: dict[str, Any], device: str) -> None:
+        import torch
+
+        self._torch, self._device = torch, device
+        if device == "cpu" and (threads := int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))):
+            torch.set_num_threads(threads)
+        extra = {TENSORS: ""}
+        program = torch.export.load(path, extra_files=extra)
+        self._module = program.module().to(device)
+        tensors = json.loads(extra[TENSORS])
+        self.inputs, self.outputs = tensors["inputs"], tensors["outputs"]
+
+    def run(self, names: list[str], feed: dict[str, Any]) -> list[Any]:
+        """The outputs of these names."""
+        with self._torch.inference_mode():
+            found = self._module(*(self._moved(feed[name]) for name, _, _ in self.inputs))
+            by_name = dict(zip((name for name, _, _ in self.outputs), found, strict=True))
+            return [by_name[name].cpu().numpy() for name in names]
+
+    def _moved(self, array: Any) -> Any:
+        # What Triton gives is read-only, which PyTorch does not take; and from pinned memory a GPU copies by itself.
+        kind = self._torch.bool if array.dtype == np.bool_ else self._torch.float32
+        tensor = self._torch.empty(array.shape, dtype=kind, pin_memory=self._device != "cpu")
+        np.copyto(tensor.numpy(), array)
+        return tensor.to(self._device, non_blocking=True)
+
+
+def _name(provider: Any) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _loaded(path: Path, parameters: dict[str, Any], kind: str, device: int) -> Session | Program:
+    """The model of an instance of a kind (``CPU``, ``GPU``); raises where there is nothing to run it there."""
+    program = path.with_suffix(".pt2")
     if kind == "CPU":
-        return [CPU]
+        if onnxruntime is not None:
+            return Session(path, parameters, [CPU])
+        if program.exists():
+            return Program(program, parameters, "cpu")
+        raise pb_utils.TritonModelException(f"neither onnxruntime nor {program} is there")
     if kind != "GPU":
         raise pb_utils.TritonModelException(
             f"instance_group asks for KIND_{kind}; give KIND_CPU, KIND_GPU or KIND_AUTO"
         )
-    if CUDA not in onnxruntime.get_available_providers():
-        raise pb_utils.TritonModelException(
-            f"instance_group puts this model on GPU {device} (KIND_AUTO does so where Triton sees a GPU), but this "
-            f"ONNX Runtime has {', '.join(onnxruntime.get_available_providers())} only: install onnxruntime-gpu "
-            "(python -m deploy.local.triton_server setup --gpu) or ask for KIND_CPU"
-        )
-    return [(CUDA, {"device_id": device}), CPU]
+    providers = [] if onnxruntime is None else onnxruntime.get_available_providers()
+    if CUDA in providers:
+        return Session(path, parameters, [(CUDA, {"device_id": device}), CPU])
+    if program.exists() and _torch_has_cuda():
+        return Program(program, parameters, f"cuda:{device}")
+    raise pb_utils.TritonModelException(
+        f"instance_group puts this model on GPU {device} (KIND_AUTO does so where Triton sees a GPU), but this "
+        f"ONNX Runtime has {', '.join(providers) or 'nothing'} only, and "
+        + ("PyTorch has no CUDA" if program.exists() else f"there is no {program.name} for PyTorch")
+        + ": install onnxruntime-gpu (python -m deploy.local.triton_server setup --gpu), make programs "
+        "(python -m deploy.local.torch_programs), or ask for KIND_CPU"
+    )
 
 
-def _on_gpu(path: Path, parameters: dict[str, Any], providers: list[Any]) -> onnxruntime.InferenceSession:
-    session = _session(path, parameters, providers)
-    if session.get_providers()[0] != CUDA:  # ONNX Runtime leaves out a provider that does not start
-        raise pb_utils.TritonModelException("CUDA does not start for ONNX Runtime: see its own message in the log")
-    return session
+def _torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
 
 
-def _session(
-    path: Path, parameters: dict[str, Any], providers: list[Any] | tuple[str, ...] = (CPU,)
-) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", {}).get("string_value", 0))
-    options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", {}).get("string_value", 0))
-    # Each model is a process of its own here: threads that spin while idle would take the others' cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(path, options, providers=list(providers))
-
-
-def _tensor_config(node: onnxruntime.NodeArg, batching: bool) -> dict[str, Any]:
-    if node.type not in TRITON_TYPES:
-        raise pb_utils.TritonModelException(f"tensor {node.name}: type {node.type} is not supported")
-    shape = [size if isinstance(size, int) else -1 for size in node.shape]
+def _tensor_config(tensor: tuple[str, str, list[Any]], batching: bool) -> dict[str, Any]:
+    name, kind, sizes = tensor
+    if kind not in TRITON_TYPES:
+        raise pb_utils.TritonModelException(f"tensor {name}: type {kind} is not supported")
+    shape = [size if isinstance(size, int) else -1 for size in sizes]
     if batching and shape[0] != -1:
-        raise pb_utils.TritonModelException(f"tensor {node.name}: the first dimension must be the batch")
+        raise pb_utils.TritonModelException(f"tensor {name}: the first dimension must be the batch")
     return {
-        "name": node.name,
-        "data_type": TRITON_TYPES[node.type],
+        "name": name,
+        "data_type": TRITON_TYPES[kind],
         "dims": shape[1:] if batching else shape,
     }
 
@@ -95,25 +159,24 @@ class TritonPythonModel:
         path = Path(Path("/proc/self/cmdline").read_text().split("\0")[1])
         config = auto_complete_model_config.as_dict()
         batching = config["max_batch_size"] > 0
-        session = _session(path, config["parameters"])
-        for node in session.get_inputs():
-            auto_complete_model_config.add_input(_tensor_config(node, batching))
-        for node in session.get_outputs():
-            auto_complete_model_config.add_output(_tensor_config(node, batching))
+        model = _loaded(path, config["parameters"], "CPU", 0)
+        for tensor in model.inputs:
+            auto_complete_model_config.add_input(_tensor_config(tensor, batching))
+        for tensor in model.outputs:
+            auto_complete_model_config.add_output(_tensor_config(tensor, batching))
         return auto_complete_model_config
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load ``<model>/<version>/model.onnx``."""
+        """Load ``<model>/<version>/model.onnx``, or the program beside it."""
         config = json.loads(args["model_config"])
         file_name = config["default_model_filename"] or "model.onnx"
         path = Path(args["model_repository"], args["model_version"], file_name)
-        providers = _providers(args["model_instance_kind"], int(args["model_instance_device_id"]))
-        load = _session if providers == [CPU] else _on_gpu
-        self._session = load(path, config["parameters"], providers)
-        self._inputs = [node.name for node in self._session.get_inputs()]
-        self._outputs = [node.name for node in self._session.get_outputs()]
+        kind = args["model_instance_kind"]
+        self._session = _loaded(path, config["parameters"], kind, int(args["model_instance_device_id"]))
+        self._inputs = [name for name, _, _ in self._session.inputs]
+        self._outputs = [name for name, _, _ in self._session.outputs]
         self._batching = config["max_batch_size"] > 0
-        self._rows = CPU_ROWS if providers == [CPU] else config["max_batch_size"]
+        self._rows = CPU_ROWS if kind == "CPU" else config["max_batch_size"]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests that Triton's dynamic batcher put together as one batch, one response for each."""
@@ -143,8 +206,20 @@ class TritonPythonModel:
     def _response(self, outputs: Any) -> Any:
         # Arrays that live as long as the response: what an OrtValue was made of is freed before the stub has sent it.
         return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor.from_dlpack(name, np.array(output))
-                for name, output in zip(self._outputs, outputs, strict=True)
-            ]
+            [_tensor(name, np.array(output)) for name, output in zip(self._outputs, outputs, strict=True)]
         )
+
+
+# A capsule that was consumed, as DLPack's specification names it. The stub gives it another name, by which numpy takes
+# it for one that was not, and writes a traceback to the log for each tensor. The function is an object of its own:
+# other packages give that of ctypes.pythonapi argument types of their own (dill, which PyTorch imports).
+USED_CAPSULE = ctypes.create_string_buffer(b"used_dltensor")
+_set_name = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(("PyCapsule_SetName", ctypes.pythonapi))
+
+
+def _tensor(name: str, array: Any) -> Any:
+    """Triton's tensor of an array, or of another of its tensors, which it keeps and does not copy."""
+    capsule = array.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    _set_name(capsule, ctypes.addressof(USED_CAPSULE))
+    return tensor

@@ -9,15 +9,19 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from broker.database import TOKENS
 from broker.errors import ConfigurationError
+from broker.scopes import SCOPES
 from broker.times import mjd_now
-from broker.web.scopes import SCOPES
-from broker.web.tables import TOKENS
 
 _PREFIX: Final = "trifid_"
 _BYTES: Final = 32
 _LONGEST_NAME: Final = 128
 _REMEMBERED: Final = 10_000
+
+
+class TokenExistsError(ConfigurationError):
+    """A name that another token has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,10 @@ class Tokens:
         """Digests of tokens that were found valid; they may be revoked since."""
 
     def create(self, name: str, scopes: frozenset[str], days: float | None = None) -> str:
-        """A new token, which is not stored and cannot be shown again; raises ConfigurationError for a name in use."""
+        """A new token, which is not stored and cannot be shown again.
+
+        Raises TokenExistsError, and ConfigurationError for a name that cannot be or no scopes.
+        """
         if (
             not name.strip()
             or len(name) > _LONGEST_NAME
@@ -67,7 +74,7 @@ class Tokens:
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(TOKENS), [row])
         except sa.exc.IntegrityError:
-            raise ConfigurationError(f"there is a token {name!r} already") from None
+            raise TokenExistsError(f"there is a token {name!r} already") from None
         return token
 
     def find(self, token: str) -> Token | None:

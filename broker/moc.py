@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker import sky
-from broker.errors import InputFileError
-from broker.tables.table import Table
+from broker.errors import ConfigurationError, InputFileError
+
+if TYPE_CHECKING:
+    from broker.tables.table import Table
 
 ORDER: Final = 29
 """Of the cells that ranges are of, the finest that HEALPix has in 64 bits."""
@@ -61,6 +64,49 @@ def _of_cells(cells: Iterable[tuple[int, int, int]]) -> Ranges:
         if len(ranges) > 10 * MAX_RANGES:
             break
     return _joined(np.array(ranges, np.int64).reshape(-1, 2))
+
+
+def is_text(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a MOC in ASCII or JSON, if it is one at all."""
+    start = head.lstrip()
+    order, slash, _ = start[:4].partition(b"/")
+    return start.startswith(b"{") or (bool(slash) and order.isdigit())
+
+
+def of_text_file(path: Path) -> Ranges:
+    """Of a file in ASCII or JSON; raises InputFileError."""
+    try:
+        return of_text(path.read_text("ascii"))
+    except UnicodeDecodeError:
+        raise InputFileError(f"{path}: no MOC: it has characters other than ASCII") from None
+
+
+def of_file(path: Path) -> Ranges:
+    """Of a file in ASCII, JSON or FITS; raises InputFileError.
+
+    FITS takes pyarrow and astropy, which not every installation has: raises ConfigurationError without them.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise InputFileError(f"{path}: {error.strerror}") from error
+    if is_text(head):
+        return of_text_file(path)
+    if not head.startswith((b"SIMPLE", b"\x1f\x8b")):
+        raise InputFileError(f"{path}: no MOC: neither text such as 5/1,3-7 6/24, nor JSON, nor FITS")
+    try:
+        from broker.tables.files import open_table
+
+        table = open_table(path)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{path}: a MOC in FITS needs astropy and pyarrow: pip install astropy pyarrow ({error}); one in ASCII or "
+            "JSON needs neither"
+        ) from error
+    if not is_moc(table.header, table.names):
+        raise InputFileError(f"{path}: a FITS table, but no MOC")
+    return of_table(table)
 
 
 def is_moc(header: Mapping[str, Any], names: list[str]) -> bool:

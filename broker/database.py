@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,10 +19,17 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 from broker.errors import ConfigurationError
+from broker.postgres import answers_within, connection_options, limit_silence
+from broker.secret_text import SecretText, protect, use_keys
 
 METADATA: Final = sa.MetaData()
+_POOL_S: Final = 5.0
+"""Longest wait for one of the pool's connections, all of which may wait for the database."""
+_MAKE_S: Final = 600.0
+"""Longest wait for another process that makes the tables, or for the database to change one."""
 _KEY: Final = BigInteger().with_variant(Integer, "sqlite")  # which counts up INTEGER primary keys only
 
 OBJECTS: Final = sa.Table(
@@ -38,6 +46,7 @@ OBJECTS: Final = sa.Table(
     Column("parent", String(32)),
     Column("parent_probability", Float(53)),
     Column("anomaly_score", Float(53)),
+    Column("combined_anomaly", Float(53)),
     Column("detections", Integer, nullable=False),
     Column("period", Float(53)),
     Column("known", Boolean, nullable=False),
@@ -52,9 +61,9 @@ OBJECTS: Final = sa.Table(
     Index("trifid_objects_by_time", "published", "id"),
     Index("trifid_objects_by_cell", "cell"),
 )
-"""An object as its latest annotation has it. ``cell``: HEALPix, nested, of order ``index.ORDER``; times are MJD UTC,
-positions ICRS degrees; ``known``: whether a catalogue of known variable stars has it; ``record``: the annotation in the
-fields of annotation.avsc, as ``annotation.to_json`` writes them."""
+"""An object as its latest annotation has it. ``cell``: HEALPix, nested, of order ``broker.web.index.ORDER``; times are
+MJD UTC, positions ICRS degrees; ``known``: whether a catalogue of known variable stars has it; ``record``: the
+annotation in the fields of annotation.avsc, as ``annotation.to_json`` writes them."""
 
 ANNOTATIONS: Final = sa.Table(
     "trifid_annotations",
@@ -91,19 +100,42 @@ TOKENS: Final = sa.Table(
 )
 """API tokens: the SHA-256 of each, never the token."""
 
-FEEDBACK: Final = sa.Table(
-    "trifid_feedback",
+ANSWERS: Final = sa.Table(
+    "trifid_answers",
     METADATA,
     Column("id", _KEY, primary_key=True),
     Column("survey", String(32), nullable=False),
     Column("object_id", Text, nullable=False),
-    Column("label", String(32), nullable=False),
-    Column("comment", String(2000), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("label", String(32)),
+    Column("note", String(2000), nullable=False),
     Column("by", String(128), nullable=False),
     Column("created", Float(53), nullable=False),
-    Index("trifid_feedback_by_object", "survey", "object_id"),
+    Column("withdrawn", Float(53)),
+    Column("score_before", Float(53)),
+    Column("score_after", Float(53)),
+    Column("rank_before", Integer),
+    Column("rank_after", Integer),
+    Index("trifid_answers_by_object", "survey", "object_id"),
+    sqlite_autoincrement=True,
 )
-"""What people say an object is."""
+"""What people answer about objects: ``kind`` interesting, boring or class, of which ``label`` is the class; ``by``: a
+token's name; ``withdrawn``: since when it does not count, MJD UTC. Rows are never deleted."""
+
+EVIDENCE: Final = sa.Table(
+    "trifid_answer_evidence",
+    METADATA,
+    Column("answer", _KEY, ForeignKey(ANSWERS.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("reference_version", String(128), primary_key=True),
+    Column("score", Float(53), nullable=False),
+    Column("vectors", LargeBinary, nullable=False),
+)
+"""What an object was like when it was answered about, in the space of one model: its combined anomaly score, and its
+embeddings by modality, (3, d) of 16 bits, zeros where absent."""
+
+_EARLIER_FEEDBACK: Final = "trifid_feedback"
+"""The table of earlier releases, whose rows are classes that people named."""
 
 WATCHES: Final = sa.Table(
     "trifid_watches",
@@ -117,7 +149,7 @@ WATCHES: Final = sa.Table(
     Column("size", Integer, nullable=False),
     Column("regions", Integer, nullable=False),
     Column("email", String(254)),
-    Column("webhook", Text),
+    Column("webhook", SecretText),
     Column("every_hours", Float(53), nullable=False),
     Column("next_message", Float(53), nullable=False),
     Column("deleted", Boolean, nullable=False),
@@ -128,11 +160,15 @@ WATCHES: Final = sa.Table(
     Column("topic_attempts", Integer, nullable=False),
     Column("topic_given_up", Boolean, nullable=False),
     Column("topic_due", Float(53), nullable=False),
+    Column("format", String(16)),
+    Column("options", Text),
+    Column("token", SecretText),
     UniqueConstraint("owner", "name"),
 )
 """Users' lists and filters. ``owner``: a token's name; ``radius``: arcsec; ``size``: positions and names; ``regions``:
 ranges of its MOC; ``left_out``: matches beyond a quota; ``problem``, ``topic_attempts``, ``topic_due``: of its topic,
-which is tried again when that is due. Times are MJD UTC."""
+which is tried again when that is due; ``format``, ``options`` (JSON) and ``token``: of what is sent to ``webhook``
+(``watch.outputs``), Slack's where there is none. Times are MJD UTC."""
 
 WATCH_CONTENTS: Final = sa.Table(
     "trifid_watch_contents",
@@ -156,11 +192,14 @@ DELIVERIES: Final = sa.Table(
     Column("attempts", Integer, nullable=False),
     Column("due", Float(53), nullable=False),
     Column("problem", Text),
+    Column("holder", String(32)),
+    Column("until", Float(53)),
     Index("trifid_deliveries_by_state", "state", "due"),
     Index("trifid_deliveries_by_watch", "watch", "created"),
 )
 """Mails and calls of webhooks: ``pending``, ``sent``, or ``dead`` after the last attempt; ``number`` is the same in
-each attempt, for receivers to tell what came twice."""
+each attempt, for receivers to tell what came twice. ``holder``: the process that sends it now, and no other does before
+``until``, which is by the database's clock."""
 
 MATCHES: Final = sa.Table(
     "trifid_matches",
@@ -191,7 +230,7 @@ MATCHES: Final = sa.Table(
     ),
 )
 """What a list has found, once by list and annotation (``event``). ``payload``: the annotation, until it is in the
-list's topic (``unsent``); ``waiting``: it is to be in the next mail or call."""
+list's topic (``unsent``) and, where the list has a format, sent; ``waiting``: it is to be in the next mail or call."""
 
 WATCH_DAYS: Final = sa.Table(
     "trifid_watch_days",
@@ -210,21 +249,98 @@ LEASES: Final = sa.Table(
     Column("holder", String(32), nullable=False),
     Column("until", Float(53), nullable=False),
 )
-"""Which of several processes does what only one should at a time."""
+"""Which of several processes does what only one should at a time; ``until`` is by the database's clock."""
+
+COUNTERS: Final = sa.Table(
+    "trifid_counters",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+"""Versions that grow with each change, whatever the clocks of those who make it say."""
 
 
-def connect(url: str) -> sa.Engine:
-    """The database, with the tables that are missing made; raises ConfigurationError where it cannot be used."""
+def insert_missing(connection: sa.Connection, table: sa.Table, unique: Sequence[str]) -> sa.Insert:
+    """An insertion that leaves rows that are there already, by their ``unique`` columns, as they are."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing(index_elements=list(unique))
+    return sqlite.insert(table).on_conflict_do_nothing(index_elements=list(unique))
+
+
+def count_up(connection: sa.Connection, counter: str) -> None:
+    """Another version, from when the transaction ends; until then no other transaction gets past this for the counter.
+
+    In PostgreSQL it holds the counter's row, in SQLite, as any write does, the database.
+    """
+    connection.execute(insert_missing(connection, COUNTERS, ("name",)), [{"name": counter, "value": 0}])
+    connection.execute(sa.update(COUNTERS).where(COUNTERS.c.name == counter).values(value=COUNTERS.c.value + 1))
+
+
+def database_now(connection: sa.Connection) -> float:
+    """MJD UTC by the clock of the database, the same for all that use it."""
+    if connection.dialect.name == "postgresql":
+        text = "SELECT extract(epoch FROM clock_timestamp())::float8 / 86400 + 40587"
+    else:
+        text = "SELECT julianday('now') - 2400000.5"
+    return float(connection.execute(sa.text(text)).scalar_one())
+
+
+def connect(url: str, secret_keys: Sequence[str] = ()) -> sa.Engine:
+    """The database, with the tables that are missing made; raises ConfigurationError where it cannot be used.
+
+    With ``secret_keys``, secrets of receivers are encrypted, by the first of them, those that are there already, too.
+    """
     try:
-        # Requests are answered by 40 threads.
-        engine = sa.create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=20)
+        # Requests are answered by 40 threads. Errors would have addresses of webhooks and tokens of receivers in them.
+        engine = sa.create_engine(
+            url, pool_pre_ping=True, pool_size=20, max_overflow=20, pool_timeout=_POOL_S, hide_parameters=True,
+            connect_args=connection_options(url),
+        )  # fmt: skip
+        limit_silence(engine)
         if engine.dialect.name == "sqlite":
             sa.event.listen(engine, "connect", _set_up_sqlite)
-        METADATA.create_all(engine)
+        use_keys(engine, secret_keys)
+        try:
+            with answers_within(_MAKE_S), engine.begin() as connection:
+                _make(connection)
+                protect(connection, WATCHES)
+        except BaseException:
+            engine.dispose()
+            raise
     except (sa.exc.SQLAlchemyError, ImportError, TypeError) as error:
         # Neither the message nor the URL of some drivers is free of the password.
         raise ConfigurationError(f"web.database cannot be used: {type(error).__name__}: {_reason(error)}") from None
     return engine
+
+
+def _make(connection: sa.Connection) -> None:
+    """Tables and columns that are missing, by one process at a time; what an earlier release has not is null.
+
+    Its feedback goes into the table of answers.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('trifid'))"))
+    elif connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    METADATA.create_all(connection)
+    found = sa.inspect(connection)
+    for table in METADATA.sorted_tables:
+        there = {column["name"] for column in found.get_columns(table.name)}
+        for column in table.c:
+            if column.name not in there:
+                told = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {told}")
+    index = f"CREATE INDEX IF NOT EXISTS trifid_objects_by_combined ON {OBJECTS.name} (combined_anomaly)"
+    connection.execute(sa.text(index))
+    if found.has_table(_EARLIER_FEEDBACK):
+        columns = 'survey, object_id, label, "by", created'
+        connection.execute(
+            sa.text(
+                f"INSERT INTO {ANSWERS.name} ({columns}, kind, note) "
+                f"SELECT {columns}, 'class', comment FROM {_EARLIER_FEEDBACK} ORDER BY created"
+            )
+        )
+        connection.execute(sa.text(f"DROP TABLE {_EARLIER_FEEDBACK}"))
 
 
 def _reason(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""What people answer about objects, and how anomaly scores learn from it."""
