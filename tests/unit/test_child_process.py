@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-PARENT = """
+PARENT = r"""
 import multiprocessing, os, sys, time
 from broker.child_process import end_with_parent
 
