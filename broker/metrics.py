@@ -87,7 +87,14 @@ DELIVERED_MESSAGE: Final = Gauge(
 )
 TOPICS_RECREATED: Final = Counter(
     "trifid_input_topics_recreated_total",
-    "Input topics found to have been deleted and recreated, which are read from their beginning.",
+    "Input topics found to have been deleted and recreated, and partitions that end before what was read of them; both "
+    "are read from their beginning.",
+    ["topic"],
+)
+INPUT_LOST: Final = Counter(
+    "trifid_input_messages_lost_total",
+    "Messages of input topics that Kafka deleted before a worker read them (retention, DeleteRecords), by offsets, so "
+    "that ends of transactions among them count.",
     ["topic"],
 )
 BATCH_LIMIT: Final = Gauge(
@@ -356,6 +363,7 @@ def initialise(surveys: Iterable[str], input_topics: Iterable[str] = ()) -> None
             metric.labels(*labels)
     for topic in input_topics:
         TOPICS_RECREATED.labels(topic)
+        INPUT_LOST.labels(topic)
         LAST_MESSAGE.labels(topic).set_to_current_time()
         DELIVERED_MESSAGE.labels(topic).set_to_current_time()
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final, Literal
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
-
-log = logging.getLogger(__name__)
 
 Position = tuple[str, int]
 """Topic and partition."""
@@ -66,29 +63,6 @@ def starting_points(
         # Of all partitions at once: members that come in the next moment begin at the same positions.
         _answered(consumer.commit(offsets=new, asynchronous=False) or [])
     return at, set(cluster)
-
-
-def after_lost(consumer: Consumer, positions: Mapping[Position, int]) -> dict[Position, int]:
-    """The next offset of each partition of ``positions`` that Kafka has, and say where that is not the one given.
-
-    The subscription then goes on with the oldest message there is. Raises KafkaException where Kafka does not answer.
-    """
-    there = dict(positions)
-    for (topic, partition), offset in positions.items():
-        if offset < 0:  # a logical one, such as OFFSET_BEGINNING
-            continue
-        p = TopicPartition(topic, partition)
-        low, high = consumer.get_watermark_offsets(p, timeout=CALL_S)
-        if offset < low or offset > high:
-            there[topic, partition] = low
-        if offset < low:
-            log.warning("%s[%d]: what came from offset %d on, %d messages, was deleted before it was read; going on at "
-                        "offset %d (how long Kafka keeps messages is the topic's retention.ms and retention.bytes)",
-                        p.topic, p.partition, offset, low - offset, low)  # fmt: skip
-        elif offset > high:
-            log.warning("%s[%d]: ends at offset %d, before the position %d: was the topic made anew? Going on at its "
-                        "beginning, offset %d", p.topic, p.partition, high, offset, low)  # fmt: skip
-    return there
 
 
 def _offset_at(consumer: Consumer, partition: TopicPartition, time: datetime) -> int:

@@ -21,12 +21,13 @@ from broker.client.duplicates import is_first
 from broker.client.foreign import ForeignMessage
 from broker.client.lag import behind
 from broker.client.outage import Outage
-from broker.client.positions import CALL_S, Position, Start, after, after_lost, place_of, starting_points, weakly
+from broker.client.positions import CALL_S, Position, Start, after, place_of, starting_points, weakly
 from broker.client.reading import Condition, Reader
 from broker.client.schemas import schemas_of
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.annotation import PublishedAnnotation, Schemas
 from broker.streaming import clients
+from broker.streaming.lost import after_lost
 from broker.topic_names import any_matches, is_pattern
 
 log = logging.getLogger(__name__)
@@ -369,7 +370,7 @@ class Subscription:
         places = [(p.topic, p.partition) for p in partitions]
         ahead = {place for place in places if 0 <= self._positions.get(place, OFFSET_INVALID) > begun[place]}
         going_on = {place: self._positions[place] if place in ahead else begun[place] for place in places}
-        going_on = self._insist(lambda: after_lost(consumer, going_on))
+        going_on = self._insist(lambda: after_lost(consumer, going_on, CALL_S))
         for p, place in zip(partitions, places, strict=True):
             p.offset = self._positions[place] = going_on[place]
         if self._incremental:
@@ -383,7 +384,7 @@ class Subscription:
     def _go_on_after_lost(self, message: Message) -> None:
         """Read a partition on with what Kafka still has, where it has deleted what was to be read next."""
         topic, partition, offset = place_of(message)
-        going_on = self._insist(lambda: after_lost(self._consumer, {(topic, partition): offset}))
+        going_on = self._insist(lambda: after_lost(self._consumer, {(topic, partition): offset}, CALL_S))
         self._positions[topic, partition] = going_on[topic, partition]
         here = TopicPartition(topic, partition, going_on[topic, partition])
         # librdkafka has ended reading the partition, and then refuses to seek in it.

@@ -80,7 +80,10 @@ def consumer(settings: KafkaSettings, group_id: str | None = None) -> Consumer:
         {
             **_MANUAL,
             "group.id": group_id or settings.group_id,
-            "auto.offset.reset": "earliest",
+            # What Kafka deleted before it was read is told, and not passed over (partitions.py).
+            "auto.offset.reset": "error",
+            # The ends of partitions: what lies between the last message and one of these is no message.
+            "enable.partition.eof": True,
             "partition.assignment.strategy": _STRATEGIES[settings.group_protocol],
             **({"group.instance.id": settings.worker_id} if settings.static_membership else {}),
             "session.timeout.ms": _milliseconds(settings.session_timeout_s),

@@ -21,6 +21,7 @@ from broker.metrics import OFFSETS_PENDING
 from broker.streaming import clients
 from broker.streaming.delivery import WorkerFencedError
 from broker.streaming.health import Health
+from broker.streaming.lost import OUT_OF_RANGE
 from broker.streaming.partitions import Partitions, position
 from broker.streaming.topics import TopicAdmin
 from broker.topic_names import matches
@@ -28,6 +29,8 @@ from broker.topic_names import matches
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
+_AHEAD: Final = 1000
+"""Of what is fetched ahead, at most so much is looked through at once for events."""
 _PENDING_S: Final = 30.0
 """After so long without committed offsets a worker is not ready: a rebalance takes less."""
 
@@ -123,7 +126,8 @@ class GroupConsumer:
             log.info("cannot seek to the committed offsets yet: %s", error)
             self._not_positioned(error)
             self.partitions.unpositioned = True
-            self.consumer.poll(0)  # a message that this gives comes again with what follows
+            for message in self.consumer.consume(_AHEAD, 0):  # messages come again with what follows, events do not
+                self._is_event(message)
             return False
 
     def _not_positioned(self, error: Exception) -> None:
@@ -143,6 +147,10 @@ class GroupConsumer:
             self._pending_since = None
             OFFSETS_PENDING.labels(self._check).set(0.0)
             self._health.report(self._check, None)
+
+    def passed(self) -> list[TopicPartition]:
+        """As ``Partitions.passed``; none where messages were dropped, which come again after them."""
+        return [] if self.partitions.unpositioned or self._rejoin == "under way" else self.partitions.passed()
 
     def lag(self, *, cached: bool) -> int:
         """As ``Partitions.lag``; none before the group is joined."""
@@ -190,6 +198,12 @@ class GroupConsumer:
         error = message.error()
         if error is None:
             return False
+        if error.code() == KafkaError._PARTITION_EOF:
+            self.partitions.reached_end(message)
+            return True
+        if error.code() in OUT_OF_RANGE:
+            self.partitions.ended(message)
+            return True
         _check_fenced(KafkaException(error))
         if error.code() == KafkaError.INCONSISTENT_GROUP_PROTOCOL:
             told = f"group {self.group_id} has members with another assignor or group protocol: stop all of them, or "

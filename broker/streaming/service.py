@@ -175,6 +175,7 @@ class Service:
         messages = self._take(source)
         self._waiting.measure_lag(cached=True)
         if not messages:
+            self._commit_passed(source, delivery)
             return
         received = mjd_now()
         batch = [incoming(message, received) for message in messages]
@@ -190,6 +191,12 @@ class Service:
                     count = self._handle_next(source, process, delivery, batch, messages)
                 del batch[:count], messages[:count]
         self._size.grow()
+
+    def _commit_passed(self, source: GroupConsumer, delivery: Delivery) -> None:
+        """Commit where partitions are read up to beyond their last messages; with no batch in flight."""
+        if offsets := source.passed():
+            self._waiting.patiently(lambda: delivery.deliver([], offsets, source.consumer), source)
+            source.partitions.delivered(offsets)
 
     def _handle_next(
         self,
@@ -226,6 +233,7 @@ class Service:
 
         with stage_timer("deliver"):
             self._waiting.patiently(deliver, source)
+        source.partitions.delivered(offsets)
         self._limit.add(result)
         self.accounting.add(result, count, sum(len(m.payload) for m in batch[:count]))
         if source is self._consumers[0]:
@@ -248,6 +256,6 @@ class Service:
             taken = source.take(min(_CHUNK, self._size.now - len(messages)), max(0.0, left))
             messages += taken
             size += sum(len(message) for message in taken)
-            if source.partitions.lost or not (taken or wait_s):
+            if source.partitions.lost or source.partitions.unpositioned or not (taken or wait_s):
                 break
         return messages

@@ -166,7 +166,7 @@ def test_a_consumer_commits_nothing_by_itself_and_reads_what_is_committed(made: 
         assert configuration["error_cb"] is clients.log_error
     assert part(made[0], "session.timeout.ms heartbeat.interval.ms max.poll.interval.ms auto.offset.reset") == {
         "session.timeout.ms": 9000, "heartbeat.interval.ms": 1000, "max.poll.interval.ms": 70_000,
-        "auto.offset.reset": "earliest",
+        "auto.offset.reset": "error",
     }  # fmt: skip
     assert part(made[2], "auto.offset.reset enable.partition.eof") == {
         "auto.offset.reset": "error", "enable.partition.eof": True,
