@@ -19,7 +19,6 @@ from confluent_kafka import Message
 
 from broker.batch import BatchResult, IncomingMessage
 from broker.config import KafkaSettings, PipelineSettings
-from broker.errors import DependencyUnavailableError
 from broker.log_fields import Field, log_fields
 from broker.metrics import BATCHES_ABANDONED, stage_timer
 from broker.publish.messages import Publisher
@@ -39,7 +38,7 @@ from broker.streaming.kafka_watch import KafkaWatch
 from broker.streaming.latency import measure_latency
 from broker.streaming.limit import BatchSize, DeadLetterLimit
 from broker.streaming.partitions import BatchAbandonedError
-from broker.streaming.topics import TopicAdmin
+from broker.streaming.topics import Asked, TopicAdmin
 from broker.streaming.waiting import Waiting
 from broker.times import mjd_now
 from broker.topic_names import is_pattern
@@ -207,7 +206,7 @@ class Service:
         messages: list[Message],
     ) -> int:
         """Process and deliver the first of a batch's messages; how many they were."""
-        asked = source.partitions.ask(messages)
+        asked: Asked | None = source.partitions.ask(messages)
         result, outgoing = self._waiting.patiently(
             lambda: self._waiting.in_work_thread(lambda: handle(process, self._publisher, batch), source), source
         )
@@ -217,8 +216,9 @@ class Service:
 
         def deliver() -> None:
             nonlocal asked
+            asked, about_topics = None, asked or source.partitions.ask(messages)
             try:
-                source.partitions.check(self._topics.answer(asked))
+                source.partitions.check(self._topics.answer(about_topics))
                 delivery.deliver(outgoing, offsets, source.consumer)
             except DeliveryTimedOutError as error:
                 self._size.halve()
@@ -226,9 +226,6 @@ class Service:
                 raise BatchAbandonedError from error
             except TopicMissingError:
                 self._create_topics()
-                raise
-            except DependencyUnavailableError:
-                asked = source.partitions.ask(messages)
                 raise
 
         with stage_timer("deliver"):

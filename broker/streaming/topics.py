@@ -27,6 +27,9 @@ _MISSING: Final = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
 _NO_ID: Final = "A" * 22
 """Sixteen zero bytes in base 64: the broker is older than Kafka 2.8, which brought ids."""
 
+_LOOK_S: Final = 1.0
+"""Longest wait for any broker, before more is asked where none answered the last time."""
+
 TopicIds = Mapping[str, str | None]
 """A topic's id by name: empty where the broker does not tell, None where the topic does not exist."""
 Asked = Mapping[str, "Future[Any]"]
@@ -45,6 +48,8 @@ class TopicAdmin:
         """Connects when it is first asked."""
         self._admin: AdminClient = clients.admin(settings)
         self._heard = time.monotonic()
+        self._answers = True
+        """Whether the last question was answered."""
         self._has_controller: bool | None = None
         """None until it is known."""
 
@@ -68,20 +73,25 @@ class TopicAdmin:
         wanted = sorted(set(names))
         if not wanted:
             return {}
-        if self._has_controller is not False:
-            asked: Asked = self._admin.describe_topics(TopicCollection(wanted), request_timeout=clients.CALL_TIMEOUT)
-            return asked
-        return self._exist(wanted)
+        if self._has_controller is False:
+            return self._exist(wanted)
+        if not self._answers:
+            try:
+                # While a question waits for the controller, and no broker is there, librdkafka connects without a
+                # pause, whatever reconnect.backoff.ms says: thousands of times a second, on half a core.
+                self._admin.list_topics(timeout=_LOOK_S)
+            except KafkaException as error:
+                return _unanswered(wanted, error)
+        asked: Asked = self._admin.describe_topics(TopicCollection(wanted), request_timeout=clients.CALL_TIMEOUT)
+        return asked
 
     def _exist(self, names: Iterable[str]) -> Asked:
         """The same where the cluster names no controller to ask, as librdkafka's mock does not: without ids."""
-        asked: dict[str, Future[Any]] = {name: Future() for name in names}
         try:
             there = self._admin.list_topics(timeout=clients.CALL_TIMEOUT).topics
         except KafkaException as error:
-            for future in asked.values():
-                future.set_exception(error)
-            return asked
+            return _unanswered(names, error)
+        asked: dict[str, Future[Any]] = {name: Future() for name in names}
         for name, future in asked.items():
             if name in there:
                 future.set_result(_Described())
@@ -97,14 +107,16 @@ class TopicAdmin:
                 topic_id = str(future.result(2 * clients.CALL_TIMEOUT).topic_id)
             except KafkaException as error:
                 if error.args[0].code() not in _MISSING:
+                    self._answers = False
                     clients.poll_events(self._admin)
                     raise clients.failure(error.args[0], f"topic {name}") from error
                 ids[name] = None
             except TimeoutError as error:
+                self._answers = False
                 raise DependencyUnavailableError(f"Kafka: no answer about topic {name}") from error
             else:
                 ids[name] = "" if topic_id == _NO_ID else topic_id
-            self._heard = time.monotonic()
+            self._heard, self._answers = time.monotonic(), True
         return ids
 
     def ids(self, names: Iterable[str]) -> TopicIds:
@@ -174,6 +186,13 @@ class TopicAdmin:
         if group.state != ConsumerGroupState.STABLE:
             return None
         return any(p.topic == topic for member in group.members for p in member.assignment.topic_partitions)
+
+
+def _unanswered(names: Iterable[str], error: KafkaException) -> Asked:
+    asked: dict[str, Future[Any]] = {name: Future() for name in names}
+    for future in asked.values():
+        future.set_exception(error)
+    return asked
 
 
 def _group_failure(error: KafkaException | TimeoutError, group_id: str) -> Exception:
