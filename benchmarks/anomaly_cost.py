@@ -15,6 +15,7 @@ from broker.anomaly.calibration import Scorer, with_scores
 from broker.anomaly.combine import combine
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
+from broker.anomaly.shape import LEAST_POINTS
 from broker.anomaly.statistics import Objects
 from broker.models.repository import REFERENCE_SET_FILE
 from broker.taxonomy import CLASS_NAMES
@@ -33,9 +34,13 @@ def objects_of(reference: ReferenceSet) -> Objects:
     by_modality = embeddings[:, None] * present[..., None].astype(np.float32)
     probabilities = rng.dirichlet(np.full(len(CLASS_NAMES), 0.2), BATCH).astype(np.float32)
     doubt = np.full(BATCH, np.nan)
+    assert reference.scores is not None
+    shapes = rng.choice(reference.scores.shapes.values, BATCH)
+    shapes[reference.detections[rows] < LEAST_POINTS] = np.nan
     return Objects(
-        embeddings, by_modality, probabilities, present, reference.detections[rows], reference.values[rows], doubt
-    )
+        embeddings, by_modality, probabilities, present, reference.detections[rows], reference.values[rows], doubt,
+        shapes,
+    )  # fmt: skip
 
 
 def median_ms(calls: list[Callable[[], object]]) -> list[float]:

@@ -17,6 +17,7 @@ from broker.anomaly.calibration import Scorer
 from broker.anomaly.combine import Combined, combine
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
+from broker.anomaly.shape import shapes_of
 from broker.anomaly.statistics import Objects
 from broker.anomaly.strata import known_values, strata_of_inputs
 from broker.assemble import ModelInputs, assemble, assemble_with_searches
@@ -349,6 +350,7 @@ class Pipeline:
             objects = Objects(
                 predictions.embeddings, predictions.by_modality, predictions.probabilities, inputs.present,
                 inputs.light_curve.detections, known_values(inputs.metadata), doubt,
+                shapes_of(inputs.light_curve.features, inputs.light_curve.detections),
             )  # fmt: skip
             combined = combine(self._scorer, objects, distance, names)
         except Exception:  # whatever it is, the class is known, and is published without this score

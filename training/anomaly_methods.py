@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from broker.anomaly.combine import surprises_of
+from broker.anomaly.shape import SHAPE
 from broker.anomaly.statistics import DISTANCES, Objects, statistics_of
 from broker.anomaly.strata import DETECTION_BINS
 from broker.anomaly.tails import Tail
@@ -53,11 +54,6 @@ EIGHT: Final = (
     "range_50_to_90",
 )  # fmt: skip
 """Amplitude, period and how well it fits, shape, and roughness in time."""
-SHAPE: Final = (
-    "log10_std", "log10_period", "skewness", "kurtosis", "range_50_to_90", "range_20_to_90", "amplitude_1_to_std",
-    "amplitude_21", "amplitude_31", "cos_phase_21", "sin_phase_21", "cos_phase_31", "sin_phase_31", "odd_even_13",
-)  # fmt: skip
-"""Amplitude, period and shape alone: nothing that depends on a survey's noise and cadence, as fits and roughness do."""
 KNOWN: Final = 2500
 """Training stars that densities and forests are made of, as frequent as in the archives, of the nine classes."""
 BALANCED: Final = 200
@@ -344,7 +340,9 @@ def _other_surveys(
         both = [(embedded_light_curves(engine, part), _features_of(part)) for part in (known, others)]
         objects = Objects.joined([pair[0] for pair in both])
         values = np.concatenate([pair[1] for pair in both])
-        statistics, _ = statistics_of(objects, scorer.reference, scorer.centres, scorer.calibration.whitening)
+        statistics, _ = statistics_of(
+            objects, scorer.reference, scorer.centres, scorer.calibration.whitening, scorer.calibration.shapes
+        )
         surprises = surprises_of(statistics, objects, scorer.calibration)
         strata = np.searchsorted(DETECTION_BINS[1:], objects.detections, side="right")
         for number in np.unique(strata).tolist():

@@ -22,8 +22,9 @@ from torch import Tensor
 from broker.anomaly.calibration import Scorer, with_scores
 from broker.anomaly.combine import sums_of, surprises_of
 from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.shape import shapes_of
 from broker.anomaly.statistics import Objects, statistics_of
-from broker.anomaly.strata import known_values
+from broker.anomaly.strata import DETECTION_BINS, known_values
 from broker.assemble import assemble
 from broker.errors import ConfigurationError
 from broker.inference.onnx import OnnxEngine
@@ -39,15 +40,17 @@ from training.leave_out import left_out_classes, load_without
 from training.live.rows import random_points
 from training.prepare import PreparedLightCurves, prepare_light_curves
 from training.reference import Embedded, objects_of, reference_of
+from training.reference_stars import QUOTAS, quotas
 
 SCORES: Final = {
     "all.neighbours": "kNN", "all.mahalanobis": "Mahalanobis", "all.centroid": "centroid", "uncertainty": "uncertainty",
-    "combined": "combined", "forest": "isolation forest",
+    "shape": "shape", "combined": "combined", "forest": "isolation forest",
 }  # fmt: skip
 CHUNK: Final = 256
 STARS_OF_SURVEY: Final = 1500
-PER_CLASS: Final = 60
 TOP: Final = 50
+CHOICE_SEED: Final = 5
+"""Of the draw that divides the test stars into those for choices and those for these tables."""
 ABOUT_20: Final = (16, 25)
 
 Report = Callable[[str], None]
@@ -71,7 +74,9 @@ def scores_of(scorer: Scorer, objects: Objects) -> Values:
 
     The isolation forest (Liu, Ting & Zhou 2008) is of the reference embeddings of the stratum, as the others are.
     """
-    statistics, _ = statistics_of(objects, scorer.reference, scorer.centres, scorer.calibration.whitening)
+    statistics, _ = statistics_of(
+        objects, scorer.reference, scorer.centres, scorer.calibration.whitening, scorer.calibration.shapes
+    )
     surprises = surprises_of(statistics, objects, scorer.calibration)
     plain, _ = sums_of(surprises)
     strata = objects.strata()
@@ -88,11 +93,15 @@ def scores_of(scorer: Scorer, objects: Objects) -> Values:
 
 
 def row_of(name: str, values: Values, outside: NDArray[np.bool_]) -> Row:
-    """AUROC and precision of each score; objects without one are left out."""
+    """AUROC and precision of each score; objects without a combined one are left out.
+
+    Where a part is unknown of any of the others, as the shape of short light curves is, it has NaN.
+    """
     there = ~np.isnan(values["combined"])
     auroc, precision = {}, {}
     for score, column in values.items():
-        auroc[score] = float(roc_auc_score(outside[there], column[there]))
+        known = not np.isnan(column[there]).any()
+        auroc[score] = float(roc_auc_score(outside[there], column[there])) if known else float("nan")
         top = np.argsort(-column[there], kind="stable")[:TOP]
         precision[score] = float(outside[there][top].mean())
     return Row(name, int((~outside & there).sum()), int((outside & there).sum()), auroc, precision)
@@ -106,7 +115,7 @@ def markdown(rows: Sequence[Row], first: str) -> str:
         f"|---|---:|---:|{'---:|' * len(SCORES)}---:|---:|",
     ]
     for r in rows:
-        cells = " | ".join(f"{r.auroc[name]:.3f}" for name in SCORES)
+        cells = " | ".join("" if np.isnan(r.auroc[name]) else f"{r.auroc[name]:.3f}" for name in SCORES)
         lines.append(
             f"| {r.name} | {r.inside} | {r.outside} | {cells} | {r.precision['combined']:.2f} "
             f"| {r.precision['forest']:.2f} |"
@@ -148,6 +157,7 @@ def embedded_light_curves(engine: OnnxEngine, objects: LabelledObjects) -> Objec
             Objects(
                 found.embeddings[own], None, found.probabilities[own], inputs.present[own],
                 inputs.light_curve.detections[own], known_values(inputs.metadata)[own], np.full(len(own), np.nan),
+                shapes_of(inputs.light_curve.features, inputs.light_curve.detections)[own],
             )
         )  # fmt: skip
     columns = ([getattr(p, name) for p in parts] for name in Objects.__slots__)
@@ -212,7 +222,11 @@ def _even_table(rows: Sequence[tuple[str, int, float, float, float]]) -> str:
 
 
 def classes_left_out(models: Path, shared: Path, versions: int, report: Report) -> str:
-    """Tables of each class that an encoder in ``models`` has not seen: test stars of ASAS and Catalina."""
+    """Tables of each class that an encoder in ``models`` has not seen: test stars of ASAS and Catalina.
+
+    Of the test stars one half: with the other half the parts of the combined score were chosen, and how many stars of
+    each class are in a set. The set is chosen as ``training.reference_stars`` chooses, in each stratum.
+    """
     data = shared / "data"
     table = load_objects(data)
     labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
@@ -220,6 +234,8 @@ def classes_left_out(models: Path, shared: Path, versions: int, report: Report) 
     shown = np.full(len(table), None, object)
     shown[training] = table.label[training]
     curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
+    reported = np.random.default_rng(CHOICE_SEED).random(len(table)) >= 0.5
+    test = test[reported[test]]
     rng = np.random.default_rng([0, 31])
     tables = []
     for title, length in (("whole", None), ("about 20 points", ABOUT_20)):
@@ -228,18 +244,16 @@ def classes_left_out(models: Path, shared: Path, versions: int, report: Report) 
             report(f"without {name}, {title}")
             gone = CLASS_NAMES.index(name)
             sample = []
-            for part, each, total in ((training, PER_CLASS, 10**6), (validation, 10**6, 1000), (test, 10**6, 1500)):
+            for part, with_gone in ((training, False), (validation, False), (test, True)):
                 version, row = histories(curves, part[labels.scored[part]], length)
-                label = labels.index[row]
-                order = rng.permutation(len(row))
-                chosen = np.concatenate([order[label[order] == c][:each] for c in range(len(CLASS_NAMES))])
-                sample.append((version[chosen], row[chosen], total))
+                order = rng.permutation(np.flatnonzero((labels.index[row] != gone) | with_gone))
+                sample.append((version[order], row[order]))
+            sample[0] = _as_in_a_set(*sample[0], curves.detections, labels.index)
             model = load_without(models, name)
-            known, calibration, tested = (
-                _embed_prepared(model, curves, *_fewer(version, row, total, rng)) for version, row, total in sample
+            own, other, tested = (
+                _embed_prepared(model, curves, version[:total], row[:total])
+                for (version, row), total in zip(sample, (len(sample[0][0]), 1000, 1500), strict=True)
             )
-            own = _only(known, labels.index[known.rows] != gone)
-            other = _only(calibration, labels.index[calibration.rows] != gone)
             reference = reference_of(own, other, table, labels, f"without {name}", "0", report)
             assert reference.scores is not None
             values = scores_of(
@@ -268,16 +282,22 @@ def histories(
     return version[there], row[there]
 
 
-def _fewer(
-    version: NDArray[np.intp], row: NDArray[np.intp], total: int, rng: np.random.Generator
+def _as_in_a_set(
+    version: NDArray[np.intp], row: NDArray[np.intp], detections: NDArray[np.integer], label: NDArray[np.int64]
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """``total`` of the histories at most."""
-    chosen = rng.permutation(len(row))[:total]
-    return version[chosen], row[chosen]
+    """Of histories those of a reference set: in each range of lengths so many of each class as ``quotas`` says.
 
-
-def _only(stars: Embedded, chosen: NDArray[np.bool_]) -> Embedded:
-    return Embedded(*(getattr(stars, name)[chosen] for name in Embedded.__slots__))
+    ``detections`` (v, n) are those of each version and row, ``label`` (n,) each row's class.
+    """
+    length = np.searchsorted(DETECTION_BINS[1:], detections[version, row], side="right")
+    chosen = []
+    for number in np.unique(length):
+        own = np.flatnonzero(length == number)
+        shares = np.bincount(label[row[own]], minlength=len(CLASS_NAMES)) / len(own)
+        most = quotas(shares, QUOTAS[LIGHT_CURVE_ONLY])
+        chosen += [own[label[row[own]] == c][: most[c]] for c in range(len(CLASS_NAMES))]
+    rows = np.concatenate(chosen)
+    return version[rows], row[rows]
 
 
 @torch.no_grad()
@@ -324,4 +344,5 @@ def _embed_prepared(
         np.zeros(len(row), np.int32),
         by_modality,
         np.concatenate(probabilities),
+        shapes_of(np.asarray(curves.features[version, row]), np.asarray(curves.detections[version, row])),
     )

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from broker.anomaly.calibrating import calibration_of, distances_of
 from broker.anomaly.calibration import calibration_path
 from broker.anomaly.reference_set import ReferenceSet, as_stored, digest
+from broker.anomaly.shape import Shapes, shapes_of
 from broker.anomaly.statistics import Objects
-from broker.anomaly.strata import DETECTION_BINS, known_values, strata_of
+from broker.anomaly.strata import DETECTION_BINS, LIGHT_CURVE_BIT, known_values, strata_of
 from broker.assemble.history import history_features
 from broker.assemble.inputs import LightCurveInputs, MetadataInputs, ModelInputs, SpectrumInputs, subset_codes
 from broker.assemble.lightcurve import assemble_light_curves
@@ -65,6 +66,8 @@ class Embedded:
     """(n, 3, d); zero where absent."""
     probabilities: NDArray[np.float32]
     """(n, 10)."""
+    shapes: NDArray[np.float32]
+    """(n, SHAPE) as ``shapes_of``."""
 
 
 def build_reference_set(engine: OnnxEngine, data: Path, seed: int, report: Report, processes: int = 2) -> ReferenceSet:
@@ -110,7 +113,9 @@ def reference_of(
     reference = replace(reference, calibration_distances=distances_of(reference, other.embeddings, strata))
     report(f"calibrating scores on {len(other.rows)} embeddings")
     # A label stands for what a catalogue would say: so often the model doubts a class that is right.
-    return replace(reference, scores=calibration_of(reference, objects_of(other, labels.index[other.rows])))
+    alone = own.modalities == LIGHT_CURVE_BIT
+    shapes = Shapes.of(strata_of(own.modalities, own.detections, own.values)[alone], own.shapes[alone])
+    return replace(reference, scores=calibration_of(reference, objects_of(other, labels.index[other.rows]), shapes))
 
 
 def objects_of(stars: Embedded, label: NDArray[np.int64]) -> Objects:
@@ -123,6 +128,7 @@ def objects_of(stars: Embedded, label: NDArray[np.int64]) -> Objects:
         stars.detections,
         stars.values,
         1.0 - stars.probabilities[np.arange(len(label)), label].astype(np.float64),
+        stars.shapes,
     )
 
 
@@ -174,8 +180,8 @@ def _embed_all(
     sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng))
     label = stars.labels.index[rows]
     return [
-        _embed(engine, sample, np.array(subset), values, quota, label)
-        for subset, quota in QUOTAS.items()
+        _embed(engine, sample, np.array(subset), values, stars.quotas(total), label)
+        for subset, total in QUOTAS.items()
         if subset[0] == (bin_number is not None)
         for values in (metadata if subset[2] else metadata[:1])
     ]
@@ -186,14 +192,14 @@ def _embed(
     sample: _Sample,
     subset: NDArray[np.bool_],
     metadata: MetadataInputs,
-    quota: int,
+    quota: NDArray[np.intp],
     label: NDArray[np.int64],
 ) -> Embedded:
-    """Embeddings from the modalities of ``subset`` alone, of the stars that have them: ``quota`` a class in the set."""
+    """Embeddings from the modalities of ``subset`` alone, of stars that have them: ``quota`` (10,) by class."""
     has = np.stack([sample.light_curve.present, sample.spectrum.present, metadata.present], axis=1)
     usable = (has | ~subset).all(axis=1)
     own = usable & sample.is_reference
-    own_class = [np.flatnonzero(own & (label == number))[:quota] for number in range(len(CLASS_NAMES))]
+    own_class = [np.flatnonzero(own & (label == number))[: quota[number]] for number in range(len(CLASS_NAMES))]
     rows = np.concatenate([np.flatnonzero(usable & ~sample.is_reference), *own_class])
     made, by_modality, probabilities = [], [], []
     for part in chunks(rows):
@@ -220,6 +226,7 @@ def _embed(
         np.where(subset[2], known_values(metadata)[rows], 0).astype(np.int32),
         np.concatenate(by_modality)[good],
         np.concatenate(probabilities)[good],
+        shapes_of(sample.light_curve.features[rows], np.where(subset[0], sample.light_curve.detections[rows], 0)),
     )
 
 

@@ -29,15 +29,18 @@ from training.simulate.real_spectra import PART_SHARE, RealSpectra, load_real_sp
 from training.simulate.spectra import Templates, draw_types, load_templates, simulate_spectra
 
 QUOTAS: Final[dict[tuple[bool, bool, bool], int]] = {
-    (True, False, False): 60,
-    (True, False, True): 35,
-    (True, True, False): 35,
-    (True, True, True): 25,
-    (False, True, False): 40,
-    (False, False, True): 40,
-    (False, True, True): 40,
+    (True, False, False): 600,
+    (True, False, True): 350,
+    (True, True, False): 350,
+    (True, True, True): 250,
+    (False, True, False): 400,
+    (False, False, True): 400,
+    (False, True, True): 400,
 }
-"""Reference stars of each class in a stratum, by subset of the modalities: most where most alerts are."""
+"""Reference stars in a stratum, by subset of the modalities: most where most alerts are."""
+LEAST_SHARE: Final = 1 / 20
+"""Of a stratum's stars, of each class; the others are as frequent as labelled stars are. With as many of each class, of
+frequent ones there are so few that ordinary stars lie far from all; without, rare ones would have nothing alike."""
 CALIBRATION_STARS: Final = 1500
 """In each stratum, as many as there are: the 99th percentile is then set by 15 of them."""
 DIFFERENCE_SHARE: Final = 0.2
@@ -87,6 +90,19 @@ def load_packet_values(data: Path) -> PacketValues:
     )
 
 
+def quotas(shares: NDArray[np.float64], total: int, least_share: float = LEAST_SHARE) -> NDArray[np.intp]:
+    """(c,) how many of ``total`` stars are of each class: as ``shares`` (c,) say, but ``least_share`` of all at least.
+
+    0 where there are none of a class. What rare classes are given beyond their shares the others lack in proportion.
+    """
+    least = np.where(shares > 0, least_share * total, 0.0)
+    found = np.maximum(shares / shares.sum() * total, least)
+    spare = found - least
+    found = least + spare * ((total - least.sum()) / spare.sum())
+    whole: NDArray[np.intp] = np.floor(found + 0.5).astype(np.intp)
+    return whole
+
+
 class ReferenceStars:
     """The stars and the means to give them spectra and catalogue values."""
 
@@ -112,12 +128,17 @@ class ReferenceStars:
         self._code[labelled] = draw_types(list(self.table.label[labelled]), list(self.table.survey[labelled]), rng)
 
     def reference(self, least: int, rng: np.random.Generator) -> NDArray[np.intp]:
-        """Training stars with at least so many points, as many of each class, the best labels first."""
+        """Training stars with at least so many points, by class as ``quotas`` has them, the best labels first."""
         rows = self.training[(self.labels.weight[self.training] > 0) & (self._length[self.training] >= least)]
         rows = rng.permutation(rows)
         rows = rows[np.argsort(~self.labels.scored[rows], kind="stable")]
-        most = max(QUOTAS.values())
-        return np.concatenate([rows[self.labels.index[rows] == c][:most] for c in range(len(CLASS_NAMES))])
+        most = self.quotas(max(QUOTAS.values()))
+        return np.concatenate([rows[self.labels.index[rows] == c][: most[c]] for c in range(len(CLASS_NAMES))])
+
+    def quotas(self, total: int) -> NDArray[np.intp]:
+        """(10,) how many of ``total`` reference stars are of each class, by how frequent it is among training stars."""
+        usable = self.labels.index[self.training[self.labels.weight[self.training] > 0]]
+        return quotas(np.bincount(usable, minlength=len(CLASS_NAMES)) / len(usable), total)
 
     def calibration(self, least: int, rng: np.random.Generator) -> NDArray[np.intp]:
         """Validation stars with at least so many points, with any label, in the catalogues' own proportions."""

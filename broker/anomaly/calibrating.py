@@ -11,6 +11,7 @@ from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration
 from broker.anomaly.combine import sums_of, surprises_of
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import nearest
+from broker.anomaly.shape import Shapes
 from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
 
 AXES: Final = 128
@@ -34,15 +35,18 @@ def distances_of(
     return result
 
 
-def calibration_of(reference: ReferenceSet, objects: Objects) -> Calibration:
-    """What calibrates combined scores by ``reference``, from m ``objects`` that are neither in it nor trained on."""
+def calibration_of(reference: ReferenceSet, objects: Objects, shapes: Shapes) -> Calibration:
+    """What calibrates combined scores by ``reference``, from m ``objects`` that are neither in it nor trained on.
+
+    ``shapes`` are those of known stars.
+    """
     whitening = whitening_of(reference, AXES).astype(np.float16).astype(np.float32)  # as it comes back from the file
-    statistics, _ = statistics_of(objects, reference, class_centres(reference, whitening), whitening)
+    statistics, _ = statistics_of(objects, reference, class_centres(reference, whitening), whitening, shapes)
     strata = objects.strata().astype(np.int32)
     values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
     for column, name in enumerate(COLUMNS):
         values[:, column] = statistics[name]
-    parts = Calibration(reference.model, reference.version, whitening, strata, values)
+    parts = Calibration(reference.model, reference.version, whitening, strata, values, shapes)
     values = values.copy()
     values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, objects, parts)), axis=1)
-    return Calibration(reference.model, reference.version, whitening, strata, values)
+    return Calibration(reference.model, reference.version, whitening, strata, values, shapes)

@@ -15,19 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import MIN_CALIBRATION, ReferenceSet
+from broker.anomaly.shape import SHAPE, Shapes
 from broker.anomaly.statistics import DISTANCES, OTHERS, SPACES, ClassCentres, class_centres
 from broker.anomaly.tails import Tail
 from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
 from broker.npz import from_npz, to_npz
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Of the file; 1, without shapes, was that of releases up to 2026.11.29."""
 COMBINED: Final = ("combined", "combined with catalogue")
 COLUMNS: Final = (*(f"all.{name}" for name in DISTANCES), *OTHERS)
 """Statistics that are calibrated in the stratum of all modalities of an object; those of one modality of several are
 calibrated in the stratum of that modality alone, where they are ``all``."""
 REMAKE: Final = "make both again with `python -m training reference-set`"
-_ARRAYS: Final = ("format", "model", "reference_version", "columns", "whitening", "strata", "values")
+_ARRAYS: Final = (
+    "format", "model", "reference_version", "columns", "whitening", "strata", "values", "shape_strata", "shapes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -42,6 +46,8 @@ class Calibration:
     """(m,) numbers of ``strata_of``."""
     values: NDArray[np.float32]
     """(m, COLUMNS and COMBINED); NaN where a star has no such statistic."""
+    shapes: Shapes = field(default_factory=Shapes.none)
+    """Of known stars, from which ``shape`` is measured."""
     tails: Mapping[int, Mapping[str, Tail]] = field(init=False)
     """By stratum and column, where there are MIN_CALIBRATION stars."""
 
@@ -80,12 +86,19 @@ class Calibration:
             whitening=self.whitening.astype(np.float16),
             strata=self.strata.astype(np.int32),
             values=self.values.astype(np.float32),
+            shape_strata=self.shapes.strata,
+            shapes=self.shapes.values,
         )
 
     @staticmethod
     def from_bytes(data: bytes, origin: str) -> Calibration:
         """The inverse of ``to_bytes``; raises ConfigurationError, naming ``origin``, for anything else."""
-        arrays = from_npz(data, _ARRAYS, f"{origin} is no calibration of anomaly scores", f"; {REMAKE}")
+        refusal = f"{origin} is no calibration of anomaly scores"
+        arrays = from_npz(data, None, refusal, f"; {REMAKE}")
+        if "reference_version" in arrays and "shapes" not in arrays:
+            raise ConfigurationError(f"{origin} is a calibration of anomaly scores of an earlier release; {REMAKE}")
+        if missing := [name for name in _ARRAYS if name not in arrays]:
+            raise ConfigurationError(f"{refusal}: there is no {', '.join(missing)}; {REMAKE}")
         return _checked(arrays, origin)
 
 
@@ -105,7 +118,13 @@ def _checked(arrays: dict[str, NDArray[Any]], origin: str) -> Calibration:
         raise refuse(f"values of shape {values.shape} in strata of shape {strata.shape}")
     if np.isinf(values).any():
         raise refuse("values that are infinite")
-    return Calibration(str(arrays["model"]), str(arrays["reference_version"]), whitening, strata, values)
+    shape_strata, shapes = arrays["shape_strata"], arrays["shapes"]
+    if shape_strata.dtype.kind not in "iu" or shapes.shape != (shape_strata.size, len(SHAPE)) or shape_strata.ndim != 1:
+        raise refuse(f"shapes of the shape {shapes.shape} in strata of shape {shape_strata.shape}")
+    if not np.isfinite(shapes).all():
+        raise refuse("shapes that are not finite")
+    known = Shapes(shape_strata.astype(np.int32), shapes.astype(np.float32))
+    return Calibration(str(arrays["model"]), str(arrays["reference_version"]), whitening, strata, values, known)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -154,5 +173,5 @@ def with_scores(reference: ReferenceSet, path: Path) -> ReferenceSet:
 
 
 def spaces_and_distances() -> list[str]:
-    """The names of all distances: ``all.neighbours``, ..., ``metadata.centroid``."""
-    return [f"{space}.{name}" for space in SPACES for name in DISTANCES]
+    """The names of the distances that the combined score counts: ``all.neighbours``, ..., ``metadata.mahalanobis``."""
+    return [f"{space}.{name}" for space in SPACES for name in DISTANCES if name != "centroid"]

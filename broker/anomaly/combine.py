@@ -1,9 +1,10 @@
 """One score from all statistics, with its parts and a reason in plain words.
 
 Each statistic becomes a surprise: minus the logarithm of the share of calibration stars, of the same modalities and
-about as many points, that are as strange (``broker.anomaly.tails``). Their sum, where the distances of all spaces count
-together once, is Fisher's (1932) combination; since its terms depend on each other, it is calibrated by the same stars,
-not by a chi-squared distribution. Nothing is fitted to anything strange.
+about as many points, that are as strange (``broker.anomaly.tails``). The sum of those that the network gives, where the
+distances of all spaces count together once, is Fisher's (1932) combination. That of the light curve's shape, which owes
+the network nothing, is combined with it as a harmonic mean combines probabilities (Wilson 2019, PNAS 116, 1195): one of
+the two is enough. Since all depend on each other, the result is calibrated by the same stars, not by a formula.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _SAID: Final = {
     "mahalanobis": "by {space}, outside the spread of every class",
     "centroid": "by {space}, unlike the middle of every class",
 }
+_SHAPE_SAID: Final = "period, amplitude and shape of the light curve together unlike those of known stars"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,16 +80,22 @@ def surprises_of(
 
 
 def sums_of(surprises: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(n,) the sum of surprises without what a catalogue says, and with it; NaN where there is no distance of ``all``.
+    """(n,) the surprises as one, without what a catalogue says, and with it; NaN where there is no distance of ``all``.
 
-    The mean of all distances, the uncertainty, and the disagreement where there are several modalities.
+    The mean of the distances, the uncertainty, and the disagreement where there are several modalities are added up; of
+    the sum and the light curve's shape the larger counts most. Distances to centroids are shown, but do not count: they
+    tell a class left out no better (docs/anomaly.md).
     """
     distances = np.stack([surprises[name] for name in spaces_and_distances() if name in surprises])
     known = ~np.isnan(distances)
     mean = np.where(known, distances, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     mean[np.isnan(surprises["all.neighbours"])] = np.nan
     total = mean + np.nan_to_num(surprises["uncertainty"]) + np.nan_to_num(surprises["disagreement"])
-    return total, total + surprises["catalogue"]
+    with_catalogue = total + surprises["catalogue"]
+    for one in (total, with_catalogue):
+        both = ~np.isnan(one) & ~np.isnan(surprises["shape"])
+        one[both] = np.logaddexp(one[both], surprises["shape"][both])
+    return total, with_catalogue
 
 
 def combine(
@@ -120,7 +128,7 @@ def _combined(
 ) -> Combined:
     """As ``combine``, by the calibration of ``scorer`` alone."""
     statistics, leading = statistics_of(
-        objects, scorer.reference, scorer.centres, scorer.calibration.whitening, distance
+        objects, scorer.reference, scorer.centres, scorer.calibration.whitening, scorer.calibration.shapes, distance
     )
     surprises = surprises_of(statistics, objects, scorer.calibration)
     plain, with_catalogue = sums_of(surprises)
@@ -184,6 +192,8 @@ def _reason(
         said = "the data name different classes: " + ", ".join(
             f"{_WORDS[modality]} {CLASS_NAMES[i]}" for modality, i in zip(MODALITIES, leading, strict=True) if i >= 0
         )
+    elif name == "shape":
+        said = _SHAPE_SAID
     else:
         said = f"{catalogue or 'a catalogue names another class'}, which the data do not look like"
     return f"{said} (1 in {_one_in(share)} known stars with the same data is as strange in this)"

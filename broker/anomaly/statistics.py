@@ -9,6 +9,7 @@
 - ``disagreement``: how little the classes that two modalities point to have in common, the worst pair: 1 - the
   Bhattacharyya coefficient of their probabilities by centroid.
 - ``catalogue``: 1 - the probability of the class that a catalogue of known variable stars names.
+- ``shape``: mean distance to the k nearest stars by period, amplitude and shape of the light curve (``shape.py``).
 
 The first three are of each modality alone (``light_curve.neighbours``) and of all together (``all.neighbours``).
 """
@@ -24,13 +25,14 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import nearest
+from broker.anomaly.shape import Shapes
 from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, strata_of
 from broker.assemble.inputs import MODALITIES, subset_codes
 from broker.blas import one_blas_thread
 from broker.taxonomy import CLASS_NAMES
 
 DISTANCES: Final = ("neighbours", "mahalanobis", "centroid")
-OTHERS: Final = ("uncertainty", "disagreement", "catalogue")
+OTHERS: Final = ("uncertainty", "disagreement", "catalogue", "shape")
 SPACES: Final = ("all", *MODALITIES)
 _TEMPERATURE: Final = 0.07
 """Of the probabilities by centroid: CLIP's (Radford et al. 2021, arXiv 2103.00020), with which the spaces were made."""
@@ -83,12 +85,15 @@ class Objects:
     """(n,) known catalogue values, coordinates included."""
     doubt: NDArray[np.float64]
     """(n,) 1 - the probability of the class that a catalogue of known variable stars names; NaN where none does."""
+    shapes: NDArray[np.float32]
+    """(n, SHAPE) as ``shapes_of``; NaN where there is none."""
 
     def take(self, rows: NDArray[np.intp]) -> Objects:
         """Some of the objects."""
         return Objects(
             self.embeddings[rows], None if self.by_modality is None else self.by_modality[rows],
             self.probabilities[rows], self.present[rows], self.detections[rows], self.values[rows], self.doubt[rows],
+            self.shapes[rows],
         )  # fmt: skip
 
     @staticmethod
@@ -98,7 +103,7 @@ class Objects:
         several = [one for one in each if one is not None]
         columns = (
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("probabilities", "present", "detections", "values", "doubt")
+            for name in ("probabilities", "present", "detections", "values", "doubt", "shapes")
         )
         return Objects(
             np.concatenate([part.embeddings for part in parts]),
@@ -123,13 +128,14 @@ def statistics_of(
     reference: ReferenceSet,
     centres: Mapping[int, ClassCentres],
     whitening: NDArray[np.float32],
+    shapes: Shapes,
     distance: NDArray[np.float32] | None = None,
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.intp]]:
     """Each statistic (n,) by name, such as ``all.neighbours``, NaN where there is none; and (n, 3) leading classes.
 
-    ``distance`` (n,) are the neighbours' of all modalities together where they are known already. The leading class of
-    each modality is that of the nearest centroid, -1 where there is none. Objects of one modality have ``all`` alone,
-    and where ``by_modality`` is None all have.
+    ``shapes`` are those of known stars; ``distance`` (n,) are the neighbours' of all modalities together where they are
+    known already. The leading class of each modality is that of the nearest centroid, -1 where there is none. Objects
+    of one modality have ``all`` alone, and where ``by_modality`` is None all have.
     """
     size = len(objects.embeddings)
     found: dict[str, NDArray[np.float64]] = {}
@@ -153,6 +159,7 @@ def statistics_of(
     found["uncertainty"] = np.where(p.any(axis=1), entropy, np.nan)
     found["disagreement"] = _disagreement(by_class)
     found["catalogue"] = objects.doubt.astype(np.float64)
+    found["shape"] = shapes.distance(objects.shapes, objects.strata(MODALITIES.index("light_curve")), reference.k)
     return found, leading
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from broker.anomaly.calibrating import calibration_of, distances_of
 from broker.anomaly.reference_set import MIN_CALIBRATION, ReferenceSet, as_stored, digest
+from broker.anomaly.shape import Shapes
 from broker.anomaly.statistics import Objects
 from broker.assemble.inputs import subset_codes
 from broker.errors import ConfigurationError
@@ -100,7 +101,9 @@ def rebuilt(base: ReferenceSet, seen: Seen, *, each: int = EACH, most: int = MOS
     distances = made.calibration_distances.copy()
     distances[kept.sum() :] = distances_of(made, others.embeddings, others.strata())
     made = replace(made, calibration_distances=distances)
-    return replace(made, scores=calibration_of(made, others))
+    # Shapes stay those of the training stars; the stream's own stars calibrate their distances.
+    shapes = Shapes.none() if base.scores is None else base.scores.shapes
+    return replace(made, scores=calibration_of(made, others, shapes))
 
 
 def _counted(objects: Objects) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from broker.anomaly.shape import shapes_of
 from broker.anomaly.statistics import Objects
 from broker.anomaly.strata import DETECTION_BINS, known_values
 from broker.assemble import assemble
@@ -82,7 +83,7 @@ def _embedded(engine: Engine, inputs: ModelInputs, states: Sequence[ObjectState]
     doubt, _ = doubts([state.known_as for state in states], found.probabilities)
     objects = Objects(
         found.embeddings, found.by_modality, found.probabilities, inputs.present, inputs.light_curve.detections,
-        known_values(inputs.metadata), doubt,
+        known_values(inputs.metadata), doubt, shapes_of(inputs.light_curve.features, inputs.light_curve.detections),
     )  # fmt: skip
     good = np.flatnonzero(found.embeddings.any(axis=1) & found.probabilities.any(axis=1))
     return objects.take(good), good

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from numpy.typing import NDArray
 from scipy.stats import kstest
 
 from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, Scorer, calibration_path, with_scores
-from broker.anomaly.combine import combine, sums_of, surprises_of
+from broker.anomaly.combine import REMARKABLE, combine, sums_of, surprises_of
 from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.shape import LEAST_POINTS, SHAPE, Shapes, shapes_of
 from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.errors import ConfigurationError
+from broker.npz import to_npz
 from broker.taxonomy import CLASS_NAMES
 from tests.unit.anomaly.sets import MODEL, reference_set
 
@@ -24,6 +28,19 @@ AXES = np.eye(WIDTH, dtype=np.float32)[:10]
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     scaled: NDArray[np.float32] = (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
     return scaled
+
+
+def shapes(labels: NDArray[np.intp], detections: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """As ``shapes_of``: each class is about a place of its own."""
+    found = np.zeros((len(labels), len(LIGHT_CURVE_FEATURES)))
+    found[:, [LIGHT_CURVE_FEATURES.index(name) for name in SHAPE]] = rng.normal(size=(len(labels), len(SHAPE)))
+    found[:, LIGHT_CURVE_FEATURES.index("log10_period")] += 6.0 * labels
+    return shapes_of(found, np.full(len(labels), detections))
+
+
+def known_shapes(known: Objects) -> Shapes:
+    alone = (known.present == [True, False, False]).all(axis=1)
+    return Shapes.of(known.strata()[alone], known.shapes[alone])
 
 
 def stars(
@@ -40,7 +57,7 @@ def stars(
     doubt = 1.0 - probabilities[np.arange(n), labels].astype(np.float64)
     return Objects(
         unit(each.sum(axis=1)), each, probabilities, np.tile(present, (n, 1)), np.full(n, detections),
-        np.full(n, 5 * present[2]), doubt,
+        np.full(n, 5 * present[2]), doubt, shapes(labels, detections if present[0] else 0, rng),
     )  # fmt: skip
 
 
@@ -64,20 +81,20 @@ def scorer() -> Scorer:
         detections=known.detections.astype(np.int32), values=np.where(codes & 4, 5, 0).astype(np.int32),
     )  # fmt: skip
     new = joined([stars(rng.integers(0, 10, 1500), *kind, rng) for kind in ALL])
-    return Scorer(reference, calibrated(reference, new))
+    return Scorer(reference, calibrated(reference, new, known_shapes(known)))
 
 
-def calibrated(reference: ReferenceSet, new: Objects) -> Calibration:
+def calibrated(reference: ReferenceSet, new: Objects, known: Shapes) -> Calibration:
     whitening = whitening_of(reference, 12)
-    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening)
+    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening, known)
     strata = new.strata().astype(np.int32)
     values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
     for column, name in enumerate(COLUMNS):
         values[:, column] = statistics[name]
-    first = Calibration(reference.model, reference.version, whitening, strata, values)
+    first = Calibration(reference.model, reference.version, whitening, strata, values, known)
     values = values.copy()
     values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, new, first)), axis=1)
-    return Calibration(reference.model, reference.version, whitening, strata, values)
+    return Calibration(reference.model, reference.version, whitening, strata, values, known)
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -94,6 +111,7 @@ def test_scores_of_known_classes_are_uniform_in_each_stratum(
     parts = np.array([p["all.mahalanobis"] for p in found.parts])
     assert kstest(parts, "uniform").statistic < 0.06
     assert ("catalogue" in found.parts[0], "disagreement" in found.parts[0]) == (known, present[2])
+    assert ("shape" in found.parts[0]) == (detections >= LEAST_POINTS)
 
 
 @pytest.mark.parametrize("detections", LENGTHS)
@@ -101,8 +119,26 @@ def test_what_is_of_no_class_is_strange_at_any_length(scorer: Scorer, detections
     new = stars(np.arange(40) % 10, (True, False, False), detections, np.random.default_rng(3))
     elsewhere = unit(np.random.default_rng(4).normal(size=(40, WIDTH)) * (np.arange(WIDTH) >= 10))
     found = combine(scorer, replace(new, embeddings=elsewhere, doubt=np.full(40, np.nan)))
-    assert (found.score > 0.95).all()
-    assert all(reason and reason.startswith("by light curve, ") for reason in found.reasons)
+    assert (found.score > 0.9).all()
+    said = [reason for reason, score in zip(found.reasons, found.score, strict=True) if score >= REMARKABLE]
+    assert len(said) > 36
+    assert all(reason and reason.startswith("by light curve, ") for reason in said)
+
+
+def test_a_shape_that_no_known_star_has_is_strange_whatever_the_network_sees(scorer: Scorer) -> None:
+    """As a class that it was not trained on, which it puts where the nearest one is."""
+    for present in ((True, False, False), (True, False, True)):
+        new = stars(np.arange(40) % 10, present, 300, np.random.default_rng(9))
+        new = replace(new, doubt=np.full(40, np.nan))
+        beyond = new.shapes.copy()
+        beyond[:, 2:8] += 30.0
+        ordinary, found = combine(scorer, new), combine(scorer, replace(new, shapes=beyond))
+        assert np.median(found.score) > 0.95 > np.median(ordinary.score)
+        assert (found.score >= ordinary.score).all()
+        said = [reason for reason in found.reasons if reason and reason.startswith("period, amplitude and shape")]
+        assert len(said) > 20
+        without = replace(new, shapes=np.full_like(new.shapes, np.nan))
+        assert all("shape" not in parts for parts in combine(scorer, without).parts)
 
 
 def test_modalities_that_point_to_two_classes_disagree_and_the_reason_names_them(scorer: Scorer) -> None:
@@ -117,7 +153,9 @@ def test_modalities_that_point_to_two_classes_disagree_and_the_reason_names_them
     assert (found.score > 0.99).all()
     assert all(parts["disagreement"] > 0.99 for parts in found.parts)
     only = replace(crossed, embeddings=a.embeddings)  # all together like an ordinary star of the class
-    _, leading = statistics_of(only, scorer.reference, scorer.centres, scorer.calibration.whitening)
+    _, leading = statistics_of(
+        only, scorer.reference, scorer.centres, scorer.calibration.whitening, scorer.calibration.shapes
+    )
     assert (leading == [3, -1, 8]).all()
     reasons = [reason for reason in combine(scorer, only).reasons if reason and "different classes" in reason]
     assert f"light curve {CLASS_NAMES[3]}, catalogue values {CLASS_NAMES[8]}" in reasons[0]
@@ -168,6 +206,12 @@ def test_a_calibration_comes_back_from_its_file_and_a_damaged_one_is_refused(sco
     again = Calibration.from_bytes(data, "here")
     np.testing.assert_array_equal(again.values, scorer.calibration.values)
     np.testing.assert_allclose(again.whitening, scorer.calibration.whitening, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(again.shapes.values, scorer.calibration.shapes.values)
+    np.testing.assert_array_equal(again.shapes.strata, scorer.calibration.shapes.strata)
+    with np.load(io.BytesIO(data)) as arrays:
+        earlier = to_npz(**{name: arrays[name] for name in arrays.files if not name.startswith("shape")})
+    with pytest.raises(ConfigurationError, match="here is a calibration of anomaly scores of an earlier release; make"):
+        Calibration.from_bytes(earlier, "here")
     for wrong in (data[: len(data) // 2], b"", b"no zip"):
         with pytest.raises(ConfigurationError, match="here is no calibration of anomaly scores"):
             Calibration.from_bytes(wrong, "here")
@@ -182,7 +226,7 @@ def test_the_mahalanobis_distance_is_that_of_the_inverse_covariance() -> None:
     reference = replace(reference, class_names=np.array(CLASS_NAMES)[labels])
     whitening = whitening_of(reference, WIDTH, shrinkage=0.1)
     new = stars(np.arange(10), (True, False, False), 300, rng)
-    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening)
+    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening, Shapes.none())
     means = np.stack([known.embeddings[labels == c].mean(axis=0) for c in range(10)]).astype(np.float64)
     residual = known.embeddings - means[labels]
     scatter = residual.T @ residual / len(residual)

@@ -13,8 +13,10 @@ from broker.anomaly.calibrating import calibration_of, distances_of
 from broker.anomaly.calibration import Calibration
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
+from broker.anomaly.shape import Shapes, shapes_of
 from broker.anomaly.statistics import Objects
 from broker.anomaly.strata import stratum_name
+from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.errors import ConfigurationError
 from broker.reference.check import check, combined_scores
 from broker.reference.rebuild import Seen, rebuilt
@@ -43,6 +45,7 @@ def stars(
     return Objects(
         vectors, by_modality, probabilities, np.tile([True, False, False], (n, 1)), np.full(n, detections),
         np.zeros(n, np.intp), 1.0 - probabilities[np.arange(n), labels].astype(np.float64),
+        shapes_of(rng.normal(size=(n, len(LIGHT_CURVE_FEATURES))), np.full(n, detections)),
     )  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def base() -> ReferenceSet:
         calibration_values=np.zeros(1600, np.int32), calibration_distances=np.zeros(1600, np.float32),
     )  # fmt: skip
     made = replace(made, calibration_distances=distances_of(made, new.embeddings, new.strata()))
-    return replace(made, scores=calibration_of(made, new))
+    return replace(made, scores=calibration_of(made, new, Shapes.of(known.strata(), known.shapes)))
 
 
 def test_a_new_surveys_stars_are_ordinary_after_it(base: ReferenceSet) -> None:
@@ -79,7 +82,7 @@ def test_a_new_surveys_stars_are_ordinary_after_it(base: ReferenceSet) -> None:
     later = seen(400, LONG, rng, first=10_000)
     strange = stars(rng.integers(0, 10, 200), LONG, rng, -NEW_SURVEY)
     before, after = (combined_scores(reference, later.objects) for reference in (base, made))
-    assert np.mean(before >= 0.9) > 0.9
+    assert np.mean(before >= 0.9) > 0.8  # by embeddings alone: their shapes are ordinary
     assert 0.04 < np.mean(after >= 0.9) < 0.18
     assert np.mean(combined_scores(made, strange) >= 0.9) > 0.9
     percentile = score(made, later.objects.embeddings, later.objects.strata()).percentile
@@ -166,7 +169,7 @@ def test_what_a_catalogue_says_counts_where_enough_stars_are_in_one(base: Refere
 
 def test_the_check_is_of_objects_that_are_in_neither(base: ReferenceSet) -> None:
     before, after, objects = check(base, seen(1500, LONG, np.random.default_rng(14)))
-    assert before > 0.9
+    assert before > 0.8
     assert 0.03 < after < 0.2
     assert 200 < objects < 400
 

@@ -11,10 +11,9 @@ from broker.anomaly.reference_set import MIN_EMBEDDINGS
 from broker.anomaly.strata import DETECTION_BINS
 from broker.assemble.spectrum import BAD_PIXEL_ERROR, MIN_COVERAGE
 from broker.errors import ConfigurationError
-from broker.taxonomy import CLASS_NAMES
 from tests.random_models import build_random_repository
 from training.reference import write_reference_set
-from training.reference_stars import QUOTAS, ReferenceStars
+from training.reference_stars import LEAST_SHARE, QUOTAS, ReferenceStars, quotas
 from training.simulate.real_spectra import RealSpectra
 
 
@@ -25,7 +24,17 @@ def stars(shared: Path) -> ReferenceStars:
 
 def test_every_subset_of_the_modalities_has_reference_stars() -> None:
     assert len(QUOTAS) == 7
-    assert min(QUOTAS.values()) * len(CLASS_NAMES) >= 5 * MIN_EMBEDDINGS
+    assert min(QUOTAS.values()) >= 5 * MIN_EMBEDDINGS
+
+
+def test_frequent_classes_are_frequent_and_rare_ones_are_not_missing() -> None:
+    shares = np.array([0.5, 0.3, 0.18, 0.02, 0.0, 0.0])
+    found = quotas(shares, 600, least_share=0.05)
+    assert found[3:].tolist() == [30, 0, 0]
+    assert found.sum() == pytest.approx(600, abs=2)
+    # Beyond the least they keep their order, and are near to the shares.
+    np.testing.assert_allclose(found[:3] / 600, shares[:3], rtol=0.05)
+    assert quotas(np.full(10, 0.1), 250).tolist() == [25] * 10
 
 
 def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: ReferenceStars) -> None:
@@ -35,7 +44,9 @@ def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: ReferenceStars
     assert not set(names[reference]) & set(names[calibration])
     assert len(calibration) == 1500
     counts = np.bincount(stars.labels.index[reference], minlength=10)
-    assert counts.tolist() == [max(QUOTAS.values())] * 10
+    assert counts.tolist() == stars.quotas(max(QUOTAS.values())).tolist()
+    assert counts.min() == LEAST_SHARE * max(QUOTAS.values())
+    assert counts.max() > 4 * counts.min()
 
 
 @pytest.mark.parametrize("number", range(len(DETECTION_BINS)))
