@@ -23,8 +23,9 @@ SHAPE: Final = (
     "amplitude_21", "amplitude_31", "cos_phase_21", "sin_phase_21", "cos_phase_31", "sin_phase_31", "odd_even_13",
 )  # fmt: skip
 """Of LIGHT_CURVE_FEATURES amplitude, period and shape alone: fits and roughness tell a survey's noise and cadence."""
-LEAST_POINTS: Final = DETECTION_BINS[1]
-"""Of shorter light curves a period and the shape at it are nearly always chance: they have no such distance."""
+LEAST_POINTS: Final = DETECTION_BINS[3]
+"""Of shorter light curves a period and the shape at it are mostly chance: they have no such distance. By it a young star
+of a survey that the calibration does not have would be strange (docs/anomaly.md)."""
 _COLUMNS: Final = [LIGHT_CURVE_FEATURES.index(name) for name in SHAPE]
 _LIMIT: Final = 3.5
 """Deviations beyond which a value is no farther out: among some hundred stars no rank says more."""
