@@ -17,9 +17,8 @@ from broker.anomaly.calibration import Scorer
 from broker.anomaly.combine import Combined, combine
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import score
-from broker.anomaly.shape import shapes_of
 from broker.anomaly.statistics import Objects
-from broker.anomaly.strata import known_values, strata_of_inputs
+from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import ModelInputs, assemble, assemble_with_searches
 from broker.assemble import warm_up as assemble_warm_up
 from broker.batch import SPECTRA, BatchResult, IncomingMessage
@@ -347,11 +346,8 @@ class Pipeline:
             return Combined.none(len(states))
         try:
             doubt, names = doubts([state.known_as for state in states], predictions.probabilities)
-            objects = Objects(
-                predictions.embeddings, predictions.by_modality, predictions.probabilities, inputs.present,
-                inputs.light_curve.detections, known_values(inputs.metadata), doubt,
-                shapes_of(inputs.light_curve.features, inputs.light_curve.detections),
-            )  # fmt: skip
+            by_modality, probabilities = predictions.by_modality, predictions.probabilities
+            objects = Objects.of(inputs, predictions.embeddings, by_modality, probabilities, doubt)
             combined = combine(self._scorer, objects, distance, names)
         except Exception:  # whatever it is, the class is known, and is published without this score
             log.exception("no combined anomaly scores of a batch of %d alerts", len(states))

@@ -24,8 +24,7 @@ SHAPE: Final = (
 )  # fmt: skip
 """Of LIGHT_CURVE_FEATURES amplitude, period and shape alone: fits and roughness tell a survey's noise and cadence."""
 LEAST_POINTS: Final = DETECTION_BINS[3]
-"""Of shorter light curves a period and the shape at it are mostly chance: they have no such distance. By it a young star
-of a survey that the calibration does not have would be strange (docs/anomaly.md)."""
+"""Of shorter light curves a period and the shape at it are mostly chance: they have no such distance."""
 _COLUMNS: Final = [LIGHT_CURVE_FEATURES.index(name) for name in SHAPE]
 _LIMIT: Final = 3.5
 """Deviations beyond which a value is no farther out: among some hundred stars no rank says more."""
@@ -107,7 +106,8 @@ class _Space:
         even = self._even(values)
         with one_blas_thread():
             products = even @ self._known.T
-        squared = self._squares - 2.0 * products + np.square(even).sum(axis=1)[:, None]
-        nearest = np.partition(squared, k - 1, axis=1)[:, :k].astype(np.float64)
-        result: NDArray[np.float64] = np.sqrt(np.maximum(nearest, 0.0)).mean(axis=1)
+        index = np.argpartition(self._squares - 2.0 * products, k - 1, axis=1)[:, :k]
+        # From the differences: the product rounds as the number of rows has it, and a score is of its object alone.
+        each = np.linalg.norm((self._known[index] - even[:, None]).astype(np.float64), axis=2)
+        result: NDArray[np.float64] = np.sort(each, axis=1).mean(axis=1)
         return result

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.scores import nearest
-from broker.anomaly.shape import Shapes
-from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, strata_of
-from broker.assemble.inputs import MODALITIES, subset_codes
+from broker.anomaly.shape import Shapes, shapes_of
+from broker.anomaly.strata import LIGHT_CURVE_BIT, METADATA_BIT, known_values, strata_of
+from broker.assemble.inputs import MODALITIES, ModelInputs, subset_codes
 from broker.blas import one_blas_thread
 from broker.taxonomy import CLASS_NAMES
 
@@ -87,6 +87,21 @@ class Objects:
     """(n,) 1 - the probability of the class that a catalogue of known variable stars names; NaN where none does."""
     shapes: NDArray[np.float32]
     """(n, SHAPE) as ``shapes_of``; NaN where there is none."""
+
+    @staticmethod
+    def of(
+        inputs: ModelInputs,
+        embeddings: NDArray[np.float32],
+        by_modality: NDArray[np.float32] | None,
+        probabilities: NDArray[np.float32],
+        doubt: NDArray[np.float64],
+    ) -> Objects:
+        """The objects of ``inputs`` with what the model says of them."""
+        points = inputs.light_curve.detections
+        return Objects(
+            embeddings, by_modality, probabilities, inputs.present, points, known_values(inputs.metadata), doubt,
+            shapes_of(inputs.light_curve.features, points),
+        )  # fmt: skip
 
     def take(self, rows: NDArray[np.intp]) -> Objects:
         """Some of the objects."""

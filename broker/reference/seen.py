@@ -11,9 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.anomaly.shape import shapes_of
 from broker.anomaly.statistics import Objects
-from broker.anomaly.strata import DETECTION_BINS, known_values
+from broker.anomaly.strata import DETECTION_BINS
 from broker.assemble import assemble
 from broker.assemble.inputs import MODALITIES, ModelInputs
 from broker.inference import Engine
@@ -81,9 +80,6 @@ def _embedded(engine: Engine, inputs: ModelInputs, states: Sequence[ObjectState]
     """The objects that have an embedding, and which of them these are."""
     found = engine.predict(inputs)
     doubt, _ = doubts([state.known_as for state in states], found.probabilities)
-    objects = Objects(
-        found.embeddings, found.by_modality, found.probabilities, inputs.present, inputs.light_curve.detections,
-        known_values(inputs.metadata), doubt, shapes_of(inputs.light_curve.features, inputs.light_curve.detections),
-    )  # fmt: skip
+    objects = Objects.of(inputs, found.embeddings, found.by_modality, found.probabilities, doubt)
     good = np.flatnonzero(found.embeddings.any(axis=1) & found.probabilities.any(axis=1))
     return objects.take(good), good

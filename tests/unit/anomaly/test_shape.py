@@ -43,6 +43,16 @@ def test_distances_are_of_normal_deviates_within_the_stratum() -> None:
     np.testing.assert_allclose(found[1:], np.sort(distances, axis=1)[:, :K].mean(axis=1), rtol=1e-3)
 
 
+def test_a_distance_is_of_its_object_alone() -> None:
+    """Bit by bit: a matrix product of another number of rows rounds otherwise."""
+    rng = np.random.default_rng(1)
+    known, new = (rng.normal(size=(n, len(SHAPE))).astype(np.float32) for n in (600, 300))
+    shapes, strata = Shapes.of(np.full(600, 22), known), np.full(300, 22)
+    together = shapes.distance(new, strata, K)
+    alone = [shapes.distance(new[row : row + 1], strata[:1], K)[0] for row in range(300)]
+    assert together.tolist() == alone
+
+
 def test_no_stars_give_no_distance() -> None:
     few = Shapes.of(np.full(K - 1, 22), np.zeros((K - 1, len(SHAPE)), np.float32))
     new = np.zeros((2, len(SHAPE)), np.float32)
