@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import shutil
@@ -33,11 +34,47 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+_LOCK: Final = ".in-use"
+"""In a temporary folder: locked (flock) as long as a process lives that uses it, however it ends."""
+_locks: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+"""The open lock of each owner's folder."""
+
+
 def temporary_folder(owner: object, prefix: str) -> Path:
-    """Make a folder that is removed with its owner, or when this process ends."""
-    folder = tempfile.mkdtemp(prefix=prefix)
-    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    """Make a folder that is removed with its owner, or when this process ends.
+
+    A process that is killed removes nothing: what such ones left by this prefix is removed first, unless a server
+    that they have started still runs there.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        _remove_if_nobody_has(path)
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    # It has its name once it is locked: whoever sweeps finds no lock, or one that is held.
+    new = folder / f"{_LOCK}.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(folder / _LOCK)
+    _locks[owner] = lock
+    weakref.finalize(owner, _remove, folder, lock)
+    return folder
+
+
+def _remove(folder: Path, lock: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
+
+
+def _remove_if_nobody_has(folder: Path) -> None:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except OSError:  # another user's, gone in the meantime, or being made
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+    else:
+        _remove(folder, lock)
 
 
 class ServerProcess(ABC):
@@ -90,6 +127,8 @@ class ServerProcess(ABC):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=_end_with_parent if self._ends_with_parent else None,
+                # A server that outlives this process keeps its folder.
+                pass_fds=[_locks[self]] if self in _locks else [],
             )
         deadline = time.monotonic() + self._start_timeout
         try:

@@ -25,6 +25,7 @@ from broker.inference.manifest import Manifest, load_manifest
 from broker.metrics import MODEL_SWITCHES, REFERENCE_FROM_STREAM
 from broker.models.leases import Leases
 from broker.models.repository import fingerprint
+from broker.pauses import jittered
 from broker.pipeline import Pipeline
 from broker.redis_client import RedisConnection
 from broker.reference.versions import Versions
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 5.0
-"""Before a version that cannot be loaded is tried again; doubled each time."""
+"""Before a version that cannot be loaded is tried again, on average; doubled each time."""
 _MAX_PAUSE_S: Final = 120.0
 
 
@@ -212,7 +213,7 @@ class Serving:
                 self._load(manifest)
             except Exception as error:  # whatever it is, the version at hand goes on
                 self._refuse(version, error)
-                again = time.monotonic() + pause
+                again = time.monotonic() + jittered(pause)
                 pause = min(2 * pause, _MAX_PAUSE_S)
             else:
                 self._seen, pause = found, _FIRST_PAUSE_S
@@ -236,7 +237,7 @@ class Serving:
             log.debug("which reference set is in use is not known: %s", error)
         except Exception as error:  # whatever it is, the set at hand goes on
             self._refuse(f"{name} of {engine.model_version}", error)
-            self._set_again = time.monotonic() + self._set_pause
+            self._set_again = time.monotonic() + jittered(self._set_pause)
             self._set_pause = min(2 * self._set_pause, _MAX_PAUSE_S)
         else:
             with self._lock:

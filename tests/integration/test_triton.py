@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -25,6 +26,7 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.assemble import assemble_with_searches
 from broker.batch import IncomingMessage, Origin
 from broker.embedded.ports import free_port, taken
+from broker.embedded.process import temporary_folder
 from broker.errors import ConfigurationError, DependencyUnavailableError, InferenceError
 from broker.inference import Predictions, shared_memory
 from broker.inference.encode import to_models
@@ -567,6 +569,10 @@ def _descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
+class _Owner:
+    """Of a folder."""
+
+
 @pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_serve_has_the_ports_that_it_is_given_and_leaves_no_server_behind(number: int) -> None:
@@ -582,13 +588,18 @@ def test_serve_has_the_ports_that_it_is_given_and_leaves_no_server_behind(number
         engine.check()
         engine.close()
         servers = _descendants(serving.pid)
-        assert any("tritonserver" in Path(f"/proc/{pid}/cmdline").read_text() for pid in servers)
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in servers]
+        (folder,) = {Path(found) for text in commands for found in re.findall(r"--backend-directory=([^\0]+)/", text)}
+        assert folder.is_dir()
         serving.send_signal(number)
         assert serving.wait(300) == (-9 if number == signal.SIGKILL else 0)
         if number != signal.SIGKILL:
             assert serving.stdout.read() == "stopped\n"
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in servers))
         assert not any(taken(port) for port in ports)
+        # What a process that was killed could not remove, the next that starts a server does.
+        temporary_folder(_Owner(), "trifid-triton-")
+        assert not folder.exists()
 
 
 @pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`")

@@ -56,3 +56,28 @@ def test_where_a_promoted_version_fails_as_it_is_taken_the_one_before_goes_on(mo
     worker._next = third
     assert worker.process([]) == "C"  # type: ignore[comparison-overlap]
     assert notes[-1] is None
+
+
+def test_workers_that_could_not_load_the_same_set_do_not_try_again_at_the_same_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All see a promotion within two seconds, and would all come back to the same Redis together, each time."""
+    pauses: list[float] = []
+
+    def jittered(seconds: float) -> float:
+        pauses.append(seconds)
+        return -1.0
+
+    def unreadable(*_: object) -> None:
+        raise ValueError("not a set")
+
+    only = model("A")
+    monkeypatch.setattr(serving, "build_engine", lambda *_, **__: only.engine)
+    monkeypatch.setattr(serving, "build_keeper", lambda *_: None)
+    monkeypatch.setattr(serving, "jittered", jittered)
+    monkeypatch.setattr(serving, "Versions", unreadable)
+    worker = Serving(Settings(), pipeline, lambda _: None, lambda _: None)
+    worker._use(only)
+    for _ in range(7):
+        worker._look_for_reference()
+    assert pauses == [5.0, 10.0, 20.0, 40.0, 80.0, 120.0, 120.0]
