@@ -18,7 +18,8 @@ memory, with ONNX Runtime in this process and with Triton, one request at a time
 
 All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, so that
 other work on the machine falls on all alike. CPU is that of this process and of the server's processes together, so
-that it hardly depends on other work; on cores that are fully used it is what limits objects a second. At the end
+that it hardly depends on other work; on cores that are fully used it is what limits objects a second. ``undisturbed``
+is the ratio of the latencies that a tenth of the batches do not exceed: those that other work left alone. At the end
 modalities that are absent: light curves alone in ``one request`` against the two models that are needed by themselves.
 
 ``--gpu`` is for a machine whose Triton has the models on a GPU, at ``--url``: see ``benchmarks/serving_gpu.sh``.
@@ -58,6 +59,10 @@ ANALYZER = "perf_analyzer"
 STALLED_S = 0.4
 """A request that takes so much longer than the median has waited for Triton's batcher, which looks every 0.5 s."""
 BAR = 0.85
+WARM = 8
+"""Batches of each way before it is measured, twice ..."""
+LOADED_S = 2.0
+"""... and the time in which the local Triton's ``trifid`` then loads the models into its own process."""
 SUBSETS = ("light_curve", "metadata", "light_curve+metadata", "light_curve+spectrum+metadata")
 
 
@@ -79,6 +84,8 @@ class Measured:
     """Objects a second against ``embedded`` of the same round, median over the rounds."""
     cpu_of_embedded: float
     """CPU of ``embedded`` over this one's, the same."""
+    undisturbed: float = float("nan")
+    """The latency that a tenth of the batches of ``embedded`` does not exceed, over this one's."""
     stalled: int = 0
     """Requests that took STALLED_S longer than the median."""
     requests: int = 0
@@ -149,8 +156,10 @@ def measure(
     cpu: dict[str, list[float]] = {way: [] for way in predict}
     each: dict[str, list[float]] = {way: [] for way in predict}
     order = list(predict)
-    for way in order:
-        once(predict[way], inputs, in_flight, in_flight, server)  # regions, arenas and channels are made
+    for _ in range(2):  # regions, arenas and channels are made, and each instance of trifid loads the models
+        for way in order:
+            once(predict[way], inputs, max(WARM, in_flight), in_flight, server)
+        time.sleep(LOADED_S)
     for number in range(rounds):
         for way in order if number % 2 else order[::-1]:
             took, spent, latency = once(predict[way], inputs, calls, in_flight, server)
@@ -163,13 +172,14 @@ def measure(
             return float("nan")
         return statistics.median(e / w for e, w in zip(values[EMBEDDED], values[way], strict=True))
 
+    tenth = {way: float(np.quantile(latency, 0.1, method="higher")) for way, latency in each.items()}
     objects = batch * calls
     return [
         Measured(
             way, modalities, batch, in_flight, instances, objects / statistics.median(seconds[way]),
             1e3 * statistics.median(cpu[way]) / objects,
             1e3 * latencies(np.array(each[way]))["p50"], 1e3 * latencies(np.array(each[way]))["p99"],
-            against(seconds, way), against(cpu, way),
+            against(seconds, way), against(cpu, way), tenth.get(EMBEDDED, float("nan")) / tenth[way],
             int((np.array(each[way]) > statistics.median(each[way]) + STALLED_S).sum()), len(each[way]),
         )
         for way in predict
@@ -180,11 +190,11 @@ def markdown(results: Sequence[Measured]) -> str:
     """The table."""
     return table(
         ["way", "modalities", "batch", "in flight", "instances", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
-         "of embedded", "of embedded, by CPU"],
+         "of embedded", "of embedded, by CPU", "of embedded, undisturbed"],
         [
             [r.way, r.modalities, str(r.batch), str(r.in_flight), str(r.instances), f"{r.objects_a_second:,.0f}",
              f"{r.cpu_ms:.3f}", f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}",
-             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
+             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}", f"{r.undisturbed:.2f}"]
             for r in results
         ],
     )  # fmt: skip
@@ -273,6 +283,12 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.option("--objects", default=1024, show_default=True, help="In each round of each way, at least one batch.")
 @click.option("--alerts", default=0, show_default=True, help="Of the worker's pipeline; 0: that is not measured.")
 @click.option("--threads", default=0, show_default=True, help="CPU threads of embedded; 0 for one a core.")
+@click.option(
+    "--in-process/--by-calls",
+    default=True,
+    show_default=True,
+    help="How the local Triton's model trifid runs the others.",
+)
 @click.option("--url", help="gRPC address of a server that runs; else the local Triton is started.")
 @click.option("--gpu", is_flag=True, help="Without embedded; with utilisation and the fraction of the peak.")
 @click.option("--peak-tflops", default=67.0, show_default=True, help="Of the GPU in float32: 67 for an H100 SXM.")
@@ -287,6 +303,7 @@ def main(
     objects: int,
     alerts: int,
     threads: int,
+    in_process: bool,
     url: str | None,
     gpu: bool,
     peak_tflops: float,
@@ -309,7 +326,7 @@ def main(
                 served = repository
                 if copies > 1:
                     served = with_instances(repository, copies, Path(stack.enter_context(TemporaryDirectory())))
-                started = stack.enter_context(TritonServer(served))
+                started = stack.enter_context(TritonServer(served, in_process=in_process))
                 address, server = started.grpc_url, started.pid
                 if copies == instances[0]:
                     first = first_request(address, repository, 256)

@@ -29,6 +29,7 @@ from broker.embedded.ports import free_port, taken
 from broker.embedded.process import ServerProcess, temporary_folder
 from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError
+from deploy.local.triton_in_process import in_process as with_models_in_process
 
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _ONNX_BACKEND: Final = _CHECKOUT / "deploy" / "local" / "triton" / "onnxruntime"
@@ -38,6 +39,7 @@ _BACKENDS: Final = "trifid-backends"  # folder within the virtual environment
 _SERVER_PACKAGE: Final = "nvidia-pytriton==0.7.0"
 _NUMPY: Final = "numpy>=2.0"
 _ONNX_RUNTIME: Final = {False: "onnxruntime>=1.20", True: "onnxruntime-gpu[cuda,cudnn]>=1.20"}
+_OTHER_PACKAGES: Final = "packages-of-the-python-that-set-up.pth"
 _GPU: Final = Path("/dev/nvidiactl")  # where NVIDIA's driver is loaded and a GPU may be used
 
 _STUB: Final = re.compile(r"python_backend_stubs/([^/]+)/")
@@ -76,7 +78,7 @@ def setup(gpu: bool | None = None, *, own_packages: bool = True) -> Path:
         installs = [("--no-deps", "--target", str(site_packages), _SERVER_PACKAGE)]
         python = sys.executable
         # Of a virtual environment, too, whose packages another one with --system-site-packages would not see.
-        (site_packages / "packages-of-the-python-that-set-up.pth").write_text("".join(f"{p}\n" for p in _packages()))
+        (site_packages / _OTHER_PACKAGES).write_text("".join(f"{p}\n" for p in _packages()))
     for arguments in installs:
         command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -127,6 +129,14 @@ def _site_packages(folder: Path) -> Path:
     return folder / "lib" / f"python{version}" / "site-packages"
 
 
+def _onnx_runtime_is_there() -> bool:
+    """Whether the server's Python has ONNX Runtime."""
+    site_packages = _site_packages(triton_venv())
+    others = site_packages / _OTHER_PACKAGES
+    folders = [site_packages, *(Path(line) for line in (others.read_text().split() if others.exists() else ()))]
+    return any((folder / "onnxruntime").is_dir() for folder in folders)
+
+
 def _shared_memory(pid: int) -> set[Path]:
     """Files of shared memory that a process has mapped."""
     mapped = Path(f"/proc/{pid}/maps").read_text().splitlines()
@@ -140,6 +150,7 @@ class TritonServer(ServerProcess):
         self,
         model_repository: Path,
         *,
+        in_process: bool = True,
         tls: ServerTls | None = None,
         http_port: int = 0,
         grpc_port: int = 0,
@@ -148,7 +159,9 @@ class TritonServer(ServerProcess):
     ) -> None:
         """Prepare a server; raises ConfigurationError where ``setup`` has not been run.
 
-        ``tls`` is for the gRPC service: Triton's HTTP service and its metrics have none. A port of 0 is any free one.
+        With ``in_process`` the model ``trifid`` runs the others' files in its own process where ONNX Runtime does so on
+        the CPU (``deploy.local.triton_in_process``); else it calls them, as in NVIDIA's container. ``tls`` is for the
+        gRPC service: Triton's HTTP service and its metrics have none. A port of 0 is any free one.
         ``ends_with_parent`` see ``ServerProcess``.
         """
         if not triton_installed():
@@ -168,6 +181,9 @@ class TritonServer(ServerProcess):
             ends_with_parent=ends_with_parent,
         )
         self._model_repository = model_repository.resolve()
+        # On a GPU it is not known to be of use, and where PyTorch runs the models only they have their programs.
+        self._in_process = in_process and not _GPU.exists() and _onnx_runtime_is_there()
+        self._linked = folder / "models"
         self._tls = tls
         self._http_port, self._grpc_port, self._metrics_port = (
             port or free_port() for port in (http_port, grpc_port, metrics_port)
@@ -199,9 +215,13 @@ class TritonServer(ServerProcess):
         folder = triton_venv().resolve()
         site_packages = _site_packages(folder)
         server = site_packages / "pytriton" / "tritonserver"
+        served = self._model_repository
+        if self._in_process:
+            shutil.rmtree(self._linked, ignore_errors=True)  # links, and the configuration at the start before
+            served = with_models_in_process(served, self._linked)
         command = [
             str(server / "bin" / "tritonserver"),
-            f"--model-repository={self._model_repository}",
+            f"--model-repository={served}",
             # What is loaded at the start stays until the server is told otherwise, whatever becomes of the folder.
             "--model-control-mode=explicit",
             "--load-model=*",
@@ -293,7 +313,13 @@ def _port(name: str, default: int, what: str) -> Callable[[Callable[..., None]],
 @_port("http", 8000, "Of the HTTP service")
 @_port("grpc", 8001, "Of the gRPC service, which Trifid uses")
 @_port("metrics", 8002, "Of the server's own metrics")
-def serve(model_repository: Path, http_port: int, grpc_port: int, metrics_port: int) -> None:
+@click.option(
+    "--in-process/--by-calls",
+    default=True,
+    show_default=True,
+    help="Whether `trifid` runs the models in its own process, on a CPU, or calls them as in NVIDIA's container.",
+)
+def serve(model_repository: Path, http_port: int, grpc_port: int, metrics_port: int, in_process: bool) -> None:
     """Serve MODEL_REPOSITORY on 127.0.0.1 until interrupted or terminated.
 
     The ports are Triton's usual ones. A worker on the same machine has its metrics on port 8000, too: give one of them
@@ -312,6 +338,7 @@ def serve(model_repository: Path, http_port: int, grpc_port: int, metrics_port: 
             signal.signal(number, stop)
         with TritonServer(
             model_repository,
+            in_process=in_process,
             http_port=http_port,
             grpc_port=grpc_port,
             metrics_port=metrics_port,

@@ -54,7 +54,8 @@ INSTANCES_OF_TRIFID = 4  # model_repo/trifid/config.pbtxt
 def server(repository: Path) -> Iterator[TritonServer]:
     if not triton_installed():
         pytest.skip(f"no Triton in {triton_venv()}: run `python -m deploy.local.triton_server setup`")
-    with TritonServer(repository) as server:
+    # The gateway as in NVIDIA's container; that of the local server: test_triton_in_process.py.
+    with TritonServer(repository, in_process=False) as server:
         yield server
 
 

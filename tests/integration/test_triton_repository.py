@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sysconfig
@@ -26,6 +25,7 @@ from broker.inference.triton import TritonEngine
 from broker.streaming.worker import worker
 from deploy.local.triton_server import TritonServer, triton_installed, triton_venv
 from tests.integration.triton_memory import mapped
+from tests.integration.triton_statistics import answered
 from tests.random_models import MODEL_REPO, build_random_repository, mixed_presence, random_inputs
 from tests.waiting import wait_until
 
@@ -88,7 +88,7 @@ def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) ->
     with TritonServer(repository) as server:
         # Nobody has asked yet: a batch of 256 is the warm-up of each model, and one of each instance of trifid.
         warm = {("trifid", "1"): 4} | {(model, "1"): 256 for model in MODELS}
-        wait_until(lambda: _answered(server) == warm)
+        wait_until(lambda: answered(server) == warm)
         client = tritongrpc.InferenceServerClient(server.grpc_url)
         for model in MODELS:
             shutil.copytree(repository / model / "1", repository / model / "2")
@@ -97,7 +97,7 @@ def test_models_are_warm_when_ready_and_loaded_when_asked_for(tmp_path: Path) ->
             client.load_model(model)
             assert client.is_model_ready(model, "1")  # the two latest versions
             assert client.is_model_ready(model, "2")
-        before = _answered(server)
+        before = answered(server)
         with closing(TritonEngine(server.grpc_url, repository)) as engine:
             engine.predict(random_inputs(np.ones((2, 3), bool)))
         # Triton counts an answer after it has sent it.
@@ -123,15 +123,8 @@ def test_alarms_and_panels_are_of_metrics_that_triton_has(tmp_path: Path) -> Non
 
 def _since(server: TritonServer, before: dict[tuple[str, str], int]) -> dict[tuple[str, str], int]:
     """Answers of each model but the gateway."""
-    more = {model: count - before[model] for model, count in _answered(server).items()}
+    more = {model: count - before[model] for model, count in answered(server).items()}
     return {model: count for model, count in more.items() if count and model[0] != "trifid"}
-
-
-def _answered(server: TritonServer) -> dict[tuple[str, str], int]:
-    with urllib.request.urlopen(f"{server.http_url}/v2/models/stats") as response:
-        stats = json.load(response)["model_stats"]
-    counts = {(model["name"], model["version"]): model["inference_stats"]["success"]["count"] for model in stats}
-    return {model: count for model, count in counts.items() if count}
 
 
 @pytest.fixture

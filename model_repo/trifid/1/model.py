@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
@@ -42,9 +43,13 @@ class TritonPythonModel:
 
     def _answer(self, request: Any) -> Any:
         try:
-            return pb_utils.InferenceResponse(_classified(request, self._waiting))
+            return pb_utils.InferenceResponse(_classified(request, self._waiting, self.call))
         except _FailedError as failed:
             return pb_utils.InferenceResponse(error=failed.error)
+
+    def call(self, request: Any, model: str, version: int, inputs: list[Any], outputs: list[str]) -> list[Any]:
+        """The outputs, by these names, of a version of a model for a request; the local Triton has its own way."""
+        return _call(request, model, version, inputs, outputs)
 
 
 class _FailedError(Exception):
@@ -57,9 +62,12 @@ def _refused(message: str) -> _FailedError:
     return _FailedError(pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG))
 
 
-def _classified(request: Any, waiting: ThreadPoolExecutor) -> list[Any]:
+def _classified(request: Any, waiting: ThreadPoolExecutor, call: Callable[..., list[Any]]) -> list[Any]:
     """The classifier's outputs for the objects of a request, each of which has at least one modality."""
-    versions = json.loads(request.parameters() or "{}")
+    asked = json.loads(request.parameters() or "{}")
+    versions = {
+        model: int(asked.get(model, LATEST)) for model in (*(encoder for encoder, _, _ in ENCODERS), CLASSIFIER)
+    }
     present_tensor = pb_utils.get_input_tensor_by_name(request, "present")
     present = np.from_dlpack(present_tensor)
     wanted, calls = [], []
@@ -73,16 +81,16 @@ def _classified(request: Any, waiting: ThreadPoolExecutor) -> list[Any]:
             )
         if number:
             wanted.append((name, rows))
-            calls.append((request, encoder, versions, tensors, ["embedding"]))
+            calls.append((request, encoder, versions[encoder], tensors, ["embedding"]))
     if not calls:
         return []  # nothing to classify: the warm-up
     *others, last = calls
-    under_way = [waiting.submit(_call, *call) for call in others]
+    under_way = [waiting.submit(call, *one) for one in others]
     try:
-        embedded = _call(*last)
+        embedded = call(*last)
     finally:
         wait(under_way)  # they read the request's tensors
-    answers = [*(call.result() for call in under_way), embedded]
+    answers = [*(one.result() for one in under_way), embedded]
     embeddings = dict(zip((name for name, _ in wanted), answers, strict=True))
     # Classifiers before 2026.11.29 take no "event", and it is not sent for them.
     as_they_are = [pb_utils.get_input_tensor_by_name(request, name) for name in ("detections", "event")]
@@ -102,17 +110,17 @@ def _classified(request: Any, waiting: ThreadPoolExecutor) -> list[Any]:
         if by_modality is not None and name in embeddings:
             by_modality[:, column] = full if isinstance(full, np.ndarray) else np.from_dlpack(full)
         inputs.append(_tensor(name, full))
-    answers = _call(request, CLASSIFIER, versions, inputs, [name for name in outputs if name != BY_MODALITY])
+    answers = call(request, CLASSIFIER, versions[CLASSIFIER], inputs, [name for name in outputs if name != BY_MODALITY])
     if by_modality is not None:
         answers.append(_tensor(BY_MODALITY, by_modality))
     return answers
 
 
-def _call(request: Any, model: str, versions: dict[str, str], inputs: list[Any], outputs: list[str]) -> list[Any]:
+def _call(request: Any, model: str, version: int, inputs: list[Any], outputs: list[str]) -> list[Any]:
     """The outputs of a model; it has as long as ``request`` has."""
     response = pb_utils.InferenceRequest(
         model_name=model,
-        model_version=int(versions.get(model, LATEST)),
+        model_version=version,
         inputs=inputs,
         requested_output_names=list(outputs),
         timeout=request.timeout(),

@@ -148,6 +148,17 @@ def _tensor_config(tensor: tuple[str, str, list[Any]], batching: bool) -> dict[s
     }
 
 
+def in_parts(session: Session | Program, names: list[str], batch: dict[str, Any], rows: int) -> list[Any]:
+    """The outputs of these names of a batch, which is run in parts of equal size of at most ``rows``."""
+    total = len(next(iter(batch.values())))
+    size = -(-total // -(-total // rows))
+    parts = [
+        session.run(names, {name: array[start : start + size] for name, array in batch.items()})
+        for start in range(0, total, size)
+    ]
+    return parts[0] if len(parts) == 1 else [np.concatenate(several) for several in zip(*parts, strict=True)]
+
+
 class TritonPythonModel:
     """One instance of a model in ONNX format."""
 
@@ -190,18 +201,8 @@ class TritonPythonModel:
         if len(feeds) > 1:
             batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in self._inputs}
         ends = np.cumsum([len(feed[self._inputs[0]]) for feed in feeds])[:-1]
-        split = [np.split(output, ends) for output in self._run(batch)]
+        split = [np.split(output, ends) for output in in_parts(self._session, self._outputs, batch, self._rows)]
         return [self._response(outputs) for outputs in zip(*split, strict=True)]
-
-    def _run(self, batch: dict[str, Any]) -> list[Any]:
-        """Outputs of a batch, in parts of equal size of at most ``self._rows``."""
-        total = len(batch[self._inputs[0]])
-        size = -(-total // -(-total // self._rows))
-        parts = [
-            self._session.run(self._outputs, {name: array[start : start + size] for name, array in batch.items()})
-            for start in range(0, total, size)
-        ]
-        return parts[0] if len(parts) == 1 else [np.concatenate(several) for several in zip(*parts, strict=True)]
 
     def _response(self, outputs: Any) -> Any:
         # Arrays that live as long as the response: what an OrtValue was made of is freed before the stub has sent it.
