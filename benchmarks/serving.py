@@ -18,8 +18,7 @@ memory, with ONNX Runtime in this process and with Triton, one request at a time
 
 All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, so that
 other work on the machine falls on all alike. CPU is that of this process and of the server's processes together, so
-that it hardly depends on other work; on cores that are fully used it is what limits objects a second. ``undisturbed``
-is the ratio of the latencies that a tenth of the batches do not exceed: those that other work left alone. At the end
+that it hardly depends on other work; on cores that are fully used it is what limits objects a second. At the end
 modalities that are absent: light curves alone in ``one request`` against the two models that are needed by themselves.
 
 ``--gpu`` is for a machine whose Triton has the models on a GPU, at ``--url``: see ``benchmarks/serving_gpu.sh``.
@@ -84,8 +83,6 @@ class Measured:
     """Objects a second against ``embedded`` of the same round, median over the rounds."""
     cpu_of_embedded: float
     """CPU of ``embedded`` over this one's, the same."""
-    undisturbed: float = float("nan")
-    """The latency that a tenth of the batches of ``embedded`` does not exceed, over this one's."""
     stalled: int = 0
     """Requests that took STALLED_S longer than the median."""
     requests: int = 0
@@ -172,14 +169,13 @@ def measure(
             return float("nan")
         return statistics.median(e / w for e, w in zip(values[EMBEDDED], values[way], strict=True))
 
-    tenth = {way: float(np.quantile(latency, 0.1, method="higher")) for way, latency in each.items()}
     objects = batch * calls
     return [
         Measured(
             way, modalities, batch, in_flight, instances, objects / statistics.median(seconds[way]),
             1e3 * statistics.median(cpu[way]) / objects,
             1e3 * latencies(np.array(each[way]))["p50"], 1e3 * latencies(np.array(each[way]))["p99"],
-            against(seconds, way), against(cpu, way), tenth.get(EMBEDDED, float("nan")) / tenth[way],
+            against(seconds, way), against(cpu, way),
             int((np.array(each[way]) > statistics.median(each[way]) + STALLED_S).sum()), len(each[way]),
         )
         for way in predict
@@ -190,11 +186,11 @@ def markdown(results: Sequence[Measured]) -> str:
     """The table."""
     return table(
         ["way", "modalities", "batch", "in flight", "instances", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
-         "of embedded", "of embedded, by CPU", "of embedded, undisturbed"],
+         "of embedded", "of embedded, by CPU"],
         [
             [r.way, r.modalities, str(r.batch), str(r.in_flight), str(r.instances), f"{r.objects_a_second:,.0f}",
              f"{r.cpu_ms:.3f}", f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}",
-             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}", f"{r.undisturbed:.2f}"]
+             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
             for r in results
         ],
     )  # fmt: skip
