@@ -104,6 +104,10 @@ def demo_packets(real_alerts: Path | None, objects: int, alerts_per_object: int,
 class Audience(Protocol):
     """Who else looks on, such as a web page."""
 
+    @property
+    def database(self) -> str | None:
+        """The URL of the index of annotations that it fills, as ``web.database``; None where it fills none."""
+
     def begin(self, settings: Settings) -> None:
         """Called when all servers of the demo run."""
 
@@ -133,6 +137,8 @@ def run_demo(
     comes while the servers start, or without both.
     """
     with ExitStack() as stack:
+        if audience is not None:
+            stack.callback(audience.end)
         kafka = stack.enter_context(KafkaMock())
         redis = stack.enter_context(RedisServer())
         settings = Settings(
@@ -152,7 +158,7 @@ def run_demo(
         topics = OutputTopics(settings.publish.topic_prefix, settings.anomaly.threshold)
         kafka.create_topics([INPUT_TOPIC, settings.kafka.spectra_topic, *topics.every()])
         if keep is not None:
-            stack.enter_context(_told(keep, settings))
+            stack.enter_context(_told(keep, settings, None if audience is None else audience.database))
         if metrics_port:
             server, thread = start_http_server(metrics_port, "127.0.0.1")
             stack.callback(thread.join)
@@ -162,7 +168,6 @@ def run_demo(
         stack.callback(service.stop)
         running = threads.submit(service.run)
         if audience is not None:
-            stack.callback(audience.end)
             audience.begin(settings)
         stays = audience is not None or keep is not None
         return _watch(service, running, settings, packets, show, audience or _Nobody(), threads, stays)
@@ -170,6 +175,8 @@ def run_demo(
 
 class _Nobody:
     """An audience that is not there."""
+
+    database = None
 
     def begin(self, settings: Settings) -> None:
         pass
@@ -185,8 +192,8 @@ class _Nobody:
 
 
 @contextmanager
-def _told(path: Path, settings: Settings) -> Iterator[None]:
-    """A file of the settings with which other commands reach the servers of the demo."""
+def _told(path: Path, settings: Settings, database: str | None) -> Iterator[None]:
+    """A file of the settings with which other commands reach the demo's servers, and its index where it has one."""
     kafka = settings.kafka
     told = (
         "# Of a `trifid demo --keep` that runs; the file goes when it ends.\n"
@@ -194,6 +201,7 @@ def _told(path: Path, settings: Settings) -> Iterator[None]:
         f'delivery = "{kafka.delivery}"\ncreate_topics = false\n'
         f'[redis]\nurl = "{settings.redis.url.get_secret_value()}"\n'
         f"[similar]\nenabled = {json.dumps(settings.similar.enabled)}\n"
+        + ("" if database is None else f"[web]\ndatabase = {json.dumps(database)}\n")
     )
     try:
         with path.open("x") as file:  # not in place of somebody's settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def demo(
     console = Console()
     packets = demo_packets(alerts, objects, alerts_per_object, seed)
     if keep is not None:
-        text.echo(f"in another terminal: trifid subscribe --parent RRLyrae --config {keep} - Ctrl-C ends it", err=True)
+        text.echo(_beside(keep, has_index=web), err=True)
     try:
         with Live(console=console, auto_refresh=False) as live:
             progress = run_demo(packets, lambda p: live.update(_table(p), refresh=True), metrics_port, audience, keep)
@@ -97,6 +98,25 @@ def demo(
     all_seen = keep is not None or web or progress.seen == accounting.classified + accounting.not_classified
     if not accounting.reconciled or not all_seen:
         raise SystemExit(1)
+
+
+def _beside(keep: Path, *, has_index: bool) -> str:
+    """What can be done beside a demo that goes on."""
+    from broker.demo import INPUT_TOPIC
+
+    night = "trifid night" if has_index else "trifid night --from-kafka"
+    lines = [
+        "in another terminal, until Ctrl-C ends the demo and all that it holds:",
+        f"  export TRIFID_CONFIG={shlex.quote(str(keep.absolute()))}",
+        "  trifid subscribe --parent RRLyrae --from-beginning      annotations, from Kafka",
+        f"  {night:<55} the night as one file of HTML",
+        f"  {f'trifid replay FILE --topic {INPUT_TOPIC}':<55} more alerts, through the demo",
+        "  trifid state show OBJECT                                what Redis has of an object",
+        "The index of annotations is web.database in that file."
+        if has_index
+        else "There is no index of annotations (--web has one): they are in Kafka, the objects in Redis.",
+    ]
+    return "\n".join(lines)
 
 
 def _table(progress: DemoProgress) -> RenderableType:

@@ -33,9 +33,10 @@ def starting_points(
     subscription began. Raises KafkaException where Kafka does not answer.
     """
     topics = {p.topic for p in partitions}
-    cluster = consumer.list_topics(timeout=CALL_S).topics
+    cluster = consumer.list_topics(timeout=CALL_S)
+    there = cluster.topics
     places = {(p.topic, p.partition) for p in partitions}
-    places |= {(topic, number) for topic in topics & cluster.keys() for number in cluster[topic].partitions}
+    places |= {(topic, number) for topic in topics & there.keys() for number in there[topic].partitions}
     every = [TopicPartition(topic, number) for topic, number in sorted(places)]
     found: Mapping[Position, int]
     if positions is None:
@@ -51,7 +52,7 @@ def starting_points(
             is_old = p.topic in known and p.topic not in begun
             at_end = start == "latest" and is_old
             if isinstance(start, datetime) and is_old:
-                p.offset = _offset_at(consumer, p, start)
+                p.offset = _offset_at(consumer, p, start, knows_times=cluster.controller_id in cluster.brokers)
             elif positions is None or at_end:
                 low, high = consumer.get_watermark_offsets(p, timeout=CALL_S)
                 p.offset = high if at_end else low
@@ -62,14 +63,21 @@ def starting_points(
     if new and positions is None:
         # Of all partitions at once: members that come in the next moment begin at the same positions.
         _answered(consumer.commit(offsets=new, asynchronous=False) or [])
-    return at, set(cluster)
+    return at, set(there)
 
 
-def _offset_at(consumer: Consumer, partition: TopicPartition, time: datetime) -> int:
-    """The offset of the first message from ``time`` on; where there is none, that of the next one."""
+def _offset_at(consumer: Consumer, partition: TopicPartition, time: datetime, *, knows_times: bool) -> int:
+    """The offset of the first message from ``time`` on; where there is none, that of the next one.
+
+    librdkafka's mock, that of the demo, which is told by having no controller, knows no times: there that of the first
+    one.
+    """
     asked = TopicPartition(partition.topic, partition.partition, round(time.timestamp() * 1000))
     (found,) = _answered(consumer.offsets_for_times([asked], timeout=CALL_S))
-    return found.offset if found.offset >= 0 else consumer.get_watermark_offsets(partition, timeout=CALL_S)[1]
+    if found.offset >= 0:
+        return found.offset
+    low, high = consumer.get_watermark_offsets(partition, timeout=CALL_S)
+    return high if knows_times else low
 
 
 def _answered(partitions: Sequence[TopicPartition]) -> Sequence[TopicPartition]:

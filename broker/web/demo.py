@@ -29,6 +29,8 @@ class WebAudience:
     def __init__(self, port: int, say: Callable[[str], None]) -> None:
         self._port, self._say = port, say
         self._stack = ExitStack()
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="trifid-web-"))
+        self.database: Final = f"sqlite:///{Path(folder) / 'web.sqlite'}"
         self._read: list[PublishedAnnotation] = []
         self._index: Index | None = None
         self._server: uvicorn.Server | None = None
@@ -36,9 +38,8 @@ class WebAudience:
 
     def begin(self, settings: Settings) -> None:
         """Start the server; raises ConfigurationError where the port is taken."""
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="trifid-web-")))
-        web = WebSettings(port=self._port, database=SecretStr(f"sqlite:///{folder / 'web.sqlite'}"))
-        self._index = Index(web.database.get_secret_value())
+        web = WebSettings(port=self._port, database=SecretStr(self.database))
+        self._index = Index(self.database)
         self._stack.callback(self._index.close)
         parts = self._stack.enter_context(parts_of(settings.model_copy(update={"web": web}), self._index, follow=False))
         self._server = server(parts)

@@ -13,6 +13,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
+from broker.demo import demo_packets
 from broker.embedded.ports import free_port
 
 
@@ -87,3 +90,36 @@ def test_ctrl_c_ends_a_demo_that_goes_on_while_alerts_are_on_their_way(tmp_path:
     assert found is not None, out[-2000:]
     assert 0 < int(found[1]) < 24_000
     assert not keep.exists()
+
+
+@pytest.mark.parametrize("web", [False, True])
+def test_a_night_beside_a_demo_that_goes_on(tmp_path: Path, web: bool) -> None:
+    """As the demo itself says: from its index where it has one, else from Kafka."""
+    keep, errors_of_demo = tmp_path / "demo.toml", tmp_path / "errors.txt"
+    all_of_it = f"{len(list(demo_packets(None, 6, 10, 0)))} annotations = "
+    command = [sys.executable, "-m", "broker.cli", "demo", "--objects", "6", "--alerts-per-object", "10"]
+    command += ["--keep", str(keep), *(["--web", "--web-port", str(free_port())] if web else [])]
+    environment = {**os.environ, "TRIFID_SHARED": str(tmp_path / "absent")}
+    with errors_of_demo.open("w") as errors:
+        demo = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+    try:
+        end = time.monotonic() + 240
+        found = ""
+        while all_of_it not in found and time.monotonic() < end and demo.poll() is None:
+            if keep.exists():
+                night = [sys.executable, "-m", "broker.cli", "night", *([] if web else ["--from-kafka"])]
+                done = subprocess.run(
+                    [*night, "--output", str(tmp_path / "night.html")], capture_output=True, text=True, timeout=300,
+                    env={**environment, "TRIFID_CONFIG": str(keep)}, check=False,
+                )  # fmt: skip
+                found = done.stdout + done.stderr
+            time.sleep(0.5)
+        told = errors_of_demo.read_text()
+        assert all_of_it in found, found[-2000:] + told[-2000:]
+        assert f"export TRIFID_CONFIG={keep}" in told
+        assert ("  trifid night  " if web else "  trifid night --from-kafka  ") in told
+        assert ("[web]" in keep.read_text()) == web
+    finally:
+        demo.send_signal(signal.SIGTERM)
+        demo.wait(300)
+    assert demo.returncode == 0, errors_of_demo.read_text()[-2000:]
