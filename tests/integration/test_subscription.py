@@ -225,7 +225,7 @@ def test_an_annotation_counts_as_read_unless_the_loop_raises(kafka: KafkaServer)
 
 
 def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaServer, tmp_path: Path) -> None:
-    kafka.create_topics(["since"])
+    kafka.create_topics(["since"], config={"retention.ms": "-1"})  # Kafka deletes by the time that messages have
     noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
     producer = Producer({"bootstrap.servers": kafka.bootstrap})
     for hour in range(-3, 4):  # numbers 0 to 6, of which 3 is from noon
