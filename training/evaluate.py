@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score, recall_score
 
-from broker.inference.manifest import CALIBRATION_BINS
+from broker.inference.manifest import CALIBRATION_BINS, set_members
 from broker.taxonomy import CLASS_NAMES
 from training.calibrate import (
     Encoded,
@@ -54,11 +54,14 @@ def score_probabilities(
     label: NDArray[np.int64],
     threshold: float | NDArray[np.float64],
 ) -> Score:
-    """Scores of calibrated probabilities (n, 10) against labels (n,); ``threshold`` is one for all or (n,)."""
+    """Scores of calibrated probabilities (n, 10) against labels (n,); ``threshold`` is one for all or (n,).
+
+    Prediction sets are made as the service makes them: the leading class is always in its set.
+    """
     best = predicted.argmax(axis=1)
     present = np.unique(label)
     recall = recall_score(label, best, labels=present, average=None, zero_division=0.0)
-    in_set = predicted >= np.broadcast_to(threshold, len(label))[:, None]
+    in_set = set_members(predicted, np.broadcast_to(threshold, len(label)))
     return Score(
         test_set=test_set,
         modalities=modalities,

@@ -170,22 +170,31 @@ class Manifest(BaseModel):
         together. An object without probabilities (all zero) has an empty set.
         """
         thresholds = _of_cells(self.conformal_thresholds, present, detections, absent=np.inf)
-        member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[:, None])
-        unlike = ~member.any(axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")
-        sorted_ = np.take_along_axis(probabilities, order, axis=1).astype(np.float64)
-        total = sorted_.sum(axis=1)
-        member[np.arange(len(member)), order[:, 0]] = True
-        unsure = np.flatnonzero(unlike & (sorted_[:, 0] < MAJORITY * total))
-        before = sorted_[unsure].cumsum(axis=1) - sorted_[unsure]
-        enough = np.zeros((len(unsure), member.shape[1]), np.bool_)
-        np.put_along_axis(enough, order[unsure], before < ENOUGH * total[unsure, None], axis=1)
-        member[unsure] = enough
-        member &= probabilities.any(axis=1, keepdims=True)
         return [
             tuple(self.classes[column] for column in columns if row[column])
-            for columns, row in zip(order, member, strict=True)
+            for columns, row in zip(order, set_members(probabilities, thresholds), strict=True)
         ]
+
+
+def set_members(probabilities: NDArray[np.floating], thresholds: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(batch, classes) which classes are in each object's prediction set: the rule of ``Manifest.prediction_sets``.
+
+    ``probabilities`` is (batch, classes), ``thresholds`` (batch,).
+    """
+    member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[:, None])
+    unlike = ~member.any(axis=1)
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    sorted_ = np.take_along_axis(probabilities, order, axis=1).astype(np.float64)
+    total = sorted_.sum(axis=1)
+    member[np.arange(len(member)), order[:, 0]] = True
+    unsure = np.flatnonzero(unlike & (sorted_[:, 0] < MAJORITY * total))
+    before = sorted_[unsure].cumsum(axis=1) - sorted_[unsure]
+    enough = np.zeros((len(unsure), member.shape[1]), np.bool_)
+    np.put_along_axis(enough, order[unsure], before < ENOUGH * total[unsure, None], axis=1)
+    member[unsure] = enough
+    member &= probabilities.any(axis=1, keepdims=True)
+    return member
 
 
 def _of_cells(
