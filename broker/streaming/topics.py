@@ -156,7 +156,7 @@ class TopicAdmin:
             )
             found: list[TopicPartition] = answer[group_id].result(2 * clients.CALL_TIMEOUT).topic_partitions
         except (KafkaException, TimeoutError) as error:
-            if isinstance(error, KafkaException) and error.args[0].code() == KafkaError._UNSUPPORTED_FEATURE:
+            if self._has_no_groups(error):
                 return partitions
             raise _group_failure(error, group_id) from error
         for p in found:
@@ -174,11 +174,9 @@ class TopicAdmin:
             asked = self._admin.describe_consumer_groups([group_id], request_timeout=clients.CALL_TIMEOUT)
             group = asked[group_id].result(2 * clients.CALL_TIMEOUT)
         except (KafkaException, TimeoutError) as error:
-            # What cannot tell is no Kafka, and had no group of an earlier version either.
-            if isinstance(error, KafkaException) and error.args[0].code() in (
-                KafkaError.GROUP_ID_NOT_FOUND,
-                KafkaError._UNSUPPORTED_FEATURE,
-            ):
+            if isinstance(error, KafkaException) and error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return False
+            if self._has_no_groups(error):
                 return False
             raise _group_failure(error, group_id) from error
         if group.state in (ConsumerGroupState.EMPTY, ConsumerGroupState.DEAD):
@@ -186,6 +184,18 @@ class TopicAdmin:
         if group.state != ConsumerGroupState.STABLE:
             return None
         return any(p.topic == topic for member in group.members for p in member.assignment.topic_partitions)
+
+    def _has_no_groups(self, error: KafkaException | TimeoutError) -> bool:
+        """Whether a question about a group fails because the cluster is none of Kafka's, as librdkafka's mock.
+
+        It cannot tell of groups, and had none of an earlier version either. Of a real one librdkafka says the same
+        while it has no connection to the group's coordinator, as on a busy machine: then it is to be asked again.
+        """
+        if not isinstance(error, KafkaException) or error.args[0].code() != KafkaError._UNSUPPORTED_FEATURE:
+            return False
+        if self._has_controller is None:
+            self.connect()
+        return not self._has_controller
 
 
 def _unanswered(names: Iterable[str], error: KafkaException) -> Asked:

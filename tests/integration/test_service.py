@@ -174,9 +174,17 @@ class Group:
         return Counter(a.alert_id for payload in self.published() for a in read(payload))
 
     def wait_for(self, count: int, seconds: float = PATIENCE_S) -> None:
-        wait_until(
-            lambda: len(self.published()) + len(self.published(self.letters)) >= count, *self.workers, seconds=seconds
-        )
+        seen: list[int] = []
+
+        def enough() -> bool:
+            seen[:] = [len(self.published()), len(self.published(self.letters))]
+            return sum(seen) >= count
+
+        try:
+            wait_until(enough, *self.workers, seconds=seconds)
+        except AssertionError as error:
+            error.add_note(f"annotations and dead letters: {seen} of {count}")
+            raise
 
     def __enter__(self) -> Group:
         return self
