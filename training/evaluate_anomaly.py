@@ -294,7 +294,7 @@ def _as_in_a_set(
     for number in np.unique(length):
         own = np.flatnonzero(length == number)
         shares = np.bincount(label[row[own]], minlength=len(CLASS_NAMES)) / len(own)
-        most = quotas(shares, QUOTAS[LIGHT_CURVE_ONLY])
+        most = quotas(shares, QUOTAS[LIGHT_CURVE_ONLY], DETECTION_BINS[number])
         chosen += [own[label[row[own]] == c][: most[c]] for c in range(len(CLASS_NAMES))]
     rows = np.concatenate(chosen)
     return version[rows], row[rows]

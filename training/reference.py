@@ -180,7 +180,7 @@ def _embed_all(
     sample = _Sample(rows, is_reference, light_curve, stars.spectra(rows, is_reference, rng))
     label = stars.labels.index[rows]
     return [
-        _embed(engine, sample, np.array(subset), values, stars.quotas(total), label)
+        _embed(engine, sample, np.array(subset), values, stars.quotas(total, least), label)
         for subset, total in QUOTAS.items()
         if subset[0] == (bin_number is not None)
         for values in (metadata if subset[2] else metadata[:1])

@@ -41,6 +41,9 @@ QUOTAS: Final[dict[tuple[bool, bool, bool], int]] = {
 LEAST_SHARE: Final = 1 / 20
 """Of a stratum's stars, of each class; the others are as frequent as labelled stars are. With as many of each class, of
 frequent ones there are so few that ordinary stars lie far from all; without, rare ones would have nothing alike."""
+AS_FREQUENT_FROM: Final = 50
+"""Detections from which on classes are so. Of shorter light curves there are as many of each class: with the archives'
+shares a short one of another survey looks strange by being short (docs/anomaly.md)."""
 CALIBRATION_STARS: Final = 1500
 """In each stratum, as many as there are: the 99th percentile is then set by 15 of them."""
 DIFFERENCE_SHARE: Final = 0.2
@@ -90,12 +93,16 @@ def load_packet_values(data: Path) -> PacketValues:
     )
 
 
-def quotas(shares: NDArray[np.float64], total: int, least_share: float = LEAST_SHARE) -> NDArray[np.intp]:
-    """(c,) how many of ``total`` stars are of each class: as ``shares`` (c,) say, but ``least_share`` of all at least.
+def quotas(shares: NDArray[np.float64], total: int, detections: int) -> NDArray[np.intp]:
+    """(c,) how many of ``total`` stars with so many ``detections`` and more are of each class.
 
-    0 where there are none of a class. What rare classes are given beyond their shares the others lack in proportion.
+    As ``shares`` (c,) say, but LEAST_SHARE of all at least: what rare classes are given beyond their shares the others
+    lack in proportion. Below AS_FREQUENT_FROM detections as many of each. 0 where there are none of a class.
     """
-    least = np.where(shares > 0, least_share * total, 0.0)
+    there = shares > 0
+    if detections < AS_FREQUENT_FROM:
+        return np.where(there, total // there.sum(), 0)
+    least = np.where(there, LEAST_SHARE * total, 0.0)
     found = np.maximum(shares / shares.sum() * total, least)
     spare = found - least
     found = least + spare * ((total - least.sum()) / spare.sum())
@@ -132,13 +139,13 @@ class ReferenceStars:
         rows = self.training[(self.labels.weight[self.training] > 0) & (self._length[self.training] >= least)]
         rows = rng.permutation(rows)
         rows = rows[np.argsort(~self.labels.scored[rows], kind="stable")]
-        most = self.quotas(max(QUOTAS.values()))
+        most = self.quotas(max(QUOTAS.values()), least)
         return np.concatenate([rows[self.labels.index[rows] == c][: most[c]] for c in range(len(CLASS_NAMES))])
 
-    def quotas(self, total: int) -> NDArray[np.intp]:
-        """(10,) how many of ``total`` reference stars are of each class, by how frequent it is among training stars."""
+    def quotas(self, total: int, detections: int) -> NDArray[np.intp]:
+        """(10,) as the function, by how frequent classes are among training stars."""
         usable = self.labels.index[self.training[self.labels.weight[self.training] > 0]]
-        return quotas(np.bincount(usable, minlength=len(CLASS_NAMES)) / len(usable), total)
+        return quotas(np.bincount(usable, minlength=len(CLASS_NAMES)) / len(usable), total, detections)
 
     def calibration(self, least: int, rng: np.random.Generator) -> NDArray[np.intp]:
         """Validation stars with at least so many points, with any label, in the catalogues' own proportions."""

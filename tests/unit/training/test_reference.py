@@ -13,7 +13,7 @@ from broker.assemble.spectrum import BAD_PIXEL_ERROR, MIN_COVERAGE
 from broker.errors import ConfigurationError
 from tests.random_models import build_random_repository
 from training.reference import write_reference_set
-from training.reference_stars import LEAST_SHARE, QUOTAS, ReferenceStars, quotas
+from training.reference_stars import AS_FREQUENT_FROM, LEAST_SHARE, QUOTAS, ReferenceStars, quotas
 from training.simulate.real_spectra import RealSpectra
 
 
@@ -29,12 +29,14 @@ def test_every_subset_of_the_modalities_has_reference_stars() -> None:
 
 def test_frequent_classes_are_frequent_and_rare_ones_are_not_missing() -> None:
     shares = np.array([0.5, 0.3, 0.18, 0.02, 0.0, 0.0])
-    found = quotas(shares, 600, least_share=0.05)
+    found = quotas(shares, 600, AS_FREQUENT_FROM)
     assert found[3:].tolist() == [30, 0, 0]
     assert found.sum() == pytest.approx(600, abs=2)
     # Beyond the least they keep their order, and are near to the shares.
     np.testing.assert_allclose(found[:3] / 600, shares[:3], rtol=0.05)
-    assert quotas(np.full(10, 0.1), 250).tolist() == [25] * 10
+    assert quotas(np.full(10, 0.1), 250, AS_FREQUENT_FROM).tolist() == [25] * 10
+    # Of short light curves there are as many of each class.
+    assert quotas(shares, 600, AS_FREQUENT_FROM - 1).tolist() == [150, 150, 150, 150, 0, 0]
 
 
 def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: ReferenceStars) -> None:
@@ -44,7 +46,7 @@ def test_no_star_is_both_in_the_set_and_in_its_calibration(stars: ReferenceStars
     assert not set(names[reference]) & set(names[calibration])
     assert len(calibration) == 1500
     counts = np.bincount(stars.labels.index[reference], minlength=10)
-    assert counts.tolist() == stars.quotas(max(QUOTAS.values())).tolist()
+    assert counts.tolist() == stars.quotas(max(QUOTAS.values()), 50).tolist()
     assert counts.min() == LEAST_SHARE * max(QUOTAS.values())
     assert counts.max() > 4 * counts.min()
 
