@@ -7,6 +7,7 @@ for numpy 1, which Trifid does not support.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from broker.embedded.tls import ServerTls
 from broker.errors import ConfigurationError
 from deploy.local.triton_in_process import in_process as with_models_in_process
 
+log = logging.getLogger(__name__)
+
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _ONNX_BACKEND: Final = _CHECKOUT / "deploy" / "local" / "triton" / "onnxruntime"
 _BACKENDS: Final = "trifid-backends"  # folder within the virtual environment
@@ -46,6 +49,7 @@ _STUB: Final = re.compile(r"python_backend_stubs/([^/]+)/")
 
 _START_TIMEOUT: Final = 240.0
 _STOP_TIMEOUT: Final = 30.0
+_LOCK_FAILED: Final = b"boost::interprocess::lock_exception"
 
 
 def triton_venv() -> Path:
@@ -203,6 +207,22 @@ class TritonServer(ServerProcess):
     def metrics_url(self) -> str:
         """URL of the server's Prometheus metrics."""
         return f"http://127.0.0.1:{self._metrics_port}/metrics"
+
+    def start(self) -> None:
+        """As of every server; once more where its Python backend failed at a lock in shared memory.
+
+        That happens now and then on a busy machine (Triton's issue 8882), and has nothing to do with what is served.
+        """
+        for again in (True, True, False):
+            said = self.log.stat().st_size if self.log.exists() else 0
+            try:
+                super().start()
+            except ConfigurationError:
+                if not again or _LOCK_FAILED not in self.log.read_bytes()[said:]:
+                    raise
+                log.warning("Triton ended at its start, at a lock in shared memory: starting it once more")
+            else:
+                return
 
     def kill(self) -> None:
         """End the server and its backends at once, and free the shared memory they would leave."""

@@ -570,6 +570,29 @@ def _descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
+class _FailsAtALock(TritonServer):
+    """A server that ends as Triton does now and then, as often as it is told to."""
+
+    def __init__(self, repository: Path, times: int) -> None:
+        super().__init__(repository)
+        self.times = times
+
+    def _command(self) -> tuple[Sequence[str], dict[str, str]]:
+        command, environment = super()._command()
+        if self.times:
+            self.times -= 1
+            command = ["sh", "-c", "echo boost::interprocess::lock_exception; exit 134"]
+        return command, environment
+
+
+@pytest.mark.skipif(not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`")
+def test_a_server_that_fails_at_a_lock_is_started_once_more(repository: Path) -> None:
+    with _FailsAtALock(repository, 1) as server, closing(TritonEngine(server.grpc_url, repository)) as engine:
+        engine.check()
+    with pytest.raises(ConfigurationError, match="lock_exception"):
+        _FailsAtALock(repository, 3).start()
+
+
 class _Owner:
     """Of a folder."""
 
