@@ -29,8 +29,8 @@ _WORDS: Final = {
 _SAID: Final = {
     "neighbours": "by {space}, far from the most alike known stars",
     "mahalanobis": "by {space}, outside the spread of every class",
-    "centroid": "by {space}, unlike the middle of every class",
 }
+_RARER: Final = 1000
 _SHAPE_SAID: Final = "period, amplitude and shape of the light curve together unlike those of known stars"
 
 
@@ -173,11 +173,11 @@ def _reason(
     row: int,
     catalogue: str | None,
 ) -> str:
-    """What is most surprising; that nothing is, below REMARKABLE."""
+    """What is most surprising of what counts; that nothing is, below REMARKABLE."""
     if score < REMARKABLE:
         return "nothing unusual among known stars with the same data"
-    name = columns[int(np.nanargmax(surprises))]
-    share = float(np.nanmax(surprises))
+    counted = np.where([name.endswith(".centroid") for name in columns], np.nan, surprises)
+    name, surprise = columns[int(np.nanargmax(counted))], float(np.nanmax(counted))
     space, _, statistic = name.rpartition(".")
     if statistic in _SAID:
         said = _SAID[statistic].format(
@@ -196,12 +196,14 @@ def _reason(
         said = _SHAPE_SAID
     else:
         said = f"{catalogue or 'a catalogue names another class'}, which the data do not look like"
-    return f"{said} (1 in {_one_in(share)} known stars with the same data is as strange in this)"
+    return f"{said} ({_one_in(surprise)} known stars with the same data is as strange in this)"
 
 
 def _one_in(surprise: float) -> str:
-    """The inverse of a share, to two digits."""
-    return f"{float(f'{np.exp(min(surprise, 13.8)):.2g}'):,.0f}"
+    """The inverse of a share, to two digits; beyond what some hundred to 1,500 known stars can say, only that."""
+    if surprise > np.log(_RARER):
+        return f"fewer than 1 in {_RARER:,}"
+    return f"1 in {float(f'{np.exp(surprise):.2g}'):,.0f}"
 
 
 def _several(objects: Objects, row: int) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,10 @@ def test_what_is_of_no_class_is_strange_at_any_length(scorer: Scorer, detections
     said = [reason for reason, score in zip(found.reasons, found.score, strict=True) if score >= REMARKABLE]
     assert len(said) > 36
     assert all(reason and reason.startswith("by light curve, ") for reason in said)
+    # Centres are shown, and do not count; of some hundred stars none can say what one in a million is.
+    assert not any("middle of every class" in str(reason) for reason in said)
+    assert any("(fewer than 1 in 1,000 known stars" in str(reason) for reason in said)
+    assert all(float(n.replace(",", "")) <= 1000 for n in re.findall(r"1 in ([\d,]+)", " ".join(map(str, said))))
 
 
 def test_a_shape_that_no_known_star_has_is_strange_whatever_the_network_sees(scorer: Scorer) -> None:
