@@ -121,7 +121,10 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
             assert time.monotonic() < end
             time.sleep(0.2)
         told = (folder / "demo.toml").read_text()
-        (folder / "trifid.toml").write_text(f'{told}[web]\ndatabase = "sqlite:///mine.sqlite"\n')
+        # A service beside it has an index of its own.
+        own = re.sub(r"(?m)^database = .*$", 'database = "sqlite:///mine.sqlite"', told)
+        assert own != told
+        (folder / "trifid.toml").write_text(own)
         materials(folder)
         with (folder / "demo.toml").open("rb") as file:
             kafka = tomllib.load(file)["kafka"]["bootstrap_servers"]
