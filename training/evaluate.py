@@ -61,7 +61,7 @@ def score_probabilities(
     best = predicted.argmax(axis=1)
     present = np.unique(label)
     recall = recall_score(label, best, labels=present, average=None, zero_division=0.0)
-    in_set = set_members(predicted, np.broadcast_to(threshold, len(label)))
+    _, in_set = set_members(predicted, np.broadcast_to(threshold, len(label)))
     return Score(
         test_set=test_set,
         modalities=modalities,

@@ -28,6 +28,8 @@ COMBINED: Final = ("combined", "combined with catalogue")
 COLUMNS: Final = (*(f"all.{name}" for name in DISTANCES), *OTHERS)
 """Statistics that are calibrated in the stratum of all modalities of an object; those of one modality of several are
 calibrated in the stratum of that modality alone, where they are ``all``."""
+NOT_COUNTED: Final = "centroid"
+"""Of DISTANCES: shown, but no part of the combined score, since it tells a class left out no better."""
 REMAKE: Final = "make both again with `python -m training reference-set`"
 _ARRAYS: Final = (
     "format", "model", "reference_version", "columns", "whitening", "strata", "values", "shape_strata", "shapes",
@@ -174,4 +176,4 @@ def with_scores(reference: ReferenceSet, path: Path) -> ReferenceSet:
 
 def spaces_and_distances() -> list[str]:
     """The names of the distances that the combined score counts: ``all.neighbours``, ..., ``metadata.mahalanobis``."""
-    return [f"{space}.{name}" for space in SPACES for name in DISTANCES if name != "centroid"]
+    return [f"{space}.{name}" for space in SPACES for name in DISTANCES if name != NOT_COUNTED]

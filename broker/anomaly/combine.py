@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.anomaly.calibration import COMBINED, Calibration, Scorer, spaces_and_distances
+from broker.anomaly.calibration import COMBINED, NOT_COUNTED, Calibration, Scorer, spaces_and_distances
 from broker.anomaly.statistics import Objects, statistics_of
 from broker.assemble.inputs import MODALITIES
 from broker.taxonomy import CLASS_NAMES
@@ -176,7 +176,7 @@ def _reason(
     """What is most surprising of what counts; that nothing is, below REMARKABLE."""
     if score < REMARKABLE:
         return "nothing unusual among known stars with the same data"
-    counted = np.where([name.endswith(".centroid") for name in columns], np.nan, surprises)
+    counted = np.where([name.endswith(f".{NOT_COUNTED}") for name in columns], np.nan, surprises)
     name, surprise = columns[int(np.nanargmax(counted))], float(np.nanmax(counted))
     space, _, statistic = name.rpartition(".")
     if statistic in _SAID:

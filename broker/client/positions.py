@@ -9,6 +9,8 @@ from typing import Final, Literal
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
+from broker.streaming import clients
+
 Position = tuple[str, int]
 """Topic and partition."""
 Start = Literal["earliest", "latest"] | datetime
@@ -52,7 +54,7 @@ def starting_points(
             is_old = p.topic in known and p.topic not in begun
             at_end = start == "latest" and is_old
             if isinstance(start, datetime) and is_old:
-                p.offset = _offset_at(consumer, p, start, knows_times=cluster.controller_id in cluster.brokers)
+                p.offset = _offset_at(consumer, p, start, knows_times=clients.has_controller(cluster))
             elif positions is None or at_end:
                 low, high = consumer.get_watermark_offsets(p, timeout=CALL_S)
                 p.offset = high if at_end else low

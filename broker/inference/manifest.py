@@ -170,17 +170,19 @@ class Manifest(BaseModel):
         together. An object without probabilities (all zero) has an empty set.
         """
         thresholds = _of_cells(self.conformal_thresholds, present, detections, absent=np.inf)
-        order = np.argsort(-probabilities, axis=1, kind="stable")
+        order, members = set_members(probabilities, thresholds)
         return [
             tuple(self.classes[column] for column in columns if row[column])
-            for columns, row in zip(order, set_members(probabilities, thresholds), strict=True)
+            for columns, row in zip(order, members, strict=True)
         ]
 
 
-def set_members(probabilities: NDArray[np.floating], thresholds: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """(batch, classes) which classes are in each object's prediction set: the rule of ``Manifest.prediction_sets``.
+def set_members(
+    probabilities: NDArray[np.floating], thresholds: NDArray[np.floating]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Classes from the most probable on, and which are in each object's prediction set, both (batch, classes).
 
-    ``probabilities`` is (batch, classes), ``thresholds`` (batch,).
+    The rule is that of ``Manifest.prediction_sets``; ``probabilities`` is (batch, classes), ``thresholds`` (batch,).
     """
     member: NDArray[np.bool_] = np.greater_equal(probabilities, thresholds[:, None])
     unlike = ~member.any(axis=1)
@@ -194,7 +196,7 @@ def set_members(probabilities: NDArray[np.floating], thresholds: NDArray[np.floa
     np.put_along_axis(enough, order[unsure], before < ENOUGH * total[unsure, None], axis=1)
     member[unsure] = enough
     member &= probabilities.any(axis=1, keepdims=True)
-    return member
+    return order, member
 
 
 def _of_cells(

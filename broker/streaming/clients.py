@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
@@ -14,6 +14,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from broker.config import KafkaSettings
 from broker.errors import ConfigurationError, DependencyUnavailableError, TrifidError
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin._metadata import ClusterMetadata
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +145,11 @@ def failure(error: KafkaError, what: str = "") -> TrifidError:
     if error.code() in _RIGHTS:
         return ConfigurationError(f"Kafka does not allow it: {told}; {_RIGHTS[error.code()]} (docs/security.md)")
     return DependencyUnavailableError(f"Kafka: {told}")
+
+
+def has_controller(cluster: ClusterMetadata) -> bool:
+    """Whether a cluster is one of Kafka's: librdkafka's mock, that of the demo, names no controller."""
+    return cluster.controller_id in cluster.brokers
 
 
 def poll_events(client: AdminClient | Producer) -> None:

@@ -65,7 +65,7 @@ class TopicAdmin:
         except KafkaException as error:
             clients.poll_events(self._admin)
             raise clients.failure(error.args[0]) from error
-        self._has_controller = cluster.controller_id in cluster.brokers
+        self._has_controller = clients.has_controller(cluster)
         self._heard = time.monotonic()
 
     def ask(self, names: Iterable[str]) -> Asked:
