@@ -42,6 +42,8 @@ from training.leave_out import train_without
 from training.live import CrossValidated, Once, Repository, evaluate_live
 from training.live.baselines import Informer, LightCurveForest
 from training.live.both import stars_with_both
+from training.live.by_modality import evaluate_by_modality
+from training.live.by_modality import save as save_by_modality
 from training.live.other import other_scores
 from training.live.output import Origin
 from training.live.output import save as save_live
@@ -380,6 +382,18 @@ def evaluate_live_command(
     origin = Origin(model.version, f"python -m training {shlex.join(sys.argv[1:])}", code_version())
     save_live(scores, first, stars_with_both(classify, data), other_scores(classify, data), origin, output)
     click.echo((output / "live.md").read_text())
+
+
+@main.command("evaluate-modalities")
+@_shared
+@_repository("Triton model repository that is scored.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs/modalities"), show_default=True)
+def evaluate_modalities_command(shared: Path, repository: Path, output: Path) -> None:
+    """Score the model on the held-out stars of ASAS and Catalina by modality, and after their first detections."""
+    model = Repository(repository)
+    subsets, first = evaluate_by_modality(model, shared / "data")
+    origin = Origin(model.version, f"python -m training {shlex.join(sys.argv[1:])}", code_version())
+    click.echo(save_by_modality(subsets, first, origin, output))
 
 
 @main.command("train-without")

@@ -85,9 +85,9 @@ class ModelInputs:
         """(batch, 3) which of MODALITIES each object has."""
         return np.stack([self.light_curve.present, self.spectrum.present, self.metadata.present], axis=1)
 
-    def only(self, modality: str) -> ModelInputs:
-        """The batch as if it had but one of MODALITIES: the rows of the others are absent, and zero."""
-        return replace(self, **{name: _absent(getattr(self, name)) for name in MODALITIES if name != modality})
+    def only(self, *modalities: str) -> ModelInputs:
+        """The batch as if it had but these of MODALITIES: the rows of the others are absent, and zero."""
+        return replace(self, **{name: _absent(getattr(self, name)) for name in MODALITIES if name not in modalities})
 
     @staticmethod
     def joined(parts: Sequence[ModelInputs]) -> ModelInputs:
