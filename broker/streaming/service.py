@@ -164,10 +164,7 @@ class Service:
             BATCHES_ABANDONED.inc()
             with log_fields(self._batch_fields):
                 log.info("the in-flight batch is abandoned for reprocessing")
-            while not self._stop.is_set() and not source.rewind():
-                self._health.beat()
-                self._watch.look()
-                self._stop.wait(POLL_S)
+            source.rewind()  # or the next time, by then: the other consumer's messages do not wait for it
 
     def _next_batch(self, source: GroupConsumer, process: Process, delivery: Delivery) -> None:
         source.partitions.lost = False

@@ -97,10 +97,10 @@ class Waiting:
                 elif now - began > _LONG_S:
                     paused = True
                     self._poll_without_taking(source)
-            if paused:
-                self._resume()
             return future.result()
         finally:
+            if paused:
+                self._resume()
             if source is not None:
                 source.in_flight = None
             self._health.end()
@@ -115,10 +115,12 @@ class Waiting:
     def _wait(self, seconds: float, source: GroupConsumer | None) -> None:
         """Wait without taking alerts, but polling, so that the group does not evict this worker."""
         end = time.monotonic() + seconds
-        while time.monotonic() < end and not self._stop.is_set():
-            self._poll_without_taking(source)
-        self.measure_lag(cached=False)
-        self._resume()
+        try:
+            while time.monotonic() < end and not self._stop.is_set():
+                self._poll_without_taking(source)
+            self.measure_lag(cached=False)
+        finally:
+            self._resume()
 
     def _poll_without_taking(self, source: GroupConsumer | None) -> None:
         """Answer the groups for a moment; raises BatchAbandonedError where the batch of ``source`` cannot be kept."""
@@ -134,6 +136,7 @@ class Waiting:
             raise BatchAbandonedError
 
     def _resume(self) -> None:
+        """Read on, also where the batch of one consumer is abandoned: the partitions of the others stay theirs."""
         for each in self._consumers:
             if each.subscribed:
                 each.partitions.resume()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from broker.embedded.redis import RedisServer
 from deploy.local.kafka_server import find_kafka_home
@@ -21,6 +20,7 @@ from deploy.local.triton_server import TritonServer
 from tests.faults.conftest import NewCase
 from tests.faults.harness import BATCH, GIVE_UP_S, JOINED, PARTITIONS, Case, Kafka, check_recovery
 from tests.faults.ledger import Row, Sent, stream
+from tests.kafka_groups import members_of
 
 AWAY_S = 4.0
 
@@ -179,9 +179,8 @@ def test_a_transaction_that_nobody_ends(new_case: NewCase, kafka: Kafka, full: b
 
 def wait_for_empty_group(kafka: Kafka, group: str) -> None:
     """Until a member that was killed counts as gone: nobody else may commit before."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     end = time.monotonic() + GIVE_UP_S
-    while admin.describe_consumer_groups([group])[group].result().members:
+    while members_of(kafka.bootstrap, group):
         assert time.monotonic() < end
         time.sleep(0.5)
 

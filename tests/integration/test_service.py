@@ -26,7 +26,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
 
 from broker.batch import BatchResult, DeadLetter, IncomingMessage
 from broker.cli.deadletter import deadletter
@@ -50,6 +49,7 @@ from broker.surveys.simulator import simulate_alerts
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
 from deploy.local.triton_server import TritonServer, triton_installed
 from tests.busy import Stopwatch
+from tests.kafka_groups import members_of
 from tests.otlp import PARENT, SAMPLED, TRACE, Receiver, otlp_receiver
 from tests.random_models import build_random_repository
 
@@ -279,8 +279,7 @@ def test_waiting_ends_with_the_worker_waited_for(tmp_path: Path) -> None:
 
 def state_of(kafka: KafkaServer, group: str) -> int:
     """How many members a group has."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    return len(admin.describe_consumer_groups([group])[group].result().members)
+    return len(members_of(kafka.bootstrap, group))
 
 
 def test_workers_come_and_go_under_load(servers: Servers, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ from broker.publish.topics import OutputTopics
 from broker.records import Annotation
 from broker.surveys.simulator import simulate_alerts
 from deploy.local.kafka_server import KafkaServer, find_kafka_home
+from tests.kafka_groups import members_of
 from tests.waiting import wait_until
 
 PARTITIONS = 4
@@ -95,9 +96,7 @@ def committed(kafka: KafkaServer, group: str, topic: str) -> list[int]:
 
 def readers(kafka: KafkaServer, group: str) -> int:
     """How many have partitions of it."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    found = admin.describe_consumer_groups([group])[group].result().members
-    return sum(bool(one.assignment.topic_partitions) for one in found)
+    return sum(bool(one.assignment.topic_partitions) for one in members_of(kafka.bootstrap, group))
 
 
 # What is started in the background by a shell ignores SIGINT, and so do its children.

@@ -17,10 +17,11 @@ from confluent_kafka import OFFSET_INVALID, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
+from broker.batch import BatchResult, IncomingMessage
 from broker.config import KafkaSettings
 from broker.embedded.ports import free_port
 from broker.errors import DependencyUnavailableError
-from broker.metrics import TOPICS_RECREATED
+from broker.metrics import BATCHES_ABANDONED, TOPICS_RECREATED
 from broker.streaming.replay import Replay
 from broker.streaming.topics import TopicAdmin
 from deploy.local.kafka_server import KafkaServer
@@ -36,6 +37,7 @@ from tests.integration.test_service import (
     servers,
     wait_until,
 )
+from tests.kafka_groups import members_of
 from tests.random_models import MODEL_REPO
 
 __all__ = ["servers"]
@@ -243,8 +245,7 @@ def test_a_tight_quota_makes_batches_smaller(servers: Servers, caplog: pytest.Lo
 
 def assignments(kafka: KafkaServer, group_id: str) -> list[list[str]]:
     """Partitions by member."""
-    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
-    members = admin.describe_consumer_groups([group_id])[group_id].result().members
+    members = members_of(kafka.bootstrap, group_id)
     return sorted(sorted(f"{p.topic}[{p.partition}]" for p in m.assignment.topic_partitions) for m in members)
 
 
@@ -270,6 +271,45 @@ def test_partitions_of_spectra_do_not_take_the_place_of_alerts(servers: Servers)
             send_to(servers.kafka, f"{name}.spectra", partition, spectra[partition::6])
         wait_until(lambda: len(group.out()) >= 400)
         time.sleep(1)
+        assert Counter(group.out()) == Counter(alerts + spectra)
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_batch_of_spectra_that_is_abandoned_does_not_stop_the_alerts(
+    servers: Servers, long: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While it waits for a dependency, or takes long, nothing is read; and then its partitions go to a new worker."""
+    name = f"both-{long}".lower()
+    servers.kafka.create_topics([f"{name}.alerts", f"{name}.spectra"], partitions=2)
+    changes = {"input_topics": [f"{name}.alerts"], "spectra_topic": f"{name}.spectra", "metadata_refresh_s": 1.0}
+    held, over, abandoned = threading.Event(), threading.Event(), BATCHES_ABANDONED._value.get()
+
+    class Holding(Threads):
+        def process(self, batch: Sequence[IncomingMessage]) -> BatchResult:
+            if batch[0].origin.topic == f"{name}.spectra" and not over.is_set():
+                held.set()
+                if not long:
+                    raise DependencyUnavailableError("a test")
+                over.wait(300)
+            return super().process(batch)
+
+    with Holding(servers.kafka, name, lambda: 0.0, **changes) as group, caplog.at_level("INFO"):
+        group.start()
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, name)] == [2])
+        wait_until(lambda: [len(a) for a in assignments(servers.kafka, f"{name}-spectra")] == [2])
+        spectra, alerts = [b"spectrum %d" % n for n in range(20)], [b"alert %d" % n for n in range(20)]
+        for partition in range(2):
+            send_to(servers.kafka, f"{name}.spectra", partition, spectra[partition::2])
+        assert held.wait(300)
+        group.start()
+        if long:  # the worker polls, with its consumers paused, and the answer to the group waits for the batch
+            wait_until(lambda: f"partitions revoked: {name}.spectra" in caplog.text)
+            over.set()
+        wait_until(lambda: BATCHES_ABANDONED._value.get() > abandoned)
+        over.set()
+        for partition in range(2):
+            send_to(servers.kafka, f"{name}.alerts", partition, alerts[partition::2])
+        wait_until(lambda: len(group.out()) >= 40)
         assert Counter(group.out()) == Counter(alerts + spectra)
 
 
