@@ -23,12 +23,12 @@ from broker.anomaly.reference_set import ReferenceSet
 from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import assemble
 from broker.bands import BAND_CODE, BANDS
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.drift.compare import Drift, add, compare
 from broker.drift.counts import Counts, Features, count
 from broker.inference.onnx import OnnxEngine
 from broker.models.repository import REFERENCE_SET_FILE
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.records import Alert, LightCurve, ObjectState
 from broker.state.memory import MemoryStore
 from broker.surveys import Decoder

@@ -23,12 +23,12 @@ from threadpoolctl import threadpool_limits
 from benchmarks.period import recovered
 from broker.assemble import ModelInputs, assemble, assemble_with_searches, warm_up
 from broker.assemble.kept import Reason
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.build import build_engine, load_reference_set
 from broker.config import MODEL_REPOSITORY, InferenceSettings, Settings
 from broker.embedded.redis import RedisServer
 from broker.metrics import STAGE_CPU_SECONDS
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.records import BANDS, Alert, KeptSearch, LightCurve, ObjectState, PhotometryKind
 from broker.state.redis import RedisStore
 from broker.surveys import Decoder

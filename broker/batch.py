@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from broker.records import Annotation
+from broker.records import Alert, Annotation, ObservedSpectrum
 
 TraceHeaders = tuple[tuple[str, bytes], ...]
 """``traceparent`` and ``tracestate`` (W3C Trace Context), as headers of a Kafka message."""
@@ -38,6 +38,22 @@ class IncomingMessage:
     origin: Origin | None = None
     trace: TraceHeaders = ()
     """To be passed on with what becomes of its alerts; none where nothing is traced (``broker.tracing``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One alert and the message it came in."""
+
+    alert: Alert
+    message: IncomingMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedSpectrum:
+    """One spectrum and the message it came in."""
+
+    spectrum: ObservedSpectrum
+    message: IncomingMessage
 
 
 @dataclass(frozen=True, slots=True)

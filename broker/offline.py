@@ -11,13 +11,13 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.batch import BatchResult, IncomingMessage, Origin
+from broker.batch import BatchResult, IncomingMessage, Origin, Received
 from broker.catalog.memory import MemoryCatalogs
 from broker.dead_letters import describe, isolate
 from broker.lightcurves.columns import DEFAULT_BAND
 from broker.lightcurves.files import read_light_curves
 from broker.lightcurves.objects import NamedLightCurve
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.publish.annotate import not_classified
 from broker.records import BANDS, Alert, Annotation, LightCurve, ObjectState, ObservedSpectrum, Spectrum, TimeSystem
 from broker.sources import Remark, in_batches, iter_packets

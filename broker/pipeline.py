@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from broker.anomaly.statistics import Objects
 from broker.anomaly.strata import strata_of_inputs
 from broker.assemble import ModelInputs, assemble, assemble_with_searches
 from broker.assemble import warm_up as assemble_warm_up
-from broker.batch import SPECTRA, BatchResult, IncomingMessage
+from broker.batch import SPECTRA, BatchResult, IncomingMessage, Received, ReceivedSpectrum
 from broker.dead_letters import dead_letter, isolate
 from broker.drift.watch import Counter as DriftCounter
 from broker.errors import DecodeError, DependencyUnavailableError
@@ -33,7 +33,7 @@ from broker.metrics import BATCH_SIZE, DEPENDENCY_WAITS, PERIOD_SEARCHES, Stage,
 from broker.models.candidate import Candidate
 from broker.publish.annotate import annotate
 from broker.publish.disagreement import CONFIDENCE, doubts
-from broker.records import Alert, Annotation, KeptSearch, ObjectState, ObservedSpectrum
+from broker.records import Alert, Annotation, KeptSearch, ObjectState
 from broker.similar.keeper import Keeper
 from broker.state import Store
 from broker.state.merge import warm_up as merge_warm_up
@@ -45,22 +45,6 @@ from broker.times import mjd_of_unix
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One alert and the message it came in."""
-
-    alert: Alert
-    message: IncomingMessage
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedSpectrum:
-    """One spectrum and the message it came in."""
-
-    spectrum: ObservedSpectrum
-    message: IncomingMessage
 
 
 _DEPENDENCY: Final = {"decode": "registry", "update_state": "redis", "keep_searches": "redis", "infer": "triton"}

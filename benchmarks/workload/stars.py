@@ -17,13 +17,13 @@ from pydantic import SecretStr
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.workload.packets import Kind, Template, Visits, magnitudes
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.build import build_keeper, load_reference_set
 from broker.child_process import end_with_parent
 from broker.config import RedisSettings, Settings, SimilarSettings
 from broker.inference.onnx import OnnxEngine
 from broker.photometry import magnitude_to_flux
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, KeptSearch, LightCurve
 from broker.similar.keeper import Keeper
 from broker.state.redis import RedisStore

@@ -16,18 +16,16 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from broker.assemble.inputs import ModelInputs
+from broker.batch import Received
 from broker.inference import Engine, Predictions
 from broker.metrics import CANDIDATE_DIVERGENCE, CANDIDATE_OBJECT_SECONDS, CANDIDATE_OBJECTS
-
-if TYPE_CHECKING:
-    from broker.pipeline import Pipeline, Received
-    from broker.records import Annotation, ObjectState
+from broker.records import Annotation, ObjectState
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +34,17 @@ _PAUSE_S: Final = 30.0
 _HASHES: Final = 1 << 32
 
 
+Annotate = Callable[[Sequence[Received], Sequence[ObjectState], ModelInputs], tuple[list[Annotation], Predictions]]
+"""As ``Pipeline.annotate_inputs``."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
     """The candidate, once it is there."""
 
     engine: Engine
-    pipeline: Pipeline
-    """Of its own version, thresholds and reference set."""
+    annotate: Annotate
+    """By its own version, thresholds and reference set."""
 
 
 class Candidate:
@@ -138,7 +140,7 @@ class Candidate:
     ) -> list[Annotation]:
         """The annotations with those of the candidate in ``rows``."""
         start = time.perf_counter()
-        own, predictions = loaded.pipeline.annotate_inputs(received, states, inputs)
+        own, predictions = loaded.annotate(received, states, inputs)
         compare(served, predictions, time.perf_counter() - start)
         published = list(annotations)
         for row, annotation in zip(rows.tolist(), own, strict=True):

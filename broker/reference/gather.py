@@ -13,12 +13,12 @@ import numpy as np
 
 from broker.anomaly.statistics import Objects
 from broker.assemble import assemble
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.catalog.types import known_type
 from broker.errors import ConfigurationError
 from broker.feedback.answers import ARTEFACT
 from broker.offline import batched
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.records import Alert, Annotation, ObjectState, ObservedSpectrum, Spectrum
 from broker.reference.rebuild import Seen
 from broker.reference.seen import seen_of

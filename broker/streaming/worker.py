@@ -139,7 +139,7 @@ def _load_candidate(settings: Settings, decoder: Decoder, store: Store, serving:
         serving.leases.hold("candidate", engine.model_version)
         engine.check()
         reference = reference_set_in_redis(settings, version)
-        return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference))
+        return Loaded(engine, build_pipeline(settings, decoder, store, engine, reference).annotate_inputs)
     except BaseException:
         engine.close()
         raise

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.build import local_pipeline
 from broker.config import Settings
 from broker.errors import TrifidError
 from broker.lightcurves.columns import DEFAULT_BAND
 from broker.offline import TABLE, classify_curves
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.publish.annotation import to_json, to_record
 from broker.records import Alert, Annotation, LightCurve, ObjectState, ObservedSpectrum
 from broker.similar.query import state_of_curve, state_of_spectrum, vectors_of

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.embedded.redis import RedisServer
 from broker.inference.onnx import OnnxEngine
 from broker.metrics import PERIOD_SEARCHES
 from broker.models.repository import REFERENCE_SET_FILE
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.records import BAND_CODE, Alert, Annotation, LightCurve
 from broker.state import Store
 from broker.state.encoding import decode_search

@@ -18,11 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.anomaly.reference_set import ReferenceSet
-from broker.batch import IncomingMessage
+from broker.batch import IncomingMessage, Received
 from broker.errors import DecodeError
 from broker.inference.onnx import OnnxEngine
 from broker.models.repository import REFERENCE_SET_FILE
-from broker.pipeline import Pipeline, Received
+from broker.pipeline import Pipeline
 from broker.publish.topics import OutputTopics
 from broker.records import METADATA_FEATURES, SOURCE_FEATURES, Alert, Annotation, ObjectState, SourceMetadata, Spectrum
 from broker.sources import iter_packets

@@ -66,7 +66,7 @@ def loaded(engines: dict[str, tuple[OnnxEngine, ReferenceSet]], engine: Any = No
     pipeline = build_pipeline(Settings(), Decoder(), MemoryStore(), own, reference)
     if engine is not None:
         pipeline._engine = engine
-    return Loaded(_Kept(own) if engine is None else engine, pipeline)
+    return Loaded(_Kept(own) if engine is None else engine, pipeline.annotate_inputs)
 
 
 class _Kept:
