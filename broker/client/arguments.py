@@ -105,6 +105,9 @@ def consumer_options(options: Mapping[str, Any], servers: str, group_id: str | N
         "group.id": group_id or f"trifid-subscriber-{uuid4()}",
         # Each partition begins at a position of its own. One that Kafka no longer has is an event, which is told.
         "auto.offset.reset": "error",
+        # Between the last message and the end of a partition are ends of transactions: with a position before them,
+        # their deletion would look like that of a message.
+        "enable.partition.eof": True,
         "enable.auto.commit": group_id is not None,
         "auto.commit.interval.ms": _COMMIT_MS,
         "enable.auto.offset.store": False,

@@ -154,14 +154,23 @@ class Subscription:
         """Lists of annotations, of which each counts as read, as a whole, when the next one is asked for.
 
         A list ends with ``size`` annotations, or ``wait`` seconds after its first one. For what is stored many at a
-        time; raises what the iteration over single annotations does.
+        time; raises what the iteration over single annotations does, after what came before it was given.
         """
         self._pass()
         self._connect()
         batch: list[PublishedAnnotation] = []
         begun = 0.0
+        annotations = self._annotations()
+        failed: Exception | None = None
         try:
-            for annotation in self._annotations():
+            while True:
+                try:
+                    annotation = next(annotations)
+                except StopIteration:
+                    break
+                except Exception as error:  # whoever asks again has all that came before it, and it counts as read
+                    failed = error
+                    break
                 if annotation is not None:
                     begun = begun if batch else time.monotonic()
                     batch.append(annotation)
@@ -174,6 +183,8 @@ class Subscription:
             if batch:
                 yield batch
                 self._pass()
+            if failed is not None:
+                raise failed
         finally:
             self._commit()
 
@@ -187,6 +198,11 @@ class Subscription:
                 yield None
                 continue
             error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                topic, partition, end = place_of(message)
+                self._handed[topic, partition] = TopicPartition(topic, partition, end)
+                yield None
+                continue
             if error is not None:
                 self._hear(error, message.topic() or "")
                 continue

@@ -114,12 +114,14 @@ class DriftWatch:
         self._failing = False
 
     def counter(self, reference: ReferenceSet) -> Counter:
-        """What counts for the version with this reference set, which is the one to be watched from now on."""
-        space = space_of(reference)
+        """What counts for the version with this reference set, once it is in use (``watch``)."""
         with self._lock:
-            counter = self._counters.get(space) or Counter(reference, self._clock)
-            self._counters[space], self._current = counter, space
-        return counter
+            return self._counters.get(space_of(reference)) or Counter(reference, self._clock)
+
+    def watch(self, counter: Counter) -> None:
+        """From now on the version of this counter is in use, and watched."""
+        with self._lock:
+            self._counters[counter.space], self._current = counter, counter.space
 
     def start(self) -> None:
         """Begin."""

@@ -100,6 +100,7 @@ class SharedMemory:
         self._known: set[str] = set()
         """Names of regions that the server has mapped, as far as is known."""
         self._refused: str | None = None
+        self._closed = False
         self._swept = False
 
     @property
@@ -113,7 +114,13 @@ class SharedMemory:
         ``give_back`` has to be called for the region.
         """
         region = None if self._refused else self._region(sizes(tensors)[1])
-        return (in_message(tensors) if region is None else region.put(tensors)), region
+        if region is None:
+            return in_message(tensors), None
+        try:
+            return region.put(tensors), region
+        except BaseException:
+            self.give_back(region)
+            raise
 
     def give_back(self, region: Region | None, *, answered: bool = True) -> None:
         """The region may be used for another request.
@@ -125,10 +132,10 @@ class SharedMemory:
         if not answered:
             region.read_until = time.monotonic() + 2 * self._timeout
         with self._lock:
-            known = region.name in self._known
-            if known:
+            kept = region.name in self._known and not self._closed
+            if kept:
                 self._free.append(region)
-        if not known:  # the server was started anew in the meantime
+        if not kept:  # the server was started anew in the meantime, or the engine is closed: the next has it unmapped
             region.close()
 
     def look(self) -> None:
@@ -147,7 +154,7 @@ class SharedMemory:
         """Have the server unmap the regions that are not in use, and remove them."""
         with self._lock:
             regions, self._free = self._free, []
-            self._refused = "the engine is closed"
+            self._refused, self._closed = "the engine is closed", True
         for region in regions:
             self._drop(region)
 

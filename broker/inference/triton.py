@@ -260,10 +260,12 @@ class TritonEngine:
                 client_timeout=self._timeout,
                 **options,
             )
-        except ValueError as error:  # gRPC's answer to a call on a closed channel
+        except BaseException as error:
             if shared is not None:
                 shared.give_back(region)
-            raise InferenceError("the engine is closed") from error
+            if isinstance(error, ValueError):  # gRPC's answer to a call on a closed channel
+                raise InferenceError("the engine is closed") from error
+            raise
         return Sent(request, answer, region, call)
 
     def result(self, sent: Sent) -> Any:

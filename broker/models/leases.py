@@ -72,7 +72,7 @@ class Leases:
     def _try_to_write(self) -> None:
         try:
             self._write()
-        except TrifidError as error:
+        except (redis.RedisError, TrifidError) as error:
             log.debug("leases of versions: %s", error)
 
     def _write(self) -> None:

@@ -128,12 +128,12 @@ class _Beside:
         self._repository.pin({model: self._had[model] | numbers[model] for model in MODELS})
         try:
             self._server.load()
-        except TrifidError:
+        except BaseException:  # such as Ctrl-C, while a large model is loaded
             self._restore()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TrifidError):
+        if error is not None:
             self._restore()
 
     def _restore(self) -> None:

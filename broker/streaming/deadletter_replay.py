@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, cast
@@ -24,6 +24,7 @@ from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.publish.messages import CUT_FROM, OutgoingMessage
 from broker.streaming import clients
 from broker.streaming.delivery import AtLeastOnceDelivery, Delivery, ExactlyOnceDelivery
+from broker.streaming.lost import DELETED, read_on
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +103,16 @@ class ReplayCounts:
     """By the filter."""
     not_replayable: int = 0
     """Cut, and the source no longer has the message; or without a source."""
+    deleted: int = 0
+    """Offsets that Kafka deleted before they were read: of letters, and of ends of transactions."""
 
     def __str__(self) -> str:
-        return (
+        read = (
             f"dead letters {self.replayed + self.earlier + self.left_out + self.not_replayable} = replayed "
             f"{self.replayed} + replayed before {self.earlier} + left out {self.left_out} + not replayable "
             f"{self.not_replayable}"
         )
+        return f"{read}; up to {self.deleted} more were deleted by Kafka meanwhile" if self.deleted else read
 
 
 class DeadLetters:
@@ -118,6 +122,8 @@ class DeadLetters:
         """Connect; raises DependencyUnavailableError, and ConfigurationError without the topic."""
         self.topic = topic
         self.group_id: Final = f"{kafka.group_id}-deadletter-replay"
+        self.deleted = 0
+        """Offsets that Kafka deleted after this was made and before they were read."""
         self._kafka = kafka
         self.reader = clients.reader(kafka, self.group_id)
         try:
@@ -145,10 +151,16 @@ class DeadLetters:
         self.reader.close()
 
     def read(self, partition: int, start: int = 0) -> Iterator[Letter]:
-        """Letters of one partition, oldest first; raises DependencyUnavailableError."""
+        """Letters of one partition, oldest first; what Kafka deletes meanwhile is counted and left out.
+
+        Raises DependencyUnavailableError, and ConfigurationError where the topic is made anew meanwhile.
+        """
         low, high = self.bounds[partition]
-        for message in _messages(self.reader, self.topic, partition, max(low, start), high):
+        for message in _messages(self.reader, self.topic, partition, max(low, start), high, self._count_deleted):
             yield _letter(message)
+
+    def _count_deleted(self, offsets: int) -> None:
+        self.deleted += offsets
 
     def first(self, wanted: LetterFilter) -> Iterator[Letter]:
         """All letters, partition by partition."""
@@ -198,6 +210,7 @@ class _Replay:
             self._delivery.start()
             for partition in self._letters.bounds:
                 self._replay_partition(partition)
+            self._counts.deleted = self._letters.deleted
         finally:
             self._delivery.close()
             self._sources.close()
@@ -310,8 +323,19 @@ class _Progress:
         return TopicPartition(self.topic, self.partition, first[1], metadata)
 
 
-def _messages(reader: Consumer, topic: str, partition: int, start: int, end: int) -> Iterator[Message]:
-    """Committed messages of a partition with offsets from ``start`` to before ``end``."""
+def _messages(
+    reader: Consumer,
+    topic: str,
+    partition: int,
+    start: int,
+    end: int,
+    deleted: Callable[[int], None] = lambda _: None,
+) -> Iterator[Message]:
+    """Committed messages of a partition with offsets from ``start`` to before ``end``.
+
+    ``deleted`` is told of offsets that Kafka deleted before they were read. Raises DependencyUnavailableError, and
+    ConfigurationError where the topic is made anew meanwhile.
+    """
     if start >= end:
         return
     reader.assign([TopicPartition(topic, partition, start)])
@@ -327,12 +351,19 @@ def _messages(reader: Consumer, topic: str, partition: int, start: int, end: int
             if offset is None or offset >= end:
                 return
             yield message
-            if offset == end - 1:
+            start = offset + 1
+            if start == end:
                 return
         elif error.code() == KafkaError._PARTITION_EOF:
             return
-        elif error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            return  # deleted meanwhile
+        elif error.code() in DELETED:
+            there = min(read_on(reader, topic, partition, start), end)
+            deleted(there - start)
+            start = there
+            if start == end:
+                return
+            reader.assign([TopicPartition(topic, partition, start)])
+            heard = time.monotonic()
         else:
             log.warning("Kafka: %s", error.str())
     raise DependencyUnavailableError(f"Kafka gives nothing of {topic}[{partition}]")

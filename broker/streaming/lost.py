@@ -6,13 +6,18 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from broker.errors import ConfigurationError
+from broker.streaming import clients
 
 log = logging.getLogger(__name__)
 
 OUT_OF_RANGE: Final = (KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION)
 """What librdkafka says where ``auto.offset.reset`` is ``error``. It has ended reading the partition then, and refuses
 to seek in it: it is to be assigned anew."""
+DELETED: Final = (*OUT_OF_RANGE, KafkaError.OFFSET_OUT_OF_RANGE)
+"""The same, and what Kafka itself says."""
 
 
 def after_lost(
@@ -38,4 +43,19 @@ def after_lost(
         elif offset > high:
             log.warning("%s[%d]: ends at offset %d, before the position %d: was the topic made anew? Going on at its "
                         "beginning, offset %d", topic, partition, high, offset, low)  # fmt: skip
+    return there
+
+
+def read_on(reader: Consumer, topic: str, partition: int, offset: int) -> int:
+    """The offset at which a stored topic is read on, where Kafka has deleted what was to be read at ``offset``.
+
+    Raises DependencyUnavailableError where Kafka does not answer, and ConfigurationError where the topic is another
+    one by now, which begins at a lower offset.
+    """
+    try:
+        there = after_lost(reader, {(topic, partition): offset}, clients.CALL_TIMEOUT)[topic, partition]
+    except KafkaException as error:
+        raise clients.failure(error.args[0], f"topic {topic}") from error
+    if there < offset:
+        raise ConfigurationError(f"topic {topic} was made anew while it was read: begin again")
     return there

@@ -41,6 +41,8 @@ _LOOK_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 5.0
 """Before a version that cannot be loaded is tried again, on average; doubled each time."""
 _MAX_PAUSE_S: Final = 120.0
+_NOT_SEEN: Final = b""
+"""What no reference set in use is told by."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +81,7 @@ class Serving:
         """What this worker uses; of a candidate, too."""
         self._seen = fingerprint(self._path)
         self._redis = RedisConnection(settings.redis.address())
+        self._pause, self._again = _FIRST_PAUSE_S, 0.0
         self._set_pause, self._set_again = _FIRST_PAUSE_S, 0.0
         self._set_seen: dict[str, bytes | None] = {}
         """What said which reference set of a model was in use when it was loaded, by ``Manifest.identity``."""
@@ -164,7 +167,9 @@ class Serving:
 
     def _use(self, model: Model) -> None:
         """Take a version; where this raises, the one before is as it was."""
-        pipeline, device = self._make(model.engine, model.reference, model.keeper), model.engine.device()
+        # The server first: what a pipeline shares with others, such as people's answers, is then of this version.
+        device = model.engine.device()
+        pipeline = self._make(model.engine, model.reference, model.keeper)
         self._pipeline, self._engine, self._keeper = pipeline, model.engine, model.keeper
         loaded = {"model": model.engine.model_version, "reference_set": model.reference.version, "device": device}
         REFERENCE_FROM_STREAM.set(model.reference.base is not None)
@@ -182,9 +187,16 @@ class Serving:
                 self._use(model)
             except Exception as error:  # whatever it is, the version at hand goes on
                 self._refuse(model.name, error)
-                if model.engine is not self._engine:
+                # What was at fault, such as a server that was away for a moment, may be gone when it is loaded again.
+                if model.engine is self._engine:
+                    self._set_seen[self._engine.model_version] = _NOT_SEEN
+                    self._set_later()
+                else:
                     self._drop(model.engine, model.keeper)
+                    self._seen = None
+                    self._later()
                 return
+            self._pause = _FIRST_PAUSE_S
         if model.engine is not before[0]:
             # Not here: what it has to write of its embeddings may take seconds.
             threading.Thread(target=self._drop, args=before, name="replaced", daemon=True).start()
@@ -199,24 +211,35 @@ class Serving:
 
     def _look(self) -> None:
         """Renew the leases, and watch ``manifest.json`` and which reference set is in use, until the end."""
-        pause, again = _FIRST_PAUSE_S, 0.0
         while not self._end.wait(_LOOK_S):
             self.leases.renew()
             self._look_for_reference()
-            found = fingerprint(self._path) if self._settings.inference.follow_promotions else None
-            if found is None or found == self._seen or time.monotonic() < again:
-                continue
-            version = "a version"
-            try:
-                manifest = load_manifest(self._settings.inference.model_repository, verify_models=False)
-                version = manifest.identity
-                self._load(manifest)
-            except Exception as error:  # whatever it is, the version at hand goes on
-                self._refuse(version, error)
-                again = time.monotonic() + jittered(pause)
-                pause = min(2 * pause, _MAX_PAUSE_S)
-            else:
-                self._seen, pause = found, _FIRST_PAUSE_S
+            self._look_for_version()
+
+    def _look_for_version(self) -> None:
+        """Load another version where one was promoted, for the work thread to take."""
+        found = fingerprint(self._path) if self._settings.inference.follow_promotions else None
+        if found is None or found == self._seen or time.monotonic() < self._again:
+            return
+        # Before it is loaded: the work thread, which takes it, has it loaded again where that fails.
+        self._seen = found
+        version = "a version"
+        try:
+            manifest = load_manifest(self._settings.inference.model_repository, verify_models=False)
+            version = manifest.identity
+            self._load(manifest)
+        except Exception as error:  # whatever it is, the version at hand goes on
+            self._refuse(version, error)
+            self._seen = None
+            self._later()
+
+    def _later(self) -> None:
+        self._again = time.monotonic() + jittered(self._pause)
+        self._pause = min(2 * self._pause, _MAX_PAUSE_S)
+
+    def _set_later(self) -> None:
+        self._set_again = time.monotonic() + jittered(self._set_pause)
+        self._set_pause = min(2 * self._set_pause, _MAX_PAUSE_S)
 
     def _look_for_reference(self) -> None:
         """Load another reference set of the model in use where one was promoted, for the work thread to take."""
@@ -237,8 +260,7 @@ class Serving:
             log.debug("which reference set is in use is not known: %s", error)
         except Exception as error:  # whatever it is, the set at hand goes on
             self._refuse(f"{name} of {engine.model_version}", error)
-            self._set_again = time.monotonic() + jittered(self._set_pause)
-            self._set_pause = min(2 * self._set_pause, _MAX_PAUSE_S)
+            self._set_later()
         else:
             with self._lock:
                 if self._engine is engine and self._next is None and not self._end.is_set():
@@ -247,14 +269,20 @@ class Serving:
     def _load(self, manifest: Manifest) -> None:
         """Load a version that was promoted, for the work thread to take."""
         with self._lock:
-            waiting, self._next = self._next, None
-        if waiting is not None and waiting.engine is not self._engine:  # since whose promotion no batch has come
+            waiting = self._next
+            # A reference set of the version in use stays: it is promoted, whatever becomes of this.
+            if waiting is not None and waiting.engine is not self._engine:
+                self._next = None
+            else:
+                waiting = None
+        if waiting is not None:  # since whose promotion no batch has come
             self._drop(waiting.engine, waiting.keeper)
         current = self._engine.manifest
         if manifest.model_version == current.model_version:
             if manifest.sha256 != current.sha256 or manifest.reference_set_sha256 != current.reference_set_sha256:
                 raise ConfigurationError("its files have changed under the same version: give them another one")
             self._note(None)
+            self._pause = _FIRST_PAUSE_S
             return
         engine, keeper = self._build(manifest.model_version)
         try:
@@ -265,8 +293,10 @@ class Serving:
         with self._lock:
             if self._end.is_set():
                 self._drop(engine, keeper)
-            else:
-                self._next = model
+                return
+            if self._next is not None:  # a reference set of the version at hand, which goes on should this be refused
+                self._set_seen[self._engine.model_version] = _NOT_SEEN
+            self._next = model
 
     def _drop(self, engine: AnyEngine, keeper: Keeper | None) -> None:
         """Release the models of a version; embeddings that wait to be written are written first."""

@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from broker.config import KafkaSettings
 from broker.errors import ConfigurationError, DependencyUnavailableError
 from broker.streaming import clients
+from broker.streaming.lost import DELETED, read_on
 from broker.streaming.partitions import position
 
 log = logging.getLogger(__name__)
@@ -113,9 +114,9 @@ class StoredTopic:
         if partition in open_ and error.code() == KafkaError._PARTITION_EOF:
             self._finish(partition, open_)
             return True
-        if partition in open_ and error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        if partition in open_ and error.code() in DELETED:
             span = open_[partition]
-            low, _ = self._consumer.get_watermark_offsets(TopicPartition(self.topic, partition), clients.CALL_TIMEOUT)
+            low = read_on(self._consumer, self.topic, partition, span.start)
             self.missed += min(low, span.end) - span.start
             span.start = low
             if span.start >= span.end:

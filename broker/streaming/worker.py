@@ -70,7 +70,9 @@ def worker(
         made = build_pipeline(
             settings, decoder, store, engine, reference, progress, keeper, candidates[0], learned, counter
         )
-        # Not before: where a version is refused, that in use keeps its own correction.
+        # Not before: where a version is refused, that in use keeps its own correction, and is watched for drift.
+        if drift is not None and counter is not None:
+            drift.watch(counter)
         learned.follow(engine.model_version, reference.version)
         return made
 

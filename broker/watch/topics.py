@@ -27,7 +27,7 @@ _REFUSALS: Final = frozenset(
         KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED, KafkaError.POLICY_VIOLATION,
         KafkaError.TOPIC_EXCEPTION, KafkaError.INVALID_CONFIG, KafkaError.INVALID_PARTITIONS,
         KafkaError.INVALID_REPLICATION_FACTOR, KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD,
-        KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC,
+        KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_DELETION_DISABLED,
     }
 )  # fmt: skip
 """What waiting for Kafka does not mend, of one topic; the others go on."""

@@ -64,8 +64,10 @@ def run(watch: DriftWatch, settings: Settings, reference: ReferenceSet, seed: in
     """A worker's batches; how many alerts they were."""
     messages = [IncomingMessage(alert.payload, 60_000.0) for alert in simulate_alerts(objects, 12, seed=seed)]
     engine = OnnxEngine(settings.inference.model_repository)
+    counter = watch.counter(reference)
+    watch.watch(counter)
     with closing(engine):
-        pipeline = build_pipeline(settings, Decoder(), MemoryStore(), engine, reference, drift=watch.counter(reference))
+        pipeline = build_pipeline(settings, Decoder(), MemoryStore(), engine, reference, drift=counter)
         result = pipeline.process(messages)
     assert not result.dead_letters
     return len(result.annotations)
@@ -233,7 +235,9 @@ def test_the_command_says_what_drifts(server: RedisServer, repository: Path, tmp
         # As the metrics of a worker have it, which alarms go by.
         watch = DriftWatch(RedisConnection(server.url), 24)
         with closing(watch):
-            watch.counter(reference_set_in_redis(own))
+            watch.watch(watch.counter(reference_set_in_redis(own)))
+            # Of a version that was made ready and then refused: the one before is watched on.
+            watch.counter(replace(reference_set_in_redis(own), version="refused"))
             watch.look()
         assert series("trifid_drift_detected")["ztf:g", "classes", "ztf"] == 1.0
         assert series("trifid_drift_significance")["ztf:g", "classes", "ztf"] == pytest.approx(row["significance"])

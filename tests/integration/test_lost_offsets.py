@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import closing
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -11,6 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from broker.config import KafkaSettings
 from broker.metrics import INPUT_LOST, TOPICS_RECREATED
+from broker.streaming.deadletter_replay import DeadLetters, LetterFilter
 from broker.streaming.topics import TopicAdmin
 from deploy.local.kafka_server import KafkaServer
 from tests.integration.test_service import Servers, Threads, servers, wait_until
@@ -171,3 +173,26 @@ def test_an_offset_beyond_the_end_is_told_and_nothing_passed_over(
         assert caplog.text.count(f"{topic}[0]: ends at offset 10, before the position 1000") == 1
         assert TOPICS_RECREATED.labels(topic)._value.get() == 1
         assert lost(topic) == 0
+
+
+def test_dead_letters_that_kafka_deletes_while_they_are_replayed_are_told(kafka: KafkaServer) -> None:
+    """They ended their partition: what was left of it was neither sent nor counted."""
+    kafka.create_topics(["letters", "back"], partitions=1)
+    headers: list[tuple[str, str | bytes | None]] = [
+        ("reason", b"why"), ("survey", b"ztf"), ("source-topic", b"back"), ("source-partition", b"0"),
+        ("source-offset", b"0"),
+    ]  # fmt: skip
+    producer = Producer({"bootstrap.servers": kafka.bootstrap})
+    for number in range(12):
+        producer.produce("letters", b"%d" % number, headers=headers)
+    assert producer.flush(120) == 0
+    settings = KafkaSettings(bootstrap_servers=kafka.bootstrap, group_id="deleted-letters")
+    with closing(DeadLetters(settings, "letters")) as letters:
+        expire(kafka, "letters", 5)
+        counts = letters.replay(LetterFilter())
+    assert (counts.replayed, counts.left_out, counts.deleted) == (7, 0, 5)
+    with closing(DeadLetters(settings, "letters")) as letters:
+        counts = letters.replay(LetterFilter())
+        assert (counts.replayed, counts.earlier, counts.deleted) == (0, 7, 0)
+    with closing(DeadLetters(settings, "back")) as back:
+        assert [letter.payload for letter in back.first(LetterFilter())] == [b"%d" % n for n in range(5, 12)]

@@ -297,6 +297,52 @@ def test_a_group_that_kafka_has_deleted_messages_of(kafka: KafkaServer, caplog: 
     assert "expired[0]: what came from offset 3 on, 5 messages, was deleted before it was read" in told
 
 
+def test_ends_of_transactions_that_kafka_deletes_are_no_lost_messages(
+    kafka: KafkaServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A position before the mark of the last transaction was taken for that of a message which was lost."""
+    kafka.create_topics(["marked"])
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": "marked"})
+    producer.init_transactions(120)
+    for number in range(4):
+        producer.begin_transaction()
+        producer.produce("marked", payload(number), partition=0)
+        producer.flush(120)
+        (producer.commit_transaction if number < 3 else producer.abort_transaction)(120)
+    with Subscription("marked", kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE) as subscription:
+        assert [a.alert_id for a in subscription] == [0, 1, 2]
+        assert subscription.lag()["marked", 0] == 0
+    assert committed(kafka, "g", "marked") == [8, 0, 0, 0]
+    expire(kafka, "marked", 8)
+    (more,) = fill(kafka, "marked", [1], first=9)
+    assert read_all(kafka, "marked", "g") == [more]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_came_before_a_failure_is_in_a_batch_and_comes_once(kafka: KafkaServer, held: bool) -> None:
+    """It counted as read when the caller, who had never seen it, asked again."""
+    topic = f"halfway.{held}"
+    kafka.create_topics([topic])
+    ids = fill(kafka, topic, [3, 0, 0, 0])
+    send(kafka, topic, b"foreign")
+    ids += fill(kafka, topic, [2, 0, 0, 0], first=3)
+    found: list[int] = []
+    with Subscription(
+        topic, kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE, on_foreign="raise", hold=held
+    ) as subscription:
+
+        def read() -> None:
+            for batch in subscription.batches(wait=600.0):
+                found.extend(a.alert_id for a in batch)
+
+        with pytest.raises(DecodeError):
+            read()
+        assert found == ids[:3]
+        read()
+    assert found == ids
+
+
 def test_a_group_at_offset_0_that_kafka_has_deleted_messages_of(
     kafka: KafkaServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -372,3 +372,22 @@ def test_a_topic_that_is_refused_holds_up_no_other(kafka: KafkaServer, tmp_path:
             connection.execute(sa.update(WATCHES).where(WATCHES.c.name == "bad").values(topic="trifid.user.local.bad"))
         Outbox(index.engine, settings).revive(bad["id"])
         assert sorted(name for _, name in in_topic(kafka, "trifid.user.local.bad", 2)) == ["o0", "o2"]
+
+
+def test_a_kafka_that_deletes_no_topics_holds_up_no_list(tmp_path: Path, index: Index) -> None:
+    """``delete.topic.enable=false``: from the first list that was deleted on, no list got anything any more."""
+    with KafkaServer(settings={"delete.topic.enable": "false"}) as kafka:
+        kafka.create_topics(["trifid.ztf.all"])
+        settings = settings_of(kafka, tmp_path)
+        lists = Lists(index.engine, settings)
+        for name in ("gone", "stays"):
+            lists.create("local", name, Terms(), here())
+        with Notifier(settings, index.engine) as notifier:
+            ready(notifier)
+            send(kafka, [0])
+            assert in_topic(kafka, "trifid.user.local.gone", 1)
+            lists.delete("local", "gone")
+            wait_until(lambda: [row["name"] for row in rows(index, WATCHES)] == ["stays"])
+            send(kafka, [2])
+            assert sorted(name for _, name in in_topic(kafka, "trifid.user.local.stays", 2)) == ["o0", "o2"]
+            wait_until(lambda: notifier.problems["send"] is None)

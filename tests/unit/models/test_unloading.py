@@ -9,7 +9,7 @@ import pytest
 
 from broker.errors import DependencyUnavailableError
 from broker.inference.manifest import MODELS, Manifest
-from broker.models.promote import Server, _unload
+from broker.models.promote import Server, _Beside, _unload
 from broker.models.repository import ModelRepository, write_manifest
 from tests.random_models import MODEL_REPO
 
@@ -87,3 +87,29 @@ def test_a_server_that_is_away_by_then_keeps_what_it_has(repository: ModelReposi
     )
     assert told == ["what nobody uses is not unloaded: Triton at x: away"]
     assert repository.pinned() == before
+
+
+@pytest.mark.parametrize("when", ["loading", "checking"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, DependencyUnavailableError, ValueError])
+def test_a_promotion_that_is_interrupted_leaves_the_server_with_what_it_had(
+    repository: ModelRepository, when: str, error: type[BaseException]
+) -> None:
+    """After Ctrl-C it kept the version in its memory, and loaded it at each start."""
+    had = {model: {4: 1.0} for model in MODELS}
+    one, both = (dict.fromkeys(MODELS, numbers) for numbers in ({4}, {3, 4}))
+    loads: list[dict[str, set[int]]] = []
+
+    def load() -> None:
+        loads.append(repository.pinned())
+        if when == "loading" and len(loads) == 1:
+            raise error
+
+    def promote() -> None:
+        with _Beside(repository, [version(3), version(4)], server):
+            raise error
+
+    server = Server(load, lambda _: pytest.fail("no check"), "Triton", lambda: had, dict)
+    with pytest.raises(error):
+        promote()
+    assert repository.pinned() == one
+    assert loads == [both, one]

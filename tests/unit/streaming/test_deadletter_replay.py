@@ -66,12 +66,22 @@ class Reader:
     of: dict[int, list[Message | None]]
     assigned: list[tuple[int, int]] = field(default_factory=list)
     left: list[Message | None] = field(default_factory=list)
+    ends: tuple[int, int] | None = None
+
+    def get_watermark_offsets(self, partition: TopicPartition, timeout: float) -> tuple[int, int]:
+        assert 0 < timeout < 60
+        if self.ends is None:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT, "away"))
+        return self.ends
 
     def assign(self, partitions: list[TopicPartition]) -> None:
         (one,) = partitions
         assert one.topic == "letters"
         self.assigned.append((one.partition, one.offset))
-        self.left = [m for m in self.of[one.partition] if m is None or m.code is not None or m.at >= one.offset]
+        self.left = [
+            m for m in self.of[one.partition]
+            if m is None or m.at >= one.offset or (m.code is not None and one.offset == self.assigned[0][1])
+        ]  # fmt: skip
 
     def poll(self, seconds: float) -> Message | None:
         assert 0 < seconds <= 0.5  # so that silence is noticed, which a poll without end would not
@@ -92,11 +102,33 @@ def test_messages_from_one_offset_to_before_another() -> None:
     assert read([None, Message(0), None, Message(1)], 0, 2) == [0, 1]
 
 
+def test_an_end_that_comes_sooner() -> None:
+    assert read([Message(0), Message(-1, KafkaError._PARTITION_EOF), Message(1)], 0, 2) == [0]
+
+
 @pytest.mark.parametrize(
-    "code", [KafkaError._PARTITION_EOF, KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE]
+    "code", [KafkaError._AUTO_OFFSET_RESET, KafkaError._LOG_TRUNCATION, KafkaError.OFFSET_OUT_OF_RANGE]
 )
-def test_an_end_that_comes_sooner(code: int) -> None:
-    assert read([Message(0), Message(-1, code), Message(1)], 0, 2) == [0]
+@pytest.mark.parametrize(("low", "end", "gets", "told"), [(4, 6, [0, 4, 5], 3), (6, 6, [0], 5), (9, 6, [0], 5)])
+def test_what_kafka_deletes_meanwhile_is_counted_and_the_rest_is_read(
+    code: int, low: int, end: int, gets: list[int], told: int
+) -> None:
+    """It ended the partition, silently."""
+    reader = Reader({0: [Message(0), Message(-1, code), *map(Message, range(low, 8))]})
+    reader.ends = (low, 10)
+    deleted: list[int] = []
+    found = [m.offset() for m in _messages(cast(Consumer, reader), "letters", 0, 0, end, deleted.append)]
+    assert (found, sum(deleted)) == (gets, told)
+
+
+def test_a_topic_that_is_another_one_by_now_is_no_more_read() -> None:
+    reader = Reader({0: [Message(0), Message(1), Message(-1, KafkaError._AUTO_OFFSET_RESET), Message(0)]})
+    reader.ends = (0, 1)
+    with pytest.raises(ConfigurationError, match="letters was made anew while it was read"):
+        list(_messages(cast(Consumer, reader), "letters", 0, 0, 6))
+    reader = Reader({0: [Message(-1, KafkaError._AUTO_OFFSET_RESET)]})  # and Kafka does not answer
+    with pytest.raises(DependencyUnavailableError, match="topic letters"):
+        list(_messages(cast(Consumer, reader), "letters", 0, 0, 6))
 
 
 def test_other_errors_are_waited_through_and_silence_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +165,7 @@ def test_which_letters_are_meant() -> None:
 
 def letters_of(partitions: dict[int, list[Message | None]], bounds: dict[int, tuple[int, int]]) -> DeadLetters:
     found = object.__new__(DeadLetters)
+    found.deleted = 0
     reader: Any = Reader(partitions)
     found.topic, found.bounds, found.reader = "letters", bounds, reader
     return found
@@ -162,6 +195,9 @@ def test_letters_that_are_far_back_are_looked_for() -> None:
 def test_every_letter_is_accounted_for() -> None:
     assert str(ReplayCounts(replayed=1, earlier=2, left_out=3, not_replayable=4)) == (
         "dead letters 10 = replayed 1 + replayed before 2 + left out 3 + not replayable 4"
+    )
+    assert str(ReplayCounts(replayed=1, deleted=5)).endswith(
+        "not replayable 0; up to 5 more were deleted by Kafka meanwhile"
     )
 
 
