@@ -44,7 +44,8 @@ from training.reference_stars import QUOTAS, quotas
 
 SCORES: Final = {
     "all.neighbours": "kNN", "all.mahalanobis": "Mahalanobis", "all.centroid": "centroid", "uncertainty": "uncertainty",
-    "shape": "shape", "combined": "combined", "forest": "isolation forest",
+    "class_neighbours": "by class", "density": "density", "shape": "shape", "combined": "combined",
+    "forest": "isolation forest",
 }  # fmt: skip
 CHUNK: Final = 256
 STARS_OF_SURVEY: Final = 1500

@@ -22,14 +22,15 @@ from broker.assemble.inputs import MODALITIES
 from broker.errors import ConfigurationError
 from broker.npz import from_npz, to_npz
 
-FORMAT: Final = 2
-"""Of the file; 1, without shapes, was that of releases up to 2026.11.29."""
+FORMAT: Final = 3
+"""Of the file; 1, without shapes, and 2, without the stars of each class and their density, were those of earlier
+releases."""
 COMBINED: Final = ("combined", "combined with catalogue")
 COLUMNS: Final = (*(f"all.{name}" for name in DISTANCES), *OTHERS)
 """Statistics that are calibrated in the stratum of all modalities of an object; those of one modality of several are
 calibrated in the stratum of that modality alone, where they are ``all``."""
-NOT_COUNTED: Final = "centroid"
-"""Of DISTANCES: shown, but no part of the combined score, since it tells a class left out no better."""
+NOT_COUNTED: Final = ("mahalanobis", "centroid")
+"""Of DISTANCES: shown, but no part of the combined score, since they tell a class left out no better."""
 REMAKE: Final = "make both again with `python -m training reference-set`"
 _ARRAYS: Final = (
     "format", "model", "reference_version", "columns", "whitening", "strata", "values", "shape_strata", "shapes",
@@ -175,5 +176,5 @@ def with_scores(reference: ReferenceSet, path: Path) -> ReferenceSet:
 
 
 def spaces_and_distances() -> list[str]:
-    """The names of the distances that the combined score counts: ``all.neighbours``, ..., ``metadata.mahalanobis``."""
-    return [f"{space}.{name}" for space in SPACES for name in DISTANCES if name != NOT_COUNTED]
+    """The names of the distances that the combined score counts: ``all.neighbours``, ..., ``metadata.neighbours``."""
+    return [f"{space}.{name}" for space in SPACES for name in DISTANCES if name not in NOT_COUNTED]

@@ -1,10 +1,12 @@
 """One score from all statistics, with its parts and a reason in plain words.
 
 Each statistic becomes a surprise: minus the logarithm of the share of calibration stars, of the same modalities and
-about as many points, that are as strange (``broker.anomaly.tails``). The sum of those that the network gives, where the
-distances of all spaces count together once, is Fisher's (1932) combination. That of the light curve's shape, which owes
-the network nothing, is combined with it as a harmonic mean combines probabilities (Wilson 2019, PNAS 116, 1195): one of
-the two is enough. Since all depend on each other, the result is calibrated by the same stars, not by a formula.
+about as many points, that are as strange (``broker.anomaly.tails``). The sum of those by the nearest known stars, where
+the distances of all spaces count together once, and by what modalities and catalogues disagree in is Fisher's (1932)
+combination. Those of the network's uncertainty, of the light curve's shape, which owes the network nothing, and of how
+few stars of any class lie about the object are combined with it as a harmonic mean combines probabilities (Wilson 2019,
+PNAS 116, 1195): one of the four is enough. Since all depend on each other, the result is calibrated by the same stars,
+not by a formula.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ REMARKABLE: Final = 0.95
 _WORDS: Final = {
     "all": "all data together", "light_curve": "light curve", "spectrum": "spectrum", "metadata": "catalogue values",
 }  # fmt: skip
-_SAID: Final = {
-    "neighbours": "by {space}, far from the most alike known stars",
-    "mahalanobis": "by {space}, outside the spread of every class",
-}
+_NEIGHBOURS_SAID: Final = "by {space}, far from the most alike known stars"
 _RARER: Final = 1000
-_SHAPE_SAID: Final = "period, amplitude and shape of the light curve together unlike those of known stars"
+_SAID_OF_ALL: Final = {
+    "shape": "period, amplitude and shape of the light curve together unlike those of known stars",
+    "class_neighbours": "unlike the known stars of the classes that it is taken for",
+    "density": "where there are few known stars of any class",
+}
+ALONE: Final = ("uncertainty", "shape", "density")
+"""What is strange by one of these is strange, whatever the sum says: what the network is sure of may be of no class."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,19 +87,20 @@ def surprises_of(
 def sums_of(surprises: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(n,) the surprises as one, without what a catalogue says, and with it; NaN where there is no distance of ``all``.
 
-    The mean of the distances, the uncertainty, and the disagreement where there are several modalities are added up; of
-    the sum and the light curve's shape the larger counts most. Distances to centroids are shown, but do not count: they
-    tell a class left out no better (docs/anomaly.md).
+    The mean of the distances, that to the stars of each class, and the disagreement where there are several modalities
+    are added up; of the sum and each of ALONE the largest counts most. No part has a weight; which are parts, and how
+    they are combined, was chosen on one half of the test stars (docs/anomaly.md).
     """
     distances = np.stack([surprises[name] for name in spaces_and_distances() if name in surprises])
     known = ~np.isnan(distances)
     mean = np.where(known, distances, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
     mean[np.isnan(surprises["all.neighbours"])] = np.nan
-    total = mean + np.nan_to_num(surprises["uncertainty"]) + np.nan_to_num(surprises["disagreement"])
+    total = mean + np.nan_to_num(surprises["class_neighbours"]) + np.nan_to_num(surprises["disagreement"])
     with_catalogue = total + surprises["catalogue"]
     for one in (total, with_catalogue):
-        both = ~np.isnan(one) & ~np.isnan(surprises["shape"])
-        one[both] = np.logaddexp(one[both], surprises["shape"][both])
+        for name in ALONE:
+            both = ~np.isnan(one) & ~np.isnan(surprises[name])
+            one[both] = np.logaddexp(one[both], surprises[name][both])
     return total, with_catalogue
 
 
@@ -148,6 +154,7 @@ def _combined(
                 surprise[rows] = tail.surprise(total[rows])
     score = -np.expm1(-surprise)
     columns = list(surprises)
+    counts = np.array([name.rpartition(".")[2] not in NOT_COUNTED for name in columns])
     table = np.stack([surprises[name] for name in columns], axis=1)
     shares = np.round(-np.expm1(-table), 6)
     parts: list[dict[str, float]] = []
@@ -159,7 +166,7 @@ def _combined(
             continue
         parts.append({name: part for name, part in zip(columns, own_shares, strict=True) if part == part})
         reasons.append(
-            _reason(value, columns, table[row], leading[row], objects, row, names[row] if len(names) else None)
+            _reason(value, columns, counts, table[row], leading[row], objects, row, names[row] if len(names) else None)
         )
     return Combined(score, parts, reasons)
 
@@ -167,6 +174,7 @@ def _combined(
 def _reason(
     score: float,
     columns: Sequence[str],
+    counts: NDArray[np.bool_],
     surprises: NDArray[np.float64],
     leading: NDArray[np.intp],
     objects: Objects,
@@ -176,11 +184,11 @@ def _reason(
     """What is most surprising of what counts; that nothing is, below REMARKABLE."""
     if score < REMARKABLE:
         return "nothing unusual among known stars with the same data"
-    counted = np.where([name.endswith(f".{NOT_COUNTED}") for name in columns], np.nan, surprises)
-    name, surprise = columns[int(np.nanargmax(counted))], float(np.nanmax(counted))
-    space, _, statistic = name.rpartition(".")
-    if statistic in _SAID:
-        said = _SAID[statistic].format(
+    most = int(np.nanargmax(np.where(counts, surprises, np.nan)))
+    name, surprise = columns[most], float(surprises[most])
+    space = name.rpartition(".")[0]
+    if space:
+        said = _NEIGHBOURS_SAID.format(
             space=_WORDS[space if space != "all" or _several(objects, row) else _only(objects, row)]
         )
     elif name == "uncertainty":
@@ -192,8 +200,8 @@ def _reason(
         said = "the data name different classes: " + ", ".join(
             f"{_WORDS[modality]} {CLASS_NAMES[i]}" for modality, i in zip(MODALITIES, leading, strict=True) if i >= 0
         )
-    elif name == "shape":
-        said = _SHAPE_SAID
+    elif name in _SAID_OF_ALL:
+        said = _SAID_OF_ALL[name]
     else:
         said = f"{catalogue or 'a catalogue names another class'}, which the data do not look like"
     return f"{said} ({_one_in(surprise)} known stars with the same data is as strange in this)"

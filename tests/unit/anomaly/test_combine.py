@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import kstest
 
-from broker.anomaly.calibration import COLUMNS, COMBINED, Calibration, Scorer, calibration_path, with_scores
-from broker.anomaly.combine import REMARKABLE, combine, sums_of, surprises_of
-from broker.anomaly.reference_set import ReferenceSet
+from broker.anomaly.calibrating import calibration_of
+from broker.anomaly.calibration import Calibration, Scorer, calibration_path, with_scores
+from broker.anomaly.combine import REMARKABLE, combine
 from broker.anomaly.shape import LEAST_POINTS, SHAPE, Shapes, shapes_of
-from broker.anomaly.statistics import Objects, class_centres, statistics_of, whitening_of
+from broker.anomaly.statistics import DENSITY_TEMPERATURE, Objects, class_centres, statistics_of, whitening_of
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from broker.errors import ConfigurationError
 from broker.npz import to_npz
@@ -82,20 +82,7 @@ def scorer() -> Scorer:
         detections=known.detections.astype(np.int32), values=np.where(codes & 4, 5, 0).astype(np.int32),
     )  # fmt: skip
     new = joined([stars(rng.integers(0, 10, 1500), *kind, rng) for kind in ALL])
-    return Scorer(reference, calibrated(reference, new, known_shapes(known)))
-
-
-def calibrated(reference: ReferenceSet, new: Objects, known: Shapes) -> Calibration:
-    whitening = whitening_of(reference, 12)
-    statistics, _ = statistics_of(new, reference, class_centres(reference, whitening), whitening, known)
-    strata = new.strata().astype(np.int32)
-    values = np.full((len(strata), len(COLUMNS) + len(COMBINED)), np.nan, np.float32)
-    for column, name in enumerate(COLUMNS):
-        values[:, column] = statistics[name]
-    first = Calibration(reference.model, reference.version, whitening, strata, values, known)
-    values = values.copy()
-    values[:, len(COLUMNS) :] = np.stack(sums_of(surprises_of(statistics, new, first)), axis=1)
-    return Calibration(reference.model, reference.version, whitening, strata, values, known)
+    return Scorer(reference, calibration_of(reference, new, known_shapes(known)))
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -123,9 +110,9 @@ def test_what_is_of_no_class_is_strange_at_any_length(scorer: Scorer, detections
     assert (found.score > 0.9).all()
     said = [reason for reason, score in zip(found.reasons, found.score, strict=True) if score >= REMARKABLE]
     assert len(said) > 36
-    assert all(reason and reason.startswith("by light curve, ") for reason in said)
-    # Centres are shown, and do not count; of some hundred stars none can say what one in a million is.
-    assert not any("middle of every class" in str(reason) for reason in said)
+    said_so = ("by light curve, far", "unlike the known stars of the classes that", "where there are few known stars")
+    assert all(reason and reason.startswith(said_so) for reason in said)
+    # Of some hundred stars none can say what one in a million is.
     assert any("(fewer than 1 in 1,000 known stars" in str(reason) for reason in said)
     assert all(float(n.replace(",", "")) <= 1000 for n in re.findall(r"1 in ([\d,]+)", " ".join(map(str, said))))
 
@@ -144,6 +131,39 @@ def test_a_shape_that_no_known_star_has_is_strange_whatever_the_network_sees(sco
         assert len(said) > 20
         without = replace(new, shapes=np.full_like(new.shapes, np.nan))
         assert all("shape" not in parts for parts in combine(scorer, without).parts)
+
+
+def test_what_the_network_doubts_is_strange_wherever_it_lies(scorer: Scorer) -> None:
+    """Near known stars of all measures, but of no class more than of another."""
+    new = replace(
+        stars(np.arange(40) % 10, (True, False, False), 300, np.random.default_rng(11)), doubt=np.full(40, np.nan)
+    )
+    doubted = combine(scorer, replace(new, probabilities=np.full((40, 10), 0.1, np.float32)))
+    assert np.median(doubted.score) > 0.95 > np.median(combine(scorer, new).score)
+    assert any(str(reason).startswith("no class fits clearly") for reason in doubted.reasons)
+
+
+def test_stars_taken_for_a_class_are_compared_with_its_own(scorer: Scorer) -> None:
+    """Between the stars of one class, and taken for another."""
+    new = replace(
+        stars(np.arange(40) % 10, (True, False, False), 300, np.random.default_rng(12)), doubt=np.full(40, np.nan)
+    )
+    elsewhere = np.roll(new.probabilities, 1, axis=1)
+    right, wrong = combine(scorer, new), combine(scorer, replace(new, probabilities=elsewhere))
+    assert all(parts["class_neighbours"] > 0.99 for parts in wrong.parts)
+    assert np.median([parts["class_neighbours"] for parts in right.parts]) < 0.9
+    said = [reason for reason in wrong.reasons if reason and "the classes that it is taken for" in reason]
+    assert len(said) > 30
+
+
+def test_the_density_is_the_sum_over_the_stars_of_all_classes(scorer: Scorer) -> None:
+    new = stars(np.arange(6), (True, False, False), 300, np.random.default_rng(13))
+    statistics, _ = statistics_of(
+        new, scorer.reference, scorer.centres, scorer.calibration.whitening, scorer.calibration.shapes
+    )
+    known = scorer.reference.strata[int(new.strata()[0])].embeddings.astype(np.float64)
+    expected = -np.log(np.exp(new.embeddings.astype(np.float64) @ known.T / DENSITY_TEMPERATURE).sum(axis=1))
+    np.testing.assert_allclose(statistics["density"], expected, rtol=1e-4)
 
 
 def test_modalities_that_point_to_two_classes_disagree_and_the_reason_names_them(scorer: Scorer) -> None:
@@ -217,6 +237,10 @@ def test_a_calibration_comes_back_from_its_file_and_a_damaged_one_is_refused(sco
         earlier = to_npz(**{name: arrays[name] for name in arrays.files if not name.startswith("shape")})
     with pytest.raises(ConfigurationError, match="here is a calibration of anomaly scores of an earlier release; make"):
         Calibration.from_bytes(earlier, "here")
+    with np.load(io.BytesIO(data)) as arrays:
+        before = to_npz(**{**arrays, "format": np.array(2, np.int32)})
+    with pytest.raises(ConfigurationError, match=r"here cannot be used .*: format 2, this release reads 3; make both"):
+        Calibration.from_bytes(before, "here")
     for wrong in (data[: len(data) // 2], b"", b"no zip"):
         with pytest.raises(ConfigurationError, match="here is no calibration of anomaly scores"):
             Calibration.from_bytes(wrong, "here")
