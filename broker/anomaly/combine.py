@@ -35,8 +35,9 @@ _SAID_OF_ALL: Final = {
     "class_neighbours": "unlike the known stars of the classes that it is taken for",
     "density": "where there are few known stars of any class",
 }
-ALONE: Final = ("uncertainty", "shape", "density")
-"""What is strange by one of these is strange, whatever the sum says: what the network is sure of may be of no class."""
+ALONE: Final = {"uncertainty": 1.0, "shape": 1.25, "density": 1.0}
+"""What is strange by one of these is strange, whatever the sum says: what the network is sure of may be of no class.
+Factors of their surprises; those of the sum's parts are 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,8 +89,8 @@ def sums_of(surprises: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float
     """(n,) the surprises as one, without what a catalogue says, and with it; NaN where there is no distance of ``all``.
 
     The mean of the distances, that to the stars of each class, and the disagreement where there are several modalities
-    are added up; of the sum and each of ALONE the largest counts most. No part has a weight; which are parts, and how
-    they are combined, was chosen on one half of the test stars (docs/anomaly.md).
+    are added up; of the sum and each of ALONE the largest counts most. Which are parts, and how they are combined, was
+    chosen on one half of the test stars (docs/anomaly.md).
     """
     distances = np.stack([surprises[name] for name in spaces_and_distances() if name in surprises])
     known = ~np.isnan(distances)
@@ -98,9 +99,9 @@ def sums_of(surprises: dict[str, NDArray[np.float64]]) -> tuple[NDArray[np.float
     total = mean + np.nan_to_num(surprises["class_neighbours"]) + np.nan_to_num(surprises["disagreement"])
     with_catalogue = total + surprises["catalogue"]
     for one in (total, with_catalogue):
-        for name in ALONE:
+        for name, factor in ALONE.items():
             both = ~np.isnan(one) & ~np.isnan(surprises[name])
-            one[both] = np.logaddexp(one[both], surprises[name][both])
+            one[both] = np.logaddexp(one[both], factor * surprises[name][both])
     return total, with_catalogue
 
 
