@@ -25,6 +25,7 @@ from broker.models.repository import reference_set_path
 from broker.publish.disagreement import CONFIDENCE
 from broker.similar.translate import Translator
 from training.anomaly_methods import anomaly_methods
+from training.anomaly_ways import anomaly_ways
 from training.audit_precision import PARTS, audit_precision
 from training.audit_precision import markdown as audit_table
 from training.config import ModelSettings, StageSettings, load_settings, trifid_recipe
@@ -434,6 +435,19 @@ def evaluate_anomaly_command(shared: Path, repository: Path, models: Path | None
 def anomaly_methods_command(shared: Path, repository: Path, models: Path, versions: int) -> None:
     """AUROC of other methods than the service's for classes left out, as Markdown; minutes on a core."""
     click.echo(anomaly_methods(models, repository, shared, versions, CONSOLE.log))
+
+
+@main.command("anomaly-ways")
+@_shared
+@_repository("Triton model repository whose scores are combined for other surveys.")
+@click.option(
+    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs/without"),
+    show_default=True, help="Output folder of `train-without`.",
+)  # fmt: skip
+@_versions
+def anomaly_ways_command(shared: Path, repository: Path, models: Path, versions: int) -> None:
+    """AUROC of ways to combine anomaly scores, by the half of the stars that chooses and the other, as Markdown."""
+    click.echo(anomaly_ways(models, repository, shared, versions, CONSOLE.log))
 
 
 @main.command("evaluate-reference")

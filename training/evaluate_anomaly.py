@@ -243,30 +243,42 @@ def classes_left_out(models: Path, shared: Path, versions: int, report: Report) 
         rows = []
         for name in left_out_classes(models):
             report(f"without {name}, {title}")
-            gone = CLASS_NAMES.index(name)
-            sample = []
-            for part, with_gone in ((training, False), (validation, False), (test, True)):
-                version, row = histories(curves, part[labels.scored[part]], length)
-                order = rng.permutation(np.flatnonzero((labels.index[row] != gone) | with_gone))
-                sample.append((version[order], row[order]))
-            sample[0] = _as_in_a_set(*sample[0], curves.detections, labels.index)
-            model = load_without(models, name)
-            own, other, tested = (
-                _embed_prepared(model, curves, version[:total], row[:total])
-                for (version, row), total in zip(sample, (len(sample[0][0]), 1000, 1500), strict=True)
+            scorer, stars, row = stars_without(
+                models, name, curves, table, labels, (training, validation, test), length, 1500, rng, report
             )
-            reference = reference_of(own, other, table, labels, f"without {name}", "0", report)
-            assert reference.scores is not None
-            values = scores_of(
-                Scorer(reference, reference.scores),
-                replace(objects_of(tested, labels.index[tested.rows]), doubt=np.full(len(tested.rows), np.nan)),
-            )
-            rows.append(row_of(name, values, labels.index[tested.rows] == gone))
+            rows.append(row_of(name, scores_of(scorer, stars), labels.index[row] == CLASS_NAMES.index(name)))
         mean = {score: float(np.mean([r.auroc[score] for r in rows])) for score in SCORES}
         precision = {score: float(np.mean([r.precision[score] for r in rows])) for score in SCORES}
         rows.append(Row("mean", 0, 0, mean, precision))
         tables.append(markdown(rows, f"left out, {title}"))
     return "\n".join(tables)
+
+
+def stars_without(
+    models: Path, name: str, curves: PreparedLightCurves, table: ObjectTable, labels: Labels,
+    parts: Sequence[NDArray[np.intp]], length: tuple[int, int] | None, most: int, rng: np.random.Generator,
+    report: Report,
+) -> tuple[Scorer, Objects, NDArray[np.intp]]:  # fmt: skip
+    """What scores by the encoder without the class ``name``, ``most`` stars to be scored, and their rows of the table.
+
+    ``parts`` are rows for the set, for its calibration, neither of the class, and of stars that are scored, of all.
+    """
+    gone = CLASS_NAMES.index(name)
+    sample = []
+    for part, with_gone in zip(parts, (False, False, True), strict=True):
+        version, row = histories(curves, part[labels.scored[part]], length)
+        order = rng.permutation(np.flatnonzero((labels.index[row] != gone) | with_gone))
+        sample.append((version[order], row[order]))
+    sample[0] = _as_in_a_set(*sample[0], curves.detections, labels.index)
+    model = load_without(models, name)
+    own, other, tested = (
+        _embed_prepared(model, curves, version[:total], row[:total])
+        for (version, row), total in zip(sample, (len(sample[0][0]), 1000, most), strict=True)
+    )
+    reference = reference_of(own, other, table, labels, f"without {name}", "0", report)
+    assert reference.scores is not None
+    stars = replace(objects_of(tested, labels.index[tested.rows]), doubt=np.full(len(tested.rows), np.nan))
+    return Scorer(reference, reference.scores), stars, tested.rows
 
 
 def histories(

@@ -10,10 +10,12 @@ import pytest
 from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
+from broker.anomaly.combine import sums_of
 from broker.assemble.lightcurve import LIGHT_CURVE_FEATURES
 from training import __main__ as commands
 from training import evaluate_anomaly
 from training.anomaly_methods import EIGHT, columns, combined, contrastive, feature_scores
+from training.anomaly_ways import WAYS, way
 
 
 def test_each_method_tells_what_lies_between_and_beyond_the_classes() -> None:
@@ -70,3 +72,20 @@ def test_two_views_of_a_star_are_near_and_others_are_not() -> None:
     first, second = (embed(view) for view in views)
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1.0, rtol=1e-5)
     assert np.mean((first @ second.T).argmax(axis=1) == np.arange(300)) > 0.5
+
+
+def test_a_way_adds_and_lets_what_counts_alone_decide() -> None:
+    surprises = {"a": np.array([1.0, 2.0]), "b": np.array([0.5, 0.0]), "c": np.array([np.nan, 20.0])}
+    found = way({"a": 1.0, "b": 2.0}, {"c": 1.25})(surprises)
+    # Where there is no c the sum is as it is; else a surprise far above it is nearly all.
+    np.testing.assert_allclose(found, [2.0, np.logaddexp(2.0, 25.0)])
+    assert surprises["a"].tolist() == [1.0, 2.0]
+
+
+def test_the_first_way_is_the_services_own() -> None:
+    rng = np.random.default_rng(0)
+    names = ("all.neighbours", "all.mahalanobis", "all.centroid", "class_neighbours", "uncertainty", "density", "shape")
+    surprises = {name: rng.exponential(size=9) for name in names}
+    nothing = {name: np.full(9, np.nan) for name in ("disagreement", "catalogue")}
+    service, _ = sums_of({**surprises, **nothing})
+    np.testing.assert_allclose(next(iter(WAYS.values()))(surprises), service)
