@@ -9,6 +9,7 @@ import logging
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -113,6 +114,9 @@ class Subscription:
         """The next offset of each partition, of those that were assigned; what a reader without a group goes by."""
         self._handed: dict[Position, TopicPartition] = {}
         """Positions after the annotations that the caller has, where all before them was read."""
+        self._rest: deque[PublishedAnnotation] = deque()
+        """Of a message that has several, those that were not delivered yet."""
+        self._after_rest: TopicPartition | None = None
         self._assigned = False
         self._awaits_group = False  # whether there is a topic whose partitions the group can assign
         self._idle_from = 0.0
@@ -190,6 +194,7 @@ class Subscription:
 
     def _annotations(self) -> Iterator[PublishedAnnotation | None]:
         """Annotations, and None after each message or pause: what was delivered until then may be acknowledged."""
+        yield from self._of_message()  # where whoever asked before went away in the middle of one
         heard = time.monotonic()
         while (left := self._time_left(heard)) > 0 or not self._idle_is_meant():
             message = self._poll(max(0.0, min(_POLL_S, left)))
@@ -208,12 +213,21 @@ class Subscription:
                 continue
             self._outage.over()
             own, has_any = self._read(message, lambda one: is_first(one, self._topics, self._visible))
-            yield from own[:-1]
-            position = after(message)
-            self._handed[position.topic, position.partition] = position
-            yield own[-1] if own else None
+            self._rest.extend(own)
+            self._after_rest = after(message)
+            yield from self._of_message()
             if has_any:
                 heard = time.monotonic()
+
+    def _of_message(self) -> Iterator[PublishedAnnotation | None]:
+        """The annotations of a message that are left; it is handed over with the last of them, or None for none."""
+        position = self._after_rest
+        while position is not None:
+            annotation = self._rest.popleft() if self._rest else None
+            if not self._rest:
+                self._handed[position.topic, position.partition] = position
+                position = self._after_rest = None
+            yield annotation
 
     def _poll(self, wait: float) -> Message | None:
         """The next message or event; None after ``wait`` seconds, or where Kafka has deleted what was to come next.

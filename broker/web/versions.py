@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Final
 
 from broker.build import build_similar
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 _KEPT: Final = 2
 """Versions that are asked for at a time: the served one, and while it cannot be loaded the one before."""
+_PAUSE_S: Final = 60.0
+"""Before a manifest that could not be read, and has not changed since, is read again."""
 
 
 class Versions:
@@ -28,6 +31,9 @@ class Versions:
         self._path = settings.inference.model_repository / "manifest.json"
         self._lock = threading.Lock()
         self._seen: tuple[int, int, int] | None = None
+        self._failed: tuple[int, int, int] | None = None
+        self._again = 0.0
+        """When the manifest of ``_failed`` is read again, by the monotonic clock."""
         self._served: str | None = None
 
     def served(self) -> str:
@@ -40,7 +46,8 @@ class Versions:
             if self._served is not None and not self._settings.inference.follow_promotions:
                 return self._served
             found = fingerprint(self._path)
-            if self._served is None or (found is not None and found != self._seen):
+            rests = found == self._failed and time.monotonic() < self._again
+            if self._served is None or (found is not None and found != self._seen and not rests):
                 try:
                     repository = self._settings.inference.model_repository
                     self._served = load_manifest(repository, verify_models=False).model_version
@@ -48,7 +55,9 @@ class Versions:
                     if self._served is None:
                         raise
                     log.error("%s goes on: %s", self._served, error)
-                self._seen = found
+                    self._failed, self._again = found, time.monotonic() + _PAUSE_S
+                else:
+                    self._seen = found
             return self._served
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+import fastavro
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -38,6 +40,7 @@ from broker.client import (
 )  # fmt: skip
 from broker.embedded.ports import free_port
 from broker.errors import ConfigurationError, DecodeError, DependencyUnavailableError
+from broker.publish.annotation import SCHEMA
 from broker.publish.messages import Publisher
 from broker.publish.topics import OutputTopics
 from broker.records import Annotation
@@ -256,6 +259,33 @@ def test_a_reader_begins_at_a_time_and_takes_what_meets_its_filter(kafka: KafkaS
     for cells, found in (("0/4", [5, 6, 100]), ("0/0-3,5-11", [])):  # the base cell at RA 0 on the equator, all others
         region.write_text(cells)
         assert sorted(subscribe(kafka, *since, "--moc", str(region))) == found
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_a_message_of_several_annotations_is_gone_on_with(kafka: KafkaServer, batches: bool) -> None:
+    """Where a caller left in the middle of it and asked again, the rest of it was passed over."""
+    topic = f"several.{batches}"
+    kafka.create_topics([topic])
+    records: list[object] = []
+    for number in (1, 2, 3):
+        records += fastavro.reader(io.BytesIO(payload(number)))
+    container = io.BytesIO()
+    fastavro.writer(container, SCHEMA, records)
+    send(kafka, topic, container.getvalue(), payload(4))
+
+    def ask(count: int) -> list[int]:
+        if batches:
+            found = next(iter(subscription.batches(count, wait=600.0)), [])
+        else:
+            found = list(islice(subscription, count))
+        return [annotation.alert_id for annotation in found]
+
+    with Subscription(topic, kafka.bootstrap, group_id="g", start="earliest", idle_timeout=IDLE) as subscription:
+        assert ask(1) == [1]
+        assert committed(kafka, "g", topic)[0] == 0
+        assert ask(1) == [2]
+        assert ask(3) == [3, 4]
+    assert committed(kafka, "g", topic)[0] == 2
 
 
 def test_what_headers_tell_to_be_unwanted_is_not_read(kafka: KafkaServer) -> None:
