@@ -41,8 +41,8 @@ _LOOK_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 5.0
 """Before a version that cannot be loaded is tried again, on average; doubled each time."""
 _MAX_PAUSE_S: Final = 120.0
-_NOT_SEEN: Final = b""
-"""What no reference set in use is told by."""
+_NOT_SEEN: Final = b"\0"
+"""What ``Versions.signature`` never is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
