@@ -36,7 +36,7 @@ class InferenceSettings(Section):
     model_repository: Path = MODEL_REPOSITORY
     """Triton model repository with its ``manifest.json``; of it ``triton`` needs the manifest only."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of ``onnx``; 0 for one a core."""
+    """CPU threads of ``onnx`` that share a batch; 0 for one a core."""
     device: Literal["any", "cpu", "gpu"] = "any"
     """Where the model has to run; ``/readyz`` says no where it runs elsewhere."""
     follow_promotions: bool = True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +14,9 @@ import onnxruntime
 
 from broker.assemble.inputs import ModelInputs
 from broker.errors import ConfigurationError, InferenceError
-from broker.inference import Begun, Later, Predictions
+from broker.inference import Begun, Later, Predictions, equal_parts
 from broker.inference.encode import (
+    RequestBatch,
     Signature,
     Tensors,
     TensorSpec,
@@ -29,6 +32,8 @@ _GPU_PROVIDERS: Final = frozenset({"CUDAExecutionProvider", "TensorrtExecutionPr
 _CPU_ROWS: Final = 64
 """Objects that a model takes at once on a CPU: what its layers hand on then fits the cache of a core (0.2 MB an object
 for the light curves' encoder), which saves a tenth of the time that 256 take."""
+_LEAST_ROWS: Final = 16
+"""Objects of the smallest part that is made for a thread's sake: of 16 one costs a fifth more CPU than of 64."""
 _ERROR_SEVERITY: Final = 3  # OrtLoggingLevel: warnings of the graph optimizer tell an operator nothing
 
 
@@ -56,7 +61,7 @@ class OnnxEngine:
     ) -> None:
         """Check and load the models of one ``version`` in the repository, the served one where None.
 
-        ``threads`` is the number of CPU threads within one operation, 0 for one a core; ``providers`` are
+        ``threads`` is the number of CPU threads that share a batch, 0 for one a core; ``providers`` are
         ONNX Runtime execution providers in order of preference, the CPU's by default, and ``provider_options`` are
         theirs, in the same order. Raises ConfigurationError where a model or provider cannot be used.
         """
@@ -68,8 +73,12 @@ class OnnxEngine:
                 f"this ONNX Runtime has no {', '.join(sorted(missing))}, only "
                 f"{', '.join(onnxruntime.get_available_providers())}"
             )
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads, "onnx")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # Threads share the objects of a batch, each with the whole model. Within one operation, which is small here,
+        # they take more CPU and no less time (benchmarks/threads.py); of what a GPU leaves to the CPU they do that.
+        options.intra_op_num_threads = 1 if providers == ["CPUExecutionProvider"] else threads
         options.log_severity_level = _ERROR_SEVERITY
         # Its idle threads would take the cores from assembly and scores, and from other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -87,7 +96,7 @@ class OnnxEngine:
             for model, session in self._sessions.items()
         }
         check_signatures(self._signatures, self.manifest)
-        self._classify = classify_by(self._run_models, embedding_width(self._signatures))
+        self._classify_part = classify_by(self._run_models, embedding_width(self._signatures))
 
     @property
     def model_version(self) -> str:
@@ -130,25 +139,37 @@ class OnnxEngine:
     def close(self) -> None:
         """Release the models' memory; the engine cannot be used afterwards."""
         self._sessions.clear()
+        self._pool.shutdown()
+
+    def _classify(self, batch: RequestBatch) -> Tensors:
+        parts = [batch.part(part.start, part.stop) for part in self._shares(len(batch))]
+        if len(parts) == 1:
+            return self._classify_part(parts[0])
+        try:
+            under_way = [self._pool.submit(self._classify_part, part) for part in parts]
+        except RuntimeError as error:  # of an executor that was shut down
+            raise InferenceError("the engine is closed") from error
+        found = [one.result() for one in under_way]
+        return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+
+    def _shares(self, objects: int) -> list[slice]:
+        """The parts of a batch that are run by themselves: equally many for each thread, where it is large enough."""
+        if self.device() == "gpu":
+            return [slice(0, objects)]
+        least = math.ceil(objects / _CPU_ROWS)
+        for_threads = min(math.ceil(least / self._threads) * self._threads, objects // _LEAST_ROWS)
+        return equal_parts(objects, max(least, for_threads), 1)
 
     def _run_models(self, feeds: Mapping[str, Tensors]) -> dict[str, Tensors]:
         outputs: dict[str, Tensors] = {}
         for model, feed in feeds.items():
             names = list(self._signatures[model].outputs)
-            if model not in self._sessions:
+            session = self._sessions.get(model)
+            if session is None:
                 raise InferenceError("the engine is closed")
             try:
-                parts = [self._sessions[model].run(names, part) for part in self._parts(feed)]
+                found = session.run(names, dict(feed))
             except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
                 raise InferenceError(f"{model} failed: {error}") from error
-            arrays = parts[0] if len(parts) == 1 else [np.concatenate(several) for several in zip(*parts, strict=True)]
-            outputs[model] = dict(zip(names, arrays, strict=True))
+            outputs[model] = dict(zip(names, found, strict=True))
         return outputs
-
-    def _parts(self, feed: Tensors) -> Iterator[dict[str, Any]]:
-        """``feed`` in as many parts of equal size as are best for the device; at least one."""
-        rows = max((len(tensor) for tensor in feed.values()), default=0)
-        parts = 1 if self.device() == "gpu" else max(math.ceil(rows / _CPU_ROWS), 1)
-        size = max(math.ceil(rows / parts), 1)
-        for first in range(0, max(rows, 1), size):
-            yield {name: tensor[first : first + size] for name, tensor in feed.items()}

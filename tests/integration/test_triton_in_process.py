@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -29,7 +30,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.skipif(
     not triton_installed(), reason="no Triton: run `python -m deploy.local.triton_server setup`"
 )
-INSTANCES = 4  # model_repo/trifid/config.pbtxt
+INSTANCES = 4  # model_repo/trifid/config.pbtxt; fewer on few cores
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_answers_are_those_of_onnx_runtime_before_and_after_the_models_are_loade
             in_process(server, engine, np.ones((2, 3), bool))
 
 
-def test_only_what_is_asked_for_is_loaded(server: TritonServer, repository: Path) -> None:
-    """A model that no object needs is neither called nor in the memory of ``trifid`` a second time."""
+def test_only_what_is_asked_for_is_called(server: TritonServer, repository: Path) -> None:
+    """A model that no object needs is not called."""
     light_curves = np.zeros((3, 3), bool)
     light_curves[:, 0] = True
     before = answered(server)
@@ -82,6 +83,75 @@ def test_only_what_is_asked_for_is_loaded(server: TritonServer, repository: Path
     after = answered(server)
     called = {model for (model, _), count in after.items() if count != before.get((model, _))}
     assert called == {"trifid", "light_curve_encoder", "classifier"}
+
+
+def test_the_first_request_has_its_models_loaded_and_asks_triton_with_one_object(
+    server: TritonServer, repository: Path
+) -> None:
+    inputs = random_inputs(np.ones((40, 3), bool))
+    before = answered(server)
+    with closing(OnnxEngine(repository)) as onnx, closing(TritonEngine(server.grpc_url, repository)) as engine:
+        np.testing.assert_allclose(engine.predict(inputs).probabilities, onnx.predict(inputs).probabilities, atol=1e-4)
+
+        def asked() -> dict[str, int]:
+            return {model: count - before.get((model, one), 0) for (model, one), count in answered(server).items()}
+
+        wait_until(lambda: all(asked()[model] for model in MODELS))
+        assert asked() == dict.fromkeys((*MODELS, "trifid"), 1)
+        in_process(server, engine, inputs.present)
+
+
+def test_what_was_loaded_at_the_start_is_not_used_where_triton_does_not_serve_it(
+    server: TritonServer, repository: Path
+) -> None:
+    inputs = random_inputs(np.ones((5, 3), bool))
+    with closing(TritonEngine(server.grpc_url, repository)) as engine:
+        engine._what_is_served()
+        tritongrpc.InferenceServerClient(server.grpc_url).unload_model("classifier")
+        wait_until(lambda: not loaded(server).get("classifier"))
+        with pytest.raises(InferenceError, match="classifier"):
+            engine.predict(inputs)
+
+
+def test_a_file_that_answers_otherwise_than_what_triton_serves_is_not_used(
+    server: TritonServer, repository: Path, tmp_path: Path
+) -> None:
+    """Triton has loaded another one, and nothing but the answers tells the two apart."""
+    other = build_random_repository(tmp_path / "other", seed=7)
+    path = repository / "classifier" / "1" / "model.onnx"
+    content, was = (other / "classifier" / "1" / "model.onnx").read_bytes(), path.stat()
+    assert len(content) == was.st_size
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    client = tritongrpc.InferenceServerClient(server.grpc_url)
+    client.unload_model("classifier")
+    wait_until(lambda: not loaded(server).get("classifier"))
+    client.load_model("classifier")
+    manifest = json.loads((repository / "manifest.json").read_text())
+    manifest["sha256"]["classifier/1/model.onnx"] = hashlib.sha256(content).hexdigest()
+    (repository / "manifest.json").write_text(json.dumps(manifest))
+    inputs = random_inputs(mixed_presence(30, seed=2), seed=2)
+    with closing(OnnxEngine(repository)) as onnx, closing(TritonEngine(server.grpc_url, repository)) as engine:
+        for _ in range(2 * INSTANCES):
+            np.testing.assert_allclose(
+                engine.predict(inputs).probabilities, onnx.predict(inputs).probabilities, atol=1e-4
+            )
+
+
+def test_a_repository_without_a_manifest_or_a_warm_up_is_served(tmp_path: Path, repository: Path) -> None:
+    """Nothing is loaded before it is asked for then, and what it is asked for is."""
+    path = repository / "metadata_encoder" / "config.pbtxt"
+    path.write_text(path.read_text().partition("model_warmup")[0])
+    (repository / "manifest.json").rename(tmp_path / "manifest.json")
+    inputs = random_inputs(np.ones((5, 3), bool))
+    with TritonServer(repository) as server:
+        (tmp_path / "manifest.json").rename(repository / "manifest.json")
+        with closing(OnnxEngine(repository)) as onnx, closing(TritonEngine(server.grpc_url, repository)) as engine:
+            expected = onnx.predict(inputs).probabilities
+            np.testing.assert_allclose(engine.predict(inputs).probabilities, expected, atol=1e-4)
+            in_process(server, engine, inputs.present)
+            np.testing.assert_allclose(engine.predict(inputs).probabilities, expected, atol=1e-4)
 
 
 def test_each_version_answers_with_its_own_file(tmp_path: Path, repository: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -109,8 +110,57 @@ def test_a_large_batch_is_run_in_parts_and_gives_what_they_give(engine: OnnxEngi
         np.testing.assert_allclose(
             getattr(whole, name), np.concatenate([getattr(part, name) for part in parts]), atol=1e-5
         )
-    feed = {"values": np.zeros((batch, 3)), "known": np.zeros((batch, 3))}
-    assert [len(part["known"]) for part in engine._parts(feed)] == {64: [64], 65: [33, 32], 150: [50, 50, 50]}[batch]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 31, 32, 64, 65, 150, 256])
+def test_threads_share_the_objects_of_a_batch(
+    repository: Path, threads: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each runs a model on its part, in one thread: no more rows than fit the cache, and no fewer than pay."""
+    present = mixed_presence(batch, seed=batch)
+    present[:, 2] |= ~present.any(axis=1)
+    inputs = random_inputs(present, seed=batch)
+    given: list[tuple[str, int]] = []
+    with (
+        closing(OnnxEngine(repository, threads=1)) as alone,
+        closing(OnnxEngine(repository, threads=threads)) as engine,
+    ):
+        expected = alone.predict(inputs)
+        classifier = engine._sessions["classifier"]
+        assert classifier.get_session_options().intra_op_num_threads == 1
+
+        class Counted:
+            def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+                given.append((threading.current_thread().name, len(feed["present"])))
+                found: list[np.ndarray] = classifier.run(names, feed)
+                return found
+
+            get_providers = classifier.get_providers
+
+        engine._sessions["classifier"] = Counted()
+        got = engine.predict(inputs)
+    for name in ("probabilities", "embeddings", "other", "by_modality"):
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), atol=1e-5)
+    rows = [number for _, number in given]
+    assert sum(rows) == batch
+    assert max(rows) - min(rows) <= 1
+    assert max(rows) <= 64
+    assert len(rows) == 1 or threads == 1 or min(rows) >= 16
+    assert len(rows) >= min(threads, batch // 16)
+    if batch == 256:
+        assert len(rows) % threads == 0
+
+
+def test_a_failure_in_a_thread_is_told_and_a_closed_engine_has_none(repository: Path) -> None:
+    engine = OnnxEngine(repository, threads=2)
+    inputs = random_inputs(np.ones((64, 3), bool))
+    del engine._sessions["classifier"]
+    with pytest.raises(InferenceError, match="closed"):
+        engine.predict(inputs)
+    engine.close()
+    with pytest.raises(InferenceError, match="closed"):
+        engine.predict(inputs)
 
 
 @pytest.mark.parametrize("batch", [0, 3])
