@@ -1,6 +1,7 @@
 """What serving by Triton costs against ONNX Runtime in the worker's process: objects a second, CPU and latency.
 
     PYTHONPATH=. python benchmarks/serving.py [--batches 64,256,1024] [--in-flight 1,4] [--instances 1,2] [--threads 2]
+        [--ways "shared memory,in parts"] [--starts 5]
 
 Ways of one batch, with the published model and random inputs (the networks do the same work whatever the values are):
 
@@ -16,9 +17,10 @@ Ways of one batch, with the published model and random inputs (the networks do t
 ``--alerts N``: the worker's pipeline, too, from packets of N simulated objects to annotations, their histories in
 memory, with ONNX Runtime in this process and with Triton, one request at a time and in parts.
 
-All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, so that
-other work on the machine falls on all alike. CPU is that of this process and of the server's processes together, so
-that it hardly depends on other work; on cores that are fully used it is what limits objects a second. At the end
+All ways take turns, a round at a time, in an order that changes, and the ratios are medians over the rounds, with their
+quartiles, so that other work on the machine falls on all alike. CPU is that of this process and of the server's
+processes together, so that it hardly depends on other work; on cores that are fully used it is what limits objects a
+second. First of all the first request of each size after a start of the server, ``--starts`` times. At the end
 modalities that are absent: light curves alone in ``one request`` against the two models that are needed by themselves.
 
 ``--gpu`` is for a machine whose Triton has the models on a GPU, at ``--url``: see ``benchmarks/serving_gpu.sh``.
@@ -54,6 +56,7 @@ from deploy.local.triton_server import TritonServer
 from tests.random_models import random_inputs
 
 EMBEDDED, FOUR, ONE, SHARED, PARTS = "embedded", "four requests", "one request", "shared memory", "in parts"
+WAYS = (FOUR, ONE, SHARED, PARTS)
 ANALYZER = "perf_analyzer"
 STALLED_S = 0.4
 """A request that takes so much longer than the median has waited for Triton's batcher, which looks every 0.5 s."""
@@ -62,6 +65,8 @@ WARM = 8
 """Batches of each way before it is measured, twice ..."""
 LOADED_S = 2.0
 """... and the time in which the local Triton's ``trifid`` then loads the models into its own process."""
+FIRST = 256
+"""Objects of the largest first request; ``pipeline.batch_size``."""
 SUBSETS = ("light_curve", "metadata", "light_curve+metadata", "light_curve+spectrum+metadata")
 
 
@@ -83,6 +88,8 @@ class Measured:
     """Objects a second against ``embedded`` of the same round, median over the rounds."""
     cpu_of_embedded: float
     """CPU of ``embedded`` over this one's, the same."""
+    spread: tuple[float, float] = (float("nan"), float("nan"))
+    """Quartiles over the rounds of what ``of_embedded`` is the median of."""
     stalled: int = 0
     """Requests that took STALLED_S longer than the median."""
     requests: int = 0
@@ -164,10 +171,13 @@ def measure(
             cpu[way].append(spent)
             each[way] += latency
 
-    def against(values: dict[str, list[float]], way: str) -> float:
+    def against(values: dict[str, list[float]], way: str) -> tuple[float, float, float]:
+        """Median and quartiles."""
         if EMBEDDED not in values:
-            return float("nan")
-        return statistics.median(e / w for e, w in zip(values[EMBEDDED], values[way], strict=True))
+            return (float("nan"),) * 3
+        ratios = [e / w for e, w in zip(values[EMBEDDED], values[way], strict=True)]
+        low, middle, high = np.percentile(ratios, [25, 50, 75])
+        return float(middle), float(low), float(high)
 
     objects = batch * calls
     return [
@@ -175,7 +185,7 @@ def measure(
             way, modalities, batch, in_flight, instances, objects / statistics.median(seconds[way]),
             1e3 * statistics.median(cpu[way]) / objects,
             1e3 * latencies(np.array(each[way]))["p50"], 1e3 * latencies(np.array(each[way]))["p99"],
-            against(seconds, way), against(cpu, way),
+            against(seconds, way)[0], against(cpu, way)[0], against(seconds, way)[1:],
             int((np.array(each[way]) > statistics.median(each[way]) + STALLED_S).sum()), len(each[way]),
         )
         for way in predict
@@ -186,11 +196,11 @@ def markdown(results: Sequence[Measured]) -> str:
     """The table."""
     return table(
         ["way", "modalities", "batch", "in flight", "instances", "objects/s", "core-ms an object", "p50, ms", "p99, ms",
-         "of embedded", "of embedded, by CPU"],
+         "of embedded", "quartiles", "of embedded, by CPU"],
         [
             [r.way, r.modalities, str(r.batch), str(r.in_flight), str(r.instances), f"{r.objects_a_second:,.0f}",
              f"{r.cpu_ms:.3f}", f"{r.p50_ms:.1f}", f"{r.p99_ms:.1f}",
-             f"{r.of_embedded:.2f}", f"{r.cpu_of_embedded:.2f}"]
+             f"{r.of_embedded:.2f}", "{:.2f} to {:.2f}".format(*r.spread), f"{r.cpu_of_embedded:.2f}"]
             for r in results
         ],
     )  # fmt: skip
@@ -257,12 +267,36 @@ def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, serv
     return statistics.median(ratios) - 1
 
 
-def first_request(url: str, repository: Path, batch: int) -> float:
-    """Seconds of the first request to a server that has just become ready, over the median of the next 15."""
+def first_request(server: TritonServer, repository: Path, batch: int) -> list[float]:
+    """What the first request to a server that has just become ready takes, over the median of the next 15.
+
+    Wall and CPU time of the request, and both again with the question what is served, which a worker asks before.
+    """
     inputs = inputs_of("light_curve+metadata", batch)
-    with engines(url, repository, 0, (SHARED,)) as found:
-        seconds = once(found[SHARED].predict, inputs, 16, 1, None)[2]
-    return seconds[0] / statistics.median(seconds[1:])
+    pid = server.pid
+    assert pid is not None
+    with engines(server.grpc_url, repository, 0, (SHARED,)) as found:
+        engine = found[SHARED]
+        asked = once(lambda _: engine.embedding_width(), inputs, 1, 1, pid)
+        each = [once(engine.predict, inputs, 1, 1, pid) for _ in range(16)]
+    ratios = []
+    for question in ((0.0, 0.0), asked[:2]):
+        for kind, more in enumerate(question):
+            ratios.append((each[0][kind] + more) / statistics.median(one[kind] for one in each[1:]))
+    return ratios
+
+
+def first_requests(repository: Path, batches: Sequence[int], starts: int, in_process: bool) -> str:
+    """A table: the first request of each size, after so many starts of the local server each."""
+    rows = []
+    for batch in batches:
+        found = []
+        for _ in range(starts):
+            with TritonServer(repository, in_process=in_process) as server:
+                found.append(first_request(server, repository, batch))
+        rows.append([str(batch), *(f"{np.median(some):.2f} ({min(some):.2f} to {max(some):.2f})"
+                                   for some in zip(*found, strict=True))])  # fmt: skip
+    return table(["batch", "wall", "CPU", "wall, with the question what is served", "CPU, with it"], rows)
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
@@ -278,6 +312,8 @@ def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--objects", default=1024, show_default=True, help="In each round of each way, at least one batch.")
 @click.option("--alerts", default=0, show_default=True, help="Of the worker's pipeline; 0: that is not measured.")
+@click.option("--starts", default=1, show_default=True, help="Of the local server, for the first request of each size.")
+@click.option("--ways", default=",".join(WAYS), show_default=True, help="Those to measure beside embedded.")
 @click.option("--threads", default=0, show_default=True, help="CPU threads of embedded; 0 for one a core.")
 @click.option(
     "--in-process/--by-calls",
@@ -298,6 +334,8 @@ def main(
     rounds: int,
     objects: int,
     alerts: int,
+    starts: int,
+    ways: str,
     threads: int,
     in_process: bool,
     url: str | None,
@@ -307,26 +345,29 @@ def main(
 ) -> None:
     """Measure, print the table and write it with a plot."""
     repository = Settings().inference.model_repository
-    ways = (ONE, SHARED, PARTS) if gpu else (EMBEDDED, FOUR, ONE, SHARED, PARTS)
+    chosen = (
+        (ONE, SHARED, PARTS) if gpu else (EMBEDDED, *(way for way in WAYS if way in ways.split(",") or way == PARTS))
+    )
     streams: list[str] = []
     results: list[Measured] = []
     if program is not None and (reason := perf_analyzer.why_not(program)):
         click.echo(f"{program} does not start here: {reason}")
         program = None
-    first = extra = float("nan")
+    firsts, extra = "", float("nan")
     for copies in instances:
         with ExitStack() as stack:
             server: int | None = None
             address = url
             if address is None:
+                if copies == instances[0] and starts:
+                    firsts = first_requests(repository, [b for b in batches if b <= FIRST], starts, in_process)
+                    click.echo(firsts)
                 served = repository
                 if copies > 1:
                     served = with_instances(repository, copies, Path(stack.enter_context(TemporaryDirectory())))
                 started = stack.enter_context(TritonServer(served, in_process=in_process))
                 address, server = started.grpc_url, started.pid
-                if copies == instances[0]:
-                    first = first_request(address, repository, 256)
-            found = stack.enter_context(engines(address, repository, threads, ways))
+            found = stack.enter_context(engines(address, repository, threads, chosen))
             predict = {way: engine.predict for way, engine in found.items()}
             for subset in modalities.split(","):
                 for batch in batches:
@@ -343,8 +384,10 @@ def main(
                 # Not imported before: with --gpu the machine may lack what a pipeline needs.
                 from benchmarks.workload.in_turn import pipelines
 
-                some_ways = {way: found[way] for way in (EMBEDDED, SHARED, PARTS)}
-                streams += [f"instances: {copies}\n\n{pipelines(some_ways, b, alerts, rounds)}\n" for b in batches]
+                some_ways = {way: found[way] for way in (EMBEDDED, SHARED, PARTS) if way in found}
+                # No more than ``alerts`` make a batch.
+                sizes = list(dict.fromkeys(min(batch, alerts) for batch in batches))
+                streams.append(f"instances: {copies}\n\n{pipelines(some_ways, sizes, alerts, rounds)}\n")
                 click.echo("\n".join(streams))
             if server and copies == instances[0]:
                 extra = absent(address, repository, 256, rounds, max(1, objects // 256), server)
@@ -370,7 +413,8 @@ def main(
             f"{PARTS} against {EMBEDDED}, lowest: {worst.of_embedded:.2f} ({worst.modalities}, batch {worst.batch}, "
             f"{worst.instances} instances); bar {BAR} {'met' if worst.of_embedded >= BAR else 'missed'}\n"
             f"light curves alone, one request against the two models by themselves: {extra:+.1%} CPU\n"
-            f"first request of 256 after the start, with the question what is served: {first:.1f} of the median\n"
+            f"first request after {starts} starts each, of the median of the next: median (lowest to highest)\n\n"
+            f"{firsts}\n\n"
             f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         )
     text = "\n".join(report)

@@ -29,7 +29,10 @@ RECHECK_S: Final = 60.0
 """So often a model is called that could be run in the gateway's process."""
 LEAST_INSTANCES: Final = 2
 """Of the gateway, where cores are few: a batch takes all cores, and the next is read and answered beside it."""
+WARMED_SPECTRA: Final = 32
+"""Objects with a spectrum in the batch that warms up: few have one, and memory for many would be kept."""
 _PRESENT: Final = "present"
+_SPECTRA: Final = "spectra"
 
 
 def in_process(repository: Path, folder: Path) -> Path:
@@ -82,21 +85,22 @@ def _served(repository: Path) -> dict[str, str]:
 def _warm_up(
     gateway: model_config_pb2.ModelConfig, models: dict[str, model_config_pb2.ModelConfig], folder: Path
 ) -> None:
-    """Have each instance of the gateway run the batch that warms up the models, with all modalities, at its start."""
+    """Have each instance of the gateway run the batch that warms up the models, with all modalities."""
     if any(not model.model_warmup for model in models.values()):
         return  # those of versions that take different inputs have none (``broker.models.warm_up``)
     rows = models[CLASSIFIER].model_warmup[0].batch_size
+    spectra = min(rows, WARMED_SPECTRA)
     warm_up = gateway.model_warmup.add(name="batch", batch_size=1)
     own = {tensor.name for tensor in gateway.input}
     for model in models.values():
         for name, tensor in model.model_warmup[0].inputs.items():
             if name in own:
                 warm_up.inputs[name].CopyFrom(tensor)
-                warm_up.inputs[name].dims[:] = [rows, *tensor.dims]
-    # All modalities; a file, as Triton makes zeros or random numbers only.
+                warm_up.inputs[name].dims[:] = [spectra if name == _SPECTRA else rows, *tensor.dims]
+    # A file, as Triton makes zeros or random numbers only; (rows, 3) bool of light curve, spectrum and metadata.
     present = warm_up.inputs[_PRESENT]
     folder.mkdir()
-    (folder / _PRESENT).write_bytes(b"\1" * rows * present.dims[1])
+    (folder / _PRESENT).write_bytes(b"\1\1\1" * spectra + b"\1\0\1" * (rows - spectra))
     present.input_data_file = _PRESENT
 
 
