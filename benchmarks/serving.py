@@ -44,6 +44,7 @@ import click
 import numpy as np
 
 from benchmarks.workload import perf_analyzer
+from benchmarks.workload.first_request import first_requests
 from benchmarks.workload.flops import model_flops
 from benchmarks.workload.measures import latencies, tree_seconds
 from benchmarks.workload.report import table
@@ -267,38 +268,6 @@ def absent(url: str, repository: Path, batch: int, rounds: int, calls: int, serv
     return statistics.median(ratios) - 1
 
 
-def first_request(server: TritonServer, repository: Path, batch: int) -> list[float]:
-    """What the first request to a server that has just become ready takes, over the median of the next 15.
-
-    Wall and CPU time of the request, and both again with the question what is served, which a worker asks before.
-    """
-    inputs = inputs_of("light_curve+metadata", batch)
-    pid = server.pid
-    assert pid is not None
-    with engines(server.grpc_url, repository, 0, (SHARED,)) as found:
-        engine = found[SHARED]
-        asked = once(lambda _: engine.embedding_width(), inputs, 1, 1, pid)
-        each = [once(engine.predict, inputs, 1, 1, pid) for _ in range(16)]
-    ratios = []
-    for question in ((0.0, 0.0), asked[:2]):
-        for kind, more in enumerate(question):
-            ratios.append((each[0][kind] + more) / statistics.median(one[kind] for one in each[1:]))
-    return ratios
-
-
-def first_requests(repository: Path, batches: Sequence[int], starts: int, in_process: bool) -> str:
-    """A table: the first request of each size, after so many starts of the local server each."""
-    rows = []
-    for batch in batches:
-        found = []
-        for _ in range(starts):
-            with TritonServer(repository, in_process=in_process) as server:
-                found.append(first_request(server, repository, batch))
-        rows.append([str(batch), *(f"{np.median(some):.2f} ({min(some):.2f} to {max(some):.2f})"
-                                   for some in zip(*found, strict=True))])  # fmt: skip
-    return table(["batch", "wall", "CPU", "wall, with the question what is served", "CPU, with it"], rows)
-
-
 def _numbers(_: click.Context, __: click.Parameter, text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -360,7 +329,8 @@ def main(
             address = url
             if address is None:
                 if copies == instances[0] and starts:
-                    firsts = first_requests(repository, [b for b in batches if b <= FIRST], starts, in_process)
+                    sizes = {b: inputs_of("light_curve+metadata", b) for b in batches if b <= FIRST}
+                    firsts = first_requests(repository, sizes, starts, in_process=in_process)
                     click.echo(firsts)
                 served = repository
                 if copies > 1:
