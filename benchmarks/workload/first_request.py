@@ -31,7 +31,7 @@ def first_requests(repository: Path, batches: Mapping[int, ModelInputs], starts:
 
 
 def _ratios(server: TritonServer, repository: Path, inputs: ModelInputs) -> list[float]:
-    """Wall and CPU time of the first request over the medians of the NEXT; both again with what a worker asks before."""
+    """Wall and CPU time of the first request over medians of the NEXT; both again with what a worker asks before."""
     pid = server.pid
     assert pid is not None
     with closing(TritonEngine(server.grpc_url, repository, timeout=TIMEOUT_S)) as engine:
