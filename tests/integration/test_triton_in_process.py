@@ -139,10 +139,14 @@ def test_a_file_that_answers_otherwise_than_what_triton_serves_is_not_used(
             )
 
 
-def test_a_repository_without_a_manifest_or_a_warm_up_is_served(tmp_path: Path, repository: Path) -> None:
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_a_repository_without_a_manifest_or_a_warm_up_is_served(
+    tmp_path: Path, repository: Path, warm_up: bool
+) -> None:
     """Nothing is loaded before it is asked for then, and what it is asked for is."""
-    path = repository / "metadata_encoder" / "config.pbtxt"
-    path.write_text(path.read_text().partition("model_warmup")[0])
+    if not warm_up:
+        path = repository / "metadata_encoder" / "config.pbtxt"
+        path.write_text(path.read_text().partition("model_warmup")[0])
     (repository / "manifest.json").rename(tmp_path / "manifest.json")
     inputs = random_inputs(np.ones((5, 3), bool))
     with TritonServer(repository) as server:
