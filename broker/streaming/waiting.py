@@ -57,6 +57,14 @@ class Waiting:
         Raises BatchAbandonedError where the service stops, or the partitions of a batch of ``source`` may have gone to
         another worker.
         """
+        try:
+            return self._until_done(action, source)
+        except BatchAbandonedError:
+            # Without partitions there may be nothing more to do, and nothing that would say that it went well.
+            self._health.report("work", None)
+            raise
+
+    def _until_done(self, action: Callable[[], R], source: GroupConsumer | None) -> R:
         pause = self._pacing.first_backoff_s
         while True:
             try:
