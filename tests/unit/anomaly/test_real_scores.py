@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from broker.anomaly.calibration import with_scores
 from broker.anomaly.reference_set import ReferenceSet
 from broker.batch import IncomingMessage, Received
 from broker.errors import DecodeError
@@ -42,7 +42,8 @@ STARS = 220
 @pytest.fixture(scope="module")
 def pipeline() -> Iterator[Pipeline]:
     engine = OnnxEngine(MODEL_REPO)
-    reference = ReferenceSet.load_npz(MODEL_REPO / REFERENCE_SET_FILE, engine.manifest.reference_set_sha256)
+    path = MODEL_REPO / REFERENCE_SET_FILE
+    reference = with_scores(ReferenceSet.load_npz(path, engine.manifest.reference_set_sha256), path)
     yield Pipeline(Decoder(), MemoryStore(), engine, engine.manifest, reference)
     engine.close()
 
@@ -92,10 +93,12 @@ def annotate(pipeline: Pipeline, states: Sequence[ObjectState]) -> list[Annotati
 
 
 def share(annotations: Sequence[Annotation], modalities: tuple[str, ...]) -> float:
-    """Share at or above the threshold; every one has these modalities, and a score."""
+    """Share at or above the threshold, by the distance or by all parts, whichever is larger; each has both scores."""
     assert {a.modalities for a in annotations} == {modalities}
     assert all(a.anomaly_reason is None for a in annotations)
-    return float(np.mean([cast("float", a.anomaly_score) >= THRESHOLD for a in annotations]))
+    scores = np.array([(a.anomaly_score, a.combined_anomaly) for a in annotations], np.float64)
+    assert np.isfinite(scores).all()
+    return float((scores >= THRESHOLD).mean(axis=0).max())
 
 
 @pytest.mark.parametrize(("points", "most"), [(None, MOST), (30, 0.08), (7, 0.1)])
