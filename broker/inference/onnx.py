@@ -143,13 +143,16 @@ class OnnxEngine:
 
     def _classify(self, batch: RequestBatch) -> Tensors:
         parts = [batch.part(part.start, part.stop) for part in self._shares(len(batch))]
-        if len(parts) == 1:
-            return self._classify_part(parts[0])
-        try:
-            under_way = [self._pool.submit(self._classify_part, part) for part in parts]
-        except RuntimeError as error:  # of an executor that was shut down
-            raise InferenceError("the engine is closed") from error
-        found = [one.result() for one in under_way]
+        if self._threads == 1 or len(parts) == 1:  # here, where its CPU time counts as this stage's
+            found = [self._classify_part(part) for part in parts]
+            if len(found) == 1:
+                return found[0]
+        else:
+            try:
+                under_way = [self._pool.submit(self._classify_part, part) for part in parts]
+            except RuntimeError as error:  # of an executor that was shut down
+                raise InferenceError("the engine is closed") from error
+            found = [one.result() for one in under_way]
         return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
 
     def _shares(self, objects: int) -> list[slice]:
