@@ -83,6 +83,10 @@ _shared = click.option(
 _output = click.option(
     "--output", type=click.Path(path_type=Path), default=Path("runs/trifid"), show_default=True, help="Run folder."
 )
+_models = click.option(
+    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs/without"),
+    show_default=True, help="Output folder of `train-without`.",
+)  # fmt: skip
 _versions = click.option(
     "--versions", type=click.IntRange(4, VERSIONS), default=VERSIONS, show_default=True,
     help="Prepared versions of each light curve; 4: none as in a stream of several bands.",
@@ -427,10 +431,7 @@ def evaluate_anomaly_command(shared: Path, repository: Path, models: Path | None
 @main.command("anomaly-methods")
 @_shared
 @_repository("Triton model repository whose scores are compared for other surveys.")
-@click.option(
-    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs/without"),
-    show_default=True, help="Output folder of `train-without`.",
-)  # fmt: skip
+@_models
 @_versions
 def anomaly_methods_command(shared: Path, repository: Path, models: Path, versions: int) -> None:
     """AUROC of other methods than the service's for classes left out, as Markdown; minutes on a core."""
@@ -440,10 +441,7 @@ def anomaly_methods_command(shared: Path, repository: Path, models: Path, versio
 @main.command("anomaly-ways")
 @_shared
 @_repository("Triton model repository whose scores are combined for other surveys.")
-@click.option(
-    "--models", type=click.Path(path_type=Path, exists=True, file_okay=False), default=Path("runs/without"),
-    show_default=True, help="Output folder of `train-without`.",
-)  # fmt: skip
+@_models
 @_versions
 def anomaly_ways_command(shared: Path, repository: Path, models: Path, versions: int) -> None:
     """AUROC of ways to combine anomaly scores, by the half of the stars that chooses and the other, as Markdown."""

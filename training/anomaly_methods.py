@@ -32,8 +32,6 @@ from broker.inference.onnx import OnnxEngine
 from broker.taxonomy import CLASS_NAMES
 from training.data import Labels
 from training.datasets.multiband import LabelledObjects
-from training.datasets.splits import split
-from training.datasets.tables import load_objects
 from training.encoders.trimodal import ConcatClassifier, Trimodal
 from training.evaluate_anomaly import (
     ABOUT_20,
@@ -44,10 +42,11 @@ from training.evaluate_anomaly import (
     histories,
     light_curve_embeddings,
     load_scorer,
+    prepared_stars,
     stacked_light_curves,
 )
 from training.leave_out import left_out_classes, load_without
-from training.prepare import PreparedLightCurves, prepare_light_curves
+from training.prepare import PreparedLightCurves
 
 EIGHT: Final = (
     "log10_std", "skewness", "log10_period", "r2_period", "amplitude_21", "von_neumann_time", "odd_even_13",
@@ -248,12 +247,7 @@ def anomaly_methods(models: Path, repository: Path, shared: Path, versions: int,
     """Markdown: AUROC of each method for each class left out, and of those without a network for other surveys."""
     torch.set_num_threads(1)
     data = shared / "data"
-    table = load_objects(data)
-    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-    parts = split(table, 0)
-    shown = np.full(len(table), None, object)
-    shown[parts[0]] = table.label[parts[0]]
-    curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
+    _, labels, parts, curves = prepared_stars(models, data, versions)
     names = left_out_classes(models)
     tables = []
     for title, length in (("whole", None), ("about 20 points", ABOUT_20)):

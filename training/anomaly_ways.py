@@ -19,9 +19,6 @@ from broker.anomaly.statistics import Objects, statistics_of
 from broker.anomaly.tails import Tail
 from broker.inference.onnx import OnnxEngine
 from broker.taxonomy import CLASS_NAMES
-from training.data import Labels
-from training.datasets.splits import split
-from training.datasets.tables import load_objects
 from training.evaluate_anomaly import (
     ABOUT_20,
     CHOICE_SEED,
@@ -29,10 +26,10 @@ from training.evaluate_anomaly import (
     StarsBySurvey,
     embedded_light_curves,
     load_scorer,
+    prepared_stars,
     stars_without,
 )
 from training.leave_out import left_out_classes
-from training.prepare import prepare_light_curves
 
 STARS: Final = 3000
 """Test histories of each network, of both halves."""
@@ -83,12 +80,7 @@ WAYS: Final[dict[str, Way]] = {
 def anomaly_ways(models: Path, repository: Path, shared: Path, versions: int, report: Report) -> str:
     """Markdown: each of WAYS by its mean AUROC over the classes left out, of either half, and for other surveys."""
     data = shared / "data"
-    table = load_objects(data)
-    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-    parts = split(table, 0)
-    shown = np.full(len(table), None, object)
-    shown[parts[0]] = table.label[parts[0]]
-    curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
+    table, labels, parts, curves = prepared_stars(models, data, versions)
     judges = np.random.default_rng(CHOICE_SEED).random(len(table)) >= 0.5
     columns: list[list[float]] = []
     heads: list[str] = []

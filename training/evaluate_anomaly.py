@@ -228,13 +228,7 @@ def classes_left_out(models: Path, shared: Path, versions: int, report: Report) 
     Of the test stars one half: with the other half the parts of the combined score were chosen, and how many stars of
     each class are in a set. The set is chosen as ``training.reference_stars`` chooses, in each stratum.
     """
-    data = shared / "data"
-    table = load_objects(data)
-    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
-    training, validation, test = split(table, 0)
-    shown = np.full(len(table), None, object)
-    shown[training] = table.label[training]
-    curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
+    table, labels, (training, validation, test), curves = prepared_stars(models, shared / "data", versions)
     reported = np.random.default_rng(CHOICE_SEED).random(len(table)) >= 0.5
     test = test[reported[test]]
     rng = np.random.default_rng([0, 31])
@@ -252,6 +246,22 @@ def classes_left_out(models: Path, shared: Path, versions: int, report: Report) 
         rows.append(Row("mean", 0, 0, mean, precision))
         tables.append(markdown(rows, f"left out, {title}"))
     return "\n".join(tables)
+
+
+def prepared_stars(
+    models: Path, data: Path, versions: int
+) -> tuple[ObjectTable, Labels, tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]], PreparedLightCurves]:
+    """The stars of ASAS and Catalina, their labels, the rows of training, validation and test, and their light curves.
+
+    As ``train-without`` prepared these, ``versions`` of each, beside the folder ``models``.
+    """
+    table = load_objects(data)
+    labels = Labels.from_columns(table.label, table.label_quality, table.label_is_coarse)
+    parts = split(table, 0)
+    shown = np.full(len(table), None, object)
+    shown[parts[0]] = table.label[parts[0]]
+    curves = prepare_light_curves(table.light_curves, list(shown), versions, models.parent / "light_curves", data)
+    return table, labels, parts, curves
 
 
 def stars_without(

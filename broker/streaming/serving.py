@@ -187,7 +187,7 @@ class Serving:
                 self._use(model)
             except Exception as error:  # whatever it is, the version at hand goes on
                 self._refuse(model.name, error)
-                # What was at fault, such as a server that was away for a moment, may be gone when it is loaded again.
+                # What was at fault, such as a server that was unavailable, may be gone when it is loaded again.
                 if model.engine is self._engine:
                     self._set_seen[self._engine.model_version] = _NOT_SEEN
                     self._set_later()
